@@ -1,12 +1,13 @@
-//! What it costs to count the answers of a whole fleet, and to read those of the devices that failed: queries, and
-//! seconds within the query quota of a small and of a large hub.
+//! The cost of counting the answers of a whole fleet, and of reading the answers of failed devices:
+//! queries, and seconds within the query quota of a small and a large hub.
 //!
 //! ```text
 //! cargo bench --bench answers -- [--devices 1000000] [--json]
 //! ```
 //!
-//! A fleet of which one device in a thousand fails has answered a rollout of `twincast run`; the hub has no limits for that. Then
-//! the questions of an orchestrator are asked again, each time within the quota of another hub.
+//! First, a fleet with a failure rate of 0.1 % answers a rollout of `twincast run`, on a hub
+//! without limits. Then the benchmark repeats the queries of an orchestrator, each time within the
+//! quota of another hub.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -52,7 +53,7 @@ struct Figures {
     failed: u64,
     /// Queries, and seconds, to count all answers.
     counting: (u64, f64),
-    /// The same to read those of the failed devices.
+    /// Queries, and seconds, to read the answers of the failed devices.
     reading: (u64, f64),
 }
 
@@ -62,7 +63,7 @@ fn main() -> Result<()> {
         args.devices = 2_000;
     }
     let folder = common::folder()?;
-    let machine = Machine::look(folder.path())?;
+    let machine = Machine::probe(folder.path())?;
     let runtime = tokio::runtime::Runtime::new()?;
     let hub = runtime.block_on(start(args.devices))?;
     let rollout = roll_out(&hub, folder.path())?;
@@ -118,7 +119,7 @@ async fn start(devices: u32) -> Result<RunningHub> {
     Ok(twincast_emulator::start(config).await?)
 }
 
-/// Rolls out to all devices. Gives how many queries that took, its plan included.
+/// Rolls out to all devices. Returns the number of queries, including the queries of the plan.
 fn roll_out(hub: &RunningHub, folder: &Path) -> Result<u64> {
     fs::write(folder.join("ca.pem"), hub.ca_pem())?;
     fs::write(folder.join("string"), hub.connection_string())?;
@@ -139,9 +140,9 @@ fn roll_out(hub: &RunningHub, folder: &Path) -> Result<u64> {
     let summary: Value = serde_json::from_slice(&ran.stdout)
         .with_context(|| String::from_utf8_lossy(&ran.stderr).into_owned())?;
     ensure!(
-        summary["ends"]["silent"] == 0,
+        summary["by_class"]["silent"] == 0,
         "not all have answered: {}",
-        summary["ends"]
+        summary["by_class"]
     );
     Ok(hub.hub().summary().query_pages)
 }

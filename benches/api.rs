@@ -1,13 +1,15 @@
-//! Whether the HTTP API slows sending: a large rollout is sent while the API is asked much and not at all, by turns.
+//! The effect of the HTTP API on the send rate: a large rollout is sent, alternately with and
+//! without load on the API.
 //!
 //! ```text
 //! cargo bench --bench api -- [--devices 1000000] [--rate 50000/min] [--pairs 10] [--turn-s 10] [--workers 2] [--json]
 //! ```
 //!
-//! Without `--rate` as fast as the machine can (so give it devices for all turns), and then everybody wants its cores.
-//! Asked are, all at once and over and over: a list of rollouts (a hundred small ones beside the large one), the large one
-//! in full, and all its devices as CSV. Turns with and without are taken in pairs, and the other way round in every second
-//! one. A ratio of 1 means that nothing is lost.
+//! Without `--rate`, the rollout is sent as fast as the machine allows: the devices must last for
+//! all turns, and all processes compete for the cores. The load is a set of concurrent, repeated
+//! requests: a list of rollouts (a hundred small rollouts beside the large rollout), the large
+//! rollout in full, and all its devices as CSV. Turns with and without load are taken in pairs, in
+//! reverse order in every second pair. A ratio of 1 means no loss.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -23,14 +25,14 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use common::engine::{BY_REGION, EVERYBODY, Engine, Services};
-use common::turns::{self, Compared, pause};
+use common::engine::{ALL_DEVICES, BY_REGION, Engine, Services};
+use common::turns::{self, Comparison, pause};
 use common::{Hub, Machine};
 
-/// How often a page that is open asks; so many are open.
+/// The interval between two requests of an open page; [`PAGES`] pages are open.
 const PAGE_ASKS_EVERY: Duration = Duration::from_secs(1);
 const PAGES: usize = 5;
-/// Ended rollouts in the list.
+/// The number of ended rollouts in the list.
 const OTHERS: usize = 100;
 
 #[derive(Debug, Parser)]
@@ -56,9 +58,9 @@ struct Args {
     test: bool,
 }
 
-/// What was asked, as often as it was answered.
+/// The numbers of answered requests.
 #[derive(Debug, Default)]
-struct Asked {
+struct RequestCounts {
     pages: AtomicU64,
     exported: AtomicU64,
 }
@@ -66,8 +68,8 @@ struct Asked {
 #[derive(Debug, Serialize)]
 struct Figures {
     #[serde(flatten)]
-    sends: Compared,
-    /// A second, while it was asked.
+    sends: Comparison,
+    /// Per second, during the turns with load.
     pages: f64,
     exported_devices: f64,
 }
@@ -79,7 +81,7 @@ fn main() -> Result<()> {
         (args.pairs, args.turn_s) = (1, 1);
         args.rate = Some("100000/min".to_owned());
     }
-    let machine = Machine::look(common::folder()?.path())?;
+    let machine = Machine::probe(common::folder()?.path())?;
     let figures = measure(&args)?;
     if args.json {
         println!("{}", json!({ "machine": machine, "figures": figures }));
@@ -120,22 +122,22 @@ fn measure(args: &Args) -> Result<Figures> {
     }
     let rate = args.rate.as_ref();
     let rate = rate.map_or_else(String::new, |rate| format!("rate: {rate}"));
-    engine.submit("bench", EVERYBODY, &format!("{BY_REGION}\n{rate}"))?;
+    engine.submit("bench", ALL_DEVICES, &format!("{BY_REGION}\n{rate}"))?;
     engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
 
     let mut counter = hub.counter()?;
     let asking = AtomicBool::new(false);
     let over = AtomicBool::new(false);
-    let asked = Asked::default();
+    let request_counts = RequestCounts::default();
     let turn = Duration::from_secs(args.turn_s);
     std::thread::scope(|scope| {
         let visitors: Vec<_> = (0..=PAGES)
             .map(|n| {
-                let (api, asking, over, asked) = (&api, &asking, &over, &asked);
-                scope.spawn(move || visit(n == PAGES, api, asking, over, asked))
+                let (api, asking, over, request_counts) = (&api, &asking, &over, &request_counts);
+                scope.spawn(move || visit(n == PAGES, api, asking, over, request_counts))
             })
             .collect();
-        let measured = turns::take(args.pairs, turn, &mut counter, &asking);
+        let measured = turns::compare(args.pairs, turn, &mut counter, &asking);
         over.store(true, Ordering::Relaxed);
         for visitor in visitors {
             visitor.join().expect("a visitor")?;
@@ -144,19 +146,20 @@ fn measure(args: &Args) -> Result<Figures> {
         let per_second = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
         Ok(Figures {
             sends: measured?,
-            pages: per_second(&asked.pages),
-            exported_devices: per_second(&asked.exported),
+            pages: per_second(&request_counts.pages),
+            exported_devices: per_second(&request_counts.exported),
         })
     })
 }
 
-/// Asks while it is to, over and over; an export at once when the one before is over, what a page shows once a second.
+/// Sends requests repeatedly while `asking` is set: an export right after the end of the previous
+/// export, the requests of a page once a second.
 fn visit(
     exports: bool,
     api: &str,
     asking: &AtomicBool,
     over: &AtomicBool,
-    asked: &Asked,
+    request_counts: &RequestCounts,
 ) -> Result<()> {
     while !over.load(Ordering::Relaxed) {
         if !asking.load(Ordering::Relaxed) {
@@ -164,21 +167,21 @@ fn visit(
         } else if exports {
             let goes_on = || asking.load(Ordering::Relaxed);
             let lines = get(api, "/api/v1/rollouts/bench/export?format=csv", goes_on)?;
-            asked.exported.fetch_add(lines, Ordering::Relaxed);
+            request_counts.exported.fetch_add(lines, Ordering::Relaxed);
         } else {
             get(api, "/api/v1/rollouts?limit=100", || true)?;
             get(api, "/api/v1/rollouts/bench", || true)?;
-            asked.pages.fetch_add(1, Ordering::Relaxed);
+            request_counts.pages.fetch_add(1, Ordering::Relaxed);
             pause(PAGE_ASKS_EVERY);
         }
     }
     Ok(())
 }
 
-/// Reads an answer while it is wanted; gives how many lines it has.
+/// Reads an answer while `goes_on` returns true. Returns the number of lines read.
 fn get(api: &str, path: &str, goes_on: impl Fn() -> bool) -> Result<u64> {
     let mut stream = TcpStream::connect(api)?;
-    // Without tokens, an API answers this machine only, by its name.
+    // Without tokens, an API answers only this machine, addressed by a local name.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut answer = BufReader::with_capacity(1 << 16, stream);
     let mut first = String::new();

@@ -1,4 +1,4 @@
-//! The parts of the engine that run once for every device, alone: `cargo bench --bench core`.
+//! The parts of the engine with work per device, measured alone: `cargo bench --bench core`.
 
 use std::hint::black_box;
 
@@ -6,8 +6,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use twincast_core::ids::{Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageIndex};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
-use twincast_core::permits::Limiter;
-use twincast_core::plan::{BatchLimits, Batcher, DeviceList, Group};
+use twincast_core::permits::SendLimiter;
+use twincast_core::plan::{BatchLimits, Batcher, DeviceList, TagGroup};
 use twincast_core::time::Timestamp;
 
 const DEVICES: usize = 10_000;
@@ -22,9 +22,10 @@ fn planning(c: &mut Criterion) {
     let mut group = c.benchmark_group("planning");
     group.throughput(Throughput::Elements(DEVICES as u64));
     let ids = devices();
-    // As in a rollout by region: the devices of four groups, mixed.
+    // As in a rollout by region: the devices of four tag groups, mixed.
     let regions = ["eu-north", "eu-south", "us-east", "us-west"];
-    let groups = regions.map(|region| Group(vec![("region".to_owned(), Some(region.to_owned()))]));
+    let groups =
+        regions.map(|region| TagGroup(vec![("region".to_owned(), Some(region.to_owned()))]));
     group.bench_function("batches of 10,000 devices in 4 groups", |b| {
         b.iter(|| {
             let mut batcher = Batcher::new(BatchLimits::for_rate(Some(5_000.0)));
@@ -51,7 +52,7 @@ fn outcomes(c: &mut Criterion) {
     let stored = OutcomeList::pending(DEVICES);
     group.bench_function("a window of 256 recorded in a batch of 10,000", |b| {
         b.iter(|| {
-            // What a record does beside the disk: the stored list is read, merged into, counted.
+            // The work of a record besides the disk: read the stored list, merge, count.
             let mut list = OutcomeList::from_bytes(black_box(stored.as_bytes()), DEVICES)
                 .expect("it was just made");
             let mut counts = Counts::pending(DEVICES as u64);
@@ -77,7 +78,7 @@ fn one_send(c: &mut Criterion) {
         attempt: Attempt(1),
     };
     group.bench_function("message id", |b| b.iter(|| black_box(&id).to_string()));
-    let mut limiter = Limiter::default();
+    let mut limiter = SendLimiter::default();
     let mut now = 1_700_000_000_000;
     group.bench_function("a block of permits", |b| {
         b.iter(|| {

@@ -1,4 +1,5 @@
-//! What the distributed engine costs: time, Redis, and memory of a rollout over RabbitMQ and Redis.
+//! The cost of the distributed engine: time, Redis, and memory of a rollout over RabbitMQ and
+//! Redis.
 //!
 //! ```text
 //! cargo bench --bench distributed -- [--small 100000] [--large 1000000] [--workers 2] [--json]
@@ -6,8 +7,9 @@
 //! cargo bench --bench distributed -- --batch-by pair
 //! ```
 //!
-//! One orchestrator, some workers, private services and an emulator without limits, all of them on this machine's
-//! cores. Memory must not grow with the fleet. Redis counts every command, those inside of scripts among them.
+//! An orchestrator, several workers, private services and an emulator without limits share this
+//! machine's cores. Memory must not grow with the fleet. Redis counts every command, including the
+//! commands in scripts.
 
 #![expect(
     clippy::print_stdout,
@@ -24,7 +26,7 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use common::engine::{EVERYBODY, Engine, Services};
+use common::engine::{ALL_DEVICES, Engine, Services};
 use common::{Hub, Machine};
 
 #[derive(Debug, Parser)]
@@ -58,7 +60,7 @@ struct Figures {
     redis_bytes_per_device: f64,
     redis_commands_per_device: f64,
     orchestrator_mib: f64,
-    /// The largest worker.
+    /// The peak memory of the largest worker.
     worker_mib: f64,
 }
 
@@ -67,7 +69,7 @@ fn main() -> Result<()> {
     if common::is_smoke_test() {
         (args.small, args.large) = (100, 1_000);
     }
-    let machine = Machine::look(common::folder()?.path())?;
+    let machine = Machine::probe(common::folder()?.path())?;
     let sizes = match args.plan_only {
         Some(devices) => vec![(devices, 0)],
         None => vec![(args.small, args.workers), (args.large, args.workers)],
@@ -122,7 +124,7 @@ fn measure(devices: usize, workers: usize, tag: &str) -> Result<Figures> {
     let empty = redis.memory()?;
     let commands = redis.commands()?;
     let begun = Instant::now();
-    engine.submit("bench", EVERYBODY, &format!("batch_by: [{tag}]"))?;
+    engine.submit("bench", ALL_DEVICES, &format!("batch_by: [{tag}]"))?;
     engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
     let planning = begun.elapsed();
     let planned = redis.memory()?;

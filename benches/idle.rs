@@ -1,12 +1,13 @@
-//! What rollouts cost that have nothing to do: commands of Redis and processor time of orchestrators, how long another
-//! orchestrator takes to take them over, and what is logged while Redis is away.
+//! The cost of idle rollouts: Redis commands and CPU time of orchestrators, the time of a takeover
+//! by another orchestrator, and the log lines during an outage of Redis.
 //!
 //! ```text
 //! cargo bench --bench idle -- [--rollouts 300] [--settle-s 90] [--measure-s 30] [--away-s 20] [--json]
 //! ```
 //!
-//! A third of the rollouts is outside its window, a third waits for an approval, a third is paused. Two orchestrators
-//! drive them; then one is killed; then Redis is stopped and started again. With `TWINCAST_PROGRAM` the engine is that of another build.
+//! A third of the rollouts is outside of the schedule's window, a third waits for an approval, a
+//! third is paused. Two orchestrators drive the rollouts; then an orchestrator is killed; then
+//! Redis is stopped and started again. `TWINCAST_PROGRAM` selects another build of the engine.
 
 #![expect(
     clippy::print_stdout,
@@ -27,15 +28,15 @@ use serde_json::{Value, json};
 
 use common::engine::{Engine, Services, post};
 use common::turns::pause;
-use common::{Hub, LONGEST, Machine};
+use common::{Hub, Machine, TIMEOUT};
 
-/// Requests at a time: each of them waits until it is durable.
+/// The number of concurrent starts: each request waits until the start is durable.
 const STARTS_AT_ONCE: usize = 16;
-/// Of those that stop something, an API takes few from one client.
+/// The number of concurrent pauses: an API accepts only few such requests from a single client.
 const STOPS_AT_ONCE: usize = 4;
-/// Ticks of processor time a second.
+/// Ticks of CPU time per second.
 const TICKS: f64 = 100.0;
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 
 #[derive(Debug, Parser)]
@@ -63,11 +64,12 @@ struct Args {
 #[derive(Debug, Serialize)]
 struct Figures {
     redis_commands_per_second: f64,
-    /// Cores, by orchestrator.
+    /// Used cores, by orchestrator.
     cores: Vec<f64>,
     taken_over: usize,
     takeover_s: f64,
-    /// Lines that an orchestrator logs, from the end of Redis until it is back for as long.
+    /// Lines logged by an orchestrator during the outage of Redis, and during an equal time after
+    /// the outage.
     outage_lines: usize,
 }
 
@@ -76,7 +78,7 @@ fn main() -> Result<()> {
     if common::is_smoke_test() {
         (args.rollouts, args.settle_s, args.measure_s, args.away_s) = (6, 1, 1, 1);
     }
-    let machine = Machine::look(common::folder()?.path())?;
+    let machine = Machine::probe(common::folder()?.path())?;
     let figures = measure(&args)?;
     if args.json {
         println!("{}", json!({ "machine": machine, "figures": figures }));
@@ -135,8 +137,8 @@ fn measure(args: &Args) -> Result<Figures> {
     drop(other);
     let killed = Instant::now();
     while driving(&log)? < args.rollouts {
-        ensure!(killed.elapsed() < LONGEST, "rollouts are not taken over");
-        pause(LOOK);
+        ensure!(killed.elapsed() < TIMEOUT, "rollouts are not taken over");
+        pause(POLL_INTERVAL);
     }
     let takeover_s = killed.elapsed().as_secs_f64();
 
@@ -155,13 +157,13 @@ fn measure(args: &Args) -> Result<Figures> {
     })
 }
 
-/// How many rollouts an orchestrator has begun to drive.
+/// Returns the number of rollouts taken up by an orchestrator.
 fn driving(log: &Path) -> Result<usize> {
     let log = std::fs::read_to_string(log)?;
     Ok(log.lines().filter(|line| line.contains("driving")).count())
 }
 
-/// The processor time of a process so far.
+/// Returns the CPU time of a process so far, in ticks.
 fn ticks_of(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let fields = stat.rsplit(") ").next().unwrap_or_default();
@@ -169,7 +171,7 @@ fn ticks_of(process: u32) -> f64 {
     times.filter_map(|ticks| ticks.parse::<f64>().ok()).sum()
 }
 
-/// Starts rollouts, and brings each to where it has nothing to do.
+/// Creates rollouts, and makes each rollout idle.
 fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
     eprintln!("{rollouts} rollouts");
     let today = SystemTime::UNIX_EPOCH.elapsed()?.as_secs() / 86_400 + 3;
@@ -208,7 +210,7 @@ fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
             break;
         }
         ensure!(
-            begun.elapsed() < LONGEST,
+            begun.elapsed() < TIMEOUT,
             "rollouts do not come to a rest: {status}"
         );
         pause(Duration::from_secs(2));

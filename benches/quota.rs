@@ -1,11 +1,12 @@
-//! How much of a hub's quota `twincast run` uses.
+//! The part of a hub's quota used by `twincast run`.
 //!
 //! ```text
 //! cargo bench --bench quota -- [--seconds 60] [--rounds 3]
 //! ```
 //!
-//! Every turn has a fresh emulator with a quota, in a process of its own, and is measured from the first to the last message
-//! that the hub says it has accepted. One per cent of the quota is left for the jitter of the way (ADR 1).
+//! Every turn has a fresh emulator with a quota, in a separate process, and is measured from the
+//! first to the last message accepted by the hub. One per cent of the quota is left for the jitter
+//! of the network (ADR 1).
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -18,10 +19,10 @@ use clap::Parser;
 
 use common::{Hub, Rounds};
 
-/// How often the hub is asked.
-const LOOK: Duration = Duration::from_millis(10);
+/// The interval between two readings of the hub's counter.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Tier, units, and the messages a minute that they allow.
+/// Tier, units, and the allowed messages per minute.
 const QUOTAS: [(&str, &str, f64); 3] = [
     ("S1", "1", 100.0),
     ("S3", "1", 5_000.0),
@@ -61,12 +62,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The part of the quota that was used, in per cent.
+/// Returns the used part of the quota, in per cent.
 fn used(tier: &str, units: &str, allowed: f64, messages: usize) -> Result<f64> {
     let folder = common::folder()?;
     let limits = ["--tier", tier, "--units", units];
     let hub = Hub::start_with(folder.path(), messages, &limits)?;
     let state = folder.path().join("state");
-    let seen = common::run_twincast(&hub, &state, messages, &[], LOOK)?;
-    Ok((messages - 1) as f64 / seen.sending.as_secs_f64() * 60.0 / allowed * 100.0)
+    let measurement = common::run_twincast(&hub, &state, messages, &[], POLL_INTERVAL)?;
+    Ok((messages - 1) as f64 / measurement.sending.as_secs_f64() * 60.0 / allowed * 100.0)
 }

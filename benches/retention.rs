@@ -1,12 +1,13 @@
-//! What deleting rollouts gives back, and whether it slows sending: a large rollout is sent while others are deleted and
-//! while none is, by turns.
+//! The memory freed by deleting rollouts, and the effect on the send rate: a large rollout is sent,
+//! alternately with and without deletions of other rollouts.
 //!
 //! ```text
 //! cargo bench --bench retention -- [--old 200] [--old-devices 10000] [--devices 1000000] [--rate 100000/min] [--pairs 9]
 //! ```
 //!
-//! The old rollouts are sent, and end. A tenth of them is deleted while nothing else happens, for the memory of Redis that
-//! it gives back; the others during the turns, evenly. A ratio of 1 means that nothing is lost.
+//! The old rollouts are sent, and end. A tenth of the old rollouts is deleted at rest, to measure
+//! the freed memory of Redis; the rest is deleted during the turns, evenly. A ratio of 1 means no
+//! loss.
 
 #![expect(
     clippy::print_stdout,
@@ -24,13 +25,13 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use common::engine::{BY_REGION, EVERYBODY, Engine, Services, post};
-use common::turns::{self, Compared, pause};
+use common::engine::{ALL_DEVICES, BY_REGION, Engine, Services, post};
+use common::turns::{self, Comparison, pause};
 use common::{Hub, Machine};
 
-/// Submissions at a time: each of them waits until it is durable.
+/// The number of concurrent submissions: each submission waits until it is durable.
 const AT_ONCE: usize = 8;
-/// In which Redis gives back in the background what was removed.
+/// The time for Redis to free removed data in the background.
 const SETTLED_AFTER: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Parser)]
@@ -62,12 +63,12 @@ struct Args {
 
 #[derive(Debug, Serialize)]
 struct Figures {
-    /// Bytes of Redis that a rollout took, and that its deletion gave back.
+    /// Bytes of Redis taken by a rollout, and freed by the rollout's deletion.
     taken: i64,
     given_back: i64,
     deleted_in_turns: usize,
     #[serde(flatten)]
-    sends: Compared,
+    sends: Comparison,
 }
 
 fn main() -> Result<()> {
@@ -76,7 +77,7 @@ fn main() -> Result<()> {
         (args.old, args.old_devices, args.devices) = (10, 100, 20_000);
         (args.pairs, args.turn_s) = (1, 1);
     }
-    let machine = Machine::look(common::folder()?.path())?;
+    let machine = Machine::probe(common::folder()?.path())?;
     let figures = measure(&args)?;
     if args.json {
         println!("{}", json!({ "machine": machine, "figures": figures }));
@@ -131,7 +132,7 @@ fn measure(args: &Args) -> Result<Figures> {
 
     engine.submit(
         "bench",
-        EVERYBODY,
+        ALL_DEVICES,
         &format!("{BY_REGION}\nrate: {}", args.rate),
     )?;
     engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
@@ -159,7 +160,7 @@ fn measure(args: &Args) -> Result<Figures> {
             }
             Ok(())
         });
-        let measured = turns::take(args.pairs, turn, &mut counter, &deleting);
+        let measured = turns::compare(args.pairs, turn, &mut counter, &deleting);
         over.store(true, Ordering::Relaxed);
         deleter.join().expect("the deleter")?;
         measured
@@ -176,7 +177,8 @@ fn old(number: usize) -> String {
     format!("old-{number}")
 }
 
-/// Rolls out to the first devices, `many` times, and waits until all of that has ended.
+/// Rolls out to the first `devices` devices, `many` times, and waits until all these rollouts have
+/// ended.
 fn make_old(engine: &Engine<'_>, many: usize, devices: usize) -> Result<()> {
     let target = format!("where: \"deviceId < '{}'\"", common::device_id(devices));
     let (next, target) = (AtomicUsize::new(0), &target);
@@ -191,7 +193,7 @@ fn make_old(engine: &Engine<'_>, many: usize, devices: usize) -> Result<()> {
                         }
                         let name = old(number);
                         engine.submit(&name, target, BY_REGION)?;
-                        // Devices that take nothing have full queues after fifty.
+                        // Offline devices have full queues after fifty messages.
                         engine.until(&name, |phase| {
                             ["succeeded", "finished_with_failures"].contains(&phase)
                         })?;
@@ -206,7 +208,7 @@ fn make_old(engine: &Engine<'_>, many: usize, devices: usize) -> Result<()> {
     })
 }
 
-/// Deletes an old rollout, once its end is published.
+/// Deletes an old rollout, as soon as the rollout's end is published.
 fn delete(api: &str, number: usize) -> Result<()> {
     let path = format!("/api/v1/rollouts/{}/delete", old(number));
     post(api, &path, &json!({ "reason": "a benchmark" }))

@@ -1,11 +1,13 @@
-//! What ten times the devices cost: time, memory and disk of `twincast run` on a small and a large fleet.
+//! The cost of ten times the devices: time, memory and disk of `twincast run` on a small and a
+//! large fleet.
 //!
 //! ```text
 //! cargo bench --bench scale -- [--small 100000] [--large 1000000] [--json]
 //! ```
 //!
-//! The program as it is shipped, an emulator without limits in a process of its own, both on this machine's cores.
-//! Memory must not grow with the fleet: what is compared is the most that `run` ever had.
+//! The program as shipped, and an emulator without limits in a separate process, share this
+//! machine's cores. Memory must not grow with the fleet: the benchmark compares the peak memory of
+//! `run`.
 
 #![expect(
     clippy::print_stdout,
@@ -24,8 +26,9 @@ use serde_json::json;
 
 use common::{Hub, Machine};
 
-/// How often the hub is asked. It counts its devices every time, so not too often.
-const LOOK: Duration = Duration::from_millis(50);
+/// The interval between two readings. The hub counts all devices at every reading, so the interval
+/// is not too short.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -45,7 +48,7 @@ struct Args {
 #[derive(Debug, Serialize)]
 struct Figures {
     devices: usize,
-    /// From the start to the first message.
+    /// The time from the start to the first message.
     planning_s: f64,
     sends_per_second: f64,
     total_s: f64,
@@ -59,7 +62,7 @@ fn main() -> Result<()> {
     if common::is_smoke_test() {
         (args.small, args.large) = (100, 1_000);
     }
-    let machine = Machine::look(common::folder()?.path())?;
+    let machine = Machine::probe(common::folder()?.path())?;
     let small = measure(args.small)?;
     let large = measure(args.large)?;
     let ratio = large.peak_mib / small.peak_mib;
@@ -97,19 +100,19 @@ fn measure(devices: usize) -> Result<Figures> {
     let folder = common::folder()?;
     let hub = Hub::start(folder.path(), devices)?;
     let state = folder.path().join("state");
-    let seen = common::run_twincast(&hub, &state, devices, &[], LOOK)?;
+    let measurement = common::run_twincast(&hub, &state, devices, &[], POLL_INTERVAL)?;
     let mut bytes = 0;
     for entry in std::fs::read_dir(&state)? {
         bytes += entry?.metadata()?.len();
     }
-    let sending = seen.sending + seen.after;
+    let sending = measurement.sending + measurement.after;
     let hub_peak = common::peak_kib_of(hub.process.id()).context("the hub's memory")?;
     Ok(Figures {
         devices,
-        planning_s: seen.before.as_secs_f64(),
+        planning_s: measurement.before.as_secs_f64(),
         sends_per_second: devices as f64 / sending.as_secs_f64(),
-        total_s: (seen.before + sending).as_secs_f64(),
-        peak_mib: seen.peak_kib as f64 / 1024.0,
+        total_s: (measurement.before + sending).as_secs_f64(),
+        peak_mib: measurement.peak_kib as f64 / 1024.0,
         store_bytes_per_device: bytes as f64 / devices as f64,
         hub_peak_mib: hub_peak as f64 / 1024.0,
     })

@@ -1,18 +1,19 @@
-//! How fast messages go out, side by side: the bare protocol library, `twincast run`, and the script with Azure's own
-//! SDK that it replaces.
+//! The send rate, side by side: the bare protocol library, `twincast run`, and a script with
+//! Azure's own SDK, as replaced by Twincast.
 //!
 //! ```text
 //! cargo bench --bench sending -- [--messages 200000] [--rounds 5] [--json]
 //! ```
 //!
-//! Every turn has a fresh emulator without limits in a process of its own, and is measured in the same way: from
-//! outside, from the first to the last message that the hub says it has accepted. `twincast run` is the program as it
-//! is shipped, with up to slots × window = 1024 messages in flight (`--in-flight 1024` gives the bare library as many).
-//! Its speed counts until the process has ended, when every outcome is durable and summed up, so it carries costs that
-//! the others do not have. Planning comes before and is shown apart.
+//! Every turn has a fresh emulator without limits in a separate process. All turns are measured in
+//! the same way, from outside: from the first to the last message accepted by the hub. `twincast
+//! run` is the program as shipped, with up to slots × window = 1024 messages in flight
+//! (`--in-flight 1024` gives the bare library as many). The speed of `twincast run` counts until
+//! the end of the process, when every outcome is durable and summed up. The other senders do not
+//! have these costs. Planning happens before and is shown separately.
 //!
-//! Turns are interleaved, so that all see the same machine; medians of the rounds are compared. Speeds of one machine
-//! at one moment say little, the ratios more.
+//! Turns are interleaved, so that all senders see the same machine; medians of the rounds are
+//! compared. Speeds of a single machine at a single moment say little, the ratios more.
 
 #![expect(
     clippy::print_stdout,
@@ -20,8 +21,8 @@
     reason = "printing is what it is for"
 )]
 
-#[path = "common/bare.rs"]
-mod bare;
+#[path = "common/baseline.rs"]
+mod baseline;
 mod common;
 
 use std::path::{Path, PathBuf};
@@ -33,11 +34,11 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use bare::Bare;
-use common::{Hub, Machine, Process, Rounds, Seen};
+use baseline::Baseline;
+use common::{Hub, Machine, Measurement, Process, Rounds};
 
-/// How often the hub is asked; a send phase is some seconds.
-const LOOK: Duration = Duration::from_millis(10);
+/// The interval between two readings of the hub's counter; a send phase takes some seconds.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -76,19 +77,19 @@ struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Role {
     #[command(hide = true)]
-    Bare(Bare),
+    Baseline(Baseline),
 }
 
 fn main() -> Result<()> {
     let mut args = Args::parse();
-    if let Some(Role::Bare(order)) = &args.role {
-        return bare::send(order);
+    if let Some(Role::Baseline(arguments)) = &args.role {
+        return baseline::send(arguments);
     }
     if common::is_smoke_test() {
         args.messages = 500;
         args.script_messages = 20;
         args.rounds = 1;
-        // The script is what other tests prove to work; a machine without node can run the rest.
+        // Other tests prove the script; a machine without Node can run the rest.
         args.without_script |= !has_sdk(&args.sdk);
     }
     ensure!(
@@ -96,18 +97,18 @@ fn main() -> Result<()> {
         "azure-iothub is not installed: run `npm ci` in {}, or leave it out with --without-script",
         args.sdk.display()
     );
-    let machine = Machine::look(common::folder()?.path())?;
-    let mut turns = Turns::default();
+    let machine = Machine::probe(common::folder()?.path())?;
+    let mut results = TurnResults::default();
     args.rounds = args.rounds.clamp(1, 50);
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}", args.rounds);
-        turns.bare.push(send_bare(&args)?);
-        turns.twincast.push(send_twincast(&args)?);
+        results.baseline.push(send_baseline(&args)?);
+        results.twincast.push(send_twincast(&args)?);
         if !args.without_script {
-            turns.script.push(send_by_script(&args)?);
+            results.script.push(send_by_script(&args)?);
         }
     }
-    let figures = Figures::of(&args, &turns);
+    let figures = Figures::of(&args, &results);
     if args.json {
         println!("{}", json!({ "machine": machine, "figures": figures }));
     } else {
@@ -120,25 +121,25 @@ fn has_sdk(folder: &Path) -> bool {
     folder.join("node_modules/azure-iothub").is_dir()
 }
 
-fn send_bare(args: &Args) -> Result<Seen> {
+fn send_baseline(args: &Args) -> Result<Measurement> {
     let folder = common::folder()?;
     let hub = Hub::start(folder.path(), args.messages)?;
-    let order = Bare::to(&hub, args.messages, args.in_flight);
+    let arguments = Baseline::to(&hub, args.messages, args.in_flight);
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("bare").args(order.arguments());
+    command.arg("baseline").args(arguments.arguments());
     let mut sender = Process::start("the bare sender", &mut command)?;
-    common::watch(&hub, &mut sender, args.messages, LOOK).context("the bare library")
+    common::measure(&hub, &mut sender, args.messages, POLL_INTERVAL).context("the bare library")
 }
 
-fn send_twincast(args: &Args) -> Result<Seen> {
+fn send_twincast(args: &Args) -> Result<Measurement> {
     let folder = common::folder()?;
     let hub = Hub::start(folder.path(), args.messages)?;
     let settings: Vec<_> = args.set.iter().filter_map(|s| s.split_once('=')).collect();
     let state = folder.path().join("state");
-    common::run_twincast(&hub, &state, args.messages, &settings, LOOK)
+    common::run_twincast(&hub, &state, args.messages, &settings, POLL_INTERVAL)
 }
 
-fn send_by_script(args: &Args) -> Result<Seen> {
+fn send_by_script(args: &Args) -> Result<Measurement> {
     let folder = common::folder()?;
     let hub = Hub::start(folder.path(), args.script_messages)?;
     let mut command = Command::new("node");
@@ -151,14 +152,15 @@ fn send_by_script(args: &Args) -> Result<Seen> {
         .arg("bench")
         .env("NODE_EXTRA_CA_CERTS", hub.ca_file());
     let mut sender = Process::start("the SDK's script", &mut command)?;
-    common::watch(&hub, &mut sender, args.script_messages, LOOK).context("the SDK's script")
+    common::measure(&hub, &mut sender, args.script_messages, POLL_INTERVAL)
+        .context("the SDK's script")
 }
 
 #[derive(Default)]
-struct Turns {
-    bare: Vec<Seen>,
-    twincast: Vec<Seen>,
-    script: Vec<Seen>,
+struct TurnResults {
+    baseline: Vec<Measurement>,
+    twincast: Vec<Measurement>,
+    script: Vec<Measurement>,
 }
 
 #[derive(Debug, Serialize)]
@@ -167,15 +169,15 @@ struct Figures {
     script_messages: usize,
     in_flight: usize,
     rounds: usize,
-    /// Messages a second.
-    bare: Rounds,
+    /// Messages per second.
+    baseline: Rounds,
     twincast: Rounds,
     script: Option<Rounds>,
-    /// Of the same round.
-    twincast_to_bare: Rounds,
+    /// Ratios within the same round.
+    twincast_to_baseline: Rounds,
     twincast_to_script: Option<Rounds>,
-    /// Microseconds of CPU for a message, in the sender and in the hub.
-    bare_cpu_us: (f64, f64),
+    /// Microseconds of CPU per message, in the sender and in the hub.
+    baseline_cpu_us: (f64, f64),
     twincast_cpu_us: (f64, f64),
     /// Seconds of `twincast run` before its first and after its last message.
     before_s: Rounds,
@@ -184,47 +186,53 @@ struct Figures {
 }
 
 impl Figures {
-    fn of(args: &Args, turns: &Turns) -> Self {
+    fn of(args: &Args, results: &TurnResults) -> Self {
         let per_second = |messages: usize, time: Duration| messages as f64 / time.as_secs_f64();
-        let bare: Vec<_> = turns
-            .bare
+        let baseline: Vec<_> = results
+            .baseline
             .iter()
-            .map(|seen| per_second(args.messages, seen.sending))
+            .map(|measurement| per_second(args.messages, measurement.sending))
             .collect();
-        let twincast: Vec<_> = turns
+        let twincast: Vec<_> = results
             .twincast
             .iter()
-            .map(|seen| per_second(args.messages, seen.sending + seen.after))
+            .map(|measurement| per_second(args.messages, measurement.sending + measurement.after))
             .collect();
-        let script: Vec<_> = turns
+        let script: Vec<_> = results
             .script
             .iter()
-            .map(|seen| per_second(args.script_messages, seen.sending))
+            .map(|measurement| per_second(args.script_messages, measurement.sending))
             .collect();
         let ratio = |to: &[f64]| Rounds::of(twincast.iter().zip(to).map(|(a, b)| a / b));
-        let cpu_us = |seen: &[Seen]| {
+        let cpu_us = |measurements: &[Measurement]| {
             let each = |cpu: f64| cpu * 1e6 / args.messages as f64;
             (
-                Rounds::of(seen.iter().map(|seen| each(seen.cpu))).median,
-                Rounds::of(seen.iter().map(|seen| each(seen.hub_cpu))).median,
+                Rounds::of(measurements.iter().map(|measurement| each(measurement.cpu))).median,
+                Rounds::of(
+                    measurements
+                        .iter()
+                        .map(|measurement| each(measurement.hub_cpu)),
+                )
+                .median,
             )
         };
-        let of_twincast = |figure: fn(&Seen) -> f64| Rounds::of(turns.twincast.iter().map(figure));
+        let of_twincast =
+            |figure: fn(&Measurement) -> f64| Rounds::of(results.twincast.iter().map(figure));
         Self {
             messages: args.messages,
             script_messages: args.script_messages,
             in_flight: args.in_flight,
-            rounds: turns.bare.len(),
-            twincast_to_bare: ratio(&bare),
+            rounds: results.baseline.len(),
+            twincast_to_baseline: ratio(&baseline),
             twincast_to_script: (!script.is_empty()).then(|| ratio(&script)),
             script: (!script.is_empty()).then(|| Rounds::of(script)),
-            bare: Rounds::of(bare),
+            baseline: Rounds::of(baseline),
             twincast: Rounds::of(twincast),
-            bare_cpu_us: cpu_us(&turns.bare),
-            twincast_cpu_us: cpu_us(&turns.twincast),
-            before_s: of_twincast(|seen| seen.before.as_secs_f64()),
-            after_s: of_twincast(|seen| seen.after.as_secs_f64()),
-            peak_mib: of_twincast(|seen| seen.peak_kib as f64 / 1024.0),
+            baseline_cpu_us: cpu_us(&results.baseline),
+            twincast_cpu_us: cpu_us(&results.twincast),
+            before_s: of_twincast(|measurement| measurement.before.as_secs_f64()),
+            after_s: of_twincast(|measurement| measurement.after.as_secs_f64()),
+            peak_mib: of_twincast(|measurement| measurement.peak_kib as f64 / 1024.0),
         }
     }
 
@@ -244,7 +252,7 @@ impl Figures {
             );
         };
         let library = format!("bare fe2o3-amqp, {} in flight", self.in_flight);
-        speed(&library, &self.bare);
+        speed(&library, &self.baseline);
         speed("twincast run, every outcome durable", &self.twincast);
         if let Some(script) = &self.script {
             speed("azure-iothub (Node), each send awaited", script);
@@ -256,13 +264,13 @@ impl Figures {
                 ratio.median, ratio.least, ratio.most
             );
         };
-        ratio("twincast / bare", &self.twincast_to_bare, 0.8);
+        ratio("twincast / baseline", &self.twincast_to_baseline, 0.8);
         if let Some(to_script) = &self.twincast_to_script {
             ratio("twincast / Node", to_script, 10.0);
         }
         println!();
         for (name, (sender, hub)) in [
-            ("CPU of bare and of its hub", self.bare_cpu_us),
+            ("CPU of the baseline and of its hub", self.baseline_cpu_us),
             ("CPU of twincast and of its hub", self.twincast_cpu_us),
         ] {
             println!("{name:<48} {sender:>7.1} and {hub:.1} µs a message");

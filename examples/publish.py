@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Sends a command to Twincast's queue, shows the answer, and waits for the rollout to end.
+"""Sends a command to Twincast's queue, prints the answer, and can wait for the end of the rollout.
 
     pip install pika
     export TWINCAST__AMQP__URL=amqp://guest:guest@localhost:5672
     python3 publish.py start.json --wait
 
-The command is a JSON file; - is standard input. The exit codes are those of `twincast`:
-0 done, 3 refused, 4 some devices were not sent the message, or did not take it, 8 aborted, 9 no answer.
-With --wait a paused rollout is waited for; without it, 0 means that the command was done.
-With --env NAME, @NAME@ in the command's texts becomes what the environment has: a value is data, never a part of a script.
+The command is a JSON file; - is standard input. The exit codes are the exit codes of `twincast`: 0 done, 3 refused,
+4 some devices were not sent the message, did not take the message, or failed, 8 aborted, 9 no answer.
+
+Without --wait, exit code 0 means: the orchestrator has executed the command. With --wait, the script waits for the end of
+the rollout, also while the rollout is paused.
+
+With --env NAME, @NAME@ in the texts of the command becomes the value of the environment variable NAME. The value is data
+and never part of a script.
 """
 
 import argparse
@@ -21,9 +25,9 @@ import uuid
 
 import pika
 
-REPLIES = "amq.rabbitmq.reply-to"  # RabbitMQ's: replies come over the channel that asked
+REPLIES = "amq.rabbitmq.reply-to"  # RabbitMQ's direct reply-to: replies arrive on the channel of the request
 COMMAND = "application/vnd.twincast.command.v1+json"
-QUIET = 300  # seconds without an event, after which it is asked whether anybody is there
+QUIET = 300  # seconds without an event until the script asks for the state of the rollout
 REFUSED = (
     pika.exceptions.AuthenticationError,
     pika.exceptions.ProbableAuthenticationError,
@@ -35,7 +39,7 @@ ENDED = {"succeeded": 0, "finished_with_failures": 4, "failed": 3, "aborted": 8}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", type=argparse.FileType("rb"), help="a JSON file; - for standard input")
-    parser.add_argument("--wait", action="store_true", help="wait until the rollout ends (only for a start)")
+    parser.add_argument("--wait", action="store_true", help="wait until the rollout ends (for start and status)")
     parser.add_argument("--timeout", type=float, default=30, help="seconds to wait for an answer, and for RabbitMQ (30)")
     parser.add_argument("--away", type=float, default=600, help="seconds that all may be away while it waits (600)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME", help="@NAME@ in the command becomes this variable")
@@ -51,7 +55,7 @@ def main():
     if args.env:
         args.question = json.dumps(filled(json.loads(args.question), args.env)).encode()
 
-    args.accepted = False  # once it is, what is away for a while is waited for
+    args.accepted = False  # after the acceptance, the script waits for services that are away (--away)
     args.heard = time.monotonic()
     while True:
         try:
@@ -76,19 +80,19 @@ def main():
 
 
 def filled(value, names):
-    """The command with the environment's values in its texts."""
+    """Returns the command with the values of the environment in its texts."""
     if isinstance(value, dict):
         return {key: filled(inner, names) for key, inner in value.items()}
     if isinstance(value, list):
         return [filled(inner, names) for inner in value]
     if isinstance(value, str):
-        # All at once: a value is not looked at again.
+        # Replace all names in one pass: a value is not searched for names.
         return re.sub(f"@({'|'.join(map(re.escape, names))})@", lambda found: os.environ[found[1]], value)
     return value
 
 
 class Away(Exception):
-    """Nobody answers."""
+    """No orchestrator answers."""
 
 
 def run(broker, args):
@@ -102,7 +106,7 @@ def run(broker, args):
     if not args.wait:
         return 0
     rollout = answer["rollouts"][0]
-    # From here on, what is asked after a lost connection is only where it is.
+    # From here on, the script only asks for the state of the rollout after a lost connection.
     args.question = json.dumps({"command": "status", "rollout": rollout["name"]}).encode()
     args.accepted = True
     if rollout["phase"] in ENDED:
@@ -119,10 +123,10 @@ def run(broker, args):
 
 
 class Broker:
-    """A connection that listens to events from its first moment on, so that none is missed."""
+    """A connection to RabbitMQ. The connection receives events from the start, so no event is missed."""
 
     def __init__(self, url, prefix):
-        # Of a cluster's nodes, with commas between them, the first that answers.
+        # The URL may list several nodes of a cluster, separated by commas: the first answering node is used.
         self.connection = pika.BlockingConnection([pika.URLParameters(each) for each in url.split(",")])
         self.channel = self.connection.channel()
         self.commands = f"{prefix}.commands"
@@ -137,7 +141,7 @@ class Broker:
             self.connection.close()
 
     def request(self, command, timeout):
-        """Sends a command; gives the answer, or None when there was none in time."""
+        """Sends a command and returns the answer, or None without an answer in time."""
         answers = []
         wanted = str(uuid.uuid4())
 
@@ -167,7 +171,7 @@ class Broker:
         return answers[0] if answers else None
 
     def events(self):
-        """Gives events as they come, until none has come for a while. The same one may come twice: its id is the same then."""
+        """Yields events until no event has come for QUIET seconds. An event may come twice, with the same id."""
         for method, _properties, body in self.channel.consume(self.queue, auto_ack=True, inactivity_timeout=QUIET):
             if method is None:
                 break

@@ -1,4 +1,4 @@
-//! Where the HTTP API listens, and who may ask.
+//! The listener of the HTTP API, and access to the API.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,22 +10,22 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use twincast_orchestrator::http::auth::tokens::TokensFile;
-use twincast_orchestrator::http::auth::{Bearers, Door};
+use twincast_orchestrator::http::auth::{Access, KnownTokens};
 
 use crate::config::{ApiSettings, Settings};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::http::tls::Tls;
-use crate::http::{Bounds, Server};
+use crate::http::{ConnectionLimits, Server};
 use crate::oidc;
 use crate::output::Output;
 
-/// How long requests under way may take when the process is to stop.
-const LAST_REQUESTS: Duration = Duration::from_secs(5);
+/// Time limit for running requests once the process is asked to stop.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections at the most. An ingress has those of everybody.
-const BOUNDS: Bounds = Bounds {
-    most: 512,
-    most_of_one: 384,
+/// Limits on connections. An ingress is one peer that carries the connections of all clients.
+const CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
+    total: 512,
+    per_peer: 384,
 };
 
 /// A listener of the API.
@@ -33,21 +33,19 @@ pub(crate) struct Listener {
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
-    door: Arc<Door>,
+    access: Arc<Access>,
 }
 
 impl Listener {
-    /// Listens, if that is configured. Nothing is answered yet.
+    /// Binds the listener, if configured. Answers no request yet.
     pub(crate) async fn bind(settings: &Settings) -> Result<Option<Self>, Failure> {
         let Some(wanted) = settings.api.listen else {
             return Ok(None);
         };
-        let door = door(&settings.api, wanted, &settings.base).await?;
+        let access = access(&settings.api, wanted, &settings.base).await?;
         let tls = tls(&settings.api, &settings.base)?;
         if tls.is_none() && !wanted.ip().is_loopback() {
-            tracing::warn!(
-                "the API has no TLS (api.tls_cert_file): tokens can be read on the way to it"
-            );
+            tracing::warn!("the API has no TLS (api.tls_cert_file): tokens can be read in transit");
         }
         let listener = TcpListener::bind(wanted)
             .await
@@ -58,28 +56,28 @@ impl Listener {
             listener,
             address,
             tls: tls.map(Arc::new),
-            door: Arc::new(door),
+            access: Arc::new(access),
         }))
     }
 
-    /// Who may ask.
-    pub(crate) fn door(&self) -> Arc<Door> {
-        Arc::clone(&self.door)
+    /// Returns the access rules of the API.
+    pub(crate) fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access)
     }
 
-    /// Says where it is.
+    /// Prints the URL of the API.
     pub(crate) fn announce(&self, output: &Output) {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         output.note(&format!("API: {scheme}://{}/api/v1", self.address));
     }
 
-    /// Answers until `stop`, then lets requests under way end.
+    /// Serves until `stop`, then lets running requests finish.
     pub(crate) async fn serve(self, router: Router, stop: CancellationToken) {
         let server = Server {
             router,
             tls: self.tls.clone(),
-            bounds: BOUNDS,
-            last_requests: LAST_REQUESTS,
+            limits: CONNECTION_LIMITS,
+            shutdown_timeout: SHUTDOWN_TIMEOUT,
         };
         let renewing = async {
             if let Some(tls) = &self.tls {
@@ -87,7 +85,7 @@ impl Listener {
             }
         };
         let following = async {
-            tokio::join!(self.door.follow(), renewing);
+            tokio::join!(self.access.follow(), renewing);
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -101,17 +99,21 @@ fn refused(message: impl Into<String>) -> Failure {
     Failure::message(ExitCode::Refused, message.into())
 }
 
-async fn door(settings: &ApiSettings, wanted: SocketAddr, base: &Path) -> Result<Door, Failure> {
+async fn access(
+    settings: &ApiSettings,
+    wanted: SocketAddr,
+    base: &Path,
+) -> Result<Access, Failure> {
     if settings.tokens_file.is_none() && settings.oidc.is_none() {
         if wanted.ip().is_loopback() {
-            return Ok(Door::Open);
+            return Ok(Access::Anonymous);
         }
         let message = format!(
-            "api.listen is {wanted}, which others can reach, and neither api.tokens_file nor api.oidc is set: without tokens the API listens on 127.0.0.1 only"
+            "api.listen {wanted} is reachable for other machines, but neither api.tokens_file nor \
+             api.oidc is set: without tokens the API listens on 127.0.0.1 only"
         );
-        return Err(
-            refused(message).hint("`twincast token NAME` makes a token and its line in the file")
-        );
+        return Err(refused(message)
+            .hint("`twincast token NAME` creates a token and its line for the file"));
     }
     let oidc = match &settings.oidc {
         Some(configured) => Some(oidc::issuer(configured, base).await?),
@@ -121,7 +123,7 @@ async fn door(settings: &ApiSettings, wanted: SocketAddr, base: &Path) -> Result
         Some(file) => Some(tokens(base.join(file), oidc.is_some()).await?),
         None => None,
     };
-    Ok(Door::Bearers(Bearers { tokens, oidc }))
+    Ok(Access::Tokens(KnownTokens { tokens, oidc }))
 }
 
 async fn tokens(path: PathBuf, may_be_empty: bool) -> Result<TokensFile, Failure> {
@@ -131,7 +133,7 @@ async fn tokens(path: PathBuf, may_be_empty: bool) -> Result<TokensFile, Failure
         .with_context(|| doing.clone())
         .map_err(|error| Failure::new(ExitCode::Refused, error))?;
     if tokens.is_empty() && !may_be_empty {
-        return Err(refused(format!("{doing}: it has no token")));
+        return Err(refused(format!("{doing}: the file has no token")));
     }
     Ok(tokens)
 }

@@ -1,39 +1,39 @@
-//! The command line's grammar.
+//! The grammar of the command line.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use twincast_core::spec::Span;
+use twincast_core::spec::HumanDuration;
 
-use crate::exit::ExitCode;
+use crate::failure::ExitCode;
 
-/// Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
+/// Roll a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
 #[derive(Debug, Parser)]
 #[command(name = "twincast", version, about, after_help = ExitCode::HELP, max_term_width = 100)]
 pub(crate) struct Args {
-    /// A configuration file (TOML or YAML).
+    /// Configuration file (TOML or YAML).
     #[arg(long, global = true, value_name = "FILE", env = "TWINCAST_CONFIG")]
     pub(crate) config: Option<PathBuf>,
 
-    /// The folder where rollouts are kept. Default: twincast-state.
+    /// State folder for rollouts. Default: twincast-state.
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 
-    /// The server whose HTTP API is asked, with the token that TWINCAST_TOKEN has.
+    /// Server with the HTTP API; token from TWINCAST_TOKEN.
     #[arg(long, global = true, value_name = "URL", env = "TWINCAST_SERVER")]
     pub(crate) server: Option<String>,
 
-    /// Results as one JSON object on standard output.
+    /// Write the result as one JSON object to standard output.
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
-    /// What to log to standard error: warn, info, debug, or a filter like twincast=debug.
+    /// Log level for standard error: warn, info, debug, or a filter like twincast=debug.
     #[arg(long, global = true, value_name = "FILTER")]
     pub(crate) log: Option<String>,
 
-    /// Shows the configuration that is in force, without secrets, and ends.
+    /// Print the effective configuration without secrets, and exit.
     #[arg(long, global = true)]
     pub(crate) print_config: bool,
 
@@ -43,44 +43,45 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Try everything that is configured: hubs, RabbitMQ, Redis, Prometheus.
+    /// Test all configured services: hubs, RabbitMQ, Redis, Prometheus.
     ///
-    /// Says for each what works (name, port, TLS, identity, roles, quota, clock), and what to do. Sends nothing.
+    /// Prints for each service what works (name, port, TLS, identity, roles, quota, clock), and how
+    /// to fix failures. Sends nothing.
     Check,
-    /// Roll a message out from this machine; run it again to go on after an interruption.
+    /// Run a rollout from this machine; the same command continues after an interruption.
     Run(RunArgs),
-    /// Show what a rollout would do, without sending anything.
+    /// Preview a rollout; send nothing.
     Plan(PlanArgs),
     /// Check a rollout's spec and its files.
     Validate(ValidateArgs),
-    /// Show what became of each device.
+    /// Show the outcome of each device.
     Report(ReportArgs),
-    /// Show where a device is in a rollout, why, and what it waits for.
+    /// Show the state of one device in a rollout, with reasons and the current wait.
     Explain(ExplainArgs),
-    /// Show the hubs: their quotas, what may be sent now, and what waits for it.
+    /// Show the hubs: quotas, current rate, and waiting batches.
     Hubs,
-    /// Run an IoT Hub emulator that the official SDKs accept.
+    /// Run an IoT Hub emulator that works with the official SDKs.
     Hub(HubArgs),
-    /// See it all at work: canaries stop a bad build, and its fix reaches an emulated fleet.
+    /// Run a demo: canaries stop a faulty build, and the fix reaches an emulated fleet.
     Demo(DemoArgs),
     /// Print the JSON Schema of a rollout's spec.
     Schema,
-    /// Make a token for the HTTP API.
+    /// Create a token for the HTTP API.
     Token(TokenArgs),
-    /// Run the device agent: take signed updates, install them, say what became of them.
+    /// Run the device agent: receive signed updates, install updates, report the results.
     ///
-    /// --config names its own configuration (TOML, docs/devices.md).
+    /// --config names the agent's own configuration (TOML, docs/reference/device-agent.md).
     Agent,
     /// Sign updates for device agents.
     Sign(SignArgs),
-    /// Print what makes a shell complete this command line.
+    /// Print a completion script for a shell.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
     /// Write man pages into a folder.
     Man {
-        /// The folder; it is made if it is not there.
+        /// The folder; created if missing.
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
@@ -88,39 +89,39 @@ pub(crate) enum Command {
     Orchestrator,
     /// Send to the devices of batches that orchestrators release (RabbitMQ and Redis).
     Worker,
-    /// Put a rollout on the command queue; the same one again changes nothing.
+    /// Submit a rollout to the command queue; repeating the command changes nothing.
     Submit(SubmitArgs),
-    /// Show all rollouts, or one.
+    /// Show all rollouts, or one rollout in full.
     Status(StatusArgs),
-    /// Watch a rollout until it ends; the exit code says how.
+    /// Watch a rollout until its end; the exit code shows the result.
     Watch(WatchArgs),
-    /// Send nothing more of a rollout for now.
+    /// Pause a rollout: send nothing more until it is resumed.
     Pause(ChangeArgs),
-    /// Let a paused rollout go on.
+    /// Resume a paused rollout.
     Resume(ChangeArgs),
-    /// End a rollout; what was not sent is skipped.
+    /// End a rollout; devices not sent to are skipped.
     Abort(ChangeArgs),
-    /// Remove a rollout that has ended; its name is free then.
+    /// Delete an ended rollout; the name becomes free.
     Delete(DeleteArgs),
-    /// Say yes to a stage's gate.
+    /// Approve a stage's gate.
     Approve(ApproveArgs),
-    /// Say no to a stage's gate: the rollout is paused or aborted, as the gate says.
+    /// Reject a stage's gate: the rollout is paused or aborted, as set by the gate.
     Reject(ApproveArgs),
-    /// Take a stage's gate for passed, whatever it says, and go on.
+    /// Pass a stage's gate regardless of its verdict, and continue.
     Promote(PromoteArgs),
-    /// Send to devices again that failed; a rollout that had ended goes on.
+    /// Send to failed devices again; an ended rollout runs again.
     Retry(RetryArgs),
-    /// Send nothing of any rollout, and start none, until resume-all.
+    /// Stop all rollouts, present and future, until resume-all.
     StopAll(AllArgs),
-    /// Let all rollouts go on that stop-all has stopped.
+    /// Resume all rollouts stopped by stop-all.
     ResumeAll(AllArgs),
-    /// List, show, replay or discard messages that could not be used.
+    /// List, show, replay or discard unusable messages.
     DeadLetters(DeadLettersArgs),
 }
 
 impl Command {
-    /// The name of a command that a server cannot be asked for: it does the work itself.
-    pub(crate) fn only_here(&self) -> Option<&'static str> {
+    /// Returns the command's name if the command does the work itself and cannot run over a server.
+    pub(crate) fn local_only_name(&self) -> Option<&'static str> {
         match self {
             Self::Run(_) => Some("run"),
             Self::Orchestrator => Some("orchestrator"),
@@ -135,29 +136,30 @@ pub(crate) struct SubmitArgs {
     /// The rollout's spec (YAML or JSON); - for standard input.
     pub(crate) spec: PathBuf,
 
-    /// Wait until the rollout ends; the exit code says how it did.
+    /// Wait for the end of the rollout; the exit code shows the result.
     #[arg(long)]
     pub(crate) wait: bool,
 
     #[command(flatten)]
-    pub(crate) who: Who,
+    pub(crate) caller: CallerArgs,
 }
 
 /// Who asks and why, for the record.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct Who {
-    /// Who asks. Default: the user of this machine. A server takes the name of the token.
+pub(crate) struct CallerArgs {
+    /// Name of the caller, for the record. Default: the user of this machine. A server uses the
+    /// token's name.
     #[arg(long, value_name = "NAME", env = "TWINCAST_BY")]
     pub(crate) by: Option<String>,
 
-    /// How long to wait for an orchestrator's answer.
+    /// Time limit for an orchestrator's answer.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub(crate) timeout: String,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StatusArgs {
-    /// The rollout's name; all if there is none.
+    /// The rollout's name. Default: all rollouts.
     pub(crate) name: Option<String>,
 }
 
@@ -172,12 +174,12 @@ pub(crate) struct ChangeArgs {
     /// The rollout's name.
     pub(crate) name: String,
 
-    /// Why, for people.
+    /// Reason, for people.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 
     #[command(flatten)]
-    pub(crate) who: Who,
+    pub(crate) caller: CallerArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -185,8 +187,8 @@ pub(crate) struct DeleteArgs {
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
 
-    /// Write the rollout and what became of each device to this new file first, as JSON lines: the rollout in the first
-    /// line, then one device a line, as in `report --format jsonl`.
+    /// First write the rollout and the outcome of each device to this new file, as JSON lines: the
+    /// rollout in the first line, then one device per line, as in `report --format jsonl`.
     #[arg(long, value_name = "FILE")]
     pub(crate) archive: Option<PathBuf>,
 }
@@ -196,7 +198,7 @@ pub(crate) struct ApproveArgs {
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
 
-    /// The stage that is meant. Default: the one that the rollout is at.
+    /// The stage. Default: the current stage of the rollout.
     #[arg(long, value_name = "STAGE")]
     pub(crate) stage: Option<String>,
 }
@@ -206,16 +208,16 @@ pub(crate) struct PromoteArgs {
     /// The rollout's name.
     pub(crate) name: String,
 
-    /// The stage whose gate is overridden.
+    /// The stage with the gate to override.
     #[arg(long, value_name = "STAGE")]
     pub(crate) stage: String,
 
-    /// Why, for the record.
+    /// Reason, for the record.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: String,
 
     #[command(flatten)]
-    pub(crate) who: Who,
+    pub(crate) caller: CallerArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -223,7 +225,8 @@ pub(crate) struct RetryArgs {
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
 
-    /// Only devices with one of these outcomes: rejected, expired, enqueued ... Default: all that failed.
+    /// Only devices with one of these outcomes: rejected, expired, enqueued ... Default: all failed
+    /// devices.
     #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
     pub(crate) outcome: Vec<String>,
 
@@ -234,12 +237,12 @@ pub(crate) struct RetryArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct AllArgs {
-    /// Why, for people.
+    /// Reason, for people.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 
     #[command(flatten)]
-    pub(crate) who: Who,
+    pub(crate) caller: CallerArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -250,28 +253,28 @@ pub(crate) struct DeadLettersArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLettersAction {
-    /// List them, oldest first (the default).
+    /// List the messages, oldest first (the default).
     List,
-    /// Show one, whole.
+    /// Show one message in full.
     Show {
-        /// Its id, as the list has it.
+        /// The message's id, as shown in the list.
         id: String,
     },
-    /// Put one, or all, back on the queue that it came from.
+    /// Put one message, or all messages, back on the original queue.
     Replay {
-        /// Its id.
+        /// The message's id.
         #[arg(required_unless_present = "all")]
         id: Option<String>,
-        /// All of them.
+        /// All messages.
         #[arg(long, conflicts_with = "id")]
         all: bool,
     },
-    /// Remove one, or all, for good.
+    /// Remove one message, or all messages, permanently.
     Discard {
-        /// Its id.
+        /// The message's id.
         #[arg(required_unless_present = "all")]
         id: Option<String>,
-        /// All of them.
+        /// All messages.
         #[arg(long, conflicts_with = "id")]
         all: bool,
     },
@@ -281,10 +284,11 @@ pub(crate) enum DeadLettersAction {
 pub(crate) struct RunArgs {
     /// The rollout's spec (YAML or JSON); - for standard input.
     pub(crate) spec: PathBuf,
-    /// End once every device was sent the message, without waiting for answers. Run again, it takes in what came since.
+    /// End once every device was sent the message, without waiting for answers. Another run
+    /// collects the answers.
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// Resume a rollout that is paused.
+    /// Resume a paused rollout.
     #[arg(long)]
     pub(crate) resume: bool,
 }
@@ -306,7 +310,7 @@ pub(crate) struct ReportArgs {
     /// The rollout's name.
     pub(crate) name: String,
 
-    /// How to write it.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
     pub(crate) format: ReportFormat,
 
@@ -324,8 +328,8 @@ pub(crate) struct ReportArgs {
     )]
     pub(crate) class: Vec<String>,
 
-    /// Only devices that were not sent the message, did not take it, or could not do what it asks for: --class
-    /// not_sent,not_taken,not_applied.
+    /// Only devices that were not sent the message, did not accept it, or could not fulfil the
+    /// request: --class not_sent,not_taken,not_applied.
     #[arg(long, conflicts_with_all = ["outcome", "class"])]
     pub(crate) failed: bool,
 }
@@ -335,7 +339,7 @@ pub(crate) struct ExplainArgs {
     /// The rollout's name.
     pub(crate) rollout: String,
 
-    /// The device's id. It may begin with a `-`.
+    /// The device's id; may begin with a `-`.
     #[arg(allow_hyphen_values = true)]
     pub(crate) device: String,
 }
@@ -346,43 +350,47 @@ pub(crate) enum ReportFormat {
     Table,
     /// Comma-separated values with a header.
     Csv,
-    /// The same for spreadsheets: text that would be a formula begins with an apostrophe.
+    /// CSV for spreadsheets: an apostrophe precedes text that would be a formula.
     Spreadsheet,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Jsonl,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct HubArgs {
-    /// A fleet file (YAML). Default: 1000 refrigerators with the tags type (fridge), region (eu-north, eu-south, us-east,
-    /// us-west), ring (canary, early, main) and site (site-0000 ...), which report their firmware.
+    /// A fleet file (YAML). Default: 1000 refrigerators with the tags type (fridge), region
+    /// (eu-north, eu-south, us-east, us-west), ring (canary, early, main) and site (site-0000 ...);
+    /// the refrigerators report their firmware.
     #[arg(long, value_name = "FILE")]
     pub(crate) fleet: Option<PathBuf>,
 
-    /// Just so many devices, without a fleet file.
+    /// Number of devices, without a fleet file.
     #[arg(long, value_name = "N", conflicts_with = "fleet")]
     pub(crate) devices: Option<u64>,
 
-    /// Who may register at the Device Provisioning Service: a file (YAML or JSON) with an idScope, enrollments and
-    /// enrollmentGroups, in the words of the service. Default: one group for all devices, whose key is printed.
+    /// Enrollments of the Device Provisioning Service: a file (YAML or JSON) with an idScope,
+    /// enrollments and enrollmentGroups, in the terms of the service. Default: one group for all
+    /// devices; its key is printed.
     #[arg(long, value_name = "FILE")]
     pub(crate) dps_file: Option<PathBuf>,
 
-    /// Take tokens of Microsoft Entra ID, and be the token service: one principal, whose id and secret are printed, with
-    /// the role IoT Hub Data Contributor. It is also the managed identity at the control endpoint.
+    /// Accept tokens of Microsoft Entra ID, and emulate the token service with one principal with
+    /// the role IoT Hub Data Contributor; its id and secret are printed. The principal is also the
+    /// managed identity at the control endpoint.
     #[arg(long)]
     pub(crate) entra: bool,
 
-    /// As --entra, with the principals of a file (YAML or JSON): their ids, secrets, certificates, federated credentials
-    /// and roles.
+    /// Like --entra, with the principals of a file (YAML or JSON): ids, secrets, certificates,
+    /// federated credentials and roles.
     #[arg(long, value_name = "FILE", conflicts_with = "entra")]
     pub(crate) entra_file: Option<PathBuf>,
 
-    /// Refuse the keys of shared access policies, as a hub whose local authentication is disabled.
+    /// Refuse the keys of shared access policies, as a hub with disabled local authentication does.
     #[arg(long)]
     pub(crate) no_local_auth: bool,
 
-    /// The folder for the certificate, the connection string, and a configuration file to use with --config.
+    /// The folder for the certificate, the connection string, and a configuration file for
+    /// --config.
     #[arg(long, value_name = "DIR", default_value = "twincast-hub")]
     pub(crate) out: PathBuf,
 
@@ -390,35 +398,36 @@ pub(crate) struct HubArgs {
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) bind: IpAddr,
 
-    /// The hub's host name, as clients are to know it.
+    /// The hub's host name for clients.
     #[arg(long, default_value = "localhost")]
     pub(crate) host_name: String,
 
-    /// AMQP port; 0 takes a free one.
+    /// AMQP port; 0 chooses a free port.
     #[arg(long, default_value_t = 5671)]
     pub(crate) amqp_port: u16,
 
-    /// HTTPS port; 0 takes a free one. The official SDKs insist on 443.
+    /// HTTPS port; 0 chooses a free port. The official SDKs require 443.
     #[arg(long, default_value_t = 0)]
     pub(crate) https_port: u16,
 
-    /// MQTT port, for devices; 0 takes a free one. The official SDKs insist on 8883.
+    /// MQTT port, for devices; 0 chooses a free port. The official SDKs require 8883.
     #[arg(long, default_value_t = 0)]
     pub(crate) mqtt_port: u16,
 
-    /// Certificates (PEM) of the authorities whose certificates devices may present; may be given several times.
+    /// Certificates (PEM) of the authorities trusted for device certificates; may be given several
+    /// times.
     #[arg(long, value_name = "FILE")]
     pub(crate) device_ca: Vec<PathBuf>,
 
-    /// Port of the control endpoint (plain HTTP, loopback); 0 takes a free one.
+    /// Port of the control endpoint (plain HTTP, at the address of --bind); 0 chooses a free port.
     #[arg(long, default_value_t = 0)]
     pub(crate) control_port: u16,
 
-    /// The hub's tier, which its limits follow from.
+    /// The hub's tier; determines the limits.
     #[arg(long, value_enum, ignore_case = true, default_value_t = HubTier::S1)]
     pub(crate) tier: HubTier,
 
-    /// Units of the tier.
+    /// Number of units of the tier.
     #[arg(long, default_value_t = 1)]
     pub(crate) units: u32,
 
@@ -430,44 +439,45 @@ pub(crate) struct HubArgs {
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// How long a message waits for its device if it does not say so itself.
-    #[arg(long, value_name = "SPAN", default_value = "1h")]
-    pub(crate) default_ttl: Span,
+    /// Time to live of messages without their own.
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub(crate) default_ttl: HumanDuration,
 
-    /// How long feedback is collected before it is told.
-    #[arg(long, value_name = "SPAN", default_value = "15s")]
-    pub(crate) feedback_batching: Span,
+    /// Time for which feedback is collected before delivery.
+    #[arg(long, value_name = "DURATION", default_value = "15s")]
+    pub(crate) feedback_batching: HumanDuration,
 
-    /// How long a feedback message is hidden from others once it was handed out.
-    #[arg(long, value_name = "SPAN", default_value = "1m")]
-    pub(crate) feedback_lock: Span,
+    /// Lock duration of a delivered feedback message: hidden from other receivers.
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    pub(crate) feedback_lock: HumanDuration,
 
-    /// How many records a feedback message has at the most.
+    /// Maximum number of records per feedback message.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) feedback_records: usize,
 
-    /// How long a change of a reported property is missing in the answers to queries.
-    #[arg(long, value_name = "SPAN", default_value = "0s")]
-    pub(crate) query_lag: Span,
+    /// Delay until a change of a reported property appears in the answers to queries.
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub(crate) query_lag: HumanDuration,
 
-    /// Devices that are made over REST are connected and complete their messages. Default: they are disconnected.
+    /// Connect devices created over REST, so that they complete their messages. Default:
+    /// disconnected.
     #[arg(long)]
     pub(crate) added_devices_online: bool,
 
-    /// How far the hub's clock is ahead of this machine's.
-    #[arg(long, value_name = "SPAN", default_value = "0s")]
-    pub(crate) clock_ahead: Span,
+    /// Time by which the hub's clock is ahead of this machine's clock.
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub(crate) clock_ahead: HumanDuration,
 
-    /// How far it is behind.
+    /// Time by which the hub's clock is behind this machine's clock.
     #[arg(
         long,
-        value_name = "SPAN",
+        value_name = "DURATION",
         default_value = "0s",
         conflicts_with = "clock_ahead"
     )]
-    pub(crate) clock_behind: Span,
+    pub(crate) clock_behind: HumanDuration,
 
-    /// Fault switches to start with (JSON), as the control endpoint takes them.
+    /// Initial fault switches (JSON), in the format of the control endpoint.
     #[arg(long, value_name = "JSON")]
     pub(crate) faults: Option<String>,
 }
@@ -487,11 +497,11 @@ pub(crate) enum HubTier {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DemoArgs {
-    /// How many simulated devices.
+    /// Number of simulated devices.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(crate) devices: u64,
 
-    /// Serve the live page, also after the end, until Ctrl-C.
+    /// Serve the live page until Ctrl-C, also after the end.
     #[arg(long)]
     pub(crate) page: bool,
 }
@@ -504,26 +514,26 @@ pub(crate) struct SignArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SignAction {
-    /// Make and show keys.
+    /// Create and show keys.
     Key {
         #[command(subcommand)]
         action: KeyAction,
     },
     /// Write the signed message of an update.
     Update(SignUpdateArgs),
-    /// Check the signed message of an update, and show what is in it.
+    /// Verify the signed message of an update, and show its content.
     Verify(SignVerifyArgs),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyAction {
-    /// Make an ed25519 key (PKCS#8 in PEM) in a new file that only its owner can read.
+    /// Create an ed25519 key (PKCS#8 in PEM) in a new file, readable only by its owner.
     New {
         /// The file.
         #[arg(value_name = "KEYFILE")]
         file: PathBuf,
     },
-    /// Show a key's public half, as devices have it.
+    /// Show the public key, in the format for devices.
     Show {
         /// The file with the key.
         #[arg(value_name = "KEYFILE")]
@@ -533,11 +543,11 @@ pub(crate) enum KeyAction {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct SignUpdateArgs {
-    /// A file with a key; twice while devices change from one key to another.
+    /// A file with a key; give two keys while devices change from one key to another.
     #[arg(long, value_name = "KEYFILE", required = true)]
     pub(crate) key: Vec<PathBuf>,
 
-    /// What is updated: `update.name` of the devices.
+    /// Name of the updated software: `update.name` of the devices.
     #[arg(long)]
     pub(crate) name: String,
 
@@ -545,23 +555,24 @@ pub(crate) struct SignUpdateArgs {
     #[arg(long)]
     pub(crate) version: String,
 
-    /// Hardware that it is for: `update.hardware` of the devices. Default: any.
+    /// Compatible hardware: `update.hardware` of the devices. Default: any.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) hardware: Vec<String>,
 
-    /// Where devices fetch it: https, http or ftp.
+    /// Download URL for devices: https, http or ftp.
     #[arg(long)]
     pub(crate) url: String,
 
-    /// The file that is there.
+    /// The file behind the URL.
     #[arg(long, value_name = "FILE")]
     pub(crate) artifact: PathBuf,
 
-    /// From then on it is not installed any more: 2027-01-01T00:00:00Z.
+    /// Expiry: devices do not install the update from this time on, for example
+    /// 2027-01-01T00:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub(crate) expires: Option<String>,
 
-    /// Devices also install it if they run the same or a later version.
+    /// Install the update also on devices with the same or a later version.
     #[arg(long)]
     pub(crate) force: bool,
 
@@ -575,21 +586,22 @@ pub(crate) struct SignVerifyArgs {
     /// The signed message.
     pub(crate) file: PathBuf,
 
-    /// A public key that is trusted (base64).
+    /// A trusted public key (base64).
     #[arg(long, value_name = "KEY", required = true)]
     pub(crate) public_key: Vec<String>,
 
-    /// The artefact, whose size and SHA-256 are checked.
+    /// The artefact; its size and SHA-256 are checked.
     #[arg(long, value_name = "FILE")]
     pub(crate) artifact: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct TokenArgs {
-    /// Whose token it is: operations are recorded under this name.
+    /// Name of the bearer; operations are recorded under this name.
     pub(crate) name: String,
 
-    /// What its bearer may do: look; start, pause, resume and abort; decide on gates; all of it.
+    /// Rights of the bearer: viewer reads; operator starts, pauses, resumes and aborts; approver
+    /// decides on gates; admin does everything.
     #[arg(long, value_enum, default_value_t = TokenRole::Viewer)]
     pub(crate) role: TokenRole,
 }

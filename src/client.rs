@@ -1,11 +1,13 @@
-//! The HTTP API, asked: of a server, of the process that works on a state folder, or in this process, on a state folder or
-//! a Redis that is at hand. Commands ask it, and need not know which.
+//! A client of the HTTP API: of a server, of the process working on a state folder, or of a router
+//! in this process on a local state folder or Redis. Commands use the client without knowing the
+//! target.
 //!
 //! ```text
-//!  command ──▶ request ──▶ network │ socket │ router in this process ──▶ response ──▶ what was asked for | failure
+//!  command ──▶ request ──▶ network │ socket │ router in this process ──▶ response ──▶ result | failure
 //! ```
 //!
-//! Every request may be made twice ("twice is once", docs/api.md): operations by their keys. So what may pass is tried again.
+//! Every request may be repeated ("Repeated requests", docs/reference/api.md): operations carry
+//! keys. The client therefore retries transient errors.
 
 mod answer;
 
@@ -28,15 +30,15 @@ use tokio::time::Instant;
 use tower::ServiceExt as _;
 use twincast_core::ids::{CommandKey, DeviceId, RolloutName};
 use twincast_core::json::Json;
-use twincast_core::outcome::{Class, Outcome};
+use twincast_core::outcome::{Outcome, OutcomeClass};
 use twincast_core::time::Timestamp;
 use twincast_core::trace::TRACEPARENT;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::command::{Answer, Command, KEY_HEADER, Kind};
 use twincast_orchestrator::http::Api;
-use twincast_orchestrator::http::auth::{Caller, Door, Role};
-use twincast_orchestrator::view::devices::{Format, Wanted};
+use twincast_orchestrator::http::auth::{Access, Caller, Role};
+use twincast_orchestrator::view::devices::{DeviceFilter, Format};
 use twincast_orchestrator::view::explain::Explanation;
 use twincast_orchestrator::view::hubs::HubList;
 use twincast_orchestrator::view::plan::PlanView;
@@ -45,25 +47,25 @@ use twincast_retry::Policy;
 
 use crate::config::{Settings, address};
 use crate::engine;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
+use crate::http_client;
 use crate::otlp;
-use crate::peer;
 use crate::socket::{self, Socket};
-use crate::stores::{self, AnyStore, Reached};
+use crate::stores::{self, AnyStore, StoreAccess};
 use crate::summary::Summary;
 
-use answer::Trouble;
-pub(crate) use answer::of_refusal;
+use answer::RequestError;
+pub(crate) use answer::refusal_failure;
 
-/// How long it may take to be connected.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long a server may be silent in the midst of a stream.
-const SILENCE: Duration = Duration::from_secs(60);
-/// How long a process of this machine may take to answer; it waits for its disk, at the most.
+/// Time limit for establishing a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit for silence of a server in the middle of a stream.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time limit for an answer of a process on this machine; such a process waits at most for a disk.
 const FOLDER_TIMEOUT: Duration = Duration::from_secs(20);
-/// The most rollouts of a page.
-const PAGE: usize = 200;
-/// What stands in a URL for itself.
+/// Largest number of rollouts on a page.
+const MAX_PAGE_ROLLOUTS: usize = 200;
+/// Characters to percent-encode in a URL: all except the unreserved characters.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -72,40 +74,41 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
 
 /// A client of the API.
 pub(crate) struct Client {
-    to: To,
-    /// Up to and with `/api/v1`.
+    target: Target,
+    /// The URL prefix, up to and including `/api/v1`.
     base: String,
-    /// How long an answer is waited for, of another process.
+    /// Time limit for an answer of another process.
     timeout: Duration,
-    /// Who answers, as it is shown.
-    shown: String,
+    /// The name of the target in messages to the user.
+    target_name: String,
 }
 
-/// Who answers.
-enum To {
-    /// A server, which knows by tokens who asks.
+/// The target of requests.
+enum Target {
+    /// A server; identifies the caller by a token.
     Server { http: reqwest::Client },
-    /// The process that works on a state folder of this machine. It takes the name of who asks as it is given.
-    AtWork {
+    /// The process working on a state folder of this machine. The process accepts the caller's name
+    /// as given.
+    FolderOwner {
         http: reqwest::Client,
-        /// Its path may lead through what this holds open.
+        /// Keeps open the folder of the socket's path: a long path leads through the open folder.
         _socket: Socket,
     },
-    /// This process, on a store that is at hand: whoever has the right to it may do all.
-    Here { api: Router, store: AnyStore },
+    /// A router in this process, on a local store: access to the store confers all rights.
+    InProcess { api: Router, store: AnyStore },
 }
 
-/// The rollouts that have not ended, and the newest others.
+/// All active rollouts, and the newest ended rollouts.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     pub(crate) rows: Vec<RolloutRow>,
-    /// How many others there are; all of them have ended.
-    pub(crate) older: usize,
-    /// Those that a newer release has written.
-    pub(crate) newer: Vec<RolloutName>,
-    /// Those whose records are damaged.
+    /// The number of ended rollouts left out.
+    pub(crate) omitted: usize,
+    /// Rollouts written by a newer release.
+    pub(crate) of_newer_release: Vec<RolloutName>,
+    /// Rollouts with damaged records.
     pub(crate) damaged: Vec<RolloutName>,
-    /// That all rollouts are stopped, if that is so.
+    /// Present while all rollouts are stopped.
     pub(crate) stopped: Option<Stopped>,
 }
 
@@ -115,121 +118,125 @@ struct Page {
     rollouts: Vec<RolloutRow>,
     next: Option<String>,
     #[serde(default)]
-    newer: Vec<RolloutName>,
+    of_newer_release: Vec<RolloutName>,
     #[serde(default)]
     damaged: Vec<RolloutName>,
     stopped: Option<Stopped>,
 }
 
-/// Messages that could not be used.
+/// Dead letters: messages that could not be used.
 #[derive(Deserialize)]
-struct Letters {
+struct DeadLetterList {
     dead_letters: Vec<Value>,
 }
 
 impl Client {
-    /// Of the configured server; `None` when there is none. Nothing is dialled yet.
+    /// Returns a client of the configured server; `None` if no server is configured. Opens no
+    /// connection.
     pub(crate) fn of_server(settings: &Settings) -> Result<Option<Self>, Failure> {
         let from = &settings.server;
         let Some(url) = &from.url else {
             return Ok(None);
         };
         let base = base(url, from.allow_http)?;
-        let mut http = peer::builder("server", from.ca_file.as_deref(), &settings.base)?
-            .connect_timeout(CONNECT)
-            .tcp_keepalive(SILENCE);
+        let mut http = http_client::builder("server", from.ca_file.as_deref(), &settings.base)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_keepalive(SILENCE_TIMEOUT);
         if base.scheme() == "http" {
-            // What goes to this machine in clear must not leave it by way of a proxy.
+            // Cleartext requests to this machine must not leave the machine through a proxy.
             http = http.no_proxy();
         }
-        let headers = peer::shown("server", from, &settings.base).map_err(refused)?;
-        let mut shown = base.clone();
-        shown.set_path("");
+        let headers =
+            http_client::credential_headers("server", from, &settings.base).map_err(refused)?;
+        let mut server = base.clone();
+        server.set_path("");
         Ok(Some(Self {
-            to: To::Server {
-                http: peer::built(http.default_headers(headers))?,
+            target: Target::Server {
+                http: http_client::build(http.default_headers(headers))?,
             },
             base: base.into(),
             timeout: from.timeout.0,
-            shown: format!("the server at {}", shown.as_str().trim_end_matches('/')),
+            target_name: format!("the server at {}", server.as_str().trim_end_matches('/')),
         }))
     }
 
-    /// To look: of the configured server, else on the configured store, or of the process that works on it.
-    pub(crate) async fn to_look(settings: &Settings) -> Result<Self, Failure> {
+    /// Returns a client for reading: of the configured server; otherwise of the configured store,
+    /// or of the process working on the store.
+    pub(crate) async fn for_reading(settings: &Settings) -> Result<Self, Failure> {
         match Self::of_server(settings)? {
             Some(server) => Ok(server),
-            None => Self::of(stores::look(settings).await?, settings),
+            None => Self::of(stores::open_for_reading(settings).await?, settings),
         }
     }
 
-    /// To change what is in the state folder, which must be there.
+    /// Returns a client for changing the state folder, which must exist.
     pub(crate) async fn of_folder(settings: &Settings) -> Result<Self, Failure> {
-        Self::of(stores::folder(settings).await?, settings)
+        Self::of(stores::folder_for_changes(settings).await?, settings)
     }
 
-    fn of(reached: Reached, settings: &Settings) -> Result<Self, Failure> {
+    fn of(access: StoreAccess, settings: &Settings) -> Result<Self, Failure> {
         let base = "http://localhost/api/v1".to_owned();
-        let socket = match reached {
-            Reached::AtWork(socket) => socket,
-            Reached::Store(store) => {
+        let socket = match access {
+            StoreAccess::Owner(socket) => socket,
+            StoreAccess::Store(store) => {
                 return Ok(Self {
-                    to: To::Here {
+                    target: Target::InProcess {
                         api: api(&store, settings).router(),
                         store,
                     },
                     base,
                     timeout: Duration::MAX,
-                    shown: "the store".to_owned(),
+                    target_name: "the store".to_owned(),
                 });
             }
         };
-        let http = peer::builder("", None, &settings.base)?.unix_socket(socket.path());
+        let http = http_client::builder("", None, &settings.base)?.unix_socket(socket.path());
         Ok(Self {
-            to: To::AtWork {
-                http: peer::built(http)?,
+            target: Target::FolderOwner {
+                http: http_client::build(http)?,
                 _socket: socket,
             },
             base,
             timeout: FOLDER_TIMEOUT,
-            shown: format!("the twincast that works on {}", settings.state.display()),
+            target_name: format!("the twincast process using {}", settings.state.display()),
         })
     }
 
-    /// The same with another limit on how long an answer is waited for.
+    /// Returns the client with another time limit for an answer.
     pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// The state folder, if nobody works on it: what is there stays as it is.
-    pub(crate) fn still(&self) -> Option<&Arc<EmbeddedStore>> {
-        match &self.to {
-            To::Here { store, .. } => store.folder(),
-            To::Server { .. } | To::AtWork { .. } => None,
+    /// Returns the state folder if no process works on the folder: the state stays unchanged.
+    pub(crate) fn idle_folder(&self) -> Option<&Arc<EmbeddedStore>> {
+        match &self.target {
+            Target::InProcess { store, .. } => store.folder(),
+            Target::Server { .. } | Target::FolderOwner { .. } => None,
         }
     }
 
-    /// It asks a process that works on a state folder. When that does not answer any more, the folder is to be opened.
-    pub(crate) fn is_at_work(&self) -> bool {
-        matches!(self.to, To::AtWork { .. })
+    /// Returns true if the target is a process working on a state folder. Once the process stops
+    /// answering, open the folder instead.
+    pub(crate) fn is_folder_owner(&self) -> bool {
+        matches!(self.target, Target::FolderOwner { .. })
     }
 
-    /// How often it may be asked for one thing.
+    /// Returns the minimum interval between polls of the same resource.
     pub(crate) fn pace(&self) -> Duration {
-        match self.to {
-            To::Here { .. } => Duration::from_millis(500),
-            To::Server { .. } | To::AtWork { .. } => Duration::from_secs(1),
+        match self.target {
+            Target::InProcess { .. } => Duration::from_millis(500),
+            Target::Server { .. } | Target::FolderOwner { .. } => Duration::from_secs(1),
         }
     }
 
-    /// Lets go of the store.
+    /// Closes the store.
     pub(crate) async fn close(&self) {
-        if let To::Here { store, .. } = &self.to {
+        if let Target::InProcess { store, .. } = &self.target {
             store.close().await;
         }
     }
 
-    /// Has a command done.
+    /// Performs a command.
     pub(crate) async fn command(&self, command: &Command) -> Result<Answer, Failure> {
         let name = command.rollout.as_ref();
         let kind = command.name();
@@ -249,25 +256,25 @@ impl Client {
         };
         let body = match body {
             Some(spec) => spec,
-            None => Json::of(&said(command)).map_err(|error| refused(error.into()))?,
+            None => Json::of(&command_body(command)).map_err(|error| refused(error.into()))?,
         };
         let key = command.key.as_ref();
         let by = command.by.as_deref();
-        let asked = Asked::Post {
+        let request_kind = RequestKind::Post {
             body: &body,
             key,
             by,
         };
-        self.json(asked, &path, &[]).await
+        self.json(request_kind, &path, &[]).await
     }
 
-    /// A rollout as it is now.
+    /// Returns the current state of a rollout.
     pub(crate) async fn rollout(&self, name: &str) -> Result<RolloutView, Failure> {
         let name = rollout_name(name)?;
         self.get(&["rollouts", name.as_str()]).await
     }
 
-    /// A rollout, and what became of its devices.
+    /// Returns a rollout and the outcomes of the rollout's devices.
     pub(crate) async fn summary(&self, name: &str) -> Result<Summary, Failure> {
         Ok(Summary {
             rollout: self.rollout(name).await?,
@@ -275,34 +282,36 @@ impl Client {
         })
     }
 
-    /// Where a device is in a rollout, why, and what it waits for.
+    /// Explains a device's position in a rollout: the place, the reason, and the awaited condition.
     pub(crate) async fn explain(
         &self,
         name: &str,
         device: &DeviceId,
     ) -> Result<Explanation, Failure> {
         let name = rollout_name(name)?;
-        let is_here = matches!(self.to, To::Here { .. });
-        if matches!(device.as_str(), "." | "..") && !is_here {
-            // No URL can name it: these are steps of a path, also when they are encoded.
-            let message = format!("device {device} cannot be asked for over HTTP");
+        let is_in_process = matches!(self.target, Target::InProcess { .. });
+        if matches!(device.as_str(), "." | "..") && !is_in_process {
+            // `.` and `..` are path steps even when percent-encoded, so no URL can name such a
+            // device.
+            let message = format!("device {device} cannot be requested over HTTP");
             return Err(Failure::message(ExitCode::Refused, message)
-                .hint("ask the store: configure redis.url or --state, and no server"));
+                .hint("read the store directly: set redis.url or --state, and no server"));
         }
         let path = ["rollouts", name.as_str(), "devices", device.as_str()];
         self.get(&path).await
     }
 
-    /// The rollouts that have not ended, and the newest others: `most` at the most, unless more have not ended.
+    /// Returns all active rollouts and the newest ended rollouts: `most` at most, unless more are
+    /// active.
     pub(crate) async fn newest(&self, most: usize) -> Result<Listing, Failure> {
-        let limit = PAGE.to_string();
+        let limit = MAX_PAGE_ROLLOUTS.to_string();
         let mut all = Listing::default();
         let mut after = String::new();
         loop {
             let part = [("limit", &*limit), ("after", &after)];
-            let page: Page = self.json(Asked::Get, &["rollouts"], &part).await?;
+            let page: Page = self.json(RequestKind::Get, &["rollouts"], &part).await?;
             all.rows.extend(page.rollouts);
-            all.newer.extend(page.newer);
+            all.of_newer_release.extend(page.of_newer_release);
             all.damaged.extend(page.damaged);
             all.stopped = page.stopped;
             match page.next {
@@ -310,155 +319,162 @@ impl Client {
                 None => break,
             }
         }
-        let stands = |row: &RolloutRow| (row.state.is_ended(), row.created_at);
-        all.older = cut_to(&mut all.rows, most, stands);
+        let end_and_start = |row: &RolloutRow| (row.state.is_ended(), row.created_at);
+        all.omitted = sort_and_truncate(&mut all.rows, most, end_and_start);
         Ok(all)
     }
 
-    /// What a spec would come to. It may take hours, and is asked for once: each time costs the hubs' quota for queries.
+    /// Plans a spec without starting a rollout. Planning may take hours. The request is sent only
+    /// once, because every plan costs the hubs' query quota.
     pub(crate) async fn plan(&self, spec: &Json) -> Result<PlanView, Failure> {
-        let asked = Asked::Post {
+        let request_kind = RequestKind::Post {
             body: spec,
             key: None,
             by: None,
         };
-        let response = self.send(self.request(asked, &["plan"], &[])).await;
-        self.read(response.map_err(|trouble| trouble.failure(&self.shown))?)
+        let response = self.send(self.request(request_kind, &["plan"], &[])).await;
+        self.read(response.map_err(|error| error.failure(&self.target_name))?)
             .await
     }
 
-    /// The hubs, with what they have to give.
+    /// Returns the hubs, with quotas and the current state of the limiters.
     pub(crate) async fn hubs(&self) -> Result<HubList, Failure> {
         self.get(&["hubs"]).await
     }
 
-    /// The oldest hundred of the messages that could not be used.
+    /// Returns the oldest hundred dead letters.
     pub(crate) async fn dead_letters(&self) -> Result<Vec<Value>, Failure> {
-        let letters: Letters = self.get(&["dead-letters"]).await?;
-        Ok(letters.dead_letters)
+        let list: DeadLetterList = self.get(&["dead-letters"]).await?;
+        Ok(list.dead_letters)
     }
 
-    /// The devices of a rollout that are wanted, as text in pieces. What has come in part is not asked for again.
+    /// Returns the selected devices of a rollout, as text in pieces. A partly received answer is
+    /// not requested again.
     pub(crate) async fn devices(
         &self,
         name: &str,
-        wanted: &Wanted,
+        filter: &DeviceFilter,
         format: Format,
     ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
         let name = rollout_name(name)?;
-        let (of, names): (_, Vec<_>) = match wanted {
-            Wanted::Outcomes(outcomes) => {
+        let (of, names): (_, Vec<_>) = match filter {
+            DeviceFilter::Outcomes(outcomes) => {
                 let names = outcomes.iter().copied().map(Outcome::as_str);
                 ("outcome", names.collect())
             }
-            Wanted::Classes(classes) => {
-                let names = classes.iter().copied().map(Class::as_str);
+            DeviceFilter::Classes(classes) => {
+                let names = classes.iter().copied().map(OutcomeClass::as_str);
                 ("class", names.collect())
             }
         };
         let names = names.join(",");
-        let how = [(of, &*names), ("format", format.as_str())];
+        let query = [(of, &*names), ("format", format.as_str())];
         let path = ["rollouts", name.as_str(), "export"];
-        let response = self.ask(Asked::Get, &path, &how).await?;
+        let response = self.ask(RequestKind::Get, &path, &query).await?;
         let pieces = response.into_body().into_data_stream();
-        if let To::Here { .. } = self.to {
+        if let Target::InProcess { .. } = self.target {
             let pieces = pieces.map(|piece| piece.map_err(engine::store_failure));
             return Ok(pieces.boxed());
         }
-        let shown = self.shown.clone();
+        let target_name = self.target_name.clone();
         let pieces = stream::try_unfold(pieces, move |mut pieces| {
-            let shown = shown.clone();
+            let target_name = target_name.clone();
             async move {
-                let piece = tokio::time::timeout(SILENCE, pieces.next()).await;
-                let trouble = match piece {
+                let piece = tokio::time::timeout(SILENCE_TIMEOUT, pieces.next()).await;
+                let error = match piece {
                     Ok(None) => return Ok(None),
                     Ok(Some(Ok(piece))) => return Ok(Some((piece, pieces))),
-                    Ok(Some(Err(error))) => Trouble::Transit(error.into()),
-                    Err(_) => Trouble::Silent { after: SILENCE },
+                    Ok(Some(Err(error))) => RequestError::Transit(error.into()),
+                    Err(_) => RequestError::Silent {
+                        after: SILENCE_TIMEOUT,
+                    },
                 };
-                let error = anyhow::Error::new(trouble)
-                    .context(format!("{shown} broke off: the devices are not complete"));
-                Err(Failure::new(ExitCode::Services, error).hint("do it again"))
+                let error = anyhow::Error::new(error).context(format!(
+                    "the answer of {target_name} broke off: the list of devices is incomplete"
+                ));
+                Err(Failure::new(ExitCode::Services, error).hint("run the command again"))
             }
         });
         Ok(pieces.boxed())
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
-        self.json(Asked::Get, path, &[]).await
+        self.json(RequestKind::Get, path, &[]).await
     }
 
     async fn json<T: DeserializeOwned>(
         &self,
-        asked: Asked<'_>,
+        request_kind: RequestKind<'_>,
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<T, Failure> {
-        let response = self.ask(asked, path, query).await?;
+        let response = self.ask(request_kind, path, query).await?;
         self.read(response).await
     }
 
     async fn read<T: DeserializeOwned>(&self, response: Response<Body>) -> Result<T, Failure> {
-        let read = tokio::time::timeout(SILENCE, answer::body(response)).await;
-        let read = read.unwrap_or(Err(Trouble::Silent { after: SILENCE }));
-        let body = read.map_err(|trouble| trouble.failure(&self.shown))?;
+        let read = tokio::time::timeout(SILENCE_TIMEOUT, answer::body(response)).await;
+        let read = read.unwrap_or(Err(RequestError::Silent {
+            after: SILENCE_TIMEOUT,
+        }));
+        let body = read.map_err(|error| error.failure(&self.target_name))?;
         serde_json::from_slice(&body).map_err(|error| {
-            let doing = format!("the answer of {} is not understood", self.shown);
+            let doing = format!("cannot parse the answer of {}", self.target_name);
             Failure::new(
                 ExitCode::Unexpected,
                 anyhow::Error::new(error).context(doing),
             )
-            .hint("is it an older or newer twincast? Ask it with its own version")
+            .hint("use the same release of twincast as the server")
         })
     }
 
-    /// Asks until it is answered, as long as what is in the way may pass and there is time.
+    /// Sends a request until answered, as long as errors are transient and time is left.
     async fn ask(
         &self,
-        asked: Asked<'_>,
+        request_kind: RequestKind<'_>,
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Response<Body>, Failure> {
-        let request = self.request(asked, path, query);
-        if let To::Here { .. } = self.to {
-            // The store has tried again what it can.
+        let request = self.request(request_kind, path, query);
+        if let Target::InProcess { .. } = self.target {
+            // The store has already retried.
             let answered = self.send(request).await;
-            return answered.map_err(|trouble| trouble.failure(&self.shown));
+            return answered.map_err(|error| error.failure(&self.target_name));
         }
         let until = Instant::now() + self.timeout;
         let mut delays = Policy::http_transient().delays();
         loop {
-            let silent = Trouble::Silent {
+            let silent = RequestError::Silent {
                 after: self.timeout,
             };
             let answered = tokio::time::timeout_at(until, self.send(request.clone())).await;
-            let trouble = match answered.unwrap_or(Err(silent)) {
+            let error = match answered.unwrap_or(Err(silent)) {
                 Ok(response) => return Ok(response),
-                Err(trouble) => trouble,
+                Err(error) => error,
             };
-            let wait = trouble.may_pass().then(|| delays.next_delay()).flatten();
-            let wait = wait.map(|wait| wait.max(trouble.retry_after()));
+            let wait = error.is_transient().then(|| delays.next_delay()).flatten();
+            let wait = wait.map(|wait| wait.max(error.retry_after()));
             match wait.filter(|wait| Instant::now() + *wait < until) {
                 Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(trouble.failure(&self.shown)),
+                None => return Err(error.failure(&self.target_name)),
             }
         }
     }
 
-    /// Asks once.
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, Trouble> {
-        let response = match &self.to {
-            To::Server { http } | To::AtWork { http, .. } => {
-                let request = reqwest::Request::try_from(request).map_err(Trouble::transit)?;
-                let response = http.execute(request).await.map_err(Trouble::transit)?;
+    /// Sends a request once.
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, RequestError> {
+        let response = match &self.target {
+            Target::Server { http } | Target::FolderOwner { http, .. } => {
+                let request = reqwest::Request::try_from(request).map_err(RequestError::transit)?;
+                let response = http.execute(request).await.map_err(RequestError::transit)?;
                 Response::from(response).map(Body::new)
             }
-            To::Here { api, .. } => {
+            Target::InProcess { api, .. } => {
                 let answered = api.clone().oneshot(request.map(Body::from)).await;
                 answered.unwrap_or_else(|never| match never {})
             }
         };
-        answer::good(response).await
+        answer::check_status(response).await
     }
 
     fn url(&self, path: &[&str], query: &[(&str, &str)]) -> String {
@@ -472,16 +488,21 @@ impl Client {
         format!("{}{}{mark}{query}", self.base, path.collect::<String>())
     }
 
-    fn request(&self, asked: Asked<'_>, path: &[&str], query: &[(&str, &str)]) -> Request<Bytes> {
+    fn request(
+        &self,
+        request_kind: RequestKind<'_>,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Request<Bytes> {
         let mut request = Request::builder()
             .uri(self.url(path, query))
             .header(ACCEPT, "application/json, */*");
         if let Some(caller) = otlp::caller() {
             request = request.header(TRACEPARENT, caller.to_string());
         }
-        let (body, key, by) = match asked {
-            Asked::Get => (Bytes::new(), None, None),
-            Asked::Post { body, key, by } => {
+        let (body, key, by) = match request_kind {
+            RequestKind::Get => (Bytes::new(), None, None),
+            RequestKind::Post { body, key, by } => {
                 request = request.method(Method::POST);
                 request = request.header(CONTENT_TYPE, "application/json");
                 (Bytes::from(body.as_str().to_owned()), key, by)
@@ -490,15 +511,15 @@ impl Client {
         if let Some(key) = key {
             request = request.header(KEY_HEADER, key.as_str());
         }
-        match &self.to {
-            To::Server { .. } => {}
-            To::AtWork { .. } => {
+        match &self.target {
+            Target::Server { .. } => {}
+            Target::FolderOwner { .. } => {
                 let by = by.and_then(|by| HeaderValue::from_bytes(by.as_bytes()).ok());
                 if let Some(by) = by {
                     request = request.header(socket::BY, by);
                 }
             }
-            To::Here { .. } => {
+            Target::InProcess { .. } => {
                 let by = by.unwrap_or("somebody").to_owned();
                 request = request.extension(Caller::new(by, Role::Admin));
             }
@@ -508,69 +529,80 @@ impl Client {
     }
 }
 
-/// The API on a store that is at hand. Plans are not asked of it, for they need hubs; nobody else asks, so a request may
-/// take as long as it does.
+/// Returns the API of a local store. Plans need hubs, so this API serves no plans. This process is
+/// the only caller, so requests have no time limit.
 fn api(store: &AnyStore, settings: &Settings) -> Api {
     Api {
         store: store.shared(),
         queue: None,
         limits: settings.limits(),
         hubs: Hubs::default(),
-        intake: Arc::new(engine::intake_of(store.shared(), store.roster(), settings)),
-        letters: None,
-        door: Arc::new(Door::Known),
+        executor: Arc::new(engine::command_executor(
+            store.shared(),
+            store.registry(),
+            settings,
+        )),
+        dead_letters: None,
+        access: Arc::new(Access::Provided),
         status: Arc::default(),
-        time: Duration::MAX,
+        request_timeout: Duration::MAX,
     }
 }
 
-/// Sorts what `stands` says has ended, and when it began, for a list: what has not ended first, and the newest first. Cuts
-/// it to `most`, or to all that have not ended if those are more; gives how many were cut off.
-fn cut_to<T>(list: &mut Vec<T>, most: usize, stands: impl Fn(&T) -> (bool, Timestamp)) -> usize {
+/// Sorts `list`: active entries first, then newest first. `end_and_start` returns for an entry
+/// whether the entry has ended, and the start time. Truncates the list to `most`, or to all active
+/// entries if more are active; returns the number of removed entries.
+fn sort_and_truncate<T>(
+    list: &mut Vec<T>,
+    most: usize,
+    end_and_start: impl Fn(&T) -> (bool, Timestamp),
+) -> usize {
     list.sort_by_key(|it| {
-        let (is_ended, began) = stands(it);
+        let (is_ended, began) = end_and_start(it);
         (is_ended, std::cmp::Reverse(began))
     });
-    let active = list.partition_point(|it| !stands(it).0);
+    let active = list.partition_point(|it| !end_and_start(it).0);
     let cut = list.len().saturating_sub(most.max(active));
     list.truncate(list.len() - cut);
     cut
 }
 
-/// A rollout's name, as a user gave it.
+/// Parses a rollout's name given by a user.
 fn rollout_name(name: &str) -> Result<RolloutName, Failure> {
     RolloutName::new(name).map_err(|error| Failure::new(ExitCode::Refused, error))
 }
 
-/// What a request asks for. One that changes something has a key, by which it is known when it is made again.
+/// The kind of a request. A request with side effects has a key; the key identifies a repeated
+/// request.
 #[derive(Clone, Copy)]
-enum Asked<'a> {
+enum RequestKind<'a> {
     Get,
     Post {
         body: &'a Json,
         key: Option<&'a CommandKey>,
-        /// Who asks, where no token says it.
+        /// The caller's name, for targets without tokens.
         by: Option<&'a str>,
     },
 }
 
-/// What an operation's body says of a command.
-fn said(command: &Command) -> Value {
-    let mut said = serde_json::to_value(command).expect("a command is plain data");
-    if let Some(fields) = said.as_object_mut() {
-        // The path says these, a header, and the token whose name it is done under.
+/// Returns the JSON body of an operation.
+fn command_body(command: &Command) -> Value {
+    let mut command_body = serde_json::to_value(command).expect("a command is plain data");
+    if let Some(fields) = command_body.as_object_mut() {
+        // The path carries `command` and `rollout`, a header carries `key`, and the token or a
+        // header names the caller.
         for elsewhere in ["command", "rollout", "key", "by"] {
             fields.remove(elsewhere);
         }
     }
-    said
+    command_body
 }
 
 fn refused(error: anyhow::Error) -> Failure {
     Failure::new(ExitCode::Refused, error)
 }
 
-/// The address of a server's API.
+/// Returns the base URL of a server's API.
 fn base(url: &str, allow_http: bool) -> Result<Url, Failure> {
     let problem = |what: &dyn std::fmt::Display| {
         Failure::message(ExitCode::Refused, format!("--server: {what}"))
@@ -580,7 +612,7 @@ fn base(url: &str, allow_http: bool) -> Result<Url, Failure> {
     let path = path.strip_suffix("/api/v1").unwrap_or(path);
     let path = format!("{path}/api/v1");
     base.set_path(&path);
-    // The HTTP library takes a little less than the standard of addresses.
+    // The HTTP library accepts slightly fewer URLs than the URL standard.
     match base.as_str().parse::<Uri>() {
         Ok(_) => Ok(base),
         Err(error) => Err(problem(&error)),

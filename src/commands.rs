@@ -1,4 +1,4 @@
-//! The commands, a file each.
+//! The commands, a file per command.
 
 pub(crate) mod agent;
 pub(crate) mod change;

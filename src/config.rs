@@ -3,8 +3,8 @@
 mod auth;
 mod hubs;
 mod oidc;
-mod peer;
 mod redis;
+mod remote_server;
 mod values;
 
 use std::collections::BTreeMap;
@@ -15,26 +15,27 @@ use config::{Config, Environment, File, FileFormat, ValueKind};
 use serde::{Deserialize, Serialize};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
-use twincast_core::spec::{Document, Given, Span};
+use twincast_core::spec::{Document, HumanDuration, InputValue};
 use twincast_orchestrator::retention::Retention;
 use twincast_secret::SecretSource;
 
 pub(crate) use auth::AuthSettings;
 pub(crate) use hubs::HubSettings;
 pub(crate) use oidc::OidcSettings;
-pub(crate) use peer::{HttpPeer, address, endpoint};
 pub(crate) use redis::RedisSettings;
+pub(crate) use remote_server::{RemoteServerSettings, address, endpoint};
 pub(crate) use values::{SecretText, Share, source_of};
 
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::textfile;
 
 const DEFAULTS: &str = include_str!("default.toml");
 
-/// A device may answer for an hour after its rollout, and people look at what has just ended.
-const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
+/// The shortest retention: a device may answer up to an hour after the end of a rollout, and users
+/// look at recently ended rollouts.
+const MIN_KEEP: Duration = Duration::from_secs(3600);
 
-/// Everything that can be set.
+/// The whole configuration.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Settings {
     pub(crate) state: PathBuf,
@@ -46,12 +47,12 @@ pub(crate) struct Settings {
     pub(crate) redis: RedisSettings,
     pub(crate) http: HttpSettings,
     pub(crate) api: ApiSettings,
-    pub(crate) server: HttpPeer,
-    pub(crate) prometheus: HttpPeer,
-    pub(crate) otlp: HttpPeer,
+    pub(crate) server: RemoteServerSettings,
+    pub(crate) prometheus: RemoteServerSettings,
+    pub(crate) otlp: RemoteServerSettings,
     pub(crate) traces: TraceSettings,
     pub(crate) hubs: BTreeMap<HubName, HubSettings>,
-    /// Relative paths are below the configuration file's folder.
+    /// The base of relative paths: the folder of the configuration file.
     #[serde(skip)]
     pub(crate) base: PathBuf,
 }
@@ -65,7 +66,7 @@ pub(crate) struct LogSettings {
 }
 
 impl LogSettings {
-    /// The filter that is set, or the default.
+    /// Returns the configured filter, or the default.
     pub(crate) fn filter_for(&self, is_service: bool) -> &str {
         let default = if is_service { "info" } else { "warn" };
         self.filter.as_deref().unwrap_or(default)
@@ -89,15 +90,15 @@ pub(crate) struct WorkerSettings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunSettings {
-    pub(crate) give_up_after: Span,
+    pub(crate) give_up_after: HumanDuration,
 }
 
-/// Which rollouts are deleted after their end. Without `keep`, none.
+/// Retention of ended rollouts. Without `keep`, no rollout is deleted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RetentionSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
-    keep: Option<Span>,
+    keep: Option<HumanDuration>,
     keep_at_least: u32,
 }
 
@@ -110,7 +111,7 @@ impl RetentionSettings {
     }
 }
 
-/// RabbitMQ. Needed by the processes of the distributed engine only.
+/// RabbitMQ. Needed only by the processes of the distributed engine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AmqpSettings {
@@ -124,19 +125,19 @@ pub(crate) struct AmqpSettings {
 }
 
 impl AmqpSettings {
-    /// Commands go there.
+    /// Returns true if commands go to RabbitMQ.
     pub(crate) fn is_configured(&self) -> bool {
         self.url.is_some() || self.url_file.is_some()
     }
 }
 
 impl Settings {
-    /// There are services, so rollouts are not in a state folder.
+    /// Returns true if services are configured, so rollouts are not in a state folder.
     pub(crate) fn is_distributed(&self) -> bool {
         self.amqp.is_configured() || self.redis.is_configured()
     }
 
-    /// How fast each hub may be used.
+    /// Returns the limits of each hub.
     pub(crate) fn limits(&self) -> BTreeMap<HubName, HubLimits> {
         let hubs = self.hubs.iter();
         hubs.map(|(name, hub)| (name.clone(), hub.limits()))
@@ -144,7 +145,7 @@ impl Settings {
     }
 }
 
-/// What is told of rollouts' traces.
+/// Settings of rollouts' traces.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TraceSettings {
@@ -176,7 +177,7 @@ pub(crate) struct ApiSettings {
     pub(crate) tls_key_file: Option<PathBuf>,
 }
 
-/// The source of a URL with a password: the setting itself, or a file.
+/// Returns the source of a URL with a password: the setting itself, or a file.
 pub(crate) fn secret_source(
     section: &str,
     url: Option<&SecretText>,
@@ -191,26 +192,27 @@ pub(crate) fn secret_source(
     source_of(&format!("{section}.url"), url, file, base).ok_or_else(|| {
         let variable = section.to_uppercase();
         refused(format!("{section}.url is not configured")).hint(format!(
-            "give it in the configuration file, or as TWINCAST__{variable}__URL; `scripts/services up` starts a private RabbitMQ and Redis and prints both"
+            "set it in the configuration file, or as TWINCAST__{variable}__URL; `scripts/services \
+             up` starts a private RabbitMQ and Redis and prints both URLs"
         ))
     })
 }
 
-/// What flags may override.
+/// Settings from flags, and the token from the environment: these override all other sources.
 #[derive(Debug, Default)]
 pub(crate) struct Overrides {
     pub(crate) state: Option<PathBuf>,
     pub(crate) log: Option<String>,
     pub(crate) server: Option<String>,
-    /// What the environment has as `TWINCAST_TOKEN`: a secret is no argument.
+    /// The value of `TWINCAST_TOKEN`: a secret is never passed as an argument.
     pub(crate) token: Option<String>,
 }
 
 impl Settings {
-    /// Puts the configuration together.
+    /// Loads the configuration from all sources.
     ///
     /// # Errors
-    /// Everything that is wrong with it, at once.
+    /// All mistakes in the configuration at once.
     pub(crate) fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, Failure> {
         let environment = Environment::with_prefix("TWINCAST")
             .prefix_separator("__")
@@ -248,12 +250,13 @@ impl Settings {
             base = path.parent().map(Path::to_owned).unwrap_or_default();
         }
         let read = builder.add_source(environment).build().map_err(refused)?;
-        // As all paths of a file, it is seen from there; a variable's is seen from where the command is given.
+        // Like all paths in a file, the state's path in a file is relative to the file's folder;
+        // the state's path in a variable is relative to the current directory.
         if let ValueKind::Table(values) = &read.cache.kind {
             let origin = values.get("state").and_then(config::Value::origin);
             is_of_file &= origin != Some("the environment");
         }
-        let Given::Map(values) = given(read.cache) else {
+        let InputValue::Map(values) = input_value(read.cache) else {
             unreachable!("a configuration is a table");
         };
         let mut sections = Sections {
@@ -268,7 +271,7 @@ impl Settings {
             let problems = sections.problems.join("\n  ");
             return Err(Failure::message(
                 ExitCode::Refused,
-                format!("the configuration from {origin} is refused:\n  {problems}"),
+                format!("the configuration from {origin} is invalid:\n  {problems}"),
             ));
         };
         Ok(settings.with(overrides))
@@ -291,7 +294,7 @@ impl Settings {
     }
 }
 
-/// What a parser says, without the lines of the file that it shows: there may be a secret in them.
+/// Returns a parser's message without the quoted lines of the file: the lines may contain a secret.
 fn without_lines(words: &str) -> String {
     let is_said = |line: &&str| {
         let mark = line
@@ -303,42 +306,43 @@ fn without_lines(words: &str) -> String {
     said.collect::<Vec<_>>().join(": ")
 }
 
-/// What a source gives. A variable of the environment is a text, whatever it looks like.
-fn given(value: config::Value) -> Given {
+/// Converts a value of a source. A variable of the environment is always a text.
+fn input_value(value: config::Value) -> InputValue {
     let is_of_environment = value.origin() == Some("the environment");
     match value.kind {
-        ValueKind::Nil => Given::Nothing,
-        ValueKind::Boolean(value) => Given::Bool(value),
-        ValueKind::I64(number) => Given::Number(number.to_string()),
-        ValueKind::I128(number) => Given::Number(number.to_string()),
-        ValueKind::U64(number) => Given::Number(number.to_string()),
-        ValueKind::U128(number) => Given::Number(number.to_string()),
-        ValueKind::Float(number) => Given::Number(number.to_string()),
-        ValueKind::String(text) if is_of_environment => Given::Word(text),
-        ValueKind::String(text) => Given::Text(text),
-        ValueKind::Array(items) => Given::List(items.into_iter().map(given).collect()),
+        ValueKind::Nil => InputValue::Nothing,
+        ValueKind::Boolean(value) => InputValue::Bool(value),
+        ValueKind::I64(number) => InputValue::Number(number.to_string()),
+        ValueKind::I128(number) => InputValue::Number(number.to_string()),
+        ValueKind::U64(number) => InputValue::Number(number.to_string()),
+        ValueKind::U128(number) => InputValue::Number(number.to_string()),
+        ValueKind::Float(number) => InputValue::Number(number.to_string()),
+        ValueKind::String(text) if is_of_environment => InputValue::UntypedText(text),
+        ValueKind::String(text) => InputValue::Text(text),
+        ValueKind::Array(items) => InputValue::List(items.into_iter().map(input_value).collect()),
         ValueKind::Table(entries) => {
             let mut entries: Vec<_> = entries.into_iter().collect();
             entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-            Given::Map(
+            InputValue::Map(
                 entries
                     .into_iter()
-                    .map(|(key, it)| (key, given(it)))
+                    .map(|(key, it)| (key, input_value(it)))
                     .collect(),
             )
         }
     }
 }
 
-/// Reads section by section, so that a mistake in one does not hide those in another.
+/// Reads the configuration section by section, so a mistake in a section hides no mistake in
+/// another section.
 struct Sections {
-    values: BTreeMap<String, Given>,
+    values: BTreeMap<String, InputValue>,
     problems: Vec<String>,
 }
 
 impl Sections {
-    /// All sections. `base` is the folder of the configuration file; paths are relative to it, the state's if it
-    /// `is_of_file`.
+    /// Reads all sections. `base` is the folder of the configuration file, and the base of relative
+    /// paths; of the state's path only if the path `is_of_file`.
     fn settings(&mut self, base: PathBuf, is_of_file: bool) -> Option<Settings> {
         let state: Option<PathBuf> = self.take("state");
         let log = self.take("log");
@@ -349,13 +353,13 @@ impl Sections {
         let redis = self.take("redis");
         let http = self.take("http");
         let api = self.take("api");
-        let server = self.take_peer("server");
-        let prometheus = self.take_peer("prometheus");
-        let otlp = self.take_peer("otlp");
+        let server = self.take_remote_server("server");
+        let prometheus = self.take_remote_server("prometheus");
+        let otlp = self.take_remote_server("otlp");
         let traces = self.take("traces");
         let hubs = self.take_hubs();
         self.check_bounds(worker.as_ref(), retention.as_ref(), api.as_ref());
-        for (at, otherwise) in redis.iter().flat_map(RedisSettings::mistakes) {
+        for (at, otherwise) in redis.iter().flat_map(RedisSettings::problems) {
             self.check(false, &at, &otherwise);
         }
         let unknown: Vec<_> = self.values.keys().cloned().collect();
@@ -363,7 +367,8 @@ impl Sections {
             self.check(
                 false,
                 &key,
-                "is not a key; the keys are state, log, worker, run, retention, amqp, redis, http, api, server, prometheus, otlp, traces and hubs",
+                "is not a key; allowed: state, log, worker, run, retention, amqp, redis, http, \
+                 api, server, prometheus, otlp, traces and hubs",
             );
         }
         let state = state?;
@@ -399,22 +404,22 @@ impl Sections {
             self.check(window, "worker.window", "must be 1 to 10000");
         }
         if let Some(keep) = retention.and_then(|it| it.keep) {
-            let is_long = keep.0 >= SHORTEST_KEEP;
+            let is_long = keep.0 >= MIN_KEEP;
             self.check(is_long, "retention.keep", "must be 1h or more");
         }
         let oidc = api.and_then(|api| api.oidc.as_ref());
-        for (at, otherwise) in oidc.into_iter().flat_map(OidcSettings::mistakes) {
+        for (at, otherwise) in oidc.into_iter().flat_map(OidcSettings::problems) {
             self.check(false, at, otherwise);
         }
     }
 
     fn take<T: serde::de::DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        let value = self.values.remove(key).unwrap_or(Given::Nothing);
+        let value = self.values.remove(key).unwrap_or(InputValue::Nothing);
         self.read(key, value)
     }
 
-    fn read<T: serde::de::DeserializeOwned>(&mut self, at: &str, value: Given) -> Option<T> {
-        match Document::given(at, value).read() {
+    fn read<T: serde::de::DeserializeOwned>(&mut self, at: &str, value: InputValue) -> Option<T> {
+        match Document::from_input(at, value).read() {
             Ok(section) => Some(section),
             Err(problems) => {
                 for problem in problems.problems {
@@ -429,19 +434,19 @@ impl Sections {
         }
     }
 
-    fn take_peer(&mut self, key: &str) -> Option<HttpPeer> {
-        let peer: HttpPeer = self.take(key)?;
-        for (part, otherwise) in peer.mistakes() {
+    fn take_remote_server(&mut self, key: &str) -> Option<RemoteServerSettings> {
+        let server: RemoteServerSettings = self.take(key)?;
+        for (part, otherwise) in server.problems() {
             self.check(false, &format!("{key}{part}"), &otherwise);
         }
-        Some(peer)
+        Some(server)
     }
 
     fn take_hubs(&mut self) -> BTreeMap<HubName, HubSettings> {
         let mut hubs = BTreeMap::new();
         let values = match self.values.remove("hubs") {
             None => return hubs,
-            Some(Given::Map(values)) => values,
+            Some(InputValue::Map(values)) => values,
             Some(_) => {
                 let what = "hubs: must be a table of hubs by name: [hubs.NAME]";
                 self.problems.push(what.to_owned());
@@ -452,7 +457,7 @@ impl Sections {
             let at = format!("hubs.{name}");
             let hub: Option<HubSettings> = self.read(&at, value);
             let Some(hub) = hub else { continue };
-            for (part, otherwise) in hub.mistakes() {
+            for (part, otherwise) in hub.problems() {
                 self.check(false, &format!("{at}{part}"), &otherwise);
             }
             match HubName::new(&name) {
@@ -472,7 +477,7 @@ impl Sections {
 
 #[cfg(test)]
 impl Settings {
-    /// The settings of a configuration file, without the environment.
+    /// Returns the settings of a configuration file, without the environment.
     pub(crate) fn of(toml: &str) -> Self {
         let file = tempfile::Builder::new().suffix(".toml").tempfile();
         let file = file.expect("a temporary file");
@@ -535,8 +540,8 @@ mod tests {
     }
 
     #[test]
-    fn a_guess_is_what_is_kept_to() {
-        for (units, share, told) in [
+    fn assumed_limits_are_the_limits_in_force() {
+        for (units, share, expected) in [
             ("", "", Some("(S1, 1 unit, 100 messages a minute)")),
             (
                 "units = 3\n",
@@ -553,10 +558,10 @@ mod tests {
         ] {
             let toml = format!("[hubs.eu]\nconnection_string = 'a'\n{units}{share}");
             let settings = load(&toml, &[]).unwrap();
-            let guess = settings.hubs[&HubName::new("eu").unwrap()].guess();
-            assert_eq!(guess.is_some(), told.is_some(), "{toml}");
-            let guess = guess.unwrap_or_default();
-            assert!(guess.contains(told.unwrap_or_default()), "{guess}");
+            let assumed = settings.hubs[&HubName::new("eu").unwrap()].assumed_limits();
+            assert_eq!(assumed.is_some(), expected.is_some(), "{toml}");
+            let assumed = assumed.unwrap_or_default();
+            assert!(assumed.contains(expected.unwrap_or_default()), "{assumed}");
         }
     }
 
@@ -579,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_environment_says_is_a_text() {
+    fn values_of_the_environment_are_texts() {
         let texts = [
             ("TWINCAST__STATE", "007"),
             ("TWINCAST__PROMETHEUS__TOKEN", "1234567890"),
@@ -602,9 +607,9 @@ mod tests {
         );
     }
 
-    /// Whatever is wrong with a secret, or with a text where a secret may be.
+    /// Mistakes in secrets, and in texts possibly containing a secret.
     #[test]
-    fn no_mistake_shows_a_secret() {
+    fn no_problem_shows_a_secret() {
         for (toml, at) in [
             (
                 "[prometheus]\ntoken = 12345670\n",
@@ -654,7 +659,7 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn all_problems_are_reported_at_once() {
         let error = load(
             "colour = 1\n[worker]\nslots = 0\nwindw = 3\n[hubs.eu]\nunits = 11\ntier = 'S3'\n[hubs.us]\nshare = '0%'\n[hubs.in]\nsend_timeout = '20ms'\n[run]\ngive_up_after = 'x'\n[prometheus]\nurl = 'http://a:b@c'\ntoken = 'secret'\ntoken_file = 'f'\nuser = 'a:b'\ntimeout = '1h'\n[otlp]\nurl = 'collector:4318'\n[traces]\nsampled = '0%'\n[api.oidc]\nissuer = ''\naudience = 'x'\nkeys_file = 'f'\nkeys_url = 'https://a:b@c'\n[api.oidc.roles]\nadmin = ['']\n",
             &[],
@@ -662,12 +667,12 @@ mod tests {
         .unwrap_err();
         for part in [
             "colour: is not a key",
-            "worker.windw: is not a field here; there are slots, window",
+            "worker.windw: is not a field here; the fields are slots, window",
             "hubs.eu: must have exactly one of",
             "hubs.eu.units: must be 1 to 10 for tier S3",
             "hubs.us.share: \"0%\" is not a share",
             "hubs.in.send_timeout: must be 1s to 1h",
-            "run.give_up_after: \"x\" is not a length of time",
+            "run.give_up_after: \"x\" is not a duration",
             "prometheus: must have only one of token",
             "prometheus: must have only one of a token, and user and password",
             "prometheus: must have both user and password",
@@ -679,7 +684,7 @@ mod tests {
             "api.oidc.issuer: must not be empty",
             "api.oidc: must have no user and password",
             "api.oidc: must have only one of keys_file and keys_url",
-            "api.oidc.roles: must have values for a role",
+            "api.oidc.roles: must have values for at least one role",
         ] {
             assert!(error.contains(part), "{part:?} is not in {error}");
         }

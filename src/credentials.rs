@@ -1,4 +1,5 @@
-//! Who this process is at a hub: connection strings, or an identity of Microsoft Entra ID.
+//! Credentials of this process at a hub or at Redis: connection strings, or an identity of
+//! Microsoft Entra ID.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,15 +12,15 @@ use twincast_iothub::{ClientOptions, Credentials, HubAddress, SharedAccess};
 use twincast_redis::CredentialsProvider;
 
 use crate::config::{AuthSettings, HubSettings, source_of};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 
-/// How long Microsoft Entra ID may take to answer.
-const ENTRA_WITHIN: Duration = Duration::from_secs(20);
+/// Time limit for an answer of Microsoft Entra ID.
+const ENTRA_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Where a hub is, and what it is shown. Files are read, and nothing is dialled.
+/// Returns the address of a hub and the credentials. Reads files; opens no connection.
 ///
 /// # Errors
-/// A file cannot be read, or what is configured is not what it must be.
+/// A file cannot be read, or the configuration is invalid.
 pub(crate) fn of_hub(
     name: &HubName,
     hub: &HubSettings,
@@ -28,14 +29,14 @@ pub(crate) fn of_hub(
 ) -> anyhow::Result<(HubAddress, Credentials)> {
     if let (Some(host), Some(auth)) = (&hub.host, &hub.auth) {
         let address = host.parse::<HubAddress>();
-        let address = address.with_context(|| format!("hubs.{name}.host is {host:?}"))?;
+        let address = address.with_context(|| format!("hubs.{name}.host {host:?} is invalid"))?;
         let tokens = tokens(auth, &format!("hubs.{name}.auth"), base, HUB_SCOPE, options)?;
         return Ok((address, Credentials::Entra(tokens)));
     }
     let at = format!("hubs.{name}.connection_string");
     let (text, file) = (&hub.connection_string, &hub.connection_string_file);
     let first = source_of(&at, text.as_ref(), file.as_deref(), base);
-    let first = first.context("it has no connection string")?;
+    let first = first.context("no connection string is configured")?;
     let at = format!("hubs.{name}.secondary_connection_string");
     let text = &hub.secondary_connection_string;
     let file = &hub.secondary_connection_string_file;
@@ -47,17 +48,18 @@ pub(crate) fn of_hub(
         let other = string.host_name();
         ensure!(
             other == address.host_name(),
-            "its connection strings are for two hubs: {} and {other}",
+            "the connection strings are for two hubs: {} and {other}",
             address.host_name()
         );
     }
     Ok((address, Credentials::SharedAccess(keys)))
 }
 
-/// Users and passwords at Redis by an identity: the object id, and a token.
+/// Returns a provider of users and passwords for Redis by an identity: the user is the object id,
+/// the password is a token.
 ///
 /// # Errors
-/// The identity cannot be used as it is configured.
+/// The identity cannot be used as configured.
 pub(crate) fn of_redis(
     auth: &AuthSettings,
     base: &Path,
@@ -68,8 +70,8 @@ pub(crate) fn of_redis(
     Ok(Arc::new(RedisIdentity(tokens)))
 }
 
-/// An identity of Microsoft Entra ID at Azure Managed Redis and Azure Cache for Redis (learn.microsoft.com, "Use Microsoft
-/// Entra ID for cache authentication").
+/// An identity of Microsoft Entra ID at Azure Managed Redis and Azure Cache for Redis
+/// (learn.microsoft.com, "Use Microsoft Entra ID for cache authentication").
 struct RedisIdentity(Tokens);
 
 #[async_trait::async_trait]
@@ -78,7 +80,7 @@ impl CredentialsProvider for RedisIdentity {
         &self,
     ) -> Result<twincast_redis::Credentials, Box<dyn std::error::Error + Send + Sync>> {
         let token = self.0.token().await?;
-        let user = token.object_id().ok_or("the token names no object id")?;
+        let user = token.object_id().ok_or("the token has no object id")?;
         Ok(twincast_redis::Credentials {
             user,
             password: token.token,
@@ -91,7 +93,7 @@ impl CredentialsProvider for RedisIdentity {
     }
 }
 
-/// The tokens of the identity that `auth` describes, for `scope`; `at` is the key of `auth`.
+/// Returns the tokens of the identity in `auth`, for `scope`; `at` is the key of `auth`.
 fn tokens(
     auth: &AuthSettings,
     at: &str,
@@ -104,12 +106,12 @@ fn tokens(
     let web = web
         .tls_backend_preconfigured(rustls::ClientConfig::clone(&tls))
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(ENTRA_WITHIN)
-        .timeout(ENTRA_WITHIN)
+        .connect_timeout(ENTRA_TIMEOUT)
+        .timeout(ENTRA_TIMEOUT)
         .build()
         .context("cannot set up TLS")?;
     let identity = auth.identity(at, base);
-    // What is configured goes before what the environment says.
+    // The configuration takes precedence over the environment.
     let env = |name: &str| match (name, auth.authority_host()) {
         ("AZURE_AUTHORITY_HOST", Some(host)) => Some(host.to_owned()),
         _ => std::env::var(name).ok(),

@@ -1,33 +1,33 @@
-//! Puts the local engine together: hubs, store, queue, worker and driver in one process.
+//! Assembles the local engine: hubs, store, queue, worker and driver in one process.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use twincast_core::ids::{HubHost, HubName};
-use twincast_core::ports::{Clock, HubTrouble, Roster, Store, StoreError};
+use twincast_core::ports::{Clock, HubTrouble, RolloutRegistry, Store, StoreError};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::{EmbeddedStore, InProcessQueue, OpenError, SystemClock};
 use twincast_hub_adapter::IotHub;
 use twincast_iothub::{ClientOptions, Credentials, HubAddress, Roots};
+use twincast_orchestrator::changes::ChangeSource;
+use twincast_orchestrator::command_executor::CommandExecutor;
 use twincast_orchestrator::driver::{DriveError, Driver, DriverConfig, Repairs};
-use twincast_orchestrator::intake::Intake;
-use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::{self, PlanError, PlanProgress};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_worker::{Worker, WorkerConfig, WorkerError, WorkerHub};
 
 use crate::config::{HubSettings, Settings, WorkerSettings};
 use crate::credentials;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 
-/// How long the store of a local engine may be silent: it is in the same process.
-const STORE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
-/// How long a message may wait in the hub's client.
+/// Time limit for silence of the store in a local engine: the store is in the same process.
+const STORE_GIVE_UP_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+/// Time limit for a message to wait in the hub's client.
 const LEAVE_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
-/// Dispatches that a hub's queue may hold: more than a driver ever releases.
+/// The capacity of a hub's queue: more dispatches than a driver ever releases.
 const QUEUE_LIMIT: usize = 1024;
 
 /// The parts of a local engine.
@@ -38,7 +38,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Puts an engine together for the hubs of one rollout.
+    /// Assembles an engine for the hubs of a rollout.
     pub(crate) fn new(
         store: Arc<EmbeddedStore>,
         hubs: Hubs,
@@ -50,7 +50,7 @@ impl Engine {
         let config = WorkerConfig {
             slots: settings.slots,
             window: settings.window,
-            give_up: Some(STORE_PATIENCE),
+            give_up: Some(STORE_GIVE_UP_AFTER),
             ..WorkerConfig::default()
         };
         let worker_hubs = hubs
@@ -84,33 +84,33 @@ impl Engine {
         }
     }
 
-    /// What does commands on the rollouts of its store.
-    pub(crate) fn intake(&self, settings: &Settings) -> Intake {
-        Intake {
+    /// Returns the executor of commands for the engine's store.
+    pub(crate) fn command_executor(&self, settings: &Settings) -> CommandExecutor {
+        CommandExecutor {
             clock: Arc::clone(&self.driver.clock),
             tracer: self.driver.tracer.clone(),
-            ..intake_of(Arc::clone(&self.store) as _, None, settings)
+            ..command_executor(Arc::clone(&self.store) as _, None, settings)
         }
     }
 }
 
-/// What does commands on the rollouts of a store.
-pub(crate) fn intake_of(
+/// Returns the executor of commands for a store.
+pub(crate) fn command_executor(
     store: Arc<dyn Store>,
-    roster: Option<Arc<dyn Roster>>,
+    registry: Option<Arc<dyn RolloutRegistry>>,
     settings: &Settings,
-) -> Intake {
-    Intake {
+) -> CommandExecutor {
+    CommandExecutor {
         store,
-        roster,
+        registry,
         hubs: settings.hubs.keys().cloned().collect(),
-        measures: settings.prometheus.url.is_some(),
+        has_metric_source: settings.prometheus.url.is_some(),
         clock: clock(),
         tracer: Tracer::default(),
     }
 }
 
-/// A driver for what needs no hub and no worker.
+/// Returns a driver for work without a hub and a worker.
 pub(crate) fn idle_driver(store: Arc<EmbeddedStore>) -> Driver {
     Driver {
         store: store as Arc<dyn Store>,
@@ -119,12 +119,12 @@ pub(crate) fn idle_driver(store: Arc<EmbeddedStore>) -> Driver {
         metric_source: None,
         clock: clock(),
         config: DriverConfig {
-            leave_at_approval: true,
+            stop_at_approval: true,
             ..DriverConfig::default()
         },
         base: PathBuf::new(),
         planning: PlanProgress::default(),
-        news: News::Asked,
+        changes: ChangeSource::Polled,
         broker: Arc::default(),
         repairs: Repairs::default(),
         tracer: Tracer::default(),
@@ -135,32 +135,32 @@ pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::start())
 }
 
-/// Why a state folder cannot be used, and what to do.
+/// Converts an error of opening a state folder into a failure for the user.
 pub(crate) fn open_failure(error: OpenError) -> Failure {
     let hint = match &error {
         OpenError::InUse { .. } => {
-            "wait for the other twincast to end, or give this one another folder with --state"
+            "wait for the other twincast process to end, or choose another folder with --state"
         }
         OpenError::NotReadable { .. } => {
-            "ask its owner for the right to read it, or give another folder with --state"
+            "ask the owner for read permission, or choose another folder with --state"
         }
         OpenError::NotAFolder { .. } | OpenError::NotWritable { .. } => {
-            "give a folder that can be written to with --state"
+            "choose a writable folder with --state"
         }
-        OpenError::NoRoom { .. } => "make room on the disk, or give another folder with --state",
+        OpenError::NoRoom { .. } => "free disk space, or choose another folder with --state",
         OpenError::TooNew { .. } => {
-            "install the newest twincast, or give another folder with --state"
+            "install the newest release of twincast, or choose another folder with --state"
         }
         OpenError::Damaged { .. } => {
-            "restore the folder from a backup, or give another one with --state"
+            "restore the folder from a backup, or choose another folder with --state"
         }
-        OpenError::System { .. } => "give another folder with --state",
+        OpenError::System { .. } => "choose another folder with --state",
     };
     Failure::new(ExitCode::State, error).hint(hint)
 }
 
-/// All configured hubs, ready to be connected to. Nothing is dialled yet.
-/// With a store, links are opened within the budget that all processes share in it.
+/// Returns all configured hubs. Opens no connection. With a store, links are opened within the
+/// budget shared by all processes of the store.
 pub(crate) fn all_hubs(
     settings: &Settings,
     budget: Option<&Arc<dyn Store>>,
@@ -174,11 +174,14 @@ fn hubs_where(
     wanted: impl Fn(&HubName) -> bool,
 ) -> Result<Hubs, Failure> {
     if settings.hubs.is_empty() {
-        return Err(Failure::message(ExitCode::Refused, "no hub is configured").hint(
-            "give a hub's connection string: put it into a file, and set TWINCAST__HUBS__MAIN__CONNECTION_STRING_FILE to \
-             its path; or write a configuration file with [hubs.main] and give it with --config; or start an emulator \
-             with `twincast hub`",
-        ));
+        return Err(
+            Failure::message(ExitCode::Refused, "no hub is configured").hint(
+                "write a hub's connection string into a file, and set \
+             TWINCAST__HUBS__MAIN__CONNECTION_STRING_FILE to the file's path; or pass a \
+             configuration file with [hubs.main] by --config; or start an emulator with `twincast \
+             hub`",
+            ),
+        );
     }
     let hubs = settings.hubs.iter().filter(|(name, _)| wanted(name));
     let hubs = hubs
@@ -188,7 +191,8 @@ fn hubs_where(
     Ok(hubs)
 }
 
-/// A hub with two names would be sent twice its quota, and devices could be sent a message by each name.
+/// Refuses a hub with two names: the hub would receive twice its quota, and a device could receive
+/// a message per name.
 fn refuse_two_names(hubs: &Hubs) -> Result<(), Failure> {
     let mut names: BTreeMap<&HubHost, &HubName> = BTreeMap::new();
     for (name, HubHandle { host, .. }) in hubs {
@@ -201,13 +205,13 @@ fn refuse_two_names(hubs: &Hubs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The hubs that a rollout uses, likewise.
+/// Returns the hubs used by a rollout. Opens no connection.
 pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, Failure> {
     let named = &spec.target.hubs;
     let hubs = hubs_where(settings, None, |hub| {
         named.is_empty() || named.contains(hub)
     })?;
-    // Names a hub of the spec that is not configured.
+    // Fails if the spec names a hub missing from the configuration.
     planner::hubs_of(spec, &hubs).map_err(|_| {
         let all: Vec<_> = settings.hubs.keys().map(HubName::as_str).collect();
         let unknown: Vec<_> = spec
@@ -220,7 +224,7 @@ pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, F
         Failure::message(
             ExitCode::Refused,
             format!(
-                "target.hubs names {}, which is not configured; configured are: {}",
+                "target.hubs has unconfigured hubs: {}; configured hubs: {}",
                 unknown.join(", "),
                 all.join(", ")
             ),
@@ -229,11 +233,11 @@ pub(crate) fn hubs_of(spec: &RolloutSpec, settings: &Settings) -> Result<Hubs, F
     Ok(hubs)
 }
 
-/// Says which hubs' quotas are guesses.
-pub(crate) fn note_guesses(hubs: &Hubs, settings: &Settings, output: &Output) {
+/// Prints a note for each hub with assumed limits.
+pub(crate) fn note_assumed_limits(hubs: &Hubs, settings: &Settings, output: &Output) {
     for name in hubs.keys() {
-        if let Some(guess) = settings.hubs[name].guess() {
-            output.note(&format!("Hub {name}: {guess}"));
+        if let Some(assumed) = settings.hubs[name].assumed_limits() {
+            output.note(&format!("Hub {name}: {assumed}"));
         }
     }
 }
@@ -244,7 +248,7 @@ fn connectable(
     settings: &Settings,
     budget: Option<&Arc<dyn Store>>,
 ) -> Result<HubHandle, Failure> {
-    let (address, credentials, mut options) = reach(name, hub, settings)?;
+    let (address, credentials, mut options) = connection_parameters(name, hub, settings)?;
     options.before_link =
         budget.map(|store| twincast_hub_adapter::link_budget(Arc::clone(store), name.clone()));
     let handle = handle(
@@ -262,8 +266,9 @@ fn unusable(name: &HubName, error: anyhow::Error) -> Failure {
     Failure::new(ExitCode::Refused, error)
 }
 
-/// How a configured hub is reached. Files are read, and nothing is dialled.
-pub(crate) fn reach(
+/// Returns the address, credentials and options of a configured hub. Reads files; opens no
+/// connection.
+pub(crate) fn connection_parameters(
     name: &HubName,
     hub: &HubSettings,
     settings: &Settings,
@@ -282,7 +287,7 @@ pub(crate) fn reach(
     }
     if let Some(timeout) = hub.send_timeout {
         options.send_timeout = timeout.0;
-        // A connection without a sign of life is to be given up before its sends are.
+        // Give a silent connection up before the sends on the connection time out.
         options.stall_timeout = options.stall_timeout.min(timeout.0 / 2);
     }
     let shown = credentials::of_hub(name, hub, &settings.base, &options);
@@ -290,7 +295,7 @@ pub(crate) fn reach(
     Ok((address, credentials, options))
 }
 
-/// A hub that is reached with these options.
+/// Returns a hub reached with the given options.
 pub(crate) fn handle(
     address: &HubAddress,
     credentials: Credentials,
@@ -298,11 +303,12 @@ pub(crate) fn handle(
     limits: twincast_core::hub::HubLimits,
     worker: &WorkerSettings,
 ) -> Result<HubHandle, anyhow::Error> {
-    // A message that left later would come after a pause, and on top of the permits of that time.
+    // A message leaving later would be sent after a pause, and in addition to the permits of the
+    // later time.
     options.leave_timeout = LEAVE_TIMEOUT;
-    // The worker bounds what is under way; the client must not bind below it.
+    // The worker limits the sends in flight; the client's limit must not be lower.
     options.max_in_flight =
-        (worker.slots * worker.window).clamp(1, twincast_iothub::LARGEST_MAX_IN_FLIGHT);
+        (worker.slots * worker.window).clamp(1, twincast_iothub::MAX_IN_FLIGHT_LIMIT);
     let hub = IotHub::new(address, credentials, options, limits.queries_per_minute)?;
     Ok(HubHandle {
         host: host_of(address)?,
@@ -311,7 +317,7 @@ pub(crate) fn handle(
     })
 }
 
-/// What identifies a hub.
+/// Returns the host name identifying a hub, with the port if the address has a port.
 fn host_of(address: &HubAddress) -> Result<HubHost, anyhow::Error> {
     let port = address.port().map(|port| format!(":{port}"));
     let host = format!("{}{}", address.host_name(), port.unwrap_or_default());
@@ -321,7 +327,7 @@ fn host_of(address: &HubAddress) -> Result<HubHost, anyhow::Error> {
 /// Binds the hubs' names to the hubs in the store.
 ///
 /// # Errors
-/// A refusal when the store knows another hub by one of the names.
+/// The store knows another hub under a configured name.
 pub(crate) async fn bind_hubs(store: &dyn Store, hubs: &Hubs) -> Result<(), Failure> {
     for (name, handle) in hubs {
         let bound = store
@@ -331,23 +337,23 @@ pub(crate) async fn bind_hubs(store: &dyn Store, hubs: &Hubs) -> Result<(), Fail
         if bound != handle.host {
             let configured = &handle.host;
             let message = format!(
-                "hub {name} is {configured} in the configuration, and {bound} for all that is stored under that name"
+                "hub {name} is {configured} in the configuration, but {bound} in the stored data"
             );
             return Err(Failure::message(ExitCode::Refused, message).hint(format!(
-                "configure {bound} as {name} again; or give {configured} another name; or keep its rollouts apart, with \
-                 another state folder or redis.prefix"
+                "configure {bound} as {name} again; or configure {configured} under another name; \
+                 or use another state folder or redis.prefix"
             )));
         }
     }
     Ok(())
 }
 
-/// One hub under a name.
+/// Returns a single hub under a name.
 pub(crate) fn single(name: &str, handle: HubHandle) -> Hubs {
     BTreeMap::from([(HubName::new(name).expect("a name of ours"), handle)])
 }
 
-/// What a driver's failure means for the user.
+/// Converts a driver's error into a failure for the user.
 pub(crate) fn drive_failure(error: DriveError) -> Failure {
     match &error {
         DriveError::Plan { source, .. } => {
@@ -364,13 +370,13 @@ pub(crate) fn drive_failure(error: DriveError) -> Failure {
     }
 }
 
-/// What a failure to plan means for the user.
+/// Converts an error of planning into a failure for the user.
 pub(crate) fn plan_failure(error: PlanError) -> Failure {
     let (code, hint) = plan_trouble(&error);
     with_hint(Failure::new(code, error), hint)
 }
 
-/// A failure with what to do about it, if that is known.
+/// Adds a hint to a failure, if present.
 pub(crate) fn with_hint(failure: Failure, hint: Option<&str>) -> Failure {
     match hint {
         Some(hint) => failure.hint(hint),
@@ -385,7 +391,7 @@ fn plan_trouble(error: &PlanError) -> (ExitCode, Option<&'static str>) {
     }
 }
 
-/// The exit code of a hub's trouble, and what to do about it.
+/// Returns the exit code of a hub's trouble, and a hint for the user.
 pub(crate) fn hub_trouble(trouble: HubTrouble) -> (ExitCode, Option<&'static str>) {
     match trouble {
         HubTrouble::Unreachable => (
@@ -397,56 +403,62 @@ pub(crate) fn hub_trouble(trouble: HubTrouble) -> (ExitCode, Option<&'static str
         HubTrouble::Certificate => (
             ExitCode::HubUnreachable,
             Some(
-                "give the certificate of the authority that signed the hub's (or your proxy's) certificate as ca_file",
+                "set ca_file to the certificate of the authority that signed the hub's (or your \
+                 proxy's) certificate",
             ),
         ),
         HubTrouble::CertificateName => (
             ExitCode::HubUnreachable,
             Some(
-                "use the host name that the hub's (or your proxy's) certificate is for: check the HostName of the connection string",
+                "check the HostName of the connection string: the hub's (or your proxy's) \
+                 certificate is for another host name",
             ),
         ),
         HubTrouble::CertificateDates => (
             ExitCode::HubUnreachable,
             Some(
-                "check this machine's clock, and until when the hub's (or your proxy's) certificate is valid",
+                "check this machine's clock, and the validity period of the hub's (or your \
+                 proxy's) certificate",
             ),
         ),
         HubTrouble::Tls => (
             ExitCode::HubUnreachable,
             Some(
-                "check that what answers there is the hub and speaks TLS 1.2 or 1.3, and whether a proxy is in between",
+                "check that the server at this address is the hub and speaks TLS 1.2 or 1.3, and \
+                 whether a proxy is in between",
             ),
         ),
         HubTrouble::Unauthorized => (
             ExitCode::HubRefused,
             Some(
-                "check the key in the connection string and that its policy has \"service connect\", or the identity's role at the hub; and this machine's clock",
+                "check the key in the connection string and the right \"service connect\" of its \
+                 policy, or the identity's role on the hub; check this machine's clock",
             ),
         ),
-        HubTrouble::QuotaUsedUp | HubTrouble::Shut => (
+        HubTrouble::QuotaUsedUp | HubTrouble::Unavailable => (
             ExitCode::HubRefused,
             Some(
-                "look at the hub in the portal: its daily quota may be used up, or it is suspended",
+                "check the hub in the Azure portal: the daily quota may be used up, or the hub may \
+                 be suspended",
             ),
         ),
         HubTrouble::Clock => (
             ExitCode::HubRefused,
-            Some("set this machine's clock; a message may live for two days at the most"),
+            Some("set this machine's clock; the longest ttl of a message is two days"),
         ),
         HubTrouble::Throttled => (
             ExitCode::HubRefused,
-            Some("other applications use the hub's quota up; lower `share`, or try later"),
+            Some("other applications use up the hub's quota: lower `share`, or retry later"),
         ),
         HubTrouble::BadQuery => (
             ExitCode::Refused,
-            Some("check target.where: the hub does not understand it"),
+            Some("check target.where: the hub does not understand the condition"),
         ),
         HubTrouble::Other => (ExitCode::Unexpected, None),
     }
 }
 
-/// What a worker's failure means for the user.
+/// Converts a worker's error into a failure for the user.
 pub(crate) fn worker_failure(error: WorkerError) -> Failure {
     match &error {
         WorkerError::Store { source, .. } => {
@@ -459,7 +471,8 @@ pub(crate) fn worker_failure(error: WorkerError) -> Failure {
     }
 }
 
-/// What a failure of the store means for the user. It may have come through what reads from the store.
+/// Converts a store's error into a failure for the user. The store's error may be a cause of the
+/// given error.
 pub(crate) fn store_failure(error: impl Into<anyhow::Error>) -> Failure {
     let error = error.into();
     let of_store = error.chain().find_map(|it| it.downcast_ref());
@@ -470,11 +483,13 @@ pub(crate) fn store_failure(error: impl Into<anyhow::Error>) -> Failure {
 fn store_hint(error: &StoreError) -> Option<&'static str> {
     match error {
         StoreError::NotWritable { .. } => Some(
-            "make room on the disk of the state folder (or in Redis's memory), or make it writable; then run the same command again, it goes on where it left off",
+            "free disk space for the state folder (or memory in Redis), or make the store \
+             writable; then run the same command again to continue",
         ),
-        StoreError::Newer { .. } => Some("use a twincast of that release, or a newer one"),
+        StoreError::Newer { .. } => Some("use that release of twincast, or a newer release"),
         StoreError::Corrupt { .. } => Some(
-            "the state was changed by something else or the disk is failing; restore it from a backup",
+            "restore the state from a backup: another program has changed the state, or the disk \
+             is failing",
         ),
         _ => None,
     }

@@ -1,5 +1,5 @@
-//! For whoever watches the process, over HTTP: `/livez` says that it runs, `/readyz` whether it can do
-//! its work now and what stands in the way, `/metrics` what it counts, in Prometheus' text format.
+//! Monitoring over HTTP: `/livez` shows that the process runs, `/readyz` whether the process can
+//! work now and the current obstacles, and `/metrics` the metrics in Prometheus' text format.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,24 +16,25 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::exit::{ExitCode, Failure};
-use crate::http::{Bounds, Server};
+use crate::failure::{ExitCode, Failure};
+use crate::http::{ConnectionLimits, Server};
 
-/// Connections at the most: there are few who watch.
-const BOUNDS: Bounds = Bounds {
-    most: 256,
-    most_of_one: 192,
+/// Limits on connections: monitoring has few clients.
+const CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
+    total: 256,
+    per_peer: 192,
 };
-/// How long requests under way may take when the process is to stop: nobody is left to wait for half a request.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
+/// Time limit for running requests once the process is asked to stop. Short: a half-received
+/// request is not worth a longer wait.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Asks one thing that the process needs; gives what is wrong with it.
+/// Checks a dependency of the process; returns the obstacle, if any.
 pub(crate) type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
-/// What the process needs, each under its name.
+/// The dependencies of the process, by name.
 pub(crate) type Checks = Vec<(&'static str, Check)>;
 
-/// A server of probes and metrics, until `stop`.
+/// A server of probes and metrics.
 pub(crate) struct Health {
     listener: TcpListener,
     watched: Arc<Watched>,
@@ -42,12 +43,12 @@ pub(crate) struct Health {
 struct Watched {
     checks: Checks,
     registry: Registry,
-    /// By check: 1 while nothing is wrong.
+    /// Per check: 1 while the check passes.
     up: IntGaugeVec,
 }
 
 impl Health {
-    /// Listens; nothing is answered yet.
+    /// Binds the listener. Answers no request yet.
     pub(crate) async fn bind(
         address: SocketAddr,
         checks: Checks,
@@ -57,7 +58,7 @@ impl Health {
             .await
             .with_context(|| format!("cannot listen on {address} (http.listen)"))
             .map_err(|error| Failure::new(ExitCode::Refused, error))?;
-        let up = of_the_process(&registry)
+        let up = process_metrics(&registry)
             .context("cannot export metrics")
             .map_err(|error| Failure::new(ExitCode::Unexpected, error))?;
         let watched = Watched {
@@ -71,12 +72,12 @@ impl Health {
         })
     }
 
-    /// Where it listens.
+    /// Returns the listening address.
     pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Answers until `stop`.
+    /// Serves until `stop`.
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let router = axum::Router::new()
             .route("/livez", get(async || "alive\n"))
@@ -86,15 +87,15 @@ impl Health {
         let server = Server {
             router,
             tls: None,
-            bounds: BOUNDS,
-            last_requests: LAST_REQUESTS,
+            limits: CONNECTION_LIMITS,
+            shutdown_timeout: SHUTDOWN_TIMEOUT,
         };
         server.serve(self.listener, stop).await;
     }
 }
 
-/// What every process exports: its resources, its version, and what it needs.
-fn of_the_process(registry: &Registry) -> Result<IntGaugeVec, prometheus::Error> {
+/// Registers the metrics of every process: resources, version, and the state of the dependencies.
+fn process_metrics(registry: &Registry) -> Result<IntGaugeVec, prometheus::Error> {
     let resources = prometheus::process_collector::ProcessCollector::for_self();
     registry.register(Box::new(resources))?;
     let info = Opts::new("twincast_build_info", "1, with the version as a label.")
@@ -105,7 +106,8 @@ fn of_the_process(registry: &Registry) -> Result<IntGaugeVec, prometheus::Error>
     let up = IntGaugeVec::new(
         Opts::new(
             "twincast_up",
-            "1 while what the process needs can be used: rabbitmq, redis, and the process itself until it is stopping.",
+            "1 while a dependency of the process can be used: rabbitmq, redis, and the process \
+             itself until it is stopping.",
         ),
         &["service"],
     )?;
@@ -127,15 +129,15 @@ async fn metrics(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
 }
 
 async fn readiness(State(watched): State<Arc<Watched>>) -> (StatusCode, Json<Value>) {
-    let troubles: serde_json::Map<String, Value> = watched
+    let obstacles: serde_json::Map<String, Value> = watched
         .checks
         .iter()
         .filter_map(|(name, check)| Some(((*name).to_owned(), check()?.into())))
         .collect();
-    if troubles.is_empty() {
+    if obstacles.is_empty() {
         (StatusCode::OK, Json(json!({"ready": true})))
     } else {
-        let answer = json!({"ready": false, "waiting_for": troubles});
+        let answer = json!({"ready": false, "waiting_for": obstacles});
         (StatusCode::SERVICE_UNAVAILABLE, Json(answer))
     }
 }

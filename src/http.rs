@@ -1,12 +1,14 @@
-//! An HTTP/1.1 server whose memory and time nobody can use up.
+//! An HTTP/1.1 server that no client can exhaust of memory or time.
 //!
-//! * The head of a request has [`HEAD_BYTES`] at the most, and the first one comes within [`FIRST_HEAD`].
-//! * A connection over which nothing is asked ends after [`IDLE`], one whose answer nobody reads after [`UNREAD`].
-//! * There are as many connections as [`Bounds`] say, in all and with one peer. A new one always gets a place: the one
-//!   gives way that has waited longest to be asked something. Requests that are being answered never give way; how many
-//!   there are is bounded by what answers them.
+//! * The head of a request has at most [`MAX_HEAD_BYTES`] bytes; the first head arrives within
+//!   [`FIRST_HEAD_TIMEOUT`].
+//! * A connection without requests ends after [`IDLE_TIMEOUT`]; a connection with an unread answer
+//!   ends after [`UNREAD_TIMEOUT`].
+//! * [`ConnectionLimits`] limit the connections in total and per peer. Beyond a limit, a new
+//!   connection evicts the connection waiting longest for a request. Connections with a running
+//!   request are never evicted; the handlers limit the number of running requests.
 
-mod seats;
+mod slots;
 pub(crate) mod tls;
 
 use std::convert::Infallible;
@@ -32,144 +34,156 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
-pub(crate) use seats::{Bounds, Peer};
-use seats::{Doing, Seat, Seats};
+use slots::{Activity, ConnectionSlot, ConnectionSlots};
+pub(crate) use slots::{ConnectionLimits, Peer};
 use tls::Tls;
 
-/// The largest head of a request. A token of an issuer may have half of it.
-const HEAD_BYTES: usize = 32 * 1024;
-/// How long a new connection may take to be encrypted, and to ask for something.
-const FIRST_HEAD: Duration = Duration::from_secs(10);
-/// How long a connection is kept over which nothing is asked. Longer than proxies keep theirs, so that they do not ask
-/// over one that just ends.
-const IDLE: Duration = Duration::from_secs(75);
-/// How long a part of an answer may wait to be read, over TCP.
-const UNREAD: Duration = Duration::from_secs(30);
+/// The largest head of a request, in bytes. A token of an issuer may take up half.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// Time limit for the TLS handshake and the first request on a new connection.
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit for a connection without requests. Longer than common limits of proxies, so a proxy
+/// sends no request over a connection about to end.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Time limit for a client to read a part of an answer, over TCP.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A listener that knows who connects.
-pub(crate) trait Accepting: Listener {
-    /// Sets a new connection up, and says whose it is.
-    fn meet(io: &Self::Io, address: &Self::Addr) -> Peer;
+/// A listener with knowledge of the peers.
+pub(crate) trait PeerListener: Listener {
+    /// Configures a new connection, and returns the peer.
+    fn identify(io: &Self::Io, address: &Self::Addr) -> Peer;
 }
 
-impl Accepting for TcpListener {
-    fn meet(io: &TcpStream, address: &SocketAddr) -> Peer {
-        // One that cannot be set up so is as good, but for what it costs.
+impl PeerListener for TcpListener {
+    fn identify(io: &TcpStream, address: &SocketAddr) -> Peer {
+        // The connection also works without these options, at a higher cost.
         _ = io.set_nodelay(true);
         #[cfg(target_os = "linux")]
         {
-            _ = socket2::SockRef::from(io).set_tcp_user_timeout(Some(UNREAD));
+            _ = socket2::SockRef::from(io).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
         }
         Peer::Machine(address.ip().to_canonical())
     }
 }
 
-impl Accepting for UnixListener {
-    fn meet(io: &UnixStream, _: &UnixAddr) -> Peer {
+impl PeerListener for UnixListener {
+    fn identify(io: &UnixStream, _: &UnixAddr) -> Peer {
         Peer::User(io.peer_cred().ok().map(|it| it.uid()))
     }
 }
 
-/// What is served, and how.
+/// A server and the server's settings.
 pub(crate) struct Server {
-    /// What answers. It finds who asks as `ConnectInfo` of a [`Peer`], and of an `IpAddr` where there is one.
+    /// Answers requests. Handlers find the peer as `ConnectInfo` of a [`Peer`], and the IP address,
+    /// if any, as `ConnectInfo` of an `IpAddr`.
     pub(crate) router: Router,
-    /// How connections are encrypted, if they are.
+    /// Encrypts connections, if present.
     pub(crate) tls: Option<Arc<Tls>>,
-    /// How many there may be.
-    pub(crate) bounds: Bounds,
-    /// How long requests under way may take when it is to stop.
-    pub(crate) last_requests: Duration,
+    /// The limits on connections.
+    pub(crate) limits: ConnectionLimits,
+    /// Time limit for running requests once the server is asked to stop.
+    pub(crate) shutdown_timeout: Duration,
 }
 
 impl Server {
-    /// Answers until `stop`, then lets requests under way end.
-    pub(crate) async fn serve<L: Accepting>(self, mut listener: L, stop: CancellationToken) {
+    /// Serves until `stop`, then lets running requests finish.
+    pub(crate) async fn serve<L: PeerListener>(self, mut listener: L, stop: CancellationToken) {
         let server = Arc::new(self);
-        let seats = Seats::new(server.bounds);
-        let conversations = TaskTracker::new();
+        let slots = ConnectionSlots::new(server.limits);
+        let connections = TaskTracker::new();
         loop {
             let (io, address) = tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
-            let peer = L::meet(&io, &address);
-            // Whoever fills all places with requests that are being answered is not answered.
-            let Some(seat) = seats.take(peer) else {
+            let peer = L::identify(&io, &address);
+            // All slots are taken by connections with running requests: the new connection is
+            // closed.
+            let Some(slot) = slots.take(peer) else {
                 continue;
             };
             let (server, stop) = (Arc::clone(&server), stop.clone());
-            conversations.spawn(async move { server.sit(io, peer, seat, &stop).await });
+            connections.spawn(async move { server.serve_connection(io, peer, slot, &stop).await });
         }
-        // Nobody connects to a process that is about to end.
+        // A stopping process accepts no connection.
         drop(listener);
-        conversations.close();
-        conversations.wait().await;
+        connections.close();
+        connections.wait().await;
     }
 
-    /// Talks over one connection, for as long as it keeps its seat.
-    async fn sit<S>(&self, io: S, peer: Peer, seat: Seat, stop: &CancellationToken)
-    where
+    /// Serves a connection while the connection keeps its slot.
+    async fn serve_connection<S>(
+        &self,
+        io: S,
+        peer: Peer,
+        slot: ConnectionSlot,
+        stop: &CancellationToken,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let seat = Arc::new(seat);
-        let talk = async {
+        let slot = Arc::new(slot);
+        let serving = async {
             match &self.tls {
-                None => self.talk(io, peer, &seat, stop).await,
+                None => self.serve_requests(io, peer, &slot, stop).await,
                 Some(tls) => match tls.acceptor().accept(io).await {
-                    Ok(io) => self.talk(io, peer, &seat, stop).await,
-                    Err(error) => tracing::debug!(%error, "a connection is not encrypted"),
+                    Ok(io) => self.serve_requests(io, peer, &slot, stop).await,
+                    Err(error) => tracing::debug!(%error, "TLS handshake failed"),
                 },
             }
         };
         let silent = async {
-            tokio::time::sleep(FIRST_HEAD).await;
-            if seat.was_asked() {
+            tokio::time::sleep(FIRST_HEAD_TIMEOUT).await;
+            if slot.had_request() {
                 std::future::pending::<()>().await;
             }
         };
         tokio::select! {
-            () = talk => {}
+            () = serving => {}
             () = silent => {}
-            () = seat.given_up() => {}
+            () = slot.evicted() => {}
         }
     }
 
-    async fn talk<S>(&self, io: S, peer: Peer, seat: &Arc<Seat>, stop: &CancellationToken)
-    where
+    async fn serve_requests<S>(
+        &self,
+        io: S,
+        peer: Peer,
+        slot: &Arc<ConnectionSlot>,
+        stop: &CancellationToken,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request| answer(self.router.clone(), request, peer, seat));
+        let service = service_fn(|request| answer(self.router.clone(), request, peer, slot));
         let mut connection = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(IDLE)
-                .max_header_size(HEAD_BYTES)
-                .max_buf_size(HEAD_BYTES)
+                .header_read_timeout(IDLE_TIMEOUT)
+                .max_header_size(MAX_HEAD_BYTES)
+                .max_buf_size(MAX_HEAD_BYTES)
                 .serve_connection(TokioIo::new(io), service)
         );
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                let ended = tokio::time::timeout(self.last_requests, connection).await;
+                let ended = tokio::time::timeout(self.shutdown_timeout, connection).await;
                 ended.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(%error, "a connection ended");
+            tracing::debug!(%error, "connection ended with an error");
         }
     }
 }
 
-/// Has a request answered, and notes what its connection is doing.
+/// Answers a request, and records the activity of the connection.
 async fn answer(
     mut router: Router,
     request: Request<Incoming>,
     peer: Peer,
-    seat: &Arc<Seat>,
+    slot: &Arc<ConnectionSlot>,
 ) -> Result<Response<Sending>, Infallible> {
-    seat.does(Doing::Answering);
+    slot.set_activity(Activity::Answering);
     let mut request = request.map(Body::new);
     let extensions = request.extensions_mut();
     extensions.insert(ConnectInfo(peer));
@@ -177,17 +191,17 @@ async fn answer(
         extensions.insert(ConnectInfo(address));
     }
     let response = router.call(request).await?;
-    seat.does(Doing::Sending);
+    slot.set_activity(Activity::Sending);
     Ok(response.map(|body| Sending {
         body,
-        seat: Arc::clone(seat),
+        slot: Arc::clone(slot),
     }))
 }
 
-/// The body of an answer. Once it is sent, the connection waits.
+/// The body of an answer. On drop, the connection counts as waiting.
 struct Sending {
     body: Body,
-    seat: Arc<Seat>,
+    slot: Arc<ConnectionSlot>,
 }
 
 impl hyper::body::Body for Sending {
@@ -212,6 +226,6 @@ impl hyper::body::Body for Sending {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.seat.does(Doing::Waiting);
+        self.slot.set_activity(Activity::Idle);
     }
 }

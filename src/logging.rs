@@ -6,8 +6,8 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use crate::config::{LogFormat, LogSettings};
 use crate::progress::AboveBar;
 
-/// Starts logging. `RUST_LOG` overrides the configured filter, and `--log` both. `is_service`: this
-/// process runs for long and tells of itself in its log.
+/// Starts logging. `RUST_LOG` overrides the configured filter, and `--log` overrides both.
+/// `is_service`: this process runs for long and logs its progress.
 pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool) {
     let environment = std::env::var("RUST_LOG")
         .ok()
@@ -15,10 +15,9 @@ pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool
     let wanted = flag.map(str::to_owned).or(environment);
     let mut filter = EnvFilter::builder()
         .parse_lossy(wanted.unwrap_or_else(|| settings.filter_for(is_service).to_owned()));
-    // Some libraries write what passes through them, tokens included. They stay silent whatever
-    // is asked for.
-    // The broker's client complains of what it mends itself, and so does the verifier of
-    // certificates of what its caller is told; what matters is said by ours.
+    // Some libraries log transmitted data, tokens included: they stay silent regardless of the
+    // filter. The broker's client logs faults it repairs itself, and the verifier of certificates
+    // logs errors it returns to the caller; this program logs the important ones.
     let silent = twincast_iothub::LOG_TARGETS_WITH_SECRETS
         .iter()
         .chain(&["lapin", "rustls_platform_verifier"]);
@@ -31,7 +30,7 @@ pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer);
-    // A second start (in tests) keeps the first.
+    // A second start (in tests) keeps the first subscriber.
     let _ = match settings.format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Pretty => builder

@@ -1,27 +1,27 @@
 //! `twincast`: rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
 //!
-//! The command line is a thin layer: [`commands`] has a file per command, [`engine`] puts the
-//! parts of the local engine together, [`process`] those of the distributed one, and everything that decides is in the libraries.
+//! The command line is a thin layer: [`commands`] has a file per command, [`engine`] assembles the
+//! local engine and [`process`] the distributed engine. All decisions are made in the libraries.
 
 mod api;
 mod args;
 mod client;
-mod commander;
+mod command_sender;
 mod commands;
 mod config;
 mod credentials;
 mod engine;
-mod exit;
+mod failure;
 mod health;
 mod http;
-mod left_out;
+mod http_client;
+mod live_page;
 mod logging;
 mod oidc;
+mod omissions;
 mod otlp;
 mod output;
-mod overlaps;
-mod page;
-mod peer;
+mod overlapping_rollouts;
 mod process;
 mod progress;
 mod prometheus;
@@ -33,7 +33,7 @@ mod stages;
 mod stores;
 mod summary;
 mod textfile;
-mod times;
+mod time_account;
 
 use std::io::Write as _;
 
@@ -42,7 +42,7 @@ use twincast_orchestrator::command::Kind;
 
 use crate::args::{Args, Command};
 use crate::config::{LogFormat, Overrides, Settings};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 
 fn main() -> std::process::ExitCode {
@@ -58,8 +58,8 @@ fn main() -> std::process::ExitCode {
             failure.code
         }
     };
-    if let Some(failure) = output.lost() {
-        output.complain(&failure);
+    if let Some(failure) = output.write_failure() {
+        output.print_failure(&failure);
         if code == ExitCode::Success {
             code = failure.code;
         }
@@ -67,7 +67,7 @@ fn main() -> std::process::ExitCode {
     std::process::ExitCode::from(code as u8)
 }
 
-/// Help, version, and what is wrong with a command line; as JSON too, where that is asked for.
+/// Prints help, version, or a mistake in the command line; a mistake also as JSON on request.
 fn usage(error: &clap::Error) -> std::process::ExitCode {
     if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
         let message = error.render().to_string();
@@ -78,7 +78,7 @@ fn usage(error: &clap::Error) -> std::process::ExitCode {
     let printed = error.print().and_then(|()| std::io::stdout().flush());
     let code = match printed {
         _ if error.use_stderr() => ExitCode::Usage,
-        // A reader that went away is no error.
+        // A reader closing the pipe is no error.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::Unexpected,
         _ => ExitCode::Success,
     };
@@ -86,7 +86,7 @@ fn usage(error: &clap::Error) -> std::process::ExitCode {
 }
 
 fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
-    // The agent is a program of its own, with a configuration of its own.
+    // The agent is a separate program with a separate configuration.
     if matches!(args.command, Some(Command::Agent)) {
         return commands::agent::agent(&args, output);
     }
@@ -102,24 +102,24 @@ fn start(args: Args, output: &Output) -> Result<ExitCode, Failure> {
     let is_service = matches!(args.command, Some(Command::Orchestrator | Command::Worker));
     logging::start(&settings.log, args.log.as_deref(), is_service);
     if is_service && settings.log.format == LogFormat::Json {
-        output.say_in_log();
+        output.log_notes();
     }
     if args.print_config {
         output.print_config(&settings);
         return Ok(ExitCode::Success);
     }
-    if let Some(name) = args.command.as_ref().and_then(Command::only_here)
+    if let Some(name) = args.command.as_ref().and_then(Command::local_only_name)
         && settings.server.url.is_some()
     {
-        let message = format!("{name} does not work over a server");
+        let message = format!("{name} is not available over the HTTP API");
         return Err(Failure::message(ExitCode::Refused, message)
-            .hint("give no --server, TWINCAST_SERVER or server.url; or use `twincast submit`"));
+            .hint("unset --server, TWINCAST_SERVER and server.url; or use `twincast submit`"));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     let result = runtime.block_on(perform(args.command, &settings, output));
-    // Blocking tasks that nobody waits for any more (reading a list) must not hold us up.
+    // Blocking tasks without a waiting caller (reading a list) must not delay the exit.
     runtime.shutdown_background();
     result
 }
@@ -148,20 +148,32 @@ async fn perform(
         Some(Command::Submit(submit)) => commands::submit::submit(&submit, settings, output).await,
         Some(Command::Status(status)) => commands::status::status(&status, settings, output).await,
         Some(Command::Watch(watch)) => commands::watch::watch(&watch, settings, output).await,
-        Some(Command::Pause(change)) => change::one(Kind::Pause, &change, settings, output).await,
-        Some(Command::Resume(change)) => change::one(Kind::Resume, &change, settings, output).await,
-        Some(Command::Abort(change)) => change::one(Kind::Abort, &change, settings, output).await,
-        Some(Command::Delete(delete)) => commands::delete::delete(&delete, settings, output).await,
-        Some(Command::Approve(judge)) => {
-            change::judge(Kind::Approve, &judge, settings, output).await
+        Some(Command::Pause(change)) => {
+            change::change_rollout(Kind::Pause, &change, settings, output).await
         }
-        Some(Command::Reject(judge)) => change::judge(Kind::Reject, &judge, settings, output).await,
+        Some(Command::Resume(change)) => {
+            change::change_rollout(Kind::Resume, &change, settings, output).await
+        }
+        Some(Command::Abort(change)) => {
+            change::change_rollout(Kind::Abort, &change, settings, output).await
+        }
+        Some(Command::Delete(delete)) => commands::delete::delete(&delete, settings, output).await,
+        Some(Command::Approve(decision)) => {
+            change::decide_gate(Kind::Approve, &decision, settings, output).await
+        }
+        Some(Command::Reject(decision)) => {
+            change::decide_gate(Kind::Reject, &decision, settings, output).await
+        }
         Some(Command::Retry(retry)) => change::retry(&retry, settings, output).await,
         Some(Command::Promote(promote)) => change::promote(&promote, settings, output).await,
-        Some(Command::StopAll(all)) => change::all(Kind::StopAll, &all, settings, output).await,
-        Some(Command::ResumeAll(all)) => change::all(Kind::ResumeAll, &all, settings, output).await,
-        Some(Command::DeadLetters(letters)) => {
-            commands::dead_letters::dead_letters(&letters, settings, output).await
+        Some(Command::StopAll(all)) => {
+            change::change_all(Kind::StopAll, &all, settings, output).await
+        }
+        Some(Command::ResumeAll(all)) => {
+            change::change_all(Kind::ResumeAll, &all, settings, output).await
+        }
+        Some(Command::DeadLetters(dead_letters)) => {
+            commands::dead_letters::dead_letters(&dead_letters, settings, output).await
         }
         Some(Command::Demo(demo)) => commands::demo::demo(&demo, output).await,
         Some(Command::Schema) => Ok(commands::validate::schema(output)),

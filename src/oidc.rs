@@ -1,31 +1,33 @@
-//! The OpenID Connect issuer whose tokens the HTTP API takes, as it is configured.
+//! The configured OpenID Connect issuer of tokens for the HTTP API.
 
 use std::path::Path;
 use std::time::Duration;
 
-use twincast_oidc::{Issuer, IssuerConfig, KeysAt};
+use twincast_oidc::{Issuer, IssuerConfig, KeyLocation};
 use twincast_orchestrator::http::auth::oidc::Oidc;
 
 use crate::config::OidcSettings;
-use crate::exit::{ExitCode, Failure};
-use crate::peer;
+use crate::failure::{ExitCode, Failure};
+use crate::http_client;
 
-/// How long one document may take. There are two, and a request that waits for both is itself limited.
-const TIME: Duration = Duration::from_secs(5);
+/// Time limit for a document. There are two documents; a request waiting for both has a limit of
+/// its own.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The issuer, whose keys were asked for.
+/// Returns the issuer, after the first request for the keys.
 ///
 /// # Errors
-/// When it cannot be used as it is configured. An issuer that does not answer may do so later.
+/// The issuer cannot be used as configured. An unavailable issuer is no error: the issuer may
+/// answer later.
 pub(crate) async fn issuer(configured: &OidcSettings, base: &Path) -> Result<Oidc, Failure> {
     let http = || {
-        let http = peer::builder("api.oidc", configured.ca_file.as_deref(), base)?;
-        peer::built(http.no_proxy().timeout(TIME))
+        let http = http_client::builder("api.oidc", configured.ca_file.as_deref(), base)?;
+        http_client::build(http.no_proxy().timeout(DOCUMENT_TIMEOUT))
     };
     let keys = match (&configured.keys_file, &configured.keys_url) {
-        (Some(file), _) => KeysAt::File(base.join(file)),
-        (None, Some(url)) => KeysAt::Url(url.clone(), http()?),
-        (None, None) => KeysAt::Discovery(http()?),
+        (Some(file), _) => KeyLocation::File(base.join(file)),
+        (None, Some(url)) => KeyLocation::Url(url.clone(), http()?),
+        (None, None) => KeyLocation::Discovery(http()?),
     };
     let refused = |error: anyhow::Error| {
         let doing = "cannot use the issuer of tokens (api.oidc)";

@@ -1,7 +1,9 @@
-//! The collector that traces go to: from the configuration, else from the variables of the OpenTelemetry standard.
+//! The collector of traces: from the configuration, else from the variables of the OpenTelemetry
+//! standard.
 //!
-//! A mistake in the configuration is refused. A mistake in a variable is logged, and the variable is ignored, as the
-//! standard demands: a platform may have set the variable for all programs of a machine, and no rollout waits for a trace.
+//! A mistake in the configuration is refused. A mistake in a variable is logged, and the variable
+//! is ignored, as the standard demands: a platform may have set the variable for all programs of a
+//! machine, and no rollout waits for a trace.
 
 mod standard;
 
@@ -15,11 +17,11 @@ use twincast_otlp::{Otlp, OtlpConfig, Sampling};
 
 use self::standard::{Standard, with_path};
 use crate::config::{Settings, address};
-use crate::exit::{ExitCode, Failure};
-use crate::peer;
+use crate::failure::{ExitCode, Failure};
+use crate::http_client;
 
-/// How long the last spans may take when a process ends.
-pub(crate) const LAST: Duration = Duration::from_secs(3);
+/// Time limit for exporting the last spans at the end of a process.
+pub(crate) const FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The destination of traces, and the choice of traces.
 #[derive(Debug)]
@@ -30,33 +32,34 @@ struct Plan {
     sampling: Sampling,
 }
 
-/// Starts to take spans to the collector, if an address of one is configured; `role` is what the process is.
+/// Starts the export of spans to the collector, if a collector's address is configured; `role` is
+/// the kind of process.
 ///
 /// # Errors
-/// When the collector cannot be used as it is configured.
+/// The collector cannot be used as configured.
 pub(crate) fn start(settings: &Settings, role: &str) -> Result<Otlp, Failure> {
     let mut standard = Standard::new(|name| std::env::var(name).ok());
     let planned = plan(settings, &mut standard).map_err(refused)?;
-    for odd in standard.odd {
-        tracing::warn!(odd, "a variable of the environment is not understood");
+    for problem in standard.invalid {
+        tracing::warn!(problem, "environment variable is invalid");
     }
     let Some(plan) = planned else {
         return Ok(Otlp::default());
     };
     let (configured, base) = (settings.otlp.clone(), settings.base.clone());
-    let http = peer::builder("otlp", configured.ca_file.as_deref(), &base)?
+    let http = http_client::builder("otlp", configured.ca_file.as_deref(), &base)?
         .no_proxy()
         .timeout(configured.timeout.0);
     let timeout = configured.timeout.0;
-    // Files of tokens are rotated.
+    // Token files are rotated.
     let headers = move || {
         let mut headers = plan.headers.clone();
-        headers.extend(peer::shown("otlp", &configured, &base)?);
+        headers.extend(http_client::credential_headers("otlp", &configured, &base)?);
         Ok(headers)
     };
     headers().map_err(refused)?;
     let started = Otlp::start(OtlpConfig {
-        http: peer::built(http)?,
+        http: http_client::build(http)?,
         url: plan.url.into(),
         headers: Arc::new(move || headers().map_err(Into::into)),
         timeout,
@@ -64,15 +67,16 @@ pub(crate) fn start(settings: &Settings, role: &str) -> Result<Otlp, Failure> {
         service: format!("twincast-{role}"),
         instance: uuid::Uuid::new_v4().to_string(),
     });
-    // The address is valid, so the cause is a variable that the exporter reads by itself.
+    // The address is valid, so the cause is a variable read by the exporter itself.
     Ok(started.unwrap_or_else(|error| {
-        let error = twincast_core::error::in_words(&error);
-        tracing::warn!(error, "no traces are told");
+        let error = twincast_core::error::describe(&error);
+        tracing::warn!(error, "traces are not exported");
         Otlp::default()
     }))
 }
 
-/// Decides from configuration and environment whether traces are exported, where to, and how.
+/// Decides from configuration and environment whether traces are exported, with destination and
+/// sampling.
 fn plan(
     settings: &Settings,
     standard: &mut Standard<impl Fn(&str) -> Option<String>>,
@@ -108,7 +112,8 @@ fn plan(
     }))
 }
 
-/// The span that this process is part of, by the environment: pipelines set it for their steps.
+/// Returns the span around this process, from the environment: pipelines set the variable for their
+/// steps.
 pub(crate) fn caller() -> Option<TraceContext> {
     std::env::var("TRACEPARENT").ok()?.parse().ok()
 }
@@ -123,7 +128,8 @@ mod tests {
 
     use super::*;
 
-    /// The plan that follows from a configuration and variables, as text, and the variables that are not understood.
+    /// Returns the plan for a configuration and variables, as text, and the variables not
+    /// understood.
     fn planned(toml: &str, variables: &[(&str, &str)]) -> anyhow::Result<(String, Vec<String>)> {
         let settings = Settings::of(toml);
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
@@ -147,7 +153,7 @@ mod tests {
                 format!("{}, {ratio} {of}{}", plan.url, shown.collect::<String>())
             },
         );
-        Ok((plan, standard.odd))
+        Ok((plan, standard.invalid))
     }
 
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/");
@@ -273,9 +279,9 @@ mod tests {
                 "http://c:4318/v1/traces, 1 of those that begin here, a: b",
             ),
         ] {
-            let (plan, odd) = planned(toml, variables).unwrap();
+            let (plan, invalid) = planned(toml, variables).unwrap();
             assert_eq!(
-                (plan.as_str(), odd),
+                (plan.as_str(), invalid),
                 (expected, vec![]),
                 "{toml} {variables:?}"
             );
@@ -283,9 +289,9 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_not_understood_is_told_and_ignored() {
+    fn an_invalid_variable_is_reported_and_ignored() {
         let all = "http://c:4318/v1/traces, 1 of those that begin here";
-        for (variable, value, told, expected) in [
+        for (variable, value, reported, expected) in [
             (
                 "OTEL_EXPORTER_OTLP_ENDPOINT",
                 "collector:4318",
@@ -304,12 +310,12 @@ mod tests {
                 "is not the address",
                 all,
             ),
-            ("OTEL_SDK_DISABLED", "1", "true or false", all),
-            ("OTEL_TRACES_EXPORTER", "zipkin", "otlp and none", all),
+            ("OTEL_SDK_DISABLED", "1", "allowed: true, false", all),
+            ("OTEL_TRACES_EXPORTER", "zipkin", "otlp, none", all),
             (
                 "OTEL_TRACES_SAMPLER",
                 "jaeger_remote",
-                "parentbased_always_on holds",
+                "using parentbased_always_on",
                 all,
             ),
             (
@@ -347,15 +353,18 @@ mod tests {
                 ("OTEL_TRACES_SAMPLER", sampler),
                 (variable, value),
             ];
-            let (plan, odd) = planned("", &variables).unwrap();
+            let (plan, invalid) = planned("", &variables).unwrap();
             assert_eq!(plan, expected, "{variable}");
-            let [odd] = &odd[..] else {
-                panic!("{variable}: {odd:?}");
+            let [invalid] = &invalid[..] else {
+                panic!("{variable}: {invalid:?}");
             };
-            assert!(odd.contains(variable) && odd.contains(told), "{odd}");
             assert!(
-                variable == "OTEL_TRACES_SAMPLER_ARG" || !odd.contains("s3cr3t"),
-                "{odd}"
+                invalid.contains(variable) && invalid.contains(reported),
+                "{invalid}"
+            );
+            assert!(
+                variable == "OTEL_TRACES_SAMPLER_ARG" || !invalid.contains("s3cr3t"),
+                "{invalid}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! What the program prints: results to standard output, the rest to standard error.
+//! The program's output: results to standard output, everything else to standard error.
 //!
 //! With `--json`, standard output carries exactly one JSON object.
 
@@ -11,9 +11,9 @@ use serde_json::json;
 pub(crate) use twincast_core::outcome::thousands;
 use twincast_orchestrator::view::plan::MessageView;
 
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 
-/// Colours on standard error: only on a terminal, and not when `NO_COLOR` is set.
+/// Returns true if standard error takes colours: on a terminal, and without `NO_COLOR`.
 pub(crate) fn colours_wanted_on_stderr() -> bool {
     io::stderr().is_terminal() && colours_allowed()
 }
@@ -22,7 +22,7 @@ fn colours_allowed() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// How text is set off.
+/// The style of a text.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Style {
     Bold,
@@ -32,13 +32,13 @@ pub(crate) enum Style {
     Warn,
 }
 
-/// Where output goes, and how.
+/// The destination and format of output.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
-    /// Why a result could not be written, if one could not.
-    lost: Arc<OnceLock<io::Error>>,
-    /// What is said to people stands in the log, as lines of it.
-    logged: Arc<AtomicBool>,
+    /// The error of the first result that could not be written.
+    write_error: Arc<OnceLock<io::Error>>,
+    /// Notes and errors go to the log.
+    notes_are_logged: Arc<AtomicBool>,
     json: bool,
     colours_out: bool,
     colours_err: bool,
@@ -47,78 +47,80 @@ pub(crate) struct Output {
 impl Output {
     pub(crate) fn new(json: bool) -> Self {
         Self {
-            lost: Arc::default(),
-            logged: Arc::default(),
+            write_error: Arc::default(),
+            notes_are_logged: Arc::default(),
             json,
             colours_out: io::stdout().is_terminal() && colours_allowed(),
             colours_err: colours_wanted_on_stderr(),
         }
     }
 
-    /// From now on, what is said to people becomes lines of the log: whoever collects it as JSON can read no others.
-    pub(crate) fn say_in_log(&self) {
-        self.logged.store(true, Ordering::Relaxed);
+    /// From now on, notes and errors become log lines: a collector of JSON logs cannot read other
+    /// lines.
+    pub(crate) fn log_notes(&self) {
+        self.notes_are_logged.store(true, Ordering::Relaxed);
     }
 
     fn is_logged(&self) -> bool {
-        self.logged.load(Ordering::Relaxed)
+        self.notes_are_logged.load(Ordering::Relaxed)
     }
 
-    /// Results are wanted as JSON.
+    /// Returns true if results are printed as JSON.
     pub(crate) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// `text` in a style, where standard output takes colours.
+    /// Returns `text` in a style, if standard output takes colours.
     pub(crate) fn paint(&self, style: Style, text: &str) -> String {
         paint(self.colours_out, style, text)
     }
 
-    /// `text` in a style, where standard error takes colours.
+    /// Returns `text` in a style, if standard error takes colours.
     pub(crate) fn paint_note(&self, style: Style, text: &str) -> String {
         paint(self.colours_err, style, text)
     }
 
-    /// A result: the text for people, or the value for machines.
+    /// Prints a result: `text` for people, or `value` as JSON.
     pub(crate) fn result(&self, value: &impl Serialize, text: &str) {
         if self.json {
             let value = serde_json::to_string(value).expect("results are plain data");
             self.out(&value);
         } else {
-            self.out(&printable(text.trim_end_matches('\n')));
+            self.out(&escape_text(text.trim_end_matches('\n')));
         }
     }
 
-    /// A line to standard output. That it could not be written is [told at the end](Self::lost).
+    /// Prints a line to standard output. [`write_failure`](Self::write_failure) reports a failed
+    /// write at the end.
     pub(crate) fn out(&self, line: &str) {
         let mut out = io::stdout().lock();
         let written = writeln!(out, "{line}").and_then(|()| out.flush());
         if let Err(error) = written
             && error.kind() != io::ErrorKind::BrokenPipe
         {
-            // The first is the one that matters.
-            _ = self.lost.set(error);
+            // Only the first error matters.
+            _ = self.write_error.set(error);
         }
     }
 
-    /// A failure, if a result could not be written. A reader that went away is none.
-    pub(crate) fn lost(&self) -> Option<Failure> {
-        let error = self.lost.get()?;
+    /// Returns a failure if a result could not be written. A closed pipe is no failure.
+    pub(crate) fn write_failure(&self) -> Option<Failure> {
+        let error = self.write_error.get()?;
         let found = anyhow::anyhow!("{error}");
         let error = found.context("cannot write the result to standard output");
         Some(Failure::new(ExitCode::Unexpected, error))
     }
 
-    /// A remark for people, to standard error.
+    /// Prints a note for people, to standard error.
     pub(crate) fn note(&self, line: &str) {
         if self.is_logged() {
             tracing::info!(target: "twincast", "{line}");
             return;
         }
-        let _ = writeln!(io::stderr().lock(), "{}", printable(line));
+        let _ = writeln!(io::stderr().lock(), "{}", escape_text(line));
     }
 
-    /// A failure, with its causes and what to do.
+    /// Prints a failure with causes and hint.
     pub(crate) fn failure(&self, failure: &Failure) {
         let lines = failure.lines();
         if self.json {
@@ -132,11 +134,11 @@ impl Output {
             });
             self.out(&value.to_string());
         }
-        self.complain(failure);
+        self.print_failure(failure);
     }
 
-    /// A failure, for people.
-    pub(crate) fn complain(&self, failure: &Failure) {
+    /// Prints a failure for people.
+    pub(crate) fn print_failure(&self, failure: &Failure) {
         let lines = failure.lines();
         if self.is_logged() {
             let (error, hint) = (lines.join(": "), failure.hint.as_deref());
@@ -154,17 +156,17 @@ impl Output {
         self.note(&text);
     }
 
-    /// The configuration in force.
+    /// Prints the configuration in force.
     pub(crate) fn print_config(&self, settings: &impl Serialize) {
         let text = serde_json::to_string_pretty(settings).expect("settings are plain data");
-        self.out(&crate::exit::scrub(&text));
+        self.out(&crate::failure::scrub(&text));
     }
 }
 
 impl Style {
     const ALL: [Self; 5] = [Self::Bold, Self::Dim, Self::Good, Self::Bad, Self::Warn];
 
-    /// What switches it on in a terminal.
+    /// Returns the escape sequence to switch the style on in a terminal.
     fn begins(self) -> &'static str {
         match self {
             Self::Bold => "\u{1b}[1m",
@@ -176,20 +178,20 @@ impl Style {
     }
 }
 
-/// What switches any style off.
+/// The escape sequence to switch any style off.
 const ENDS: &str = "\u{1b}[0m";
 
-/// What is painted is somebody's words, or may have some in it: it is one line.
+/// Returns a text as a single line with a style: the text may contain foreign input.
 fn paint(colours: bool, style: Style, text: &str) -> String {
-    let text = one_line(text);
+    let text = escape_line(text);
     match colours {
         true => format!("{}{text}{ENDS}", style.begins()),
         false => text,
     }
 }
 
-/// Whether a terminal would do something else with it than show it: control characters, and those that change the
-/// direction of what is around them.
+/// Returns true for characters with an effect on a terminal: control characters, and characters
+/// with an effect on the direction of neighbouring text.
 fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
@@ -207,41 +209,42 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> String {
     out
 }
 
-/// Somebody's words as one line that a terminal shows and does not obey. Their line breaks are shown: they cannot begin
-/// a line that looks like one of ours.
-pub(crate) fn one_line(words: &str) -> String {
+/// Returns foreign text as a single line without an effect on a terminal. Line breaks are escaped,
+/// so foreign text cannot imitate a line of this program.
+pub(crate) fn escape_line(words: &str) -> String {
     escaped(words, |_| false)
 }
 
-/// What each device is sent, in one line with its size; the first thousand characters of it.
+/// Describes the message to the devices in a single line: the size, and the first thousand
+/// characters.
 pub(crate) fn message(message: &MessageView) -> String {
-    const SHOWN: usize = 1_000;
-    let size = counted(message.body_bytes, "byte", "bytes");
+    const MAX_CHARS: usize = 1_000;
+    let size = with_noun(message.body_bytes, "byte", "bytes");
     let of_type = match &message.content_type {
-        Some(content_type) => format!("{size} of {}", one_line(content_type)),
+        Some(content_type) => format!("{size} of {}", escape_line(content_type)),
         None => size,
     };
     let Some(body) = &message.body else {
-        return format!("{of_type}, which are no text");
+        return format!("{of_type}, not text");
     };
-    let shown: String = body.chars().take(SHOWN).collect();
+    let shown: String = body.chars().take(MAX_CHARS).collect();
     match body.len() - shown.len() {
-        0 => format!("{of_type}: {}", one_line(&shown)),
-        rest => format!("{of_type}: {} and {rest} bytes more", one_line(&shown)),
+        0 => format!("{of_type}: {}", escape_line(&shown)),
+        rest => format!("{of_type}: {} and {rest} bytes more", escape_line(&shown)),
     }
 }
 
-/// The same of somebody's text that has lines, such as the body of a message: each is set in from the margin.
-pub(crate) fn set_in(text: &str) -> String {
+/// Escapes a foreign text of several lines, such as the body of a message, and indents each line.
+pub(crate) fn indent_and_escape(text: &str) -> String {
     let lines = text
         .lines()
         .map(|line| format!("  {}", escaped(line, |c| c == '\t')));
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Text of ours with whatever is in it, as a terminal may have it: lines and our styles stay, all other controls are
-/// shown.
-fn printable(text: &str) -> String {
+/// Escapes the program's own text with foreign parts for a terminal: keeps lines, tabs and the
+/// program's styles, escapes all other control characters.
+fn escape_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('\u{1b}') {
@@ -263,14 +266,14 @@ fn printable(text: &str) -> String {
     out + &escaped(rest, |c| matches!(c, '\n' | '\t'))
 }
 
-/// So many of something.
-pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+/// Formats a number with the noun in singular or plural.
+pub(crate) fn with_noun(number: u64, one: &str, many: &str) -> String {
     let word = if number == 1 { one } else { many };
     format!("{} {word}", thousands(number))
 }
 
-/// What a rollout does in a phase, as the end of a sentence that begins with its name.
-pub(crate) fn does(phase: &str) -> String {
+/// Returns the predicate of a sentence about a rollout in a phase.
+pub(crate) fn phase_predicate(phase: &str) -> String {
     match phase {
         "planning" => "is being planned".to_owned(),
         "succeeded" => "has succeeded".to_owned(),
@@ -282,19 +285,19 @@ pub(crate) fn does(phase: &str) -> String {
     }
 }
 
-/// The longest cell of a table, in characters. `--json` has all of it.
-const CELL: usize = 100;
+/// The longest cell of a table, in characters. `--json` prints the full text.
+const MAX_CELL_CHARS: usize = 100;
 
-/// A table's cell: one line, and not too long.
+/// Formats a cell of a table: a single line of limited length.
 fn cell(text: &str) -> String {
-    let text = one_line(text);
-    match text.char_indices().nth(CELL) {
+    let text = escape_line(text);
+    match text.char_indices().nth(MAX_CELL_CHARS) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }
 }
 
-/// A table for people: columns padded to their widest cell, numbers to the right.
+/// Formats a table: columns padded to the widest cell, numbers to the right.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let columns = headings.len();
     let rows: Vec<Vec<_>> = rows
@@ -343,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn somebodys_words_are_shown_and_not_obeyed() {
+    fn foreign_text_has_no_effect_on_a_terminal() {
         let table = [
             ("fine: Åse, 雪, ok\\n", "fine: Åse, 雪, ok\\n"),
             ("a\nb succeeded", "a\\nb succeeded"),
@@ -352,18 +355,21 @@ mod tests {
             ("a\u{202e}b\u{2028}c", "a\\u{202e}b\\u{2028}c"),
         ];
         for (words, line) in table {
-            assert_eq!(one_line(words), line);
+            assert_eq!(escape_line(words), line);
         }
-        assert_eq!(set_in("a\n\u{1b}[1mb\tc"), "  a\n  \\u{1b}[1mb\tc");
+        assert_eq!(
+            indent_and_escape("a\n\u{1b}[1mb\tc"),
+            "  a\n  \\u{1b}[1mb\tc"
+        );
     }
 
     #[test]
     fn our_styles_stay_and_others_are_shown() {
         let ours = format!("{}\n\u{1b}[0m", paint(true, Style::Bad, "x\u{1b}[1m\ny"));
         assert_eq!(ours, "\u{1b}[1;31mx\\u{1b}[1m\\ny\u{1b}[0m\n\u{1b}[0m");
-        assert_eq!(printable(&ours), ours);
+        assert_eq!(escape_text(&ours), ours);
         assert_eq!(
-            printable("a\u{1b}]0;title\u{7}\n"),
+            escape_text("a\u{1b}]0;title\u{7}\n"),
             "a\\u{1b}]0;title\\u{7}\n"
         );
     }
@@ -377,10 +383,10 @@ mod tests {
     }
 
     #[test]
-    fn one_is_one() {
-        assert_eq!(counted(1, "batch", "batches"), "1 batch");
-        assert_eq!(counted(0, "batch", "batches"), "0 batches");
-        assert_eq!(counted(1_200, "batch", "batches"), "1,200 batches");
+    fn nouns_are_singular_for_one() {
+        assert_eq!(with_noun(1, "batch", "batches"), "1 batch");
+        assert_eq!(with_noun(0, "batch", "batches"), "0 batches");
+        assert_eq!(with_noun(1_200, "batch", "batches"), "1,200 batches");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A process of the distributed engine, from its start to its end.
+//! A process of the distributed engine, from start to end.
 
 use std::future::Future;
 
@@ -7,13 +7,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::health::Health;
 use crate::output::Output;
 use crate::services::Services;
 use crate::signal::asked_to_stop;
 
-/// A running process: its services, its probes, and the wish that it stop.
+/// A running process: the services, the probes, and the signal to stop.
 pub(crate) struct Process {
     pub(crate) services: Services,
     /// Cancelled when the process is asked to stop.
@@ -24,8 +24,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Listens for probes, and connects to the services; waits for them if they are away. `None`
-    /// when it was asked to stop before they were there.
+    /// Starts the probes and connects to the services; waits for unavailable services. Returns
+    /// `None` if the process is asked to stop first.
     pub(crate) async fn start(
         role: &'static str,
         settings: &Settings,
@@ -33,10 +33,10 @@ impl Process {
     ) -> Result<Option<Self>, Failure> {
         let stop = CancellationToken::new();
         let signalled = stop.clone();
-        let told = output.clone();
+        let stop_output = output.clone();
         tokio::spawn(async move {
             asked_to_stop().await;
-            told.note(&format!("twincast {role} is stopping."));
+            stop_output.note(&format!("twincast {role} is stopping."));
             signalled.cancel();
         });
         let mut services = Services::start(settings, role).await?;
@@ -44,7 +44,11 @@ impl Process {
         let stopping = stop.clone();
         checks.push((
             "this process",
-            Box::new(move || stopping.is_cancelled().then(|| "it is stopping".to_owned())),
+            Box::new(move || {
+                stopping
+                    .is_cancelled()
+                    .then(|| "the process is stopping".to_owned())
+            }),
         ));
         let registry = Registry::new();
         let probes_stop = CancellationToken::new();
@@ -62,7 +66,7 @@ impl Process {
         if !services.connect(settings, &stop).await? {
             return Ok(None);
         }
-        output.note(&format!("twincast {role} is at work."));
+        output.note(&format!("twincast {role} is running."));
         Ok(Some(Self {
             services,
             stop,
@@ -72,7 +76,7 @@ impl Process {
         }))
     }
 
-    /// Exports the metrics of what the process does, where it listens for those who ask.
+    /// Adds the metrics of the process's work to the exported metrics.
     pub(crate) fn export(
         &self,
         register: impl FnOnce(&Registry) -> Result<(), prometheus::Error>,
@@ -83,7 +87,7 @@ impl Process {
         })
     }
 
-    /// Does the process's work until it is done, watching over the services.
+    /// Runs `work` to the end, while checking the store periodically.
     pub(crate) async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> T {
         tokio::select! {
             done = work => done,
@@ -91,12 +95,12 @@ impl Process {
         }
     }
 
-    /// Closes what is open.
+    /// Closes all connections and the probes.
     pub(crate) async fn end(self) {
         self.services.amqp.close().await;
         self.probes_stop.cancel();
         if let Some(health) = self.health {
-            // Nobody is left to be told that the probes ended badly.
+            // No caller is left for an error of the probes.
             _ = health.await;
         }
     }

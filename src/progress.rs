@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
+//! Progress on standard error: a bar on a terminal, otherwise an occasional line.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal as _, Write};
@@ -7,41 +7,41 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
-use twincast_core::outcome::Ends;
+use twincast_core::outcome::ClassCounts;
 use twincast_core::time::friendly;
 
 use crate::output::{Output, thousands};
 
-/// How often a line is printed where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
-/// The span over which the shown rate is measured.
-const RATE_OVER: Duration = Duration::from_secs(10);
+/// The interval of printed lines without a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// The period of the measured rate.
+const RATE_PERIOD: Duration = Duration::from_secs(10);
 
-/// What is known at one moment.
+/// The state of a rollout at a point in time.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
-    pub(crate) ends: Ends,
-    /// The hubs' pace together, a minute.
+    pub(crate) by_class: ClassCounts,
+    /// The rate of all hubs together, per minute.
     pub(crate) pace: Option<f64>,
-    /// What stands in the way, if something does.
-    pub(crate) trouble: Option<String>,
-    /// What devices have answered so far, in words.
+    /// The current obstacle, if any.
+    pub(crate) obstacle: Option<String>,
+    /// The devices' answers so far, as text.
     pub(crate) answers: Option<String>,
 }
 
-/// The bar that is on the terminal, which has one place for one.
-static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+/// The bar on the terminal. A terminal has room for a single bar.
+static VISIBLE_BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-fn shown() -> MutexGuard<'static, Option<ProgressBar>> {
-    SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
+fn visible_bar() -> MutexGuard<'static, Option<ProgressBar>> {
+    VISIBLE_BAR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes to standard error above the bar, if there is one.
+/// Writes to standard error, above a visible bar.
 pub(crate) struct AboveBar;
 
 impl Write for AboveBar {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        let bar = shown().clone();
+        let bar = visible_bar().clone();
         let write = || io::stderr().write_all(text).map(|()| text.len());
         match bar {
             Some(bar) => bar.suspend(write),
@@ -59,46 +59,47 @@ pub(crate) struct Progress {
     output: Output,
     bar: Option<ProgressBar>,
     line_at: Instant,
-    /// Devices that are done, over the last while, for the rate.
+    /// Recent counts of finished devices, for the rate.
     samples: VecDeque<(Instant, u64)>,
-    told: Told,
+    last_obstacle: ObstacleLine,
 }
 
-/// The trouble that was told last, in a line of its own.
+/// The last obstacle printed on a separate line.
 #[derive(Default)]
-struct Told {
-    trouble: Option<String>,
+struct ObstacleLine {
+    obstacle: Option<String>,
     at: Option<Instant>,
 }
 
-impl Told {
-    /// Whether trouble is worth a line now: other than the last, and not right after it, since the words of one trouble
-    /// may change with each try.
-    fn is_news(&mut self, trouble: Option<&str>) -> bool {
-        if shape(trouble) == shape(self.trouble.as_deref()) {
+impl ObstacleLine {
+    /// Returns true if an obstacle is worth a line now: a new obstacle, and some time after the
+    /// last line, because the wording of an obstacle may change with each try.
+    fn is_new(&mut self, obstacle: Option<&str>) -> bool {
+        if without_digits(obstacle) == without_digits(self.obstacle.as_deref()) {
             return false;
         }
-        if trouble.is_some() {
-            if self.at.is_some_and(|at| at.elapsed() < LINE_EVERY) {
+        if obstacle.is_some() {
+            if self.at.is_some_and(|at| at.elapsed() < LINE_INTERVAL) {
                 return false;
             }
             self.at = Some(Instant::now());
         }
-        self.trouble = trouble.map(str::to_owned);
-        trouble.is_some()
+        self.obstacle = obstacle.map(str::to_owned);
+        obstacle.is_some()
     }
 }
 
-/// A remark without its numbers: a new number alone is not worth a line of its own.
-fn shape(trouble: Option<&str>) -> Option<String> {
+/// Returns a note without the digits: a new number alone is not worth a new line.
+fn without_digits(obstacle: Option<&str>) -> Option<String> {
     let plain = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect();
-    trouble.map(plain)
+    obstacle.map(plain)
 }
 
-/// A line with what stands in the way: among many lines, the one that told of it is far away.
-fn with(text: String, trouble: Option<&str>) -> String {
-    match trouble {
-        Some(trouble) => format!("{text}  waiting: {trouble}"),
+/// Returns a progress line with the current obstacle: the separate line about the obstacle may be
+/// many lines above.
+fn with_obstacle(text: String, obstacle: Option<&str>) -> String {
+    match obstacle {
+        Some(obstacle) => format!("{text}  waiting: {obstacle}"),
         None => text,
     }
 }
@@ -113,53 +114,54 @@ impl Progress {
             bar
         });
         if let Some(bar) = &bar {
-            *shown() = Some(bar.clone());
+            *visible_bar() = Some(bar.clone());
         }
         Self {
             output,
             bar,
-            line_at: Instant::now() + LINE_EVERY,
+            line_at: Instant::now() + LINE_INTERVAL,
             samples: VecDeque::new(),
-            told: Told::default(),
+            last_obstacle: ObstacleLine::default(),
         }
     }
 
-    /// Devices are being found: so many by now, if that is known. `trouble` stands in the way.
-    pub(crate) fn planning(&mut self, devices: u64, trouble: Option<&str>) {
+    /// Shows the search for devices. `devices` is the number found so far, 0 if unknown; `obstacle`
+    /// is the current obstacle.
+    pub(crate) fn planning(&mut self, devices: u64, obstacle: Option<&str>) {
         let text = match devices {
             0 => "finding devices".to_owned(),
             found => format!("finding devices: {}", thousands(found)),
         };
-        self.tell(trouble);
+        self.print_obstacle(obstacle);
         match &self.bar {
             Some(bar) => {
                 bar.set_message(text);
                 bar.tick();
             }
-            None => self.line(&with(text, trouble)),
+            None => self.line(&with_obstacle(text, obstacle)),
         }
     }
 
-    /// Says once what stands in the way.
-    fn tell(&mut self, trouble: Option<&str>) {
-        if self.told.is_news(trouble) {
-            self.print(&format!("waiting: {}", trouble.unwrap_or_default()));
+    /// Prints an obstacle once.
+    fn print_obstacle(&mut self, obstacle: Option<&str>) {
+        if self.last_obstacle.is_new(obstacle) {
+            self.print(&format!("waiting: {}", obstacle.unwrap_or_default()));
         }
     }
 
-    /// Devices are being sent to.
+    /// Shows the progress of sending.
     pub(crate) fn sending(&mut self, snapshot: &Snapshot) {
         let now = Instant::now();
-        let done = snapshot.ends.done();
+        let done = snapshot.by_class.done();
         self.samples.push_back((now, done));
-        while self.samples.len() > 2 && self.samples[1].0 + RATE_OVER < now {
+        while self.samples.len() > 2 && self.samples[1].0 + RATE_PERIOD < now {
             self.samples.pop_front();
         }
         let text = self.describe(snapshot);
-        self.tell(snapshot.trouble.as_deref());
+        self.print_obstacle(snapshot.obstacle.as_deref());
         match &self.bar {
             Some(bar) => {
-                let devices = snapshot.ends.total();
+                let devices = snapshot.by_class.total();
                 if bar.length() != Some(devices) {
                     bar.set_length(devices);
                     let style = ProgressStyle::with_template("{bar:28} {percent:>3}%  {msg}")
@@ -169,12 +171,12 @@ impl Progress {
                 bar.set_position(done);
                 bar.set_message(text);
             }
-            None => self.line(&with(text, snapshot.trouble.as_deref())),
+            None => self.line(&with_obstacle(text, snapshot.obstacle.as_deref())),
         }
     }
 
     fn describe(&self, snapshot: &Snapshot) -> String {
-        let (done, classes) = snapshot.ends.so_far();
+        let (done, classes) = snapshot.by_class.progress_texts();
         let mut parts = vec![done];
         if let Some(per_minute) = self.per_minute() {
             let quota = snapshot
@@ -185,8 +187,8 @@ impl Progress {
                 "{}/min{quota}",
                 thousands(per_minute.round() as u64)
             ));
-            let left = snapshot.ends.pending as f64;
-            if per_minute > 0.0 && left > 0.0 && snapshot.trouble.is_none() {
+            let left = snapshot.by_class.pending as f64;
+            if per_minute > 0.0 && left > 0.0 && snapshot.obstacle.is_none() {
                 parts.push(format!(
                     "{} left",
                     friendly(Duration::from_secs_f64(left / per_minute * 60.0))
@@ -209,7 +211,7 @@ impl Progress {
         (seconds > 0.5).then(|| (last.saturating_sub(*first)) as f64 / seconds * 60.0)
     }
 
-    /// A remark that stays, above the bar.
+    /// Prints a lasting note, above the bar.
     pub(crate) fn print(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.output.note(text)),
@@ -219,15 +221,15 @@ impl Progress {
 
     fn line(&mut self, text: &str) {
         if Instant::now() >= self.line_at {
-            self.line_at = Instant::now() + LINE_EVERY;
+            self.line_at = Instant::now() + LINE_INTERVAL;
             self.output.note(text);
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
-            *shown() = None;
+            *visible_bar() = None;
             bar.finish_and_clear();
         }
     }
@@ -238,16 +240,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn trouble_whose_words_change_with_each_try_is_told_now_and_then() {
-        let mut told = Told::default();
-        assert!(told.is_news(Some("no route, try 1")));
-        assert!(!told.is_news(Some("no route, try 2")));
-        assert!(!told.is_news(Some("no route")));
-        tokio::time::advance(LINE_EVERY).await;
-        assert!(told.is_news(Some("no route")));
-        tokio::time::advance(LINE_EVERY).await;
-        assert!(!told.is_news(Some("no route")));
-        assert!(!told.is_news(None));
-        assert!(told.is_news(Some("no route")));
+    async fn an_obstacle_with_new_words_each_try_is_printed_now_and_then() {
+        let mut line = ObstacleLine::default();
+        assert!(line.is_new(Some("no route, try 1")));
+        assert!(!line.is_new(Some("no route, try 2")));
+        assert!(!line.is_new(Some("no route")));
+        tokio::time::advance(LINE_INTERVAL).await;
+        assert!(line.is_new(Some("no route")));
+        tokio::time::advance(LINE_INTERVAL).await;
+        assert!(!line.is_new(Some("no route")));
+        assert!(!line.is_new(None));
+        assert!(line.is_new(Some("no route")));
     }
 }

@@ -1,4 +1,4 @@
-//! RabbitMQ and Redis, as the processes of the distributed engine and their clients use them.
+//! RabbitMQ and Redis, for the processes of the distributed engine and for clients.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use twincast_amqp::{Amqp, AmqpError, ConnectError as BrokerError, State};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ports::QueueError;
 use twincast_iothub::ClockOffset;
 use twincast_orchestrator::events::Events;
@@ -15,16 +15,16 @@ use twincast_redis::{ConnectError, RedisStore};
 use twincast_retry::Policy;
 
 use crate::config::{Settings, secret_source};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::health::{Check, Checks};
 use crate::stores;
 
-/// How often user or password are tried again that Redis refuses.
-const REFUSALS: u32 = 3;
-/// How often a store that is fine is asked whether it still is.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// The number of retries after Redis refuses user or password.
+const MAX_REFUSALS: u32 = 3;
+/// The interval of checks of the store.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How the configured broker is reached; `role` is what it shows as this connection's name.
+/// Returns the connection settings of the configured broker; the connection's name contains `role`.
 fn broker_settings(settings: &Settings, role: &str) -> Result<twincast_amqp::Settings, Failure> {
     let from = &settings.amqp;
     let urls = secret_source(
@@ -41,12 +41,12 @@ fn broker_settings(settings: &Settings, role: &str) -> Result<twincast_amqp::Set
     })
 }
 
-/// A connection for one question: fails when the broker is not there.
+/// Connects for a single command; fails if the broker is unavailable.
 pub(crate) async fn broker(settings: &Settings, role: &str) -> Result<Amqp, Failure> {
     Amqp::connect(broker_settings(settings, role)?)
         .await
         .map_err(|error| {
-            let hint = match error.most_telling() {
+            let hint = match error.most_specific() {
                 BrokerError::Settings(_)
                 | BrokerError::Source(_)
                 | BrokerError::Url(_)
@@ -55,7 +55,7 @@ pub(crate) async fn broker(settings: &Settings, role: &str) -> Result<Amqp, Fail
                     "check the user, the password and the virtual host in amqp.url"
                 }
                 BrokerError::Topology { .. } => {
-                    "check that the user of amqp.url has the permissions that docs/operations.md lists"
+                    "check that the user of amqp.url has the permissions that docs/how-to/secure.md lists"
                 }
                 _ => "check amqp.url, and that RabbitMQ runs",
             };
@@ -63,25 +63,25 @@ pub(crate) async fn broker(settings: &Settings, role: &str) -> Result<Amqp, Fail
         })
 }
 
-/// What an operation of the broker's that failed means for the user.
+/// Converts an error of a broker operation into a failure for the user.
 pub(crate) fn broker_failure(error: AmqpError) -> Failure {
     let code = match &error {
-        // The broker does its part; what was asked for cannot be had.
+        // The broker works; the requested message is unavailable.
         AmqpError::NoLetter { .. } | AmqpError::NotReplayable { .. } => ExitCode::Refused,
         _ => ExitCode::Services,
     };
     Failure::new(code, error)
 }
 
-/// Both services, for a process that waits for them as long as it takes.
+/// Connections to both services, waiting for an unavailable service without limit.
 pub(crate) struct Services {
     pub(crate) amqp: Amqp,
     store: Option<Arc<RedisStore>>,
-    store_trouble: watch::Sender<Option<String>>,
+    store_obstacle: watch::Sender<Option<String>>,
 }
 
 impl Services {
-    /// Begins to connect to the broker. The settings of both are checked.
+    /// Starts connecting to the broker. Checks the settings of both services.
     pub(crate) async fn start(settings: &Settings, role: &str) -> Result<Self, Failure> {
         stores::redis_settings(settings)?;
         let amqp = Amqp::start(broker_settings(settings, role)?)
@@ -89,12 +89,12 @@ impl Services {
         Ok(Self {
             amqp,
             store: None,
-            store_trouble: watch::Sender::new(Some("connecting".to_owned())),
+            store_obstacle: watch::Sender::new(Some("connecting".to_owned())),
         })
     }
 
-    /// Connects to the store. One that is away is waited for, one that refuses us is a failure.
-    /// `false` when `stop` came first.
+    /// Connects to the store. Waits for an unreachable store; fails if the store refuses the
+    /// credentials. Returns `false` if `stop` comes first.
     pub(crate) async fn connect(
         &mut self,
         settings: &Settings,
@@ -106,21 +106,21 @@ impl Services {
             let error = match RedisStore::connect(&stores::redis_settings(settings)?).await {
                 Ok(store) => {
                     self.store = Some(Arc::new(store));
-                    self.store_trouble.send_replace(None);
+                    self.store_obstacle.send_replace(None);
                     return Ok(true);
                 }
                 Err(error @ ConnectError::Unreachable { .. }) => error,
-                // A server with too many clients refuses in the same words for a moment.
-                Err(error @ ConnectError::Refused { .. }) if refusals < REFUSALS => {
+                // A server with too many clients briefly refuses with the same error.
+                Err(error @ ConnectError::Refused { .. }) if refusals < MAX_REFUSALS => {
                     refusals += 1;
                     error
                 }
                 Err(error) => return Err(Failure::new(ExitCode::Services, error)),
             };
             let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
-            let words = in_words(&error);
+            let words = describe(&error);
             tracing::warn!(error = words, ?wait, "waiting for Redis");
-            self.store_trouble.send_replace(Some(words));
+            self.store_obstacle.send_replace(Some(words));
             tokio::select! {
                 () = stop.cancelled() => return Ok(false),
                 () = tokio::time::sleep(wait) => {}
@@ -128,7 +128,7 @@ impl Services {
         }
     }
 
-    /// The store, once it is connected.
+    /// Returns the store, after a successful [`connect`](Self::connect).
     pub(crate) fn store(&self) -> Arc<RedisStore> {
         Arc::clone(
             self.store
@@ -137,13 +137,13 @@ impl Services {
         )
     }
 
-    /// Checks of both, for readiness.
+    /// Returns readiness checks of both services.
     pub(crate) fn checks(&self) -> Checks {
         let broker = self.amqp.state();
-        let store = self.store_trouble.subscribe();
+        let store = self.store_obstacle.subscribe();
         let of_broker: Check = Box::new(move || match &*broker.borrow() {
             State::Connected => None,
-            State::Blocked { reason } => Some(format!("it takes no messages: {reason}")),
+            State::Blocked { reason } => Some(format!("the broker accepts no messages: {reason}")),
             State::Reconnecting { last_error, .. } => {
                 Some(last_error.clone().unwrap_or_else(|| "connecting".into()))
             }
@@ -153,46 +153,48 @@ impl Services {
         vec![("rabbitmq", of_broker), ("redis", of_store)]
     }
 
-    /// Asks the store now and then whether it is there, for readiness, until dropped.
+    /// Checks the store periodically, for readiness, until dropped.
     pub(crate) async fn watch_store(&self) {
-        let mut wrong = false;
+        let mut clocks_differ = false;
         loop {
-            let trouble = self
+            let obstacle = self
                 .store()
                 .ping()
                 .await
                 .err()
-                .map(|error| in_words(&error));
-            let was = self.store_trouble.send_replace(trouble.clone());
-            match (was, trouble) {
-                (None, Some(trouble)) => tracing::warn!(trouble, "Redis does not answer, waiting"),
+                .map(|error| describe(&error));
+            let was = self.store_obstacle.send_replace(obstacle.clone());
+            match (was, obstacle) {
+                (None, Some(obstacle)) => {
+                    tracing::warn!(obstacle, "Redis does not answer, waiting")
+                }
                 (Some(_), None) => tracing::info!("Redis answers again"),
                 _ => {}
             }
-            wrong = self.compare_clocks(wrong).await;
-            tokio::time::sleep(ASK_AGAIN).await;
+            clocks_differ = self.compare_clocks(clocks_differ).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 
-    /// Tells of a clock that is not Redis': moments that several machines note in records are compared. Gives whether
-    /// it is.
-    async fn compare_clocks(&self, was_wrong: bool) -> bool {
+    /// Logs a disagreement between the clocks of this machine and Redis: records of several
+    /// machines contain compared times. Returns true while the clocks disagree.
+    async fn compare_clocks(&self, differed: bool) -> bool {
         let Some(offset) = clock_offset(&self.store()).await else {
-            return was_wrong;
+            return differed;
         };
-        let is_wrong = offset.is_disagreement();
-        match (was_wrong, is_wrong) {
+        let differ = offset.is_disagreement();
+        match (differed, differ) {
             (false, true) => {
                 tracing::warn!("this machine's clock is {offset} that of Redis: set it");
             }
             (true, false) => tracing::info!("this machine's clock and that of Redis agree again"),
             _ => {}
         }
-        is_wrong
+        differ
     }
 }
 
-/// How far the clock of Redis is ahead of this machine's, if it can be told.
+/// Returns the offset of Redis' clock from this machine's clock, if Redis answers.
 pub(crate) async fn clock_offset(store: &RedisStore) -> Option<ClockOffset> {
     let before = SystemTime::now();
     let time = store.time().await.ok()?;
@@ -201,7 +203,7 @@ pub(crate) async fn clock_offset(store: &RedisStore) -> Option<ClockOffset> {
     ClockOffset::observed(before, theirs, resolution, SystemTime::now())
 }
 
-/// Events on the broker.
+/// Publishes events on the broker.
 pub(crate) struct BrokerEvents(pub(crate) Amqp);
 
 #[async_trait::async_trait]

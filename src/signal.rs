@@ -1,11 +1,11 @@
-//! Being asked to stop.
+//! Signals to stop the process.
 
 use std::sync::LazyLock;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Resolves at Ctrl-C, at the polite request of a service manager (SIGTERM), or when the terminal goes away (SIGHUP),
-/// unless that is to be ignored, as under `nohup`.
+/// Resolves at Ctrl-C, at SIGTERM from a service manager, or at SIGHUP from a closed terminal,
+/// unless SIGHUP is ignored, as under `nohup`.
 pub(crate) async fn asked_to_stop() {
     let hung_up = async {
         match ignores_hang_ups() {
@@ -27,8 +27,8 @@ async fn heard(kind: SignalKind) {
     }
 }
 
-/// Whether this process was started to outlive its terminal. It is asked before the signal is listened to, which would
-/// change it.
+/// Returns true if the process was started to outlive the terminal. The state is read before the
+/// handler of the signal is installed, because the handler changes the state.
 fn ignores_hang_ups() -> bool {
     static IGNORED: LazyLock<bool> = LazyLock::new(|| {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -37,7 +37,7 @@ fn ignores_hang_ups() -> bool {
     *IGNORED
 }
 
-/// `SigIgn` of a process's status is a mask in hexadecimal, of which the lowest bit is SIGHUP.
+/// Parses `SigIgn` of a process's status: a hexadecimal mask with SIGHUP as the lowest bit.
 fn is_hang_up_ignored(status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

@@ -1,11 +1,13 @@
-//! The socket in a state folder: while a process works on the folder, others ask it.
+//! The socket in a state folder: while a process works on the folder, other commands ask the
+//! process.
 //!
-//! One process alone can have the state open to change it. It answers the HTTP API ([`twincast_orchestrator::http`]) on
-//! the Unix socket `state.sock` beside the state, so what can be looked at and asked for is the same as of a server, and
-//! an operation is answered when its effect is on disk.
+//! Only a single process can have the state open for changes. The process serves the HTTP API
+//! ([`twincast_orchestrator::http`]) on the Unix socket `state.sock` beside the state. The socket
+//! offers the same operations as a server, and answers an operation once the effect is on disk.
 //!
-//! Who asks is known from the system: whoever may read the state may look; its owner and root may change it, too.
-//! What a process that was killed leaves behind of the socket answers nobody, and the next one takes its place.
+//! The system identifies the caller. Users with read access to the state may read through the API;
+//! the owner of the state and root may also change the state. The socket file of a killed process
+//! has no listener, and the next process replaces the file.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -22,41 +24,41 @@ use axum::middleware::{self, Next};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use twincast_orchestrator::http::auth::{Caller, Door, Role};
-use twincast_orchestrator::http::{Api, TIME};
+use twincast_orchestrator::http::auth::{Access, Caller, Role};
+use twincast_orchestrator::http::{Api, REQUEST_TIMEOUT};
 
 use crate::config::Settings;
 use crate::engine::Engine;
-use crate::exit::{ExitCode, Failure};
-use crate::http::{self, Bounds, Peer};
+use crate::failure::{ExitCode, Failure};
+use crate::http::{self, ConnectionLimits, Peer};
 
-/// The socket in its folder.
+/// The name of the socket in the state folder.
 const SOCKET: &str = "state.sock";
-/// The header with the name that an operation is recorded under, as its sender gives it.
+/// The header with the caller's name, recorded with an operation.
 pub(crate) const BY: &str = "twincast-by";
-/// The longest path that every system takes for a socket.
-const LONGEST: usize = 100;
-/// Connections at the most. The owner's are not those of another user.
-const BOUNDS: Bounds = Bounds {
-    most: 128,
-    most_of_one: 96,
+/// The longest socket path accepted by every system, in bytes.
+const MAX_PATH_BYTES: usize = 100;
+/// Limits on connections. Connections of another user do not count as the owner's.
+const CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
+    total: 128,
+    per_peer: 96,
 };
-/// How long requests under way may take when the process ends.
-const LAST_REQUESTS: Duration = Duration::from_secs(2);
+/// Time limit for running requests at the end of the process.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Answers those who ask for the folder that this process works on.
-pub(crate) struct Desk {
+/// Serves the API for the state folder of this process.
+pub(crate) struct StateSocketServer {
     socket: PathBuf,
     stop: CancellationToken,
     serving: JoinHandle<()>,
 }
 
-impl Desk {
-    /// Answers for an engine that has the state in `settings.state` open.
+impl StateSocketServer {
+    /// Serves the API for an engine with an open state in `settings.state`.
     pub(crate) fn open(engine: &Engine, settings: &Settings) -> Result<Self, Failure> {
         let dir = &settings.state;
         let (listener, owner) = listen(dir)
-            .with_context(|| format!("cannot make the socket {}", dir.join(SOCKET).display()))
+            .with_context(|| format!("cannot create the socket {}", dir.join(SOCKET).display()))
             .map_err(|error| Failure::new(ExitCode::State, error))?;
         let driver = &engine.driver;
         let api = Api {
@@ -64,18 +66,19 @@ impl Desk {
             queue: Some(Arc::clone(&driver.queue)),
             limits: settings.limits(),
             hubs: driver.hubs.clone(),
-            intake: Arc::new(engine.intake(settings)),
-            letters: None,
-            door: Arc::new(Door::Known),
+            executor: Arc::new(engine.command_executor(settings)),
+            dead_letters: None,
+            access: Arc::new(Access::Provided),
             status: Arc::default(),
-            time: TIME,
+            request_timeout: REQUEST_TIMEOUT,
         };
-        let introduced = middleware::from_fn(move |request, next| introduce(owner, request, next));
+        let with_caller =
+            middleware::from_fn(move |request, next| add_caller(owner, request, next));
         let server = http::Server {
-            router: api.router().layer(introduced),
+            router: api.router().layer(with_caller),
             tls: None,
-            bounds: BOUNDS,
-            last_requests: LAST_REQUESTS,
+            limits: CONNECTION_LIMITS,
+            shutdown_timeout: SHUTDOWN_TIMEOUT,
         };
         let stop = CancellationToken::new();
         Ok(Self {
@@ -85,28 +88,29 @@ impl Desk {
         })
     }
 
-    /// Takes no more requests, and lets those under way end.
+    /// Stops taking requests, and lets running requests finish.
     pub(crate) async fn close(self) {
-        // Whoever comes from here on waits for the state itself. An error leaves a file that answers nobody.
+        // From here on, other commands wait for the state itself. After an error, a file without a
+        // listener remains.
         _ = fs::remove_file(&self.socket);
         self.stop.cancel();
         _ = self.serving.await;
     }
 }
 
-/// A path for the system to a socket.
+/// A path to a socket, short enough for the system.
 pub(crate) struct Socket {
     path: PathBuf,
-    /// What the path leads through, where it is a long one's: it must stay open while the path is used.
+    /// The open folder in a shortened path; must stay open while the path is used.
     _folder: Option<File>,
 }
 
 impl Socket {
-    /// That of the process that works on the state in `dir`, if one answers.
-    pub(crate) async fn at_work(dir: &Path) -> Result<Option<Self>, Failure> {
+    /// Returns the socket of the process working on the state in `dir`, if a process answers.
+    pub(crate) async fn connect_to_owner(dir: &Path) -> Result<Option<Self>, Failure> {
         let failed = |error: io::Error| {
             let error = anyhow::Error::new(error).context(format!(
-                "cannot ask the twincast that works on the state in {}",
+                "cannot query the twincast process using the state folder {}",
                 dir.display()
             ));
             Failure::new(ExitCode::State, error)
@@ -121,15 +125,15 @@ impl Socket {
         }
     }
 
-    /// The path, for as long as this lives.
+    /// Returns the path, valid for the lifetime of this value.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A long path is taken from its open folder.
+    /// Returns the socket of a folder. A long path is shortened to a path below the open folder.
     fn of(dir: &Path) -> io::Result<Self> {
         let path = dir.join(SOCKET);
-        if path.as_os_str().len() <= LONGEST {
+        if path.as_os_str().len() <= MAX_PATH_BYTES {
             return Ok(Self {
                 path,
                 _folder: None,
@@ -144,7 +148,8 @@ impl Socket {
     }
 }
 
-/// A listener for whoever may read the state, and who owns it.
+/// Binds the socket for all users with read access to the state; returns the listener and the
+/// owner's user id.
 fn listen(dir: &Path) -> io::Result<(UnixListener, u32)> {
     let socket = Socket::of(dir)?;
     let path = socket.path();
@@ -153,14 +158,14 @@ fn listen(dir: &Path) -> io::Result<(UnixListener, u32)> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    // To ask, the system wants the right to write to the socket.
+    // The system requires write permission on a socket to connect.
     let readers = fs::metadata(dir.join("state.redb"))?.mode() & 0o444;
     fs::set_permissions(path, Permissions::from_mode(readers | readers >> 1))?;
     Ok((listener, fs::metadata(path)?.uid()))
 }
 
-/// Tells the API who asks.
-async fn introduce(owner: u32, mut request: Request, next: Next) -> axum::response::Response {
+/// Adds the caller to a request of the API.
+async fn add_caller(owner: u32, mut request: Request, next: Next) -> axum::response::Response {
     let user = match request.extensions().get() {
         Some(ConnectInfo(Peer::User(user))) => *user,
         _ => None,

@@ -1,4 +1,4 @@
-//! Reads a rollout's spec from a file, with the files that it names.
+//! Reads a rollout's spec and the files named in the spec.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -12,23 +12,24 @@ use twincast_core::json::Json;
 use twincast_core::spec::{Body, MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, Problems, RolloutSpec};
 use twincast_orchestrator::lists;
 
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::thousands;
 use crate::textfile;
 
-/// A spec with its files read.
+/// A spec and the content of the named files.
 #[derive(Debug)]
 pub(crate) struct SpecFile {
-    /// The spec; its body is inlined.
+    /// The spec, with the body inlined.
     pub(crate) spec: RolloutSpec,
-    /// SHA-256 of the device lists, by the path that the spec gives.
+    /// SHA-256 of the device lists, by the path in the spec.
     pub(crate) files: BTreeMap<String, String>,
-    /// The folder of the spec, which its paths are relative to.
+    /// The folder of the spec, and the base of relative paths in the spec.
     pub(crate) base: PathBuf,
 }
 
 impl SpecFile {
-    /// The spec with everything in it that it names: whoever gets it cannot read our files.
+    /// Returns the spec with all named files inlined: the receiver cannot read files of this
+    /// machine.
     pub(crate) fn self_contained(&self) -> Result<Json, Failure> {
         let mut spec = self.spec.clone();
         if let Some(path) = spec.target.devices_file.take() {
@@ -56,13 +57,14 @@ fn devices_of(path: &Path) -> Result<Vec<DeviceId>, Failure> {
             path.display(),
             thousands(MAX_DEVICES_INLINE as u64)
         );
-        return Err(Failure::message(ExitCode::Refused, message)
-            .hint("choose the devices by their tags, or roll out from here with `twincast run`"));
+        return Err(Failure::message(ExitCode::Refused, message).hint(
+            "select the devices by tags, or roll out from this machine with `twincast run`",
+        ));
     }
     Ok(devices)
 }
 
-/// Reads and checks a spec and all its files. `-` is standard input.
+/// Reads and checks a spec and all named files. `-` is standard input.
 pub(crate) fn read(path: &Path) -> Result<SpecFile, Failure> {
     let refused = |error: anyhow::Error| Failure::new(ExitCode::Refused, error);
     let text = textfile::read("the rollout's spec", path).map_err(refused)?;
@@ -105,7 +107,7 @@ fn inline(path: &Path) -> Result<String, Failure> {
         .map_err(refused)?;
     if bytes.len() > MAX_MESSAGE_BYTES {
         let message = format!(
-            "the message's body {} has more than the {MAX_MESSAGE_BYTES} bytes that a hub takes",
+            "the message's body {} has too many bytes: a hub accepts at most {MAX_MESSAGE_BYTES}",
             path.display()
         );
         return Err(Failure::message(ExitCode::Refused, message));

@@ -1,19 +1,19 @@
-//! Stages for people: how far each is, and what the current one waits for.
+//! Stages as text: the progress of each stage, and the condition awaited by the current stage.
 
 use twincast_core::answer::Answered;
 use twincast_core::ids::StageName;
-use twincast_core::outcome::{Class, Ends};
+use twincast_core::outcome::{ClassCounts, OutcomeClass};
 use twincast_core::ports::{Clock as _, Tally};
 use twincast_core::rollout::Rollout;
 use twincast_embedded::SystemClock;
-use twincast_orchestrator::standing;
+use twincast_orchestrator::rollout_text;
 use twincast_orchestrator::view::StageView;
 
-use crate::output::{one_line, table, thousands};
+use crate::output::{escape_line, table, thousands};
 
-/// What a rollout waits for at the system's time, with the stage's name.
-pub(crate) fn standstill(rollout: &Rollout, tallies: &[Tally]) -> Option<String> {
-    let waits = standing::waits_for(rollout, tallies, SystemClock::start().now())?;
+/// Describes the condition awaited by a rollout at the system's time, with the stage's name.
+pub(crate) fn waiting_reason(rollout: &Rollout, tallies: &[Tally]) -> Option<String> {
+    let waits = rollout_text::waits_for(rollout, tallies, SystemClock::start().now())?;
     let stage = &rollout.stage_progress()?.name;
     Some(waiting(
         stage,
@@ -22,21 +22,21 @@ pub(crate) fn standstill(rollout: &Rollout, tallies: &[Tally]) -> Option<String>
     ))
 }
 
-/// What is waited for: by a stage, or by the rollout when it is all sent.
+/// Describes an awaited condition: of a stage, or of the rollout once everything is sent.
 pub(crate) fn waiting(stage: &StageName, is_all_sent: bool, waits: &str) -> String {
     if is_all_sent {
-        format!("the rollout waits for {}", one_line(waits))
+        format!("the rollout waits for {}", escape_line(waits))
     } else {
-        format!("stage {stage} waits for {}", one_line(waits))
+        format!("stage {stage} waits for {}", escape_line(waits))
     }
 }
 
-/// The stages as a table.
+/// Formats the stages as a table.
 pub(crate) fn as_table(stages: &[StageView]) -> String {
-    let classes = classes(stages.iter().map(|stage| &stage.ends));
+    let classes = classes(stages.iter().map(|stage| &stage.by_class));
     let rows = stages.iter().map(|stage| {
         let mut row = vec![stage.progress.name.to_string()];
-        row.extend(cells(&stage.ends, &classes));
+        row.extend(cells(&stage.by_class, &classes));
         row.push(stage.state.clone());
         row
     });
@@ -46,7 +46,7 @@ pub(crate) fn as_table(stages: &[StageView]) -> String {
     table(&headings, &rows.collect::<Vec<_>>())
 }
 
-/// What the devices of all stages have answered, in words; `None` before one has.
+/// Describes the answers of the devices in all stages; `None` before the first answer.
 pub(crate) fn answers(stages: &[StageView]) -> Option<String> {
     let all = stages.iter().filter_map(|stage| stage.answers.as_ref());
     let mut sum = Answered::default();
@@ -55,25 +55,30 @@ pub(crate) fn answers(stages: &[StageView]) -> Option<String> {
         sum.installing += answers.installing;
         sum.failed += answers.failed;
     }
-    sum.in_words()
+    sum.describe()
 }
 
-/// The classes that any of these have devices in.
-pub(crate) fn classes<'a>(ends: impl Iterator<Item = &'a Ends>) -> Vec<Class> {
-    let ends: Vec<_> = ends.collect();
-    let all = Class::ALL.into_iter();
-    all.filter(|class| ends.iter().any(|ends| ends.get(*class) > 0))
+/// Returns the classes with devices in any of `by_class`.
+pub(crate) fn classes<'a>(by_class: impl Iterator<Item = &'a ClassCounts>) -> Vec<OutcomeClass> {
+    let by_class: Vec<_> = by_class.collect();
+    let all = OutcomeClass::ALL.into_iter();
+    all.filter(|class| by_class.iter().any(|by_class| by_class.get(*class) > 0))
         .collect()
 }
 
-/// The headings of a table's columns: all devices, and those of each class.
-pub(crate) fn heads(classes: &[Class]) -> impl Iterator<Item = &'static str> {
-    let words = classes.iter().map(|class| class.in_words());
+/// Returns the headings of a table's columns: all devices, then each class.
+pub(crate) fn heads(classes: &[OutcomeClass]) -> impl Iterator<Item = &'static str> {
+    let words = classes.iter().map(|class| class.describe());
     std::iter::once("devices").chain(words)
 }
 
-/// A row's cells below these headings.
-pub(crate) fn cells(ends: &Ends, classes: &[Class]) -> impl Iterator<Item = String> {
-    let numbers = classes.iter().map(|class| ends.get(*class));
-    std::iter::once(ends.total()).chain(numbers).map(thousands)
+/// Returns the cells of a row below these headings.
+pub(crate) fn cells(
+    by_class: &ClassCounts,
+    classes: &[OutcomeClass],
+) -> impl Iterator<Item = String> {
+    let numbers = classes.iter().map(|class| by_class.get(*class));
+    std::iter::once(by_class.total())
+        .chain(numbers)
+        .map(thousands)
 }

@@ -1,26 +1,26 @@
-//! Where rollouts are kept: in Redis when one is configured, else in a state folder.
+//! The store of rollouts: Redis if configured, otherwise a state folder.
 //!
-//! A state folder is opened, or the process that works on it is asked.
+//! A state folder is opened by this process, or served by the process working on the folder.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_core::ports::{Clock, Roster, Store};
+use twincast_core::ports::{Clock, RolloutRegistry, Store};
 use twincast_embedded::{EmbeddedStore, OpenError};
 use twincast_redis::{RedisStore, TimeSource, Topology};
 
 use crate::config::{Settings, secret_source};
 use crate::credentials;
 use crate::engine;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::socket::Socket;
 
-/// How long a folder is waited for that somebody has who does not answer.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// When it is tried again meanwhile.
-const AGAIN: Duration = Duration::from_millis(50);
+/// Time limit for waiting for a folder in use by a process without a socket.
+const MAX_WAIT: Duration = Duration::from_secs(3);
+/// The interval of retries meanwhile.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A store of either kind.
 pub(crate) enum AnyStore {
@@ -29,7 +29,7 @@ pub(crate) enum AnyStore {
 }
 
 impl AnyStore {
-    /// The store itself.
+    /// Returns the store itself.
     pub(crate) fn shared(&self) -> Arc<dyn Store> {
         match self {
             Self::Folder(store) => Arc::clone(store) as _,
@@ -37,15 +37,16 @@ impl AnyStore {
         }
     }
 
-    /// Which rollouts there are, and whether all are stopped: those of a folder are never stopped together.
-    pub(crate) fn roster(&self) -> Option<Arc<dyn Roster>> {
+    /// Returns the rollout registry, with the switch to stop all rollouts. A state folder has
+    /// neither.
+    pub(crate) fn registry(&self) -> Option<Arc<dyn RolloutRegistry>> {
         match self {
             Self::Folder(_) => None,
             Self::Redis(store) => Some(Arc::clone(store) as _),
         }
     }
 
-    /// The store, if it is a folder's.
+    /// Returns the store of a state folder.
     pub(crate) fn folder(&self) -> Option<&Arc<EmbeddedStore>> {
         match self {
             Self::Folder(store) => Some(store),
@@ -53,7 +54,7 @@ impl AnyStore {
         }
     }
 
-    /// Lets go of it.
+    /// Closes the store.
     pub(crate) async fn close(&self) {
         if let Self::Folder(store) = self {
             store.close().await;
@@ -61,67 +62,68 @@ impl AnyStore {
     }
 }
 
-/// A store of ours, or the process that has it open.
-pub(crate) enum Reached {
+/// A store opened by this process, or the process with the open store.
+pub(crate) enum StoreAccess {
     Store(AnyStore),
-    /// The process that works on the state folder.
-    AtWork(Socket),
+    /// The process working on the state folder.
+    Owner(Socket),
 }
 
-/// Reaches the store that is configured, to look at it.
-pub(crate) async fn look(settings: &Settings) -> Result<Reached, Failure> {
+/// Opens the configured store for reading.
+pub(crate) async fn open_for_reading(settings: &Settings) -> Result<StoreAccess, Failure> {
     if settings.redis.is_configured() {
-        return Ok(Reached::Store(AnyStore::Redis(redis(settings).await?)));
+        return Ok(StoreAccess::Store(AnyStore::Redis(redis(settings).await?)));
     }
-    exists(settings)?;
-    reach(&settings.state, EmbeddedStore::open_to_look).await
+    check_exists(settings)?;
+    open_or_ask_owner(&settings.state, EmbeddedStore::open_read_only).await
 }
 
-/// Reaches the state folder, which must be there, to change what is in it.
-pub(crate) async fn folder(settings: &Settings) -> Result<Reached, Failure> {
-    exists(settings)?;
-    reach(&settings.state, EmbeddedStore::open).await
+/// Opens the state folder, which must exist, for changes.
+pub(crate) async fn folder_for_changes(settings: &Settings) -> Result<StoreAccess, Failure> {
+    check_exists(settings)?;
+    open_or_ask_owner(&settings.state, EmbeddedStore::open).await
 }
 
-/// Opens the state folder to work on it, and makes it if it is not there.
-pub(crate) async fn work_on(dir: &Path) -> Result<Arc<EmbeddedStore>, Failure> {
-    match reach(dir, EmbeddedStore::open).await? {
-        Reached::Store(AnyStore::Folder(store)) => Ok(store),
-        Reached::Store(AnyStore::Redis(_)) | Reached::AtWork(_) => {
+/// Opens the state folder to work on rollouts; creates a missing folder.
+pub(crate) async fn open_or_create_folder(dir: &Path) -> Result<Arc<EmbeddedStore>, Failure> {
+    match open_or_ask_owner(dir, EmbeddedStore::open).await? {
+        StoreAccess::Store(AnyStore::Folder(store)) => Ok(store),
+        StoreAccess::Store(AnyStore::Redis(_)) | StoreAccess::Owner(_) => {
             let dir = dir.to_owned();
             Err(engine::open_failure(OpenError::InUse { dir }))
         }
     }
 }
 
-/// How a state folder is opened.
+/// A function to open a state folder.
 type Open = fn(&Path, Arc<dyn Clock>) -> Result<EmbeddedStore, OpenError>;
 
-/// Opens the folder. One that is in use is waited for, for a moment: commands have it for no longer, and whoever has it
-/// for long answers.
-async fn reach(dir: &Path, open: Open) -> Result<Reached, Failure> {
-    let until = Instant::now() + PATIENCE;
+/// Opens the folder. Waits briefly for a folder in use: commands use the folder briefly, and a
+/// long-running process answers on the socket.
+async fn open_or_ask_owner(dir: &Path, open: Open) -> Result<StoreAccess, Failure> {
+    let until = Instant::now() + MAX_WAIT;
     loop {
         let error = match open(dir, engine::clock()) {
-            Ok(store) => return Ok(Reached::Store(AnyStore::Folder(Arc::new(store)))),
+            Ok(store) => return Ok(StoreAccess::Store(AnyStore::Folder(Arc::new(store)))),
             Err(error @ OpenError::InUse { .. }) => error,
             Err(error) => return Err(engine::open_failure(error)),
         };
-        if let Some(socket) = Socket::at_work(dir).await? {
-            return Ok(Reached::AtWork(socket));
+        if let Some(socket) = Socket::connect_to_owner(dir).await? {
+            return Ok(StoreAccess::Owner(socket));
         }
         if Instant::now() >= until {
             return Err(engine::open_failure(error));
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-fn exists(settings: &Settings) -> Result<(), Failure> {
+fn check_exists(settings: &Settings) -> Result<(), Failure> {
     if !EmbeddedStore::is_in(&settings.state) {
         let message = format!("there is no state folder {}", settings.state.display());
         return Err(Failure::message(ExitCode::State, message).hint(
-            "run this where `twincast run` was run, or give its --state; or give the Redis of the distributed engine as redis.url",
+            "run the command in the folder of `twincast run`, or pass the same --state; or set \
+             redis.url to the Redis of the distributed engine",
         ));
     }
     Ok(())
@@ -136,7 +138,7 @@ pub(crate) async fn redis(settings: &Settings) -> Result<Arc<RedisStore>, Failur
     Ok(Arc::new(store))
 }
 
-/// How the configured Redis is reached.
+/// Returns the connection settings of the configured Redis.
 pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Settings, Failure> {
     let from = &settings.redis;
     let url = secret_source(
@@ -148,7 +150,7 @@ pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Sett
     let topology = match from.sentinels(&settings.base) {
         Some(urls) => Topology::Sentinels(urls),
         None if from.cluster => Topology::Cluster,
-        None => Topology::One,
+        None => Topology::Single,
     };
     Ok(twincast_redis::Settings {
         url,
@@ -163,6 +165,6 @@ pub(crate) fn redis_settings(settings: &Settings) -> Result<twincast_redis::Sett
         connect_timeout: from.timeout.0,
         response_timeout: from.timeout.0,
         time: TimeSource::Server,
-        durable_after: from.durable_after.map(|span| span.0),
+        durable_after: from.durable_after.map(|duration| duration.0),
     })
 }

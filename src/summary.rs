@@ -1,25 +1,25 @@
-//! A rollout in full for people: where it is, outcomes by tag group, and failures with their reasons.
+//! A rollout in full as text: the state, outcomes by tag group, and failures with reasons.
 
 use std::time::Duration;
 
 use serde::Serialize;
 use twincast_core::budget::FullGroup;
-use twincast_core::outcome::{Class, Outcome};
+use twincast_core::outcome::{Outcome, OutcomeClass};
 use twincast_core::plan::PlanSummary;
 use twincast_core::ports::{Clock as _, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::friendly;
 use twincast_embedded::SystemClock;
-use twincast_orchestrator::command::State;
+use twincast_orchestrator::command::RolloutState;
 use twincast_orchestrator::view::outcomes::{self, BudgetView, Outcomes};
 use twincast_orchestrator::view::{RampView, RolloutView};
 
-use crate::left_out;
-use crate::output::{Output, Style, counted, one_line, table, thousands};
+use crate::omissions;
+use crate::output::{Output, Style, escape_line, table, thousands, with_noun};
 use crate::stages;
-use crate::times;
+use crate::time_account;
 
-/// A rollout in full, and what became of its devices.
+/// A rollout in full, with the outcomes of the devices.
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     #[serde(flatten)]
@@ -38,8 +38,8 @@ pub(crate) async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Summary
     })
 }
 
-/// Where a rollout is, and its devices by class.
-pub(crate) fn headline(state: &State, output: &Output) -> String {
+/// Describes the state of a rollout, and the devices by class.
+pub(crate) fn headline(state: &RolloutState, output: &Output) -> String {
     let style = match &*state.phase {
         "succeeded" => Style::Good,
         "aborted" | "failed" => Style::Bad,
@@ -47,19 +47,19 @@ pub(crate) fn headline(state: &State, output: &Output) -> String {
     };
     let mut word = state.phase.replace('_', " ");
     if let Some(reason) = &state.reason {
-        // Before it is planned, that is what it waits for.
+        // Before planning, the reason is the awaited condition.
         let mark = if word == "accepted" { "," } else { ":" };
         word.push_str(&format!("{mark} {reason}"));
     }
     let mut head = format!("{} {}", state.name, output.paint(style, &word));
-    if state.ends.total() > 0 {
-        head.push_str(&format!(": {}", state.ends.in_all()));
+    if state.by_class.total() > 0 {
+        head.push_str(&format!(": {}", state.by_class.headline()));
     }
     head
 }
 
 impl Summary {
-    /// The summary for people. `took`: since when this process worked on it.
+    /// Returns the summary as text. `took` is the working time of this process.
     pub(crate) fn text(&self, output: &Output, took: Option<Duration>) -> String {
         let mut lines = Vec::new();
         let state = &self.rollout.row.state;
@@ -67,34 +67,34 @@ impl Summary {
         let head = headline(state, output) + &took.unwrap_or_default();
         lines.push(head);
         if let Some(ramp) = &self.rollout.ramp {
-            lines.push(format!("  {}", ramp_in_words(ramp)));
+            lines.push(format!("  {}", describe_ramp(ramp)));
         }
         if let Some(retry) = &self.rollout.retry {
             let when = match &*state.phase {
                 "running" => "",
-                _ => " when it goes on",
+                _ => " when the rollout continues",
             };
-            let retry = one_line(&retry.to_string());
+            let retry = escape_line(&retry.to_string());
             lines.push(format!("  To be retried{when}: {retry}"));
         }
         if let Some(budgets) = &self.outcomes.budgets {
-            lines.push(format!("  {}", budgets_in_words(budgets)));
+            lines.push(format!("  {}", describe_budgets(budgets)));
         }
         lines.extend(self.unknown_zones());
         let plan = self.plan();
-        let left_out = plan.as_ref().map(left_out::lines).unwrap_or_default();
-        if !left_out.is_empty() {
+        let omitted = plan.as_ref().map(omissions::lines).unwrap_or_default();
+        if !omitted.is_empty() {
             lines.push("  Left out of the plan:".to_owned());
-            lines.extend(left_out.iter().map(|line| format!("  {line}")));
+            lines.extend(omitted.iter().map(|line| format!("  {line}")));
         }
-        // One alone is that of a spec that has none.
+        // A spec without stages has a single, implicit stage.
         if let stages @ [_, _, ..] = &*self.rollout.stages {
             lines.push(String::new());
             lines.push(stages::as_table(stages));
         } else if let Some(waits) = &self.rollout.row.waits_for
             && state.reason.is_none()
         {
-            lines.push(format!("  Waits for {}", one_line(&waits.to_string())));
+            lines.push(format!("  Waits for {}", escape_line(&waits.to_string())));
         }
         lines.extend(self.answers());
         if let Some(found) = self.rollout.devices_found.filter(|found| *found > 0) {
@@ -106,27 +106,23 @@ impl Summary {
             if self.outcomes.other_groups > 0 {
                 lines.push(format!(
                     "  and {} in further groups",
-                    counted(self.outcomes.other_groups, "device", "devices")
+                    with_noun(self.outcomes.other_groups, "device", "devices")
                 ));
             }
         }
-        self.list_failures("Not sent:", Class::NotSent, output, &mut lines);
-        self.list_failures("Sent, and not taken:", Class::NotTaken, output, &mut lines);
-        self.list_failures(
-            "Taken, and not applied:",
-            Class::NotApplied,
-            output,
-            &mut lines,
-        );
+        self.list_failures("Not sent:", OutcomeClass::NotSent, output, &mut lines);
+        self.list_failures("Not taken:", OutcomeClass::NotTaken, output, &mut lines);
+        self.list_failures("Not applied:", OutcomeClass::NotApplied, output, &mut lines);
         lines.extend(self.skipped());
-        let times = times::as_table(&self.rollout.time_seconds);
+        let times = time_account::as_table(&self.rollout.time_seconds);
         if !times.is_empty() {
             lines.extend([String::new(), times]);
         }
         lines.join("\n")
     }
 
-    /// What devices have answered so far. Once the rollout is over, their outcomes say it.
+    /// Describes the devices' answers so far. After the end of the rollout, the outcomes contain
+    /// the answers.
     fn answers(&self) -> Option<String> {
         if self.rollout.row.state.is_ended() {
             return None;
@@ -140,23 +136,29 @@ impl Summary {
 
     fn unknown_zones(&self) -> Option<String> {
         let unknown = self.plan()?.unknown_zones;
-        let devices = counted(unknown.devices, "device", "devices");
+        let devices = with_noun(unknown.devices, "device", "devices");
         let skips = self.rollout.spec.to_value()["schedule"]["unknown_zone"] == "skip";
         let what = if skips {
             "left out"
         } else {
-            "the schedule's own zone holds"
+            "the schedule's own zone applies"
         };
         (!unknown.is_empty()).then(|| {
             format!(
                 "  {devices} with an unknown zone ({}): {what}",
-                one_line(&unknown.to_string())
+                escape_line(&unknown.to_string())
             )
         })
     }
 
-    /// The devices of a class that failed, by reason.
-    fn list_failures(&self, heading: &str, class: Class, output: &Output, lines: &mut Vec<String>) {
+    /// Lists the devices of a failed class, by reason.
+    fn list_failures(
+        &self,
+        heading: &str,
+        class: OutcomeClass,
+        output: &Output,
+        lines: &mut Vec<String>,
+    ) {
         let failures = self.outcomes.failures.iter();
         let mut failures = failures.filter(|failure| failure.class == class).peekable();
         if failures.peek().is_some() {
@@ -172,27 +174,27 @@ impl Summary {
             format!(
                 "  {:>9}  {}  {}",
                 thousands(failure.devices),
-                one_line(&failure.reason),
+                escape_line(&failure.reason),
                 output.paint(Style::Dim, &samples)
             )
         }));
     }
 
-    /// Why devices were skipped, if any were.
+    /// Describes the reason for skipped devices, if any.
     fn skipped(&self) -> Option<String> {
         let state = &self.rollout.row.state;
         let reason = state.reason.as_deref();
         let aborted = reason.filter(|_| matches!(&*state.phase, "aborting" | "aborted"));
         let why = outcomes::reason_in(aborted, Outcome::Skipped, 0);
-        let devices = thousands(state.ends.skipped);
-        (state.ends.skipped > 0)
-            .then(|| format!("\n  Skipped:\n  {devices:>9}  {}", one_line(&why)))
+        let devices = thousands(state.by_class.skipped);
+        (state.by_class.skipped > 0)
+            .then(|| format!("\n  Skipped:\n  {devices:>9}  {}", escape_line(&why)))
     }
 
     fn groups_table(&self) -> String {
         let groups = &self.outcomes.groups;
         let several_hubs = groups.iter().any(|group| group.hub != groups[0].hub);
-        let classes = stages::classes(groups.iter().map(|group| &group.ends));
+        let classes = stages::classes(groups.iter().map(|group| &group.by_class));
         let mut headings = if several_hubs {
             vec!["hub", "group"]
         } else {
@@ -208,7 +210,7 @@ impl Summary {
                     vec![]
                 };
                 row.push(group.group.clone());
-                row.extend(stages::cells(&group.ends, &classes));
+                row.extend(stages::cells(&group.by_class, &classes));
                 row
             })
             .collect();
@@ -216,26 +218,26 @@ impl Summary {
     }
 }
 
-/// What the plan came to, once it is whole.
+/// Returns the summary of a complete plan.
 pub(crate) fn plan_of(rollout: &RolloutView) -> Option<PlanSummary> {
     serde_json::from_value(rollout.plan.clone()?).ok()
 }
 
-fn ramp_in_words(ramp: &RampView) -> String {
+fn describe_ramp(ramp: &RampView) -> String {
     let (rate, counted, of) = (ramp.rate_per_minute, thousands(ramp.counted), ramp.of);
-    let now = format!("ramp: {rate}/min through each hub with {counted} {of}");
+    let now = format!("ramp: {rate}/min per hub with {counted} {of}");
     match &ramp.next {
         Some(next) => {
             let (rate, counted) = (next.rate_per_minute, thousands(next.counted));
             format!("{now}, {rate}/min from {counted} on")
         }
-        None => format!("{now}, the highest"),
+        None => format!("{now}, the maximum"),
     }
 }
 
-fn budgets_in_words(budgets: &BudgetView) -> String {
+fn describe_budgets(budgets: &BudgetView) -> String {
     if budgets.full.is_empty() {
-        return "budgets: they hold nothing back".to_owned();
+        return "budgets: no batch is held back".to_owned();
     }
     let full = budgets.full.iter().map(|full| {
         let FullGroup {
@@ -243,11 +245,11 @@ fn budgets_in_words(budgets: &BudgetView) -> String {
             in_progress,
             at_most,
         } = full;
-        let group = one_line(&group.to_string());
+        let group = escape_line(&group.to_string());
         format!("{group} ({in_progress} of {at_most} in progress)")
     });
     let full = full.collect::<Vec<_>>().join(", ");
-    let held_back = counted(budgets.held_back as u64, "batch waits", "batches wait");
+    let held_back = with_noun(budgets.held_back as u64, "batch waits", "batches wait");
     let more = match budgets.other_full {
         0 => String::new(),
         others => format!(" and {} more", thousands(others as u64)),

@@ -8,10 +8,11 @@ use anyhow::{Context as _, bail};
 use twincast_core::spec::MAX_DOCUMENT_BYTES;
 use twincast_secret::text_of;
 
-/// The text of a file, or of standard input for `-`. `what` is what a person would call it: `the rollout's spec`.
+/// Reads the text of a file, or of standard input for `-`. `what` names the file in messages: `the
+/// rollout's spec`.
 ///
 /// # Errors
-/// When it cannot be read, is not UTF-8, or is larger than any such file.
+/// The file cannot be read, is not UTF-8, or exceeds [`MAX_DOCUMENT_BYTES`].
 pub(crate) fn read(what: &str, path: &Path) -> anyhow::Result<String> {
     let doing = || format!("cannot read {what} {}", path.display());
     let mut bytes = Vec::new();
@@ -23,7 +24,10 @@ pub(crate) fn read(what: &str, path: &Path) -> anyhow::Result<String> {
     };
     read.with_context(doing)?;
     if bytes.len() > MAX_DOCUMENT_BYTES {
-        bail!("{}: it is larger than {MAX_DOCUMENT_BYTES} bytes", doing());
+        bail!(
+            "{}: the file is larger than {MAX_DOCUMENT_BYTES} bytes",
+            doing()
+        );
     }
     let text = text_of(&bytes).with_context(doing)?;
     Ok(text.to_owned())

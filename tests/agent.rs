@@ -1,11 +1,11 @@
-//! `twincast sign` and `twincast agent`, as people call them.
+//! `twincast sign` and `twincast agent`, as used on the command line.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// Runs the program in a folder, and gives its exit code and its JSON.
+/// Runs the program in a folder; returns the exit code and the JSON.
 fn twincast(folder: &Path, arguments: &str) -> (i32, Value) {
     let Output {
         status,
@@ -69,7 +69,7 @@ fn an_update_is_signed_by_two_keys_and_verified_by_either() {
         3
     );
     for (wrong, told) in [
-        ("--expires soon", "--expires is no time"),
+        ("--expires soon", "--expires is not a time"),
         ("--url file:///fw", "must be https, http or ftp"),
         ("--key fw.bin", "is not an ed25519 secret key"),
     ] {

@@ -1,8 +1,8 @@
-//! The quota: never exceeded, whatever its size. The hub counts. How much of it is used is for `benches/quota.rs`, and
-//! asserted where time is the test's own: in the worker's tests, on doubles.
+//! The quota is never exceeded, at any size. The hub counts. The used share of the quota is
+//! measured by `benches/quota.rs`, and asserted in the worker's tests on doubles, with virtual
+//! time.
 //!
-//! A test binary of its own: these measurements share the machine with each other and with
-//! nothing else of ours.
+//! A separate test binary: these measurements share the machine only with each other.
 
 #[expect(
     dead_code,
@@ -16,19 +16,19 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Fleet, Hub, Room};
 
-/// What to send on a hub with a quota.
+/// A measurement on a hub with a quota.
 struct Measure {
     devices: u64,
     hub: &'static [&'static str],
     spec: &'static str,
-    /// Sends a minute that are allowed.
+    /// Permitted sends per minute.
     allowed: u64,
-    /// Sends that are looked at: some more than a minute's.
+    /// Sends to observe: somewhat more than a minute's.
     sends: u64,
 }
 
 impl Measure {
-    /// Runs until enough was sent, and checks the hub's account of it.
+    /// Runs until enough messages were sent, and checks the hub's message log.
     #[expect(
         clippy::disallowed_methods,
         reason = "another process is looked at, there is nothing to await"
@@ -38,7 +38,8 @@ impl Measure {
         let room = Room::with(&hub);
         let spec = room.rollout("paced", self.spec);
         let mut run = room.start(&["run", &spec]);
-        // This takes minutes by its nature, so it has its own deadline and a calmer look.
+        // The measurement takes minutes, so there is a separate deadline and a longer polling
+        // interval.
         let deadline = Instant::now() + Duration::from_secs(400);
         let mut reached = |sends: u64| {
             loop {
@@ -79,7 +80,7 @@ fn no_minute_exceeds_the_quota() {
             allowed: 100,
             sends: 215,
         },
-        // The rollout's own rate, far below the hub's quota: a promise of "no more than".
+        // The rollout's rate limit, far below the hub's quota: an upper bound only.
         Measure {
             devices: 1_000,
             hub: &["--tier", "S3", "--units", "1"],

@@ -1,4 +1,4 @@
-//! The distributed engine of the benchmarks: private services, and its processes on them.
+//! The distributed engine of the benchmarks: private services, and the engine's processes.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
@@ -14,16 +14,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::turns;
-use super::{Hub, LONGEST, Process, TWINCAST};
+use super::{Hub, Process, TIMEOUT, TWINCAST};
 
 const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
 /// The target of a rollout to all devices.
-pub(crate) const EVERYBODY: &str = "tags: { type: fridge }";
+pub(crate) const ALL_DEVICES: &str = "tags: { type: fridge }";
 /// Batches by a tag with four values.
 pub(crate) const BY_REGION: &str = "batch_by: [region]";
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Private RabbitMQ and Redis; stopped with this handle.
+/// Private RabbitMQ and Redis, stopped on drop.
 pub(crate) struct Services {
     rabbitmq: PathBuf,
     redis: PathBuf,
@@ -36,9 +36,10 @@ impl Services {
         script(&["install".as_ref()])?;
         let (rabbitmq, redis) = (folder.join("rabbitmq"), folder.join("redis"));
         let port = |verb: &str, dir: &Path| {
-            let mut said = script(&[verb.as_ref(), dir.as_os_str()])?;
-            said.remove("port")
-                .with_context(|| format!("{verb} told no port"))
+            let mut output = script(&[verb.as_ref(), dir.as_os_str()])?;
+            output
+                .remove("port")
+                .with_context(|| format!("{verb} printed no port"))
         };
         Ok(Self {
             redis_port: port("redis-start", &redis)?,
@@ -48,12 +49,12 @@ impl Services {
         })
     }
 
-    /// Stops Redis, which keeps its data.
+    /// Stops Redis; Redis keeps the data.
     pub(crate) fn stop_redis(&self) -> Result<()> {
         script(&["stop".as_ref(), self.redis.as_os_str()]).map(|_| ())
     }
 
-    /// Starts it again.
+    /// Starts Redis again.
     pub(crate) fn start_redis(&self) -> Result<()> {
         script(&["redis-start".as_ref(), self.redis.as_os_str()]).map(|_| ())
     }
@@ -67,13 +68,13 @@ impl Services {
 impl Drop for Services {
     fn drop(&mut self) {
         for dir in [&self.rabbitmq, &self.redis] {
-            // There is nobody to tell.
+            // An error cannot be reported here.
             _ = script(&["stop".as_ref(), dir.as_os_str()]);
         }
     }
 }
 
-/// Runs `scripts/services`; gives the `key=value` lines that it says.
+/// Runs `scripts/services`. Returns the `key=value` lines of the output.
 fn script(arguments: &[&std::ffi::OsStr]) -> Result<HashMap<String, String>> {
     let output = Command::new(SERVICES)
         .args(arguments)
@@ -90,7 +91,7 @@ fn script(arguments: &[&std::ffi::OsStr]) -> Result<HashMap<String, String>> {
     Ok(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
 }
 
-/// A connection to Redis, for its account of itself.
+/// A connection to Redis, for the command `INFO`.
 pub(crate) struct Redis(BufReader<TcpStream>);
 
 impl Redis {
@@ -108,12 +109,12 @@ impl Redis {
             .collect())
     }
 
-    /// Bytes that its data take.
+    /// Returns the memory of the data, in bytes.
     pub(crate) fn memory(&mut self) -> Result<i64> {
         Ok(self.info("memory")?["used_memory_dataset"].parse()?)
     }
 
-    /// Commands that it has run, also those in scripts.
+    /// Returns the number of executed commands, including the commands in scripts.
     pub(crate) fn commands(&mut self) -> Result<u64> {
         let calls = |line: &String| {
             let calls = line.split(',').find_map(|part| part.strip_prefix("calls="));
@@ -161,7 +162,7 @@ impl Engine<'_> {
         Process::start(role, &mut command)
     }
 
-    /// An orchestrator that answers to its API, and where that is.
+    /// Starts an orchestrator with an API. Returns the process and the address of the API.
     pub(crate) fn start_with_api(&self) -> Result<(Process, String)> {
         let path = self.folder.join("orchestrator.log");
         let log = File::create(&path)?;
@@ -172,9 +173,9 @@ impl Engine<'_> {
             .stderr(log);
         let orchestrator = Process::start("orchestrator", &mut command)?;
         let begun = Instant::now();
-        while begun.elapsed() < LONGEST {
-            let said = std::fs::read_to_string(&path)?;
-            let rest = said.split_once("API: http://").map(|(_, rest)| rest);
+        while begun.elapsed() < TIMEOUT {
+            let output = std::fs::read_to_string(&path)?;
+            let rest = output.split_once("API: http://").map(|(_, rest)| rest);
             if let Some((address, _)) = rest.and_then(|rest| rest.split_once('/')) {
                 return Ok((orchestrator, address.to_owned()));
             }
@@ -183,7 +184,7 @@ impl Engine<'_> {
         bail!("the orchestrator does not say where its API is")
     }
 
-    /// Starts a rollout to a target, with what else is in its spec.
+    /// Submits a rollout to a target. `more` is the rest of the spec.
     pub(crate) fn submit(&self, name: &str, target: &str, more: &str) -> Result<()> {
         let spec = self.folder.join(format!("{name}.yaml"));
         let body = super::body();
@@ -193,15 +194,15 @@ impl Engine<'_> {
         std::fs::write(&spec, text)?;
         let spec = spec.to_str().context("a path that is text")?;
         let output = self.command(&["submit", spec]).output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "submit: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "submit: {stderr}");
         Ok(())
     }
 
-    /// Waits until a rollout's phase is as wanted.
+    /// Waits until a rollout's phase satisfies `wanted`. Returns the phase.
     pub(crate) fn until(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let begun = Instant::now();
-        while begun.elapsed() < LONGEST {
+        while begun.elapsed() < TIMEOUT {
             let output = self.command(&["--json", "status", name]).output()?;
             let status: Value = serde_json::from_slice(&output.stdout)?;
             let phase = status["phase"].as_str().unwrap_or_default();
@@ -210,7 +211,7 @@ impl Engine<'_> {
             }
             pause();
         }
-        bail!("not done after {LONGEST:?}")
+        bail!("not done after {TIMEOUT:?}")
     }
 }
 
@@ -219,16 +220,17 @@ impl Engine<'_> {
     reason = "the beat of a measurement, not a wait for luck"
 )]
 fn pause() {
-    std::thread::sleep(LOOK);
+    std::thread::sleep(POLL_INTERVAL);
 }
 
-/// Posts to the API of an orchestrator without tokens, until it does what is asked: it may be busy, or not be ready for it.
+/// Posts to the API of an orchestrator without tokens. Retries up to 60 times, because the
+/// orchestrator may be busy or not ready for the request.
 pub(crate) fn post(api: &str, path: &str, body: &Value) -> Result<()> {
     let body = body.to_string();
     let mut answer = String::new();
     for _ in 0..60 {
         let mut stream = TcpStream::connect(api)?;
-        // Without tokens, an API answers this machine only, by its name.
+        // Without tokens, an API answers only this machine, addressed by a local name.
         write!(
             stream,
             "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",

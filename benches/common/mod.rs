@@ -1,5 +1,5 @@
-//! What the whole-program benchmarks share: an emulator and other programs in processes of their own, a look at
-//! them from outside, and the arithmetic of rounds.
+//! Shared parts of the whole-program benchmarks: an emulator and other programs in separate
+//! processes, measurements from outside, and the arithmetic of rounds.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
@@ -20,23 +20,24 @@ use tempfile::TempDir;
 /// The program under test, built with the benchmark's own profile.
 const TWINCAST: &str = env!("CARGO_BIN_EXE_twincast");
 
-/// The longest that any one program may take: a benchmark that hangs is a failure, not a figure.
-pub(crate) const LONGEST: Duration = Duration::from_secs(600);
+/// The time limit of any program: a hanging benchmark is a failure, not a figure.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The message, the same for all: a body of 200 bytes, one property, and what `twincast run` adds by itself.
+/// The message, the same for all senders: a body of 200 bytes, a property, and the additions of
+/// `twincast run`.
 pub(crate) const BODY_BYTES: usize = 200;
 pub(crate) const PROPERTY: (&str, &str) = ("kind", "firmware");
 pub(crate) const TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// Under `cargo bench` a benchmark is told so; run in any other way (`cargo test --benches`) it only proves that it
-/// works.
+/// Returns whether the run is only a smoke test. `cargo bench` passes `--bench`; in any other run
+/// (`cargo test --benches`), a benchmark only proves that it works.
 pub(crate) fn is_smoke_test() -> bool {
     let given = |flag: &str| std::env::args().any(|argument| argument == flag);
     !given("--bench") || given("--test")
 }
 
-/// A folder on the disk that the checkout is on, which is a real one; the system's folder for temporary files may
-/// be memory.
+/// Creates a folder on the disk of the checkout. The system's folder for temporary files may be in
+/// memory.
 pub(crate) fn folder() -> Result<TempDir> {
     let parent = env!("CARGO_TARGET_TMPDIR");
     fs::create_dir_all(parent)?;
@@ -47,14 +48,14 @@ pub(crate) fn device_id(index: usize) -> String {
     format!("fridge-{index:013}")
 }
 
-/// A JSON text of the body's size.
+/// Returns a JSON text of [`BODY_BYTES`] bytes.
 pub(crate) fn body() -> String {
     let frame = r#"{"command":"update","url":""}"#;
     let filler = "x".repeat(BODY_BYTES - frame.len());
     frame.replace(r#""url":"""#, &format!(r#""url":"{filler}""#))
 }
 
-/// A process that ends with its handle.
+/// A process, killed on drop.
 pub(crate) struct Process {
     child: Child,
     what: String,
@@ -76,7 +77,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Whether it has ended; an error if it did not end well.
+    /// Returns whether the process has ended; an error after an unsuccessful end.
     pub(crate) fn has_ended(&mut self) -> Result<bool> {
         match self.child.try_wait()? {
             None => Ok(false),
@@ -90,13 +91,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already; there is nobody to tell either way.
+        // The process may have ended already; an error cannot be reported here.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// `twincast hub --unlimited` on free ports.
+/// A process of `twincast hub` on free ports.
 pub(crate) struct Hub {
     pub(crate) process: Process,
     pub(crate) connection_string: String,
@@ -113,12 +114,14 @@ struct Announcement {
 }
 
 impl Hub {
-    /// A hub with devices that are all away: it keeps every message and does nothing more about it.
+    /// Starts a hub without limits. All devices are offline, so the hub keeps every message and
+    /// does nothing more.
     pub(crate) fn start(folder: &Path, devices: usize) -> Result<Self> {
         Self::start_with(folder, devices, &["--unlimited"])
     }
 
-    /// The same, with these limits.
+    /// Starts a hub with the limits of these command line arguments, otherwise like
+    /// [`Self::start`].
     pub(crate) fn start_with(folder: &Path, devices: usize, limits: &[&str]) -> Result<Self> {
         let out = folder.join("hub");
         fs::create_dir_all(&out)?;
@@ -142,7 +145,7 @@ impl Hub {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         let announced: Announcement = serde_json::from_str(&line)
-            .with_context(|| format!("the hub did not announce itself but said: {line}"))?;
+            .with_context(|| format!("the hub did not announce itself but printed: {line}"))?;
         Ok(Self {
             process,
             connection_string: announced.connection_string,
@@ -160,11 +163,11 @@ impl Hub {
         self.folder.join("ca.pem")
     }
 
-    /// A way to ask how many messages it has accepted.
+    /// Connects to the control endpoint, for reading the number of accepted messages.
     pub(crate) fn counter(&self) -> Result<Counter> {
         let stream = TcpStream::connect(&self.control)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(LONGEST))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(Counter {
             stream: BufReader::new(stream),
         })
@@ -208,30 +211,32 @@ impl Counter {
     }
 }
 
-/// What was seen of a program that sends, from outside.
+/// Measurements of a sending program, taken from outside.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
-    /// From the program's start to the first message that the hub accepted: starting, connecting, planning.
+pub(crate) struct Measurement {
+    /// The time from the program's start to the first accepted message: starting, connecting,
+    /// planning.
     pub(crate) before: Duration,
-    /// From the first to the last message that the hub accepted.
+    /// The time from the first to the last accepted message.
     pub(crate) sending: Duration,
-    /// From the last message that the hub accepted to the program's end.
+    /// The time from the last accepted message to the program's end.
     pub(crate) after: Duration,
-    /// The most memory that the program has had.
+    /// The peak memory of the program.
     pub(crate) peak_kib: u64,
-    /// The CPU time that the program and the hub used, in seconds.
+    /// The CPU time of the program, and of the hub, in seconds.
     pub(crate) cpu: f64,
     pub(crate) hub_cpu: f64,
 }
 
-/// Watches `sender` send `messages` to a fresh hub, looking every `pause`. Both ends of the sending are seen at most
-/// one pause too far apart, so a speed is never overstated.
-pub(crate) fn watch(
+/// Watches `sender` send `messages` to a fresh hub, with a reading every `pause`. The measured
+/// start is at most a pause too early, and the measured end at most a pause too late, so a speed is
+/// never overstated.
+pub(crate) fn measure(
     hub: &Hub,
     sender: &mut Process,
     messages: usize,
     pause: Duration,
-) -> Result<Seen> {
+) -> Result<Measurement> {
     let started = Instant::now();
     let wanted = u64::try_from(messages)?;
     let mut counter = hub.counter()?;
@@ -239,7 +244,7 @@ pub(crate) fn watch(
     let (mut first, mut last) = (None, None);
     let (mut peak_kib, mut cpu) = (0, 0.0);
     let ended_at = loop {
-        // Read before the look at the process: what it has used is gone with it.
+        // Read the usage before checking for the end: the figures vanish with the process.
         let (peak, used) = (peak_kib_of(sender.id()), cpu_seconds(sender.id()));
         peak_kib = peak_kib.max(peak.unwrap_or(0));
         cpu = used.unwrap_or(cpu);
@@ -263,8 +268,8 @@ pub(crate) fn watch(
             );
             break asked_at;
         }
-        if started.elapsed() > LONGEST {
-            bail!("not done after {LONGEST:?}");
+        if started.elapsed() > TIMEOUT {
+            bail!("not done after {TIMEOUT:?}");
         }
         #[expect(
             clippy::disallowed_methods,
@@ -276,7 +281,7 @@ pub(crate) fn watch(
         first.context("nothing was sent")?,
         last.context("not all was sent")?,
     );
-    Ok(Seen {
+    Ok(Measurement {
         before: first - started,
         sending: last - first,
         after: ended_at.saturating_duration_since(last),
@@ -286,14 +291,15 @@ pub(crate) fn watch(
     })
 }
 
-/// `twincast run` of one message to all devices of `hub`, with its state in the folder `state`.
+/// Measures `twincast run` of a single message to all devices of `hub`, with the state in the
+/// folder `state`.
 pub(crate) fn run_twincast(
     hub: &Hub,
     state: &Path,
     devices: usize,
     settings: &[(&str, &str)],
     pause: Duration,
-) -> Result<Seen> {
+) -> Result<Measurement> {
     let spec = state.with_extension("yaml");
     let text = format!(
         "name: bench\ntarget: {{ tags: {{ type: fridge }} }}\nbatch_by: [region]\nmessage:\n  body: {{ json: {} }}\n  \
@@ -317,13 +323,13 @@ pub(crate) fn run_twincast(
         .stdout(Stdio::null())
         .stderr(File::create(&log)?);
     let mut run = Process::start("twincast run", &mut command)?;
-    watch(hub, &mut run, devices, pause).with_context(|| {
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        format!("twincast run, which said:\n{said}")
+    measure(hub, &mut run, devices, pause).with_context(|| {
+        let output = fs::read_to_string(&log).unwrap_or_default();
+        format!("twincast run, which printed:\n{output}")
     })
 }
 
-/// The most memory that a process has had so far, where the system tells.
+/// Returns the peak memory of a process so far, if the system reports the value.
 pub(crate) fn peak_kib_of(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status
@@ -332,16 +338,17 @@ pub(crate) fn peak_kib_of(process: u32) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
-/// The CPU time that a process has used so far, where the system tells.
+/// Returns the CPU time of a process so far, in seconds, if the system reports the value.
 pub(crate) fn cpu_seconds(process: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name may hold blanks; the fields after it do not. They count hundredths of a second.
+    // The process name may contain blanks; the later fields do not. The times are hundredths of a
+    // second.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
     let (user, system) = (fields.next()?, fields.next()?);
     Some((user.parse::<f64>().ok()? + system.parse::<f64>().ok()?) / 100.0)
 }
 
-/// The middle one, and how far the others are from it.
+/// The median of the rounds, with the least and the largest value.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) struct Rounds {
     pub(crate) median: f64,
@@ -362,17 +369,17 @@ impl Rounds {
     }
 }
 
-/// What a figure depends on.
+/// The properties of the machine relevant to the figures.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Machine {
     pub(crate) cores: usize,
     pub(crate) cpu: String,
-    /// How long the disk takes to make 4 KiB durable, in milliseconds.
+    /// The time to make 4 KiB durable on the disk, in milliseconds.
     pub(crate) sync_ms: f64,
 }
 
 impl Machine {
-    pub(crate) fn look(folder: &Path) -> Result<Self> {
+    pub(crate) fn probe(folder: &Path) -> Result<Self> {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = info
             .lines()

@@ -1,4 +1,5 @@
-//! How much something slows sending: turns with and without it, in pairs, the other way round in every second one.
+//! The slowdown of sending by a disturbance: turns with and without the disturbance, in pairs, in
+//! reverse order in every second pair.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
@@ -11,22 +12,22 @@ use serde::Serialize;
 
 use super::{Counter, Rounds};
 
-/// How long the first send of the planned rollout may take.
+/// The time limit of the first send of the planned rollout.
 const SENDS_WITHIN: Duration = Duration::from_secs(60);
 
-/// What pairs of turns came to.
+/// The result of the pairs of turns.
 #[derive(Debug, Serialize)]
-pub(crate) struct Compared {
-    /// Sends a second, alone and disturbed.
+pub(crate) struct Comparison {
+    /// Sends per second, alone and disturbed.
     alone: Rounds,
     disturbed: Rounds,
-    /// Of each pair, disturbed by alone.
+    /// The ratio of each pair: disturbed divided by alone.
     ratios: Vec<f64>,
     ratio: Rounds,
     mean_ratio: f64,
 }
 
-impl Compared {
+impl Comparison {
     fn of(pairs: Vec<(f64, f64)>) -> Self {
         let (alone, disturbed): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
         let ratios: Vec<_> = alone.iter().zip(&disturbed).map(|(a, d)| d / a).collect();
@@ -39,7 +40,7 @@ impl Compared {
         }
     }
 
-    /// Prints the lines of a table; `disturbed` is what the second kind of turn is called.
+    /// Prints the lines of a table; `disturbed` is the label of the disturbed turns.
     pub(crate) fn print(&self, disturbed: &str) {
         let line = |name: &str, of: Rounds, digits: usize| {
             println!(
@@ -54,13 +55,13 @@ impl Compared {
     }
 }
 
-/// Compares sends a second of each pair of turns: alone, and while `disturbs` is set.
-pub(crate) fn take(
+/// Compares the sends per second of each pair of turns: alone, and while `disturbs` is set.
+pub(crate) fn compare(
     pairs: usize,
     turn: Duration,
     counter: &mut Counter,
     disturbs: &AtomicBool,
-) -> Result<Compared> {
+) -> Result<Comparison> {
     let (before, begun) = (counter.read()?.accepted, Instant::now());
     while counter.read()?.accepted == before {
         ensure!(begun.elapsed() < SENDS_WITHIN, "nothing is sent");
@@ -69,7 +70,7 @@ pub(crate) fn take(
     pause(Duration::from_secs(3));
     let mut one = |is_disturbed: bool| {
         disturbs.store(is_disturbed, Ordering::Relaxed);
-        // What the other turn has begun comes to its end.
+        // Let the work of the other turn end.
         pause(Duration::from_secs(1));
         let (from, begun) = (counter.read()?.accepted, Instant::now());
         pause(turn);
@@ -88,7 +89,7 @@ pub(crate) fn take(
             }
         })
         .collect();
-    Ok(Compared::of(pairs?))
+    Ok(Comparison::of(pairs?))
 }
 
 #[expect(

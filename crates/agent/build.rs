@@ -1,5 +1,5 @@
-//! Writes when the program is built, in seconds since 1970, into `TWINCAST_BUILT`: no clock is right that is before it.
-//! `SOURCE_DATE_EPOCH` overrides it, for builds that can be repeated bit by bit.
+//! Sets `TWINCAST_BUILT` to the build time, in seconds since 1970: a clock before the build time is
+//! wrong. `SOURCE_DATE_EPOCH` overrides the build time, for reproducible builds.
 
 fn main() {
     println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");

@@ -1,6 +1,7 @@
-// A device app that takes signed updates, with Azure's own SDK. README.md beside it says how it is started.
+// A device app for signed updates, with Azure's own SDK. The README.md in this folder explains the start.
 //
-// It waits for messages of the kind `update`, checks them, installs, and answers in the reported property `update`.
+// The app waits for messages of the kind `update`, checks and installs each update, and answers in the reported property
+// `update`.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -14,12 +15,12 @@ const PAYLOAD_TYPE = 'application/vnd.twincast.update+json';
 const LARGEST = 64 * 1024 * 1024;
 const REMEMBERED = 100;
 const inFolder = (name) => path.join(STATE_FOLDER, name);
-const PREFIX = Buffer.from('302a300506032b6570032100', 'hex'); // of an ed25519 key (RFC 8410)
+const PREFIX = Buffer.from('302a300506032b6570032100', 'hex'); // the prefix of an ed25519 key in DER (RFC 8410)
 const KEYS = UPDATE_KEYS.split(',').map((key) => crypto.createPublicKey({
   key: Buffer.concat([PREFIX, Buffer.from(key, 'base64')]), format: 'der', type: 'spki',
 }));
 
-// What is wrong with an update: a code, and a text for people.
+// A problem of an update: a code, and a text for people.
 class Wrong extends Error {
   constructor(code, text) {
     super(text);
@@ -27,14 +28,14 @@ class Wrong extends Error {
   }
 }
 
-// To be replaced by what installs on this device; whatever it throws is told as the failure.
+// Installs the artefact. Replace this function; the app reports every exception of the function as a failure.
 async function install(artifact, manifest) {
   fs.writeFileSync(inFolder('firmware.new'), artifact);
   fs.renameSync(inFolder('firmware.new'), inFolder('firmware'));
   console.log(`installed ${manifest.version}`);
 }
 
-// The manifest in an envelope that a trusted key has signed (DSSE).
+// Returns the manifest of an envelope (DSSE) with a valid signature of a trusted key.
 function verified(body) {
   const { payload, payloadType: kind, signatures } = JSON.parse(body);
   const content = Buffer.from(payload, 'base64');
@@ -82,7 +83,7 @@ async function download({ url, size, sha256 }) {
 
 const state = fs.existsSync(inFolder('state.json')) ? JSON.parse(fs.readFileSync(inFolder('state.json'))) : { version: '0', ends: {} };
 
-// On the disk before it is told: an end is final.
+// Stores the end of an update on the disk. An end is final, so the app stores the end before reporting the end.
 function remember(id, end) {
   state.ends = Object.fromEntries([...Object.entries(state.ends), [id, end]].slice(-REMEMBERED));
   fs.writeFileSync(inFolder('state.new'), JSON.stringify(state), { flush: true });
@@ -90,7 +91,7 @@ function remember(id, end) {
 }
 
 async function update(id, body, report) {
-  if (!(id in state.ends)) { // else it came again, and has its answer
+  if (!(id in state.ends)) { // a repeated message already has an answer
     let [version, end, code] = [null, 'refused', 'malformed'];
     try {
       const manifest = verified(body);
@@ -112,7 +113,7 @@ async function update(id, body, report) {
 async function main() {
   const client = Client.fromConnectionString(DEVICE_CONNECTION_STRING, Mqtt);
   let twin;
-  // What `twin.properties.reported.update` calls; a reported property of the name `update` takes its place there.
+  // The function behind `twin.properties.reported.update`: a reported property with the name `update` hides the method.
   const tell = (patch) => new Promise((resolve, reject) => {
     twin._updateReportedProperties(patch, (error) => (error ? reject(error) : resolve()));
   });
@@ -120,10 +121,10 @@ async function main() {
     update: { id, state: word, version, error, attempt: 1, at: new Date().toISOString() }, firmware: state.version,
   });
   let ready;
-  let last = new Promise((resolve) => { ready = resolve; }); // one after the other
-  // Before the client is open: later, it would miss what comes with the connection.
+  let last = new Promise((resolve) => { ready = resolve; }); // one update at a time
+  // Before the client is open: a handler set later misses waiting messages.
   client.on('message', (message) => {
-    client.complete(message, () => {}); // over MQTT it has been on arrival
+    client.complete(message, () => {}); // over MQTT, the SDK has completed the message on arrival
     if (message.properties.getValue('kind') !== 'update') return;
     last = last.then(() => update(message.messageId, message.getData(), report)).catch(console.error);
   });

@@ -1,6 +1,7 @@
-"""A device app that takes signed updates, with Azure's own SDK. README.md beside it says how it is started.
+"""A device app for signed updates, with Azure's own SDK. The README.md in this folder explains the start.
 
-It waits for messages of the kind `update`, checks them, installs, and answers in the reported property `update`.
+The app waits for messages of the kind `update`, checks and installs each update, and answers in the reported property
+`update`.
 """
 
 import base64
@@ -24,18 +25,18 @@ PAYLOAD_TYPE, LARGEST, REMEMBERED = "application/vnd.twincast.update+json", 64 <
 
 
 class Wrong(Exception):
-    """What is wrong with an update: a code, and a text for people."""
+    """A problem of an update: a code, and a text for people."""
 
 
 def install(artifact: bytes, manifest: dict) -> None:
-    """To be replaced by what installs on this device; whatever it raises is told as the failure."""
+    """Installs the artefact. Replace this function; the app reports every exception of the function as a failure."""
     (FOLDER / "firmware.new").write_bytes(artifact)
     os.replace(FOLDER / "firmware.new", FOLDER / "firmware")
     print(f"installed {manifest['version']}", flush=True)
 
 
 def verified(body: bytes) -> dict:
-    """The manifest in an envelope that a trusted key has signed (DSSE)."""
+    """Returns the manifest of an envelope (DSSE) with a valid signature of a trusted key."""
     envelope = json.loads(body)
     kind, payload = envelope["payloadType"], base64.b64decode(envelope["payload"], validate=True)
     signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
@@ -85,7 +86,7 @@ class App:
         self.client.patch_twin_reported_properties({"update": update, "firmware": self.state["version"]})
 
     def remember(self, message_id, end):
-        """On the disk before it is told: an end is final."""
+        """Stores the end of an update on the disk. An end is final, so the app stores the end before reporting the end."""
         self.state["ends"] = dict(list((self.state["ends"] | {message_id: end}).items())[-REMEMBERED:])
         with open(FOLDER / "state.new", "w") as file:
             json.dump(self.state, file)
@@ -94,7 +95,7 @@ class App:
         os.replace(FOLDER / "state.new", self.file)
 
     def update(self, message_id, body):
-        if message_id not in self.state["ends"]:  # else it came again, and has its answer
+        if message_id not in self.state["ends"]:  # a repeated message already has an answer
             version, end, code = None, "refused", "malformed"
             try:
                 manifest = verified(body)
@@ -112,13 +113,13 @@ class App:
 
 
 def main():
-    ca = os.environ.get("HUB_CA_FILE")  # of an emulated hub
+    ca = os.environ.get("HUB_CA_FILE")  # the certificate authority of an emulated hub
     options = {"server_verification_cert": pathlib.Path(ca).read_text()} if ca else {}
     client = IoTHubDeviceClient.create_from_connection_string(os.environ["DEVICE_CONNECTION_STRING"], **options)
     app, messages = App(client), queue.Queue(maxsize=100)
-    client.on_message_received = messages.put  # this connects; set later, it would miss what comes with the connection
+    client.on_message_received = messages.put  # connects; a handler set later misses waiting messages
     client.patch_twin_reported_properties({"firmware": app.state["version"]})
-    while True:  # one after the other
+    while True:  # one update at a time
         message = messages.get()
         if message.custom_properties.get("kind") == "update":
             app.update(message.message_id, message.data)

@@ -1,13 +1,13 @@
-//! Frames of AMQP 1.0, made and taken apart.
+//! Construction and parsing of AMQP 1.0 frames.
 
 use fe2o3_amqp_types::performatives::Performative;
 
 /// The first bytes of a connection with AMQP alone.
 pub const AMQP: &[u8; 8] = b"AMQP\x00\x01\x00\x00";
-/// The first bytes of a connection that begins with SASL.
+/// The first bytes of a connection beginning with SASL.
 pub const SASL: &[u8; 8] = b"AMQP\x03\x01\x00\x00";
 
-/// A frame of this type around a body.
+/// Returns a frame of type `kind` around a body.
 #[must_use]
 pub fn frame(kind: u8, channel: u8, body: &[u8]) -> Vec<u8> {
     let size = u32::try_from(8 + body.len()).expect("inputs are small");
@@ -17,7 +17,7 @@ pub fn frame(kind: u8, channel: u8, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A frame around a performative and a payload.
+/// Returns a frame around a performative and a payload.
 ///
 /// # Panics
 /// Never: performatives can be encoded.
@@ -28,9 +28,10 @@ pub fn performative(channel: u8, performative: &Performative, payload: &[u8]) ->
     frame(0, channel, &body)
 }
 
-/// Cuts an input into the bodies of frames, each with a channel: a byte that gives the channel and the high bits of the
-/// body's length, a byte with its low bits, the body. Mutations of it stay frames.
-pub fn bodies(mut input: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+/// Cuts an input into the bodies of frames, each with a channel. The format of a body: a byte with
+/// the channel and the high bits of the length, a byte with the low bits of the length, the body.
+/// Mutated inputs stay sequences of frames.
+pub fn frame_bodies(mut input: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let [head, low, rest @ ..] = input else {
             return None;
@@ -42,12 +43,13 @@ pub fn bodies(mut input: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
-/// Takes a stream of protocol headers and frames apart: each with its type and body; of headers the type is none.
+/// Splits a stream of protocol headers and frames. Each frame has a type and a body; a header has
+/// no type.
 ///
 /// # Panics
-/// The stream is anything else, or a frame is larger than agreed.
+/// If the stream is anything else, or a frame is larger than agreed.
 #[must_use]
-pub fn take_apart(mut stream: &[u8]) -> Vec<(Option<u8>, &[u8])> {
+pub fn split_frames(mut stream: &[u8]) -> Vec<(Option<u8>, &[u8])> {
     let mut pieces = Vec::new();
     while !stream.is_empty() {
         let header = stream.first_chunk::<8>().expect("a whole header");

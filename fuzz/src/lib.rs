@@ -1,4 +1,4 @@
-//! What the targets share.
+//! Shared parts of the targets.
 
 pub mod amqp;
 
@@ -7,15 +7,16 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// Memory that an input may take whatever its length: first uses set up tables that stay.
+/// The memory allowed for any input, in bytes: first uses set up permanent tables.
 const BASE: usize = 16 << 20;
-/// Memory that an input may take for each of its bytes.
+/// The memory allowed for each byte of an input, in bytes.
 const PER_BYTE: usize = 4096;
 
-/// Runs a target on an input and holds it to the bound of memory. The bound of time is libFuzzer's (`run`).
+/// Runs a target on an input, and enforces the memory limit. libFuzzer enforces the time limit (see
+/// `run`).
 ///
 /// # Panics
-/// The input takes more memory than its length allows.
+/// If the input takes more memory than its length allows.
 pub fn bounded(input: &[u8], target: impl FnOnce(&[u8])) {
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
@@ -29,7 +30,7 @@ pub fn bounded(input: &[u8], target: impl FnOnce(&[u8])) {
     );
 }
 
-/// A target over bytes.
+/// Defines a target over bytes.
 #[macro_export]
 macro_rules! bytes {
     ($target:expr) => {
@@ -37,7 +38,7 @@ macro_rules! bytes {
     };
 }
 
-/// A target over text; what is not UTF-8 is no input for it.
+/// Defines a target over text. Inputs other than UTF-8 are skipped.
 #[macro_export]
 macro_rules! text {
     ($target:expr) => {
@@ -49,9 +50,9 @@ macro_rules! text {
     };
 }
 
-/// Takes the first byte off an input, which says what is to be done with the rest.
+/// Splits off the first byte of an input. The byte selects the use of the rest.
 #[must_use]
-pub fn mode(input: &[u8]) -> (u8, &[u8]) {
+pub fn split_mode(input: &[u8]) -> (u8, &[u8]) {
     input
         .split_first()
         .map_or((0, input), |(mode, rest)| (*mode, rest))

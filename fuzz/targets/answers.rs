@@ -1,4 +1,4 @@
-//! Pages of answers that devices have written into their twins.
+//! Pages of answers, written by devices into the twins.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ twincast_fuzz::bytes!(|page| {
         assert_ne!(error.number(), 0);
         _ = outcome_of(&answer.state);
     }
-    // Every row of a good page that has an id is an answer.
+    // Every row with an id in a valid page is an answer.
     if let Ok(rows) = serde_json::from_str::<Vec<Value>>(&page) {
         let with_id = rows.iter().filter(|row| row["id"].is_string());
         assert_eq!(with_id.count(), answers.len());

@@ -1,4 +1,5 @@
-//! Messages on `$cbs`: answers to the client, and requests to the emulator, whose answers the client reads.
+//! Messages on `$cbs`: answers to the client, and requests to the emulator. The client reads the
+//! emulator's answers.
 
 #![no_main]
 

@@ -1,21 +1,22 @@
-//! A hub's bytes to a client's whole connection: the gate, and behind it the protocol library with its tasks.
+//! A hub's bytes to a client's whole connection: the gate, and behind the gate the protocol library
+//! with its tasks.
 
 #![no_main]
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-use twincast_fuzz::amqp::{AMQP, SASL, bodies, frame};
-use twincast_fuzz::mode;
-use twincast_iothub::fuzzing::converse;
+use twincast_fuzz::amqp::{AMQP, SASL, frame, frame_bodies};
+use twincast_fuzz::split_mode;
+use twincast_iothub::fuzzing::run_client;
 
-/// The hub hangs up when it has said everything.
+/// The hub closes the connection after sending everything.
 const HANGS_UP: u8 = 1;
-/// The frames stand instead of those that begin a session, not after them.
+/// The input's frames replace the frames beginning a session, instead of following them.
 const FROM_THE_START: u8 = 2;
 
 twincast_fuzz::bytes!(|input| {
-    let (mode, rest) = mode(input);
+    let (mode, rest) = split_mode(input);
     let mut stream = SASL.to_vec();
-    // PLAIN and ANONYMOUS are offered, and what is chosen is good.
+    // The hub offers PLAIN and ANONYMOUS, and accepts the choice.
     stream.extend(frame(
         1,
         0,
@@ -31,7 +32,7 @@ twincast_fuzz::bytes!(|input| {
             b"\0\x53\x11\xc0\x0c\x04\x60\0\0\x43\x70\0\0\x08\0\x52\x40",
         ));
     }
-    for (channel, body) in bodies(rest) {
+    for (channel, body) in frame_bodies(rest) {
         stream.extend(frame(0, channel, body));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -47,6 +48,6 @@ twincast_fuzz::bytes!(|input| {
                 _ = far.read_to_end(&mut Vec::new()).await;
             }
         };
-        tokio::join!(hub, converse(near));
+        tokio::join!(hub, run_client(near));
     });
 });

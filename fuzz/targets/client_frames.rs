@@ -1,4 +1,5 @@
-//! A hub's bytes through the gate of the client, and what passes into the protocol library's decoders.
+//! A hub's bytes through the filter of the client, and the passed bytes through the protocol
+//! library's decoders.
 
 #![no_main]
 
@@ -9,25 +10,26 @@ use fe2o3_amqp::frames::{amqp, sasl};
 use fe2o3_amqp_types::definitions::Handle;
 use fe2o3_amqp_types::performatives::{Begin, Performative, Transfer};
 use tokio_util::codec::Decoder as _;
-use twincast_fuzz::amqp::{AMQP, SASL, bodies, frame, performative, take_apart};
-use twincast_fuzz::mode;
-use twincast_iothub::LARGEST_MAX_IN_FLIGHT;
-use twincast_iothub::fuzzing::{Gate, message};
+use twincast_fuzz::amqp::{AMQP, SASL, frame, frame_bodies, performative, split_frames};
+use twincast_fuzz::split_mode;
+use twincast_iothub::MAX_IN_FLIGHT_LIMIT;
+use twincast_iothub::fuzzing::{FrameFilter, message};
 
 const RAW: u8 = 1;
 const WITH_SASL: u8 = 2;
 const UNOPENED: u8 = 4;
-/// The rest of the mode is the length of the pieces in which the bytes come.
+/// The position of the remaining bits of the mode: the size of the pieces passed to the filter,
+/// minus 1.
 const PIECE: u8 = 3;
 
 twincast_fuzz::bytes!(|input| {
-    let (mode, rest) = mode(input);
+    let (mode, rest) = split_mode(input);
     let stream = stream(mode, rest);
     let (mut whole, mut pieces) = (Vec::new(), Vec::new());
-    let verdict = gate().received(&stream, &mut whole);
-    let mut gate = gate();
+    let verdict = filter().received(&stream, &mut whole);
+    let mut filter = filter();
     let mut chunks = stream.chunks(usize::from(mode >> PIECE) + 1);
-    let in_pieces = chunks.try_for_each(|chunk| gate.received(chunk, &mut pieces));
+    let in_pieces = chunks.try_for_each(|chunk| filter.received(chunk, &mut pieces));
     assert_eq!(verdict, in_pieces, "the verdict depends on the pieces");
     assert_eq!(whole, pieces, "the bytes depend on the pieces");
     decode(&whole);
@@ -38,7 +40,7 @@ fn stream(mode: u8, rest: &[u8]) -> Vec<u8> {
         return rest.to_vec();
     }
     let mut stream = Vec::new();
-    let mut rest = bodies(rest);
+    let mut rest = frame_bodies(rest);
     if mode & WITH_SASL != 0 {
         stream.extend(SASL);
         for (_, body) in rest.by_ref().take(2) {
@@ -62,7 +64,7 @@ fn stream(mode: u8, rest: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// What the client has written: two sessions, one of them with deliveries under way.
+/// The bytes written by the client: two sessions, the first with deliveries under way.
 static SENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let begin = |channel| {
         let begin = Begin {
@@ -98,17 +100,17 @@ static SENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
     sent
 });
 
-fn gate() -> Gate {
-    let mut gate = Gate::default();
-    gate.sent(&SENT);
-    gate
+fn filter() -> FrameFilter {
+    let mut filter = FrameFilter::default();
+    filter.sent(&SENT);
+    filter
 }
 
-/// All that passed decodes, and is about no more than can be under way.
+/// Asserts that all passed frames decode, and concern no more deliveries than can be under way.
 fn decode(passed: &[u8]) {
     let mut message_bytes = Vec::new();
-    for (kind, body) in take_apart(passed) {
-        // As the library's codec for lengths leaves it.
+    for (kind, body) in split_frames(passed) {
+        // The form left by the library's codec for lengths.
         let with_header = |kind| {
             let mut bytes = BytesMut::from(&[2, kind, 0, 0][..]);
             bytes.extend_from_slice(body);
@@ -117,7 +119,7 @@ fn decode(passed: &[u8]) {
         match kind {
             None => continue,
             Some(1) => {
-                // What does not decode ends the connection before it has begun.
+                // Undecodable SASL frames end the connection before the AMQP part begins.
                 _ = sasl::FrameCodec {}.decode(&mut with_header(1));
                 continue;
             }
@@ -129,7 +131,7 @@ fn decode(passed: &[u8]) {
             amqp::FrameBody::Disposition(disposition) => {
                 let last = disposition.last.unwrap_or(disposition.first);
                 let ids = u64::from(last) + 1 - u64::from(disposition.first);
-                assert!(ids <= 2 * LARGEST_MAX_IN_FLIGHT as u64, "{ids} deliveries");
+                assert!(ids <= 2 * MAX_IN_FLIGHT_LIMIT as u64, "{ids} deliveries");
             }
             amqp::FrameBody::Transfer {
                 performative,

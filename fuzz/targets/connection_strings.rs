@@ -1,10 +1,10 @@
-//! Connection strings: what is wrong with one is said without its values, and what is right shows no key.
+//! Connection strings: an error shows no values, and a parsed connection string shows no key.
 
 #![no_main]
 
 use twincast_iothub::ConnectionString;
 
-/// Stands in an input where a secret is.
+/// The placeholder of the secret in an input.
 const MARK: char = '\u{1}';
 const SECRET: &str = "c2VjcmV0LW9mLXRoZS1odWI";
 
@@ -29,7 +29,7 @@ twincast_fuzz::text!(|text: &str| {
             "{shown}"
         );
     }
-    // By its parts it is the same.
+    // The parts give an equal connection string.
     let host = match connection.port() {
         Some(port) => format!("{}:{port}", connection.host_name()),
         None => connection.host_name().to_owned(),

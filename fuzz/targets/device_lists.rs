@@ -1,4 +1,4 @@
-//! Lists with one device id a line.
+//! Lists with a device id per line.
 
 #![no_main]
 
@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use twincast_orchestrator::lists::{ListError, check, for_each_unique};
 
-/// In memory where there is such a file system.
+/// The file of the list; in memory if the system has such a file system.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     let memory = Path::new("/dev/shm");
     let directory = if memory.is_dir() {

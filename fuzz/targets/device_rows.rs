@@ -18,21 +18,21 @@ twincast_fuzz::bytes!(|page| {
     let Some(read) = devices(&page, &TAGS) else {
         return;
     };
-    for odd in &read.odd {
-        assert!(odd.found.chars().count() <= 141 && !odd.reason.is_empty());
+    for malformed in &read.malformed_rows {
+        assert!(malformed.found.chars().count() <= 141 && !malformed.reason.is_empty());
         assert!(
-            odd.reason.len() < 1024,
+            malformed.reason.len() < 1024,
             "a reason of {} bytes",
-            odd.reason.len()
+            malformed.reason.len()
         );
     }
     for row in &read.rows {
         assert_eq!(row.tags.len(), TAGS.len());
         assert!(!row.tags.contains(&Some(Value::Null)));
     }
-    // A page that is good as a whole is read like its values.
+    // In a valid page, every value is either a row or a malformed row.
     let Ok(values) = serde_json::from_str::<Vec<Value>>(&page) else {
         return;
     };
-    assert_eq!(values.len(), read.rows.len() + read.odd.len());
+    assert_eq!(values.len(), read.rows.len() + read.malformed_rows.len());
 });

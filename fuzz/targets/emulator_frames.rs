@@ -1,4 +1,5 @@
-//! A client's bytes to the emulator, from the protocol header on or on a connection that may do everything.
+//! A client's bytes to the emulator, from the protocol header on, or on a connection with all
+//! permissions.
 
 #![no_main]
 
@@ -9,13 +10,14 @@ use fe2o3_amqp_types::messaging::{Source, Target, TargetArchetype};
 use fe2o3_amqp_types::performatives::{Attach, Begin, Flow, Open, Performative};
 use twincast_emulator::fuzzing::Hub;
 use twincast_emulator::{Fleet, HubConfig, Permissions, Policy, sign_token};
-use twincast_fuzz::amqp::{AMQP, SASL, bodies, frame, performative, take_apart};
-use twincast_fuzz::mode;
-use twincast_iothub::fuzzing::Gate;
+use twincast_fuzz::amqp::{AMQP, SASL, frame, frame_bodies, performative, split_frames};
+use twincast_fuzz::split_mode;
+use twincast_iothub::fuzzing::FrameFilter;
 
 const RAW: u8 = 1;
 const WITH_SASL: u8 = 2;
-/// The rest of the mode is the length of the pieces in which the bytes come, in 64 bytes.
+/// The position of the remaining bits of the mode: the size of the pieces passed to the emulator,
+/// in units of 64 bytes, minus 1.
 const PIECE: u8 = 2;
 
 static CONFIG: LazyLock<HubConfig> = LazyLock::new(|| HubConfig {
@@ -29,8 +31,8 @@ static CONFIG: LazyLock<HubConfig> = LazyLock::new(|| HubConfig {
     ..HubConfig::with_fleet(Fleet::plain(3, "d-{index}").expect("a fleet"))
 });
 
-/// The start of a connection with the right to everything: two sessions, the first with links for messages, feedback
-/// and tokens.
+/// The start of a connection with all permissions: two sessions, the first with links for messages,
+/// feedback and tokens.
 static OPENING: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let token = sign_token("localhost", "owner", b"key", 32_503_680_000);
     let response = format!("\0owner@sas.root.localhost\0{token}");
@@ -123,12 +125,12 @@ static OPENING: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 twincast_fuzz::bytes!(|input| {
-    let (mode, rest) = mode(input);
+    let (mode, rest) = split_mode(input);
     let mut stream = Vec::new();
     let mut frames = Vec::new();
     if mode & RAW == 0 {
         stream.extend(&*OPENING);
-        for (channel, body) in bodies(rest) {
+        for (channel, body) in frame_bodies(rest) {
             frames.extend(frame(0, channel, body));
         }
         stream.extend(&frames);
@@ -137,20 +139,20 @@ twincast_fuzz::bytes!(|input| {
         stream.extend(rest);
     }
     let pieces = stream.chunks(64 * (usize::from(mode >> PIECE) + 1));
-    let answer = Hub::new(CONFIG.clone()).converse(pieces);
-    _ = take_apart(&answer);
+    let answer = Hub::new(CONFIG.clone()).feed(pieces);
+    _ = split_frames(&answer);
     if mode & RAW == 0 && is_sound(&frames) {
-        let taken = Gate::default().received(&answer, &mut Vec::new());
+        let taken = FrameFilter::default().received(&answer, &mut Vec::new());
         assert_eq!(taken, Ok(()), "the client does not take the answer");
     }
 });
 
-/// The client would take all of it unchanged.
+/// Returns whether the client's filter passes all frames unchanged.
 fn is_sound(frames: &[u8]) -> bool {
     let opening = [AMQP, &*frame(0, 0, b"\0\x53\x10\xc0\x04\x01\xa1\x01h")].concat();
-    let mut gate = Gate::default();
+    let mut filter = FrameFilter::default();
     let mut passed = Vec::new();
-    let opened = gate.received(&opening, &mut passed);
+    let opened = filter.received(&opening, &mut passed);
     passed.clear();
-    opened.is_ok() && gate.received(frames, &mut passed).is_ok() && passed == frames
+    opened.is_ok() && filter.received(frames, &mut passed).is_ok() && passed == frames
 }

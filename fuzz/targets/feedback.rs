@@ -1,12 +1,12 @@
-//! Feedback: whole messages, and the JSON in them.
+//! Feedback: whole messages, and the JSON in the messages.
 
 #![no_main]
 
-use twincast_fuzz::mode;
+use twincast_fuzz::split_mode;
 use twincast_iothub::fuzzing::{feedback, message, records, refusal};
 
 twincast_fuzz::bytes!(|input| {
-    let (mode, rest) = mode(input);
+    let (mode, rest) = split_mode(input);
     match mode % 3 {
         0 => {
             if let Some(Ok(message)) = message(rest) {

@@ -26,7 +26,7 @@ twincast_fuzz::text!(|text: &str| {
     }
 });
 
-/// A number that depends on a text.
+/// Returns a number computed from a text.
 fn hash(text: &str) -> u32 {
     text.bytes().fold(2_166_136_261, |sum, byte| {
         (sum ^ u32::from(byte)).wrapping_mul(16_777_619)

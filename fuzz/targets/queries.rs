@@ -1,4 +1,4 @@
-//! Queries as text: the emulator's parser, and its evaluation over a few devices.
+//! Queries as text: the emulator's parser, and the evaluation over a few devices.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Tags and ids as conditions of a query: what the core writes, the emulator reads, and both mean the same devices.
+//! Tags and ids as conditions of a query: the emulator reads the conditions written by the core,
+//! and both select the same devices.
 
 #![no_main]
 
@@ -72,7 +73,7 @@ twincast_fuzz::bytes!(|input| {
     same_tags(&selector, &twin);
 });
 
-/// An id as a literal means that id and no other.
+/// Asserts that the literal of an id means this id only.
 fn same_device(device: &str, twin: &Value) {
     let mut query = "SELECT * FROM devices WHERE deviceId = ".to_owned();
     write_text_literal(device, &mut query);

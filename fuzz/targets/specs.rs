@@ -1,4 +1,5 @@
-//! A rollout's spec as YAML or JSON: what is read survives being written, and everything that follows from it is bounded.
+//! A rollout's spec as YAML or JSON: a parsed spec survives a round trip, and everything derived
+//! from a spec is bounded.
 
 #![no_main]
 
@@ -47,7 +48,7 @@ fn follow(spec: &RolloutSpec) {
     let now = Timestamp(1_800_000_000_000);
     if let Some(schedule) = &spec.schedule {
         for zone in [None, Some("Europe/Oslo"), Some("nowhere")] {
-            _ = schedule.at(now, zone);
+            _ = schedule.state_at(now, zone);
         }
         _ = schedule.never_opens(now);
     }

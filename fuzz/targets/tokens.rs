@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
-use twincast_fuzz::mode;
+use twincast_fuzz::split_mode;
 use twincast_oidc::Keys;
 use twincast_oidc::fuzzing::{check, claims};
 
@@ -20,7 +20,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| {
 });
 
 twincast_fuzz::bytes!(|input| {
-    let (mode, rest) = mode(input);
+    let (mode, rest) = split_mode(input);
     let text = std::str::from_utf8(rest);
     match mode % 3 {
         0 => {

@@ -1,4 +1,4 @@
-//! Updates as devices receive them: the envelope, its signatures, the manifest.
+//! Updates as received by devices: the envelope, the signatures, the manifest.
 
 #![no_main]
 

@@ -8,33 +8,34 @@ use twincast_core::spec::difference;
 
 use crate::groups::{self, NotAdmitted};
 
-/// What became of a rollout that was handed in.
+/// The result of submitting a rollout.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Accepted {
-    /// It is new.
+pub enum SubmitResult {
+    /// The rollout was stored as a new rollout.
     New(Box<Rollout>),
-    /// It is the rollout that was handed in before under its name.
+    /// A stored rollout of the same name is identical.
     Same(Box<Rollout>),
-    /// Its name is taken by a rollout that asked for something else.
+    /// A stored rollout of the same name differs.
     Conflict {
-        /// The one that has the name.
+        /// The stored rollout.
         existing: Box<Rollout>,
-        /// What differs, one line a field.
+        /// The differences, one line per field.
         difference: Vec<String>,
     },
-    /// Another one of its group is active. Nothing was stored.
+    /// The concurrency group does not admit the rollout. Nothing was stored.
     NotAdmitted(NotAdmitted),
 }
 
-/// Stores a rollout that was [just made](Rollout::accepted), once: handing it in again changes nothing.
+/// Stores a [newly made](Rollout::accepted) rollout. Idempotent: submitting the same rollout again
+/// changes nothing.
 ///
-/// A rollout that failed while it was planned has sent nothing. It does not keep its name: what
-/// is handed in next takes its place, be it the same again or something else. What happened before
-/// stays in the history: it may not have been told to the world yet.
+/// A rollout that failed during planning has sent nothing, so the next submission under the same
+/// name replaces the rollout, with an identical spec or another. The history of the failed rollout
+/// is kept, because some of its events may not be published yet.
 ///
 /// # Errors
 /// When the store fails.
-pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, StoreError> {
+pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<SubmitResult, StoreError> {
     let (spec, now) = (&rollout.spec, rollout.created_at);
     let before = store.rollout(&spec.name).await?;
     let version = match &before {
@@ -47,10 +48,10 @@ pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, Sto
     if let Some(version) = version
         && let Err(refused) = groups::join_for(store, spec, version, now).await?
     {
-        return Ok(Accepted::NotAdmitted(refused));
+        return Ok(SubmitResult::NotAdmitted(refused));
     }
     match store.create(&rollout).await? {
-        Created::New => Ok(Accepted::New(Box::new(rollout))),
+        Created::New => Ok(SubmitResult::New(Box::new(rollout))),
         Created::Existing(existing) if matches!(existing.phase, Phase::Failed { .. }) => {
             let from = existing.revision();
             let version = Version(existing.version.0 + 1);
@@ -65,14 +66,14 @@ pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, Sto
             next.history.splice(..0, existing.history);
             history::bound(&mut next.history);
             store.save(&next, from).await?;
-            Ok(Accepted::New(Box::new(next)))
+            Ok(SubmitResult::New(Box::new(next)))
         }
         Created::Existing(existing) => {
             let difference = differences(&existing, &rollout);
             if difference.is_empty() {
-                Ok(Accepted::Same(existing))
+                Ok(SubmitResult::Same(existing))
             } else {
-                Ok(Accepted::Conflict {
+                Ok(SubmitResult::Conflict {
                     existing,
                     difference,
                 })
@@ -81,7 +82,7 @@ pub async fn accept(store: &dyn Store, rollout: Rollout) -> Result<Accepted, Sto
     }
 }
 
-/// What two rollouts of one name ask for differently.
+/// Lists the differences between two rollouts of the same name, in spec and file contents.
 fn differences(old: &Rollout, new: &Rollout) -> Vec<String> {
     let json = |spec| Json::of(spec).expect("a spec is plain data");
     let mut lines = difference(&json(&old.spec), &json(&new.spec));

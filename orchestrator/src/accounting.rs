@@ -1,4 +1,5 @@
-//! Notes what a running rollout is doing, for its [account](twincast_core::account).
+//! Records the activity of a running rollout for the rollout's [time
+//! account](twincast_core::account).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,178 +8,196 @@ use tokio::time::Instant;
 use twincast_core::account::Activity;
 use twincast_core::gate::Next;
 use twincast_core::ids::HubName;
-use twincast_core::link::Impasse;
-use twincast_core::plan::Group;
+use twincast_core::link::LinkObstacle;
+use twincast_core::plan::TagGroup;
 use twincast_core::ports::{Clock, Store, StoreError};
 use twincast_core::rollout::Rollout;
-use twincast_core::spec::Opening;
+use twincast_core::spec::ScheduleState;
 use twincast_core::time::Timestamp;
-use twincast_core::waiting::{Named, Waiting};
+use twincast_core::waiting::{Shortlist, Waiting};
 
-/// How often the hubs are looked at.
-const LOOK: Duration = Duration::from_secs(1);
-/// A hub whose batches no worker takes for less time is not told of: its workers are being replaced.
-const DESERTED: Duration = Duration::from_secs(10);
-/// How often a clock is stored that counts. Of what it has counted, at most so much is lost when its driver dies.
-const CLOCK_SAVED_EVERY: Duration = Duration::from_secs(20);
+/// The shortest interval between two checks of the hubs.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A hub without consumers is reported after this time. A shorter gap means that workers are being
+/// replaced.
+const NO_WORKER_GRACE: Duration = Duration::from_secs(10);
+/// The interval at which an advancing clock is stored. A driver that dies loses at most this much
+/// of the counted time.
+const CLOCK_SAVE_INTERVAL: Duration = Duration::from_secs(20);
 
-/// What a driver remembers of what keeps a rollout's sends.
+/// The obstacles to a rollout's sends, as last seen by the driver.
 #[derive(Debug)]
-pub(crate) struct WaySeen {
-    /// Some open batch could be sent to at the last pass.
+pub(crate) struct Obstacles {
+    /// Whether the schedule permitted an open batch at the last pass.
     pub(crate) any_open: bool,
-    /// There were some, and budgets held back all of them.
+    /// Whether budgets held back all of those batches.
     pub(crate) held_back: bool,
-    /// The reason why none could be sent to, if there is one.
-    pub(crate) hold: Option<Waiting>,
-    /// Why the queue took no dispatch at the last pass, while nobody worked on any batch.
-    pub(crate) queue_away: Option<String>,
-    /// Since when no worker takes the batches of a hub.
-    deserted: BTreeMap<HubName, Instant>,
-    /// All hubs have refused sends for their quota of late.
+    /// The reason why no batch could be sent, if any.
+    pub(crate) release_obstacle: Option<Waiting>,
+    /// The reason why the queue accepted no dispatch at the last pass while no worker held a batch.
+    pub(crate) queue_unreachable: Option<String>,
+    /// The hubs without consumers, and the start of that state.
+    without_workers: BTreeMap<HubName, Instant>,
+    /// Whether all hubs have recently refused sends because of the quota.
     are_throttled: bool,
-    /// The hubs that nothing can be sent through.
-    stuck: Vec<(HubName, Impasse)>,
-    /// Hubs with something to be sent that are not configured here.
+    /// The hubs through which nothing can be sent.
+    blocked_hubs: Vec<(HubName, LinkObstacle)>,
+    /// The wait for a hub with pending sends but without configuration, if any.
     pub(crate) not_configured: Option<Waiting>,
-    looked_at: Option<Instant>,
-    /// When the rollout's clock was stored last.
+    hubs_checked_at: Option<Instant>,
+    /// The time of the last save of the rollout's clock.
     clock_saved_at: Option<Instant>,
 }
 
-impl Default for WaySeen {
+impl Default for Obstacles {
     fn default() -> Self {
         Self {
             any_open: true,
             held_back: false,
-            hold: None,
-            queue_away: None,
-            deserted: BTreeMap::new(),
+            release_obstacle: None,
+            queue_unreachable: None,
+            without_workers: BTreeMap::new(),
             are_throttled: false,
-            stuck: Vec::new(),
+            blocked_hubs: Vec::new(),
             not_configured: None,
-            looked_at: None,
+            hubs_checked_at: None,
             clock_saved_at: None,
         }
     }
 }
 
-impl WaySeen {
-    /// Notes whether a worker takes the batches of a hub. A queue that did not say is not to be noted.
-    pub(crate) fn has_workers(&mut self, hub: &HubName, has_some: bool, now: Instant) {
+impl Obstacles {
+    /// Notes whether a worker consumes the batches of a hub. Callers leave out hubs with an unknown
+    /// queue depth.
+    pub(crate) fn note_workers(&mut self, hub: &HubName, has_some: bool, now: Instant) {
         if has_some {
-            self.deserted.remove(hub);
+            self.without_workers.remove(hub);
         } else {
-            self.deserted.entry(hub.clone()).or_insert(now);
+            self.without_workers.entry(hub.clone()).or_insert(now);
         }
     }
 
-    /// What is done while something is to be sent through `hubs`, and why not all of it can be.
-    fn way(&self, hubs: &BTreeSet<&HubName>, now: Instant) -> (Activity, Option<Waiting>) {
-        if let Some(why) = &self.queue_away {
+    /// Returns the activity while sends through `hubs` are pending, and the reason why some of
+    /// these sends wait, if any.
+    fn activity_and_obstacle(
+        &self,
+        hubs: &BTreeSet<&HubName>,
+        now: Instant,
+    ) -> (Activity, Option<Waiting>) {
+        if let Some(why) = &self.queue_unreachable {
             return (Activity::Blocked, Some(Waiting::of_queue(why)));
         }
-        let is_stuck = |hub: &HubName| self.stuck.iter().any(|(stuck, _)| stuck == hub);
-        let is_deserted = |hub: &HubName| matches!(self.deserted.get(hub), Some(since) if now >= *since + DESERTED);
-        let deserted: Vec<_> = hubs.iter().filter(|hub| is_deserted(hub)).collect();
-        let none = hubs.iter().filter(|hub| is_stuck(hub) || is_deserted(hub));
-        let others = hubs.len() - none.count();
-        let hold = match deserted.first() {
+        let is_stuck = |hub: &HubName| self.blocked_hubs.iter().any(|(stuck, _)| stuck == hub);
+        let is_without_workers = |hub: &HubName| matches!(self.without_workers.get(hub), Some(since) if now >= *since + NO_WORKER_GRACE);
+        let without_workers: Vec<_> = hubs.iter().filter(|hub| is_without_workers(hub)).collect();
+        let stuck = hubs
+            .iter()
+            .filter(|hub| is_stuck(hub) || is_without_workers(hub));
+        let others = hubs.len() - stuck.count();
+        let obstacle = match without_workers.first() {
             Some(hub) => Some(Waiting::NoWorker((**hub).clone())),
-            None if self.stuck.is_empty() => None,
-            None => Some(Waiting::of_hubs(self.stuck.iter().cloned(), others)),
+            None if self.blocked_hubs.is_empty() => None,
+            None => Some(Waiting::of_hubs(self.blocked_hubs.iter().cloned(), others)),
         };
         match others {
-            0 if hold.is_some() => (Activity::Blocked, hold),
+            0 if obstacle.is_some() => (Activity::Blocked, obstacle),
             _ if self.are_throttled => {
                 let names = hubs.iter().map(|hub| (*hub).clone());
-                let quota = || Some(Waiting::Quota(Named::of(names)));
-                (Activity::Throttled, hold.or_else(quota))
+                let quota = || Some(Waiting::Quota(Shortlist::of(names)));
+                (Activity::Throttled, obstacle.or_else(quota))
             }
-            _ => (Activity::Sending, hold),
+            _ => (Activity::Sending, obstacle),
         }
     }
 }
 
-/// Keeps the account of a rollout.
+/// Keeps the time account of a rollout.
 pub(crate) struct Accounting<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) clock: &'a dyn Clock,
 }
 
 impl Accounting<'_> {
-    /// Notes in the record, and in the store, what the rollout is doing. `hubs` are those through which something
-    /// is to be sent.
+    /// Notes the rollout's activity in the record and in the store. `hubs` are the hubs with
+    /// pending sends.
     pub(crate) async fn note(
         &self,
         rollout: &mut Rollout,
         next: &Next,
         hubs: &BTreeSet<&HubName>,
-        seen: &mut WaySeen,
+        obstacles: &mut Obstacles,
     ) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let (sending, hold) = match next {
-            Next::Send if is_closed(rollout, seen.any_open, now) => {
-                (Activity::OutsideWindow, seen.hold.clone())
+        let (sending, obstacle) = match next {
+            Next::Send if is_closed(rollout, obstacles.any_open, now) => {
+                (Activity::OutsideWindow, obstacles.release_obstacle.clone())
             }
-            Next::Send if seen.held_back => (Activity::Feedback, seen.hold.clone()),
+            Next::Send if obstacles.held_back => {
+                (Activity::Feedback, obstacles.release_obstacle.clone())
+            }
             Next::Send => {
-                self.look_at(hubs, seen).await?;
-                seen.way(hubs, Instant::now())
+                self.check_hubs(hubs, obstacles).await?;
+                obstacles.activity_and_obstacle(hubs, Instant::now())
             }
             _ => (Activity::Sending, None),
         };
-        let (sending, hold) = match (sending, hold, &seen.not_configured) {
-            (Activity::Sending, _, Some(missing)) if !seen.any_open => {
+        let (sending, obstacle) = match (sending, obstacle, &obstacles.not_configured) {
+            (Activity::Sending, _, Some(missing)) if !obstacles.any_open => {
                 (Activity::Blocked, Some(missing.clone()))
             }
-            (sending, hold, missing) => (sending, hold.or_else(|| missing.clone())),
+            (sending, obstacle, missing) => (sending, obstacle.or_else(|| missing.clone())),
         };
-        let doing = match next {
-            Next::Measure if rollout.notes.clock.not_asked().is_some() => Some(Activity::Evidence),
+        let activity = match next {
+            Next::QueryTwins if rollout.notes.clock.query_failure().is_some() => {
+                Some(Activity::Evidence)
+            }
             next => next.activity(sending),
         };
-        let noted = doing.and_then(|doing| rollout.noting(doing, hold, now));
-        let clock_at = *seen.clock_saved_at.get_or_insert_with(Instant::now);
-        let is_due = counts(next) && clock_at.elapsed() >= CLOCK_SAVED_EVERY;
+        let noted = activity.and_then(|activity| rollout.with_activity(activity, obstacle, now));
+        let clock_at = *obstacles.clock_saved_at.get_or_insert_with(Instant::now);
+        let is_due = clock_advances(next) && clock_at.elapsed() >= CLOCK_SAVE_INTERVAL;
         let noted = noted.or_else(|| is_due.then(|| rollout.clone()));
         if let Some(noted) = noted {
-            self.store.note(&noted).await?;
+            self.store.save_notes(&noted).await?;
             *rollout = noted;
-            seen.clock_saved_at = Some(Instant::now());
+            obstacles.clock_saved_at = Some(Instant::now());
         }
         Ok(())
     }
 
-    /// Looks whether anything can be sent through the hubs, and whether they throttle: once in [`LOOK`] at the most.
-    async fn look_at(
+    /// Checks whether the hubs can send and whether they throttle, at most once per
+    /// [`CHECK_INTERVAL`].
+    async fn check_hubs(
         &self,
         hubs: &BTreeSet<&HubName>,
-        seen: &mut WaySeen,
+        obstacles: &mut Obstacles,
     ) -> Result<(), StoreError> {
-        if seen.looked_at.is_some_and(|at| at.elapsed() < LOOK) {
+        if obstacles
+            .hubs_checked_at
+            .is_some_and(|at| at.elapsed() < CHECK_INTERVAL)
+        {
             return Ok(());
         }
-        let (mut are_throttled, mut stuck) = (true, Vec::new());
+        let (mut are_throttled, mut blocked_hubs) = (true, Vec::new());
         for hub in hubs {
-            // Others need not be asked when one is not.
+            // All hubs must throttle, so the first hub without throttling ends the queries.
             are_throttled = are_throttled && self.store.limiter(hub).await?.factor < 1.0;
-            if let Some(impasse) = Impasse::of(&self.store.links(hub).await?) {
-                stuck.push(((*hub).clone(), impasse));
+            if let Some(obstacle) = LinkObstacle::of(&self.store.links(hub).await?) {
+                blocked_hubs.push(((*hub).clone(), obstacle));
             }
         }
-        (seen.are_throttled, seen.stuck) = (are_throttled, stuck);
-        seen.looked_at = Some(Instant::now());
+        (obstacles.are_throttled, obstacles.blocked_hubs) = (are_throttled, blocked_hubs);
+        obstacles.hubs_checked_at = Some(Instant::now());
         Ok(())
     }
 }
 
-/// The clock of the rollout counts towards what is waited for.
-fn counts(next: &Next) -> bool {
+/// Returns whether the rollout's clock advances the current wait.
+fn clock_advances(next: &Next) -> bool {
     let waits = match next {
-        Next::Measure | Next::Record => return true,
+        Next::QueryTwins | Next::Record => return true,
         Next::Wait(waits) => waits,
-        Next::Send | Next::Happened(_) | Next::Over => return false,
+        Next::Send | Next::Apply(_) | Next::Over => return false,
     };
     matches!(
         waits,
@@ -186,12 +205,12 @@ fn counts(next: &Next) -> bool {
     )
 }
 
-/// Its schedule does not let it send. Where devices have zones of their own, it is closed when it is for all that
-/// are left, which the last pass has seen.
+/// Returns whether the schedule forbids sends. With device time zones, the schedule counts as
+/// closed when the last pass found all remaining devices in closed zones.
 fn is_closed(rollout: &Rollout, any_open: bool, now: Timestamp) -> bool {
     if rollout.spec.has_zones() {
         return !any_open;
     }
-    let opening = rollout.spec.opening(&Group::default(), now);
-    matches!(opening, Opening::Closed { .. })
+    let schedule = rollout.spec.schedule_state(&TagGroup::default(), now);
+    matches!(schedule, ScheduleState::Closed { .. })
 }

@@ -1,4 +1,4 @@
-//! Stores the batches that a planner makes.
+//! Stores the batches of a planner.
 
 use tokio::sync::mpsc;
 use twincast_core::ids::RolloutName;
@@ -6,11 +6,12 @@ use twincast_core::plan::{Batch, Checksum};
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::rollout::Adding;
 
-/// Stores batches as they come, several at a time when they come fast. The rollout has those of `checksum` already; gives
-/// the checksum of all.
+/// Stores batches as they arrive, up to four at a time under load. `checksum` covers the batches
+/// already stored; the result covers all batches.
 ///
 /// # Errors
-/// When the store fails; [`StoreError::Regressed`] when it has other batches than it acknowledged.
+/// When the store fails; [`StoreError::Regressed`] when the stored batches differ from the
+/// acknowledged batches.
 pub(crate) async fn store_batches(
     store: &dyn Store,
     name: &RolloutName,
@@ -21,7 +22,7 @@ pub(crate) async fn store_batches(
     let mut group = Vec::new();
     while batches.recv_many(&mut group, 4).await > 0 {
         checksum.join(&group.iter().collect());
-        // On an error the receiver is dropped, which stops the planner.
+        // An error drops the receiver, which stops the planner.
         let found = store
             .add_batches(name, by, std::mem::take(&mut group))
             .await?;

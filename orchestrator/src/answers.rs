@@ -1,15 +1,16 @@
-//! Reads what devices have answered in their twins, beside all else that a driver does.
+//! Reads the devices' answers from their twins, concurrently with the driver's other work.
 //!
 //! ```text
-//!                   one query a stage and hub             the failed ones, page by page
-//!  is it due? ──▶ how many have answered what? ──▶ more failed than is known? ──▶ merged into outcomes
+//!                 one query per stage and hub               failures, page by page
+//! query due? ──▶ count the answers by state ──▶ more failed than recorded? ──▶ merge into outcomes
 //!                              │
 //!                              ▼
-//!               noted with the rollout: gates and people go by it
+//!               note with the rollout, for gates and people
 //! ```
 //!
-//! Counts decide, so a million devices cost a few queries. Which devices have applied the change is recorded once, when all
-//! have answered or no more answers are waited for: without a query where all have, else batch by batch.
+//! Gates use the counts, so a million devices cost a few queries. The devices with the change
+//! applied are recorded once, when all devices have answered or the wait for answers is over. The
+//! recording needs no query if all devices have answered, and otherwise works batch by batch.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
 use twincast_core::answer::{Answer, Answered, DeviceError, outcome_of, unanswered};
 use twincast_core::batch::{BatchStatus, Report};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::{Attempt, BatchId, HubName, RolloutId, RolloutName, StageIndex};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::{Counts, Outcome, Tally};
@@ -28,135 +29,138 @@ use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{Clock, Hub, Part, Store, StoreError};
 use twincast_core::query::PropertyName;
 use twincast_core::rollout::{Event, Phase, Rollout};
-use twincast_core::spec::Rung;
+use twincast_core::spec::SuccessLevel;
 use twincast_core::time::Timestamp;
 
 use crate::Hubs;
-use crate::measure::{NotMeasured, hub_of, undecided};
-use crate::planner::{PlanError, is_final};
+use crate::measure::{MeasureError, hub_of, undecided_event};
+use crate::planner::{PlanError, is_permanent};
 
-/// The shortest time between two questions about a stage.
-const SOONEST: Duration = Duration::from_secs(2);
-/// The longest.
-const LATEST: Duration = Duration::from_secs(60);
-/// While nothing changes, the next question is after this part of the time since something did.
-const PART: u32 = 8;
-/// Of a hub's queries, so many are used at the most: one in four.
-const SHARE: f64 = 4.0;
-/// Stages that are over are asked about less often by this factor.
-const RARELY: u32 = 10;
-/// Hubs that could not be asked are asked again after this time.
-const AGAIN: Duration = Duration::from_secs(5);
-/// The interval between two looks at the clock.
-const DUE: Duration = Duration::from_millis(500);
-/// Batches that are read at a time.
+/// The shortest interval between two queries about a stage.
+const MIN_INTERVAL: Duration = Duration::from_secs(2);
+/// The longest interval between two queries about a stage.
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
+/// While nothing changes, the interval is the time since the last change, divided by this number.
+const BACKOFF_DIVISOR: u32 = 8;
+/// The reciprocal of the largest share of a hub's query quota in use: one query in four.
+const QUOTA_DIVISOR: f64 = 4.0;
+/// The interval for stages before the current stage is longer by this factor.
+const PAST_STAGE_FACTOR: u32 = 10;
+/// The delay before the next query after a failed query.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// The interval between two checks of the clock.
+const CLOCK_INTERVAL: Duration = Duration::from_millis(500);
+/// The number of batches read per page.
 const PAGE: usize = 64;
-/// States that stand for a failure.
-const FAILED: [&str; 4] = ["failed", "refused", "rolled_back", "cancelled"];
+/// The answer states that count as failures.
+const FAILURE_STATES: [&str; 4] = ["failed", "refused", "rolled_back", "cancelled"];
 
-/// What was read.
+/// The result of a task.
 #[derive(Default)]
 struct Found {
-    /// Stages whose hubs have all answered.
+    /// The stages with answers from all of their hubs.
     stages: Vec<(StageIndex, Answered)>,
     errors: Errors,
-    /// Of which stages and hubs all failures were read, and how many these were.
-    read: Readings,
-    /// Why not all was found: of the first hub that could not be asked.
+    /// The stages and hubs with all failures read, and the number of failures.
+    read: FailuresRead,
+    /// The error of the first hub that could not be queried, if any.
     missing: Option<PlanError>,
 }
 
-/// How many failures of a stage on a hub were read, and when.
-type Readings = BTreeMap<(StageIndex, HubName), (u64, Timestamp)>;
+/// The number of failures read per stage and hub, and the time of the reading.
+type FailuresRead = BTreeMap<(StageIndex, HubName), (u64, Timestamp)>;
 
-/// The errors that devices have told, and how many have told each: the first [`ERRORS`] different ones.
+/// The errors reported by devices, with the number of devices per error: the first [`MAX_ERRORS`]
+/// different errors.
 #[derive(Default)]
 struct Errors(BTreeMap<DeviceError, u64>);
 
-/// How many different errors are held at a time. A device may write anything.
-const ERRORS: usize = 1_000;
+/// The most different errors held at a time. Devices may write arbitrary errors.
+const MAX_ERRORS: usize = 1_000;
 
 impl Errors {
     fn add(&mut self, error: &DeviceError) {
         if let Some(devices) = self.0.get_mut(error) {
             *devices += 1;
-        } else if self.0.len() < ERRORS {
+        } else if self.0.len() < MAX_ERRORS {
             self.0.insert(error.clone(), 1);
         }
     }
 }
 
-/// What is done with the answers.
+/// The purpose of a query.
 enum Task {
-    /// They are counted.
+    /// Count the answers.
     Count,
-    /// Each device's is recorded.
+    /// Record the answer of each device.
     Record,
 }
 
-/// What has become of a question.
+/// The result of a query for answers.
 #[derive(Debug)]
-pub(crate) enum AnswerNews {
-    /// The rollout's notes have what was found. `changed`: it is not what was known.
+pub(crate) enum AnswerUpdate {
+    /// The counts are in the rollout's notes.
     Noted {
-        /// The rollout with these notes.
+        /// The rollout with the new notes.
         rollout: Box<Rollout>,
-        /// Whether anything is new.
+        /// Whether the new notes differ from the previous notes.
         changed: bool,
-        /// Why some hubs could not be asked, for people.
+        /// The reason why some hubs could not be queried, for people.
         missing: Option<String>,
     },
-    /// What each device has answered is recorded.
+    /// The answer of each device is recorded.
     Recorded {
-        /// The rollout with the words of devices in its notes.
+        /// The rollout with the devices' error texts in the notes.
         rollout: Box<Rollout>,
     },
-    /// The hubs can never be asked.
+    /// The hubs can never be queried.
     Undecided(Event),
 }
 
-/// What a driver remembers of its questions. Losing it costs a question that is asked early.
+/// A driver's memory of its queries. Losing the memory costs one early query.
 #[derive(Default)]
-pub(crate) struct Reading {
-    under_way: Option<BoxFuture<'static, (Task, Result<Found, NotMeasured>)>>,
-    /// When something last changed.
+pub(crate) struct AnswerMemory {
+    under_way: Option<BoxFuture<'static, (Task, Result<Found, MeasureError>)>>,
+    /// The time of the last change.
     quiet_since: Option<Instant>,
-    rests_until: Option<Instant>,
-    /// The failures that were read. They are read anew when their number is another one, and by each driver once.
-    read: Readings,
-    asks_now: bool,
+    paused_until: Option<Instant>,
+    /// The failures read so far. Each driver reads the failures once, and again when their number
+    /// changes.
+    read: FailuresRead,
+    queries_now: bool,
     records: bool,
 }
 
-impl std::fmt::Debug for Reading {
+impl std::fmt::Debug for AnswerMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reading")
+        f.debug_struct("AnswerMemory")
             .field("under_way", &self.under_way.is_some())
             .field("quiet_since", &self.quiet_since)
             .finish_non_exhaustive()
     }
 }
 
-impl Reading {
-    /// The hubs are to be asked now.
-    pub(crate) fn ask_now(&mut self) {
-        self.asks_now = true;
+impl AnswerMemory {
+    /// Requests a query now.
+    pub(crate) fn query_now(&mut self) {
+        self.queries_now = true;
     }
 
-    /// What each device has answered is to be recorded now.
+    /// Requests the recording of each device's answer.
     pub(crate) fn record(&mut self) {
         self.records = true;
     }
 
-    /// Asks the hubs when it is due, until something is found. Waits for ever where devices do not answer.
+    /// Queries the hubs when due, and returns the first result. Waits forever if the rollout's
+    /// devices do not answer.
     ///
-    /// Cancel safety: a question that is under way is gone on with by the next call.
-    pub(crate) async fn happened(
+    /// Cancel safety: the next call continues a running query.
+    pub(crate) async fn next_update(
         &mut self,
         rollout: &Rollout,
         (store, hubs): (&Arc<dyn Store>, &Hubs),
         clock: &dyn Clock,
-    ) -> Result<AnswerNews, StoreError> {
+    ) -> Result<AnswerUpdate, StoreError> {
         let Some(convention) = rollout.spec.convention() else {
             return pending().await;
         };
@@ -164,18 +168,20 @@ impl Reading {
             if let Some(under_way) = self.under_way.as_mut() {
                 let (task, found) = under_way.await;
                 self.under_way = None;
-                return self.ended(rollout, &task, found);
+                return self.finish_query(rollout, &task, found);
             }
-            let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
-            let stages = match rests {
+            let is_paused = self
+                .paused_until
+                .is_some_and(|until| Instant::now() < until);
+            let stages = match is_paused {
                 true => Vec::new(),
                 false => self.due(rollout, hubs, clock.now()),
             };
-            if rests || (stages.is_empty() && !self.records) {
-                tokio::time::sleep(DUE).await;
+            if is_paused || (stages.is_empty() && !self.records) {
+                tokio::time::sleep(CLOCK_INTERVAL).await;
                 continue;
             }
-            let questions = Questions {
+            let queries = AnswerQueries {
                 name: rollout.spec.name.clone(),
                 id: rollout.id,
                 property: convention.property.clone(),
@@ -191,67 +197,67 @@ impl Reading {
                     .collect(),
             };
             let records = std::mem::take(&mut self.records);
-            self.asks_now = false;
+            self.queries_now = false;
             self.under_way = Some(match records {
-                true => async move { (Task::Record, questions.record().await) }.boxed(),
-                false => async move { (Task::Count, questions.count(stages).await) }.boxed(),
+                true => async move { (Task::Record, queries.record().await) }.boxed(),
+                false => async move { (Task::Count, queries.count(stages).await) }.boxed(),
             });
         }
     }
 
-    fn ended(
+    fn finish_query(
         &mut self,
         rollout: &Rollout,
         task: &Task,
-        found: Result<Found, NotMeasured>,
-    ) -> Result<AnswerNews, StoreError> {
+        found: Result<Found, MeasureError>,
+    ) -> Result<AnswerUpdate, StoreError> {
         let found = match found {
             Ok(found) => found,
-            Err(NotMeasured::Hub(error)) => Found {
+            Err(MeasureError::Hub(error)) => Found {
                 missing: Some(error),
                 ..Found::default()
             },
-            Err(NotMeasured::Store(error)) => return Err(error),
+            Err(MeasureError::Store(error)) => return Err(error),
         };
-        self.asks_now = false;
-        self.rests_until = found.missing.as_ref().map(|_| Instant::now() + AGAIN);
+        self.queries_now = false;
+        self.paused_until = found.missing.as_ref().map(|_| Instant::now() + RETRY_DELAY);
         self.read.extend(found.read);
         let mut noted = rollout.clone();
         for (stage, answered) in found.stages {
             noted.notes.answers.note(stage, answered);
         }
         for (error, devices) in found.errors.0 {
-            noted.notes.answers.keep(error, devices);
+            noted.notes.answers.store_error(error, devices);
         }
-        let changed = !noted.notes.answers.says_the_same(&rollout.notes.answers);
+        let changed = !noted.notes.answers.has_same_content(&rollout.notes.answers);
         if changed {
             self.quiet_since = Some(Instant::now());
         }
         let rollout = Box::new(noted);
         match found.missing {
-            Some(error) if is_final(&error) && needs_answers(&rollout) => {
-                let event = undecided(&rollout, "the devices' answers", &error);
-                return Ok(AnswerNews::Undecided(event));
+            Some(error) if is_permanent(&error) && needs_answers(&rollout) => {
+                let event = undecided_event(&rollout, "the devices' answers", &error);
+                return Ok(AnswerUpdate::Undecided(event));
             }
-            None if matches!(task, Task::Record) => return Ok(AnswerNews::Recorded { rollout }),
+            None if matches!(task, Task::Record) => return Ok(AnswerUpdate::Recorded { rollout }),
             _ => {}
         }
-        // What was to be recorded still is.
+        // Repeat an incomplete recording.
         self.records |= matches!(task, Task::Record);
-        Ok(AnswerNews::Noted {
+        Ok(AnswerUpdate::Noted {
             rollout,
             changed,
-            missing: found.missing.map(|error| in_words(&error)),
+            missing: found.missing.map(|error| describe(&error)),
         })
     }
 
-    /// The stages that are to be asked about now.
+    /// Returns the stages due for a query.
     fn due(&mut self, rollout: &Rollout, hubs: &Hubs, now: Timestamp) -> Vec<StageIndex> {
         if rollout.phase != Phase::Running || rollout.retry.is_some() {
             return Vec::new();
         }
         let quiet = self.quiet_since.get_or_insert_with(Instant::now).elapsed();
-        let every = (quiet / PART).clamp(soonest(hubs), LATEST);
+        let every = (quiet / BACKOFF_DIVISOR).clamp(min_interval(hubs), MAX_INTERVAL);
         let current = rollout.stage();
         let passed = rollout
             .stage_progress()
@@ -260,13 +266,13 @@ impl Reading {
             let Some(answered) = rollout.notes.answers.of(stage) else {
                 return true;
             };
-            if self.asks_now {
+            if self.queries_now {
                 return true;
             }
             let factor = if passed || stage == current {
                 1
             } else {
-                RARELY
+                PAST_STAGE_FACTOR
             };
             now.since(answered.asked_at) >= every * factor
         };
@@ -280,83 +286,84 @@ impl Reading {
     }
 }
 
-/// What a rollout does next depends on what devices answer.
+/// Returns whether the rollout's next step depends on device answers.
 fn needs_answers(rollout: &Rollout) -> bool {
     let open = rollout.stage_progress().filter(|it| it.passed_at.is_none());
     match open.map(|_| rollout.spec.gate_of(rollout.stage())) {
-        Some(gate) => gate.is_some_and(|gate| gate.counts == Rung::Applied),
+        Some(gate) => gate.is_some_and(|gate| gate.counts == SuccessLevel::Applied),
         None => true,
     }
 }
 
-/// The shortest time between two questions to these hubs.
-fn soonest(hubs: &Hubs) -> Duration {
+/// Returns the shortest interval between two queries to these hubs.
+fn min_interval(hubs: &Hubs) -> Duration {
     let quotas = hubs
         .values()
         .filter_map(|hub| hub.limits.queries_per_minute);
     let least = quotas.fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE);
-    let every = (60.0 * SHARE / least).min(LATEST.as_secs_f64());
-    Duration::from_secs_f64(every).max(SOONEST)
+    let every = (60.0 * QUOTA_DIVISOR / least).min(MAX_INTERVAL.as_secs_f64());
+    Duration::from_secs_f64(every).max(MIN_INTERVAL)
 }
 
-/// Records what the devices of a batch have answered, before some of them are sent to again: those that have done what the
-/// message asks for are not to be. `false` if the hub cannot be asked at present.
+/// Records the answers of a batch's devices before a retry, so that devices with the change applied
+/// are not sent to again. Returns `false` if the hub cannot be queried at present; a permanent
+/// error does not delay the retry.
 pub(crate) async fn record_before_retry(
     rollout: &Rollout,
     (store, hubs): (&Arc<dyn Store>, &Hubs),
     batch: &BatchStatus,
     chosen: &[Outcome],
 ) -> Result<bool, StoreError> {
-    let may_have_applied = |outcome: Outcome| chosen.contains(&outcome) && is_open(outcome);
+    let is_chosen = |outcome: Outcome| chosen.contains(&outcome) && is_unanswered(outcome);
     let Some(convention) = rollout.spec.convention() else {
         return Ok(true);
     };
-    if batch.counts.sum_of(may_have_applied) == 0 {
+    if batch.counts.sum_of(is_chosen) == 0 {
         return Ok(true);
     }
-    let questions = Questions {
+    let queries = AnswerQueries {
         name: rollout.spec.name.clone(),
         id: rollout.id,
         property: convention.property,
         store: Arc::clone(store),
         hubs: hubs.clone(),
         now: Timestamp(0),
-        read: Readings::default(),
+        read: FailuresRead::default(),
         known: BTreeMap::new(),
     };
     let mut errors = Errors::default();
-    match questions.record_batch(&batch.header, &mut errors).await {
+    match queries.record_batch(&batch.header, &mut errors).await {
         Ok(()) => Ok(true),
-        Err(NotMeasured::Store(error)) => Err(error),
-        // Nothing can be sent through such a hub, either.
-        Err(NotMeasured::Hub(PlanError::UnknownHub { .. })) => Ok(true),
-        Err(NotMeasured::Hub(error)) => {
-            let error_in_words = in_words(&error);
+        Err(MeasureError::Store(error)) => Err(error),
+        // Nothing can be sent through an unconfigured hub, either.
+        Err(MeasureError::Hub(PlanError::UnknownHub { .. })) => Ok(true),
+        Err(MeasureError::Hub(error)) => {
+            let error_text = describe(&error);
             let name = &rollout.spec.name;
-            tracing::warn!(rollout = %name, error = error_in_words, "answers cannot be read before a retry");
-            Ok(is_final(&error))
+            tracing::warn!(rollout = %name, error = error_text, "cannot query answers before a retry");
+            Ok(is_permanent(&error))
         }
     }
 }
 
-/// Questions about one rollout.
-struct Questions {
+/// Queries about one rollout.
+struct AnswerQueries {
     name: RolloutName,
     id: RolloutId,
     property: PropertyName,
     store: Arc<dyn Store>,
     hubs: Hubs,
     now: Timestamp,
-    /// The failures that were read before.
-    read: Readings,
-    /// What was known before.
+    /// The failures read before.
+    read: FailuresRead,
+    /// The counts known before.
     known: BTreeMap<StageIndex, Answered>,
 }
 
-impl Questions {
-    /// Counts the answers of these stages, and reads those of devices that failed and are not known to. A hub that cannot be asked
-    /// costs what it would say.
-    async fn count(&self, stages: Vec<StageIndex>) -> Result<Found, NotMeasured> {
+impl AnswerQueries {
+    /// Counts the answers of these stages, and reads the answers of failed devices not yet recorded
+    /// as failed. A hub that cannot be queried leaves its stages uncounted.
+    async fn count(&self, stages: Vec<StageIndex>) -> Result<Found, MeasureError> {
         let mut found = Found::default();
         for stage in stages {
             let tallies = self.tallies().await?;
@@ -366,25 +373,26 @@ impl Questions {
                 .collect();
             let answered = self.answered(stage, &tallies, &mut found).await?;
             if let Some(mut answered) = answered {
-                answered.known_failed = of_stage(&self.tallies().await?, stage).failed();
+                answered.known_failed = counts_of_stage(&self.tallies().await?, stage).failed();
                 found.stages.push((stage, answered));
             }
         }
         Ok(found)
     }
 
-    async fn tallies(&self) -> Result<Vec<Tally>, NotMeasured> {
+    async fn tallies(&self) -> Result<Vec<Tally>, MeasureError> {
         let tallies = self.store.tallies(&self.name).await;
-        tallies.map_err(NotMeasured::Store)
+        tallies.map_err(MeasureError::Store)
     }
 
-    /// How many devices of a stage have answered what; `None` if not all of its hubs could be asked.
+    /// Counts the answers of a stage by state. Returns `None` if some hubs of the stage could not
+    /// be queried.
     async fn answered(
         &self,
         stage: StageIndex,
         tallies: &[&Tally],
         found: &mut Found,
-    ) -> Result<Option<Answered>, NotMeasured> {
+    ) -> Result<Option<Answered>, MeasureError> {
         let counts = Tally::sum(tallies.iter().copied());
         let lag = self.hubs.values().map(|hub| hub.limits.query_lag).max();
         let times = Answered {
@@ -394,7 +402,7 @@ impl Questions {
         };
         let known = self.known.get(&stage).copied().unwrap_or_default();
         if known.installing == 0 && known.applied > 0 && unanswered(&counts, known.applied) == 0 {
-            // All have answered, and an answer is final.
+            // All devices have answered, and answers are final.
             let Answered {
                 as_of, asked_at, ..
             } = times;
@@ -404,7 +412,7 @@ impl Questions {
                 ..known
             }));
         }
-        let (mut answered, mut is_whole) = (times, true);
+        let (mut answered, mut is_complete) = (times, true);
         for tally in tallies
             .iter()
             .filter(|tally| tally.counts.sum_of(may_answer) > 0)
@@ -415,22 +423,28 @@ impl Questions {
                     answered.applied += on_hub.applied;
                     answered.failed += on_hub.failed;
                 }
-                Err(NotMeasured::Hub(error)) => {
+                Err(MeasureError::Hub(error)) => {
                     found.missing.get_or_insert(error);
-                    is_whole = false;
+                    is_complete = false;
                 }
                 Err(error) => return Err(error),
             }
         }
-        // An answer is final, though another rollout's may have taken its place in the twin since.
+        // Answers are final, even if another rollout's answer has since replaced an answer in the
+        // twin.
         let recorded = counts.get(Outcome::Applied);
         answered.applied = answered.applied.max(known.applied).max(recorded);
-        Ok(is_whole.then_some(answered))
+        Ok(is_complete.then_some(answered))
     }
 
-    /// The same on one hub. Its failures are read when there is another number of them than before, and now and then while there
-    /// are more than are known: others may have taken the place of some.
-    async fn answered_on(&self, tally: &Tally, found: &mut Found) -> Result<Answered, NotMeasured> {
+    /// Counts the answers of a stage on one hub. The failures are read when their number has
+    /// changed, and every [`MAX_INTERVAL`] while more failures are counted than recorded, because
+    /// new failures may have replaced old failures.
+    async fn answered_on(
+        &self,
+        tally: &Tally,
+        found: &mut Found,
+    ) -> Result<Answered, MeasureError> {
         let Tally { stage, hub, counts } = tally;
         let stage = *stage;
         let prefix = MessageId::prefix(&self.name, self.id, stage);
@@ -440,24 +454,25 @@ impl Questions {
         for (state, devices) in states.await.map_err(of_hub(hub))? {
             answered.count(&state, devices);
         }
-        let place = (stage, hub.clone());
-        let (read, at) = self.read.get(&place).copied().unwrap_or_default();
-        let is_old = self.now.since(at) >= LATEST && answered.failed > counts.get(Outcome::Failed);
+        let key = (stage, hub.clone());
+        let (read, at) = self.read.get(&key).copied().unwrap_or_default();
+        let is_old =
+            self.now.since(at) >= MAX_INTERVAL && answered.failed > counts.get(Outcome::Failed);
         if answered.failed != read || is_old {
-            let condition = self.property.answers_in(&prefix, &FAILED);
+            let condition = self.property.answers_in(&prefix, &FAILURE_STATES);
             self.read_pages(hub, &condition, &mut found.errors).await?;
-            found.read.insert(place, (answered.failed, self.now));
+            found.read.insert(key, (answered.failed, self.now));
         }
         Ok(answered)
     }
 
-    /// Records the answers that a condition means.
+    /// Records the answers selected by a condition.
     async fn read_pages(
         &self,
         hub: &HubName,
         condition: &str,
         errors: &mut Errors,
-    ) -> Result<(), NotMeasured> {
+    ) -> Result<(), MeasureError> {
         let answers = self.hub(hub)?;
         let mut pages = answers.answers(condition, &self.property);
         while let Some(page) = pages.next().await {
@@ -467,33 +482,34 @@ impl Questions {
         Ok(())
     }
 
-    /// Records what each device has answered.
-    async fn record(&self) -> Result<Found, NotMeasured> {
+    /// Records the answer of each device.
+    async fn record(&self) -> Result<Found, MeasureError> {
         let tallies = self.tallies().await?;
         let mut found = Found::default();
         let mut after: Option<BatchId> = None;
         loop {
             let page = self.store.batches(&self.name, after, PAGE).await;
-            let page = page.map_err(NotMeasured::Store)?;
+            let page = page.map_err(MeasureError::Store)?;
             let Some(last) = page.last() else {
                 return Ok(found);
             };
             after = Some(last.header.id);
             for batch in &page {
-                if batch.counts.sum_of(is_open) == 0 {
+                if batch.counts.sum_of(is_unanswered) == 0 {
                     continue;
                 }
                 let stage = batch.header.stage;
-                let counts = of_stage(&tallies, stage);
+                let counts = counts_of_stage(&tallies, stage);
                 let known = self.known.get(&stage).copied().unwrap_or_default();
                 let all_applied = known.installing == 0 && unanswered(&counts, known.applied) == 0;
-                // One that did not take the message, by the hub's word, may have applied it all the same.
+                // A device without the message, according to the hub, may have applied the change
+                // anyway.
                 let recorded = match all_applied && counts.sum_of(did_not_take) == 0 {
                     true => self.record_applied(batch.header.id).await,
                     false => self.record_batch(&batch.header, &mut found.errors).await,
                 };
                 match recorded {
-                    Err(NotMeasured::Hub(error)) => _ = found.missing.get_or_insert(error),
+                    Err(MeasureError::Hub(error)) => _ = found.missing.get_or_insert(error),
                     other => other?,
                 }
             }
@@ -505,23 +521,26 @@ impl Questions {
         &self,
         batch: &BatchHeader,
         errors: &mut Errors,
-    ) -> Result<(), NotMeasured> {
+    ) -> Result<(), MeasureError> {
         let of = (batch.stage, batch.id);
         let prefix = MessageId::batch_prefix(&self.name, self.id, of);
         let condition = self.property.answers(&prefix);
         self.read_pages(&batch.hub, &condition, errors).await
     }
 
-    /// Every device of a batch that was sent the message, and has not failed, has applied the change: as many have in its
-    /// stage.
-    async fn record_applied(&self, batch: BatchId) -> Result<(), NotMeasured> {
-        let loaded = self.store.batch(&self.name, batch, Part::State).await;
-        let batch = loaded.map_err(NotMeasured::Store)?.batch;
+    /// Records `applied` for every device of a batch that was sent the message and has not failed.
+    /// The caller knows from the counts that all such devices of the stage have applied the change.
+    async fn record_applied(&self, batch: BatchId) -> Result<(), MeasureError> {
+        let loaded = self
+            .store
+            .batch(&self.name, batch, Part::WithoutDevices)
+            .await;
+        let batch = loaded.map_err(MeasureError::Store)?.batch;
         let open = batch
             .outcomes
             .iter()
             .zip(0..)
-            .filter(|(outcome, _)| is_sent(*outcome));
+            .filter(|(outcome, _)| may_have_applied(*outcome));
         let applied = open.map(|(_, index)| Report {
             index,
             outcome: Outcome::Applied,
@@ -532,14 +551,15 @@ impl Questions {
             .await
     }
 
-    /// Merges answers from the twins of a hub into outcomes, and keeps the words of errors. A device may write anything into its
-    /// twin: an answer counts only for the device itself, about a message that it may have been sent.
+    /// Merges answers from the twins of a hub into outcomes, and keeps the error texts. A device
+    /// may write anything into its twin, so an answer counts only for the device itself, and only
+    /// about a message possibly sent to the device.
     async fn merge(
         &self,
         hub: &HubName,
         answers: &[Answer],
         errors: &mut Errors,
-    ) -> Result<(), NotMeasured> {
+    ) -> Result<(), MeasureError> {
         let mut by_batch = BTreeMap::<BatchId, Vec<(MessageId, &Answer)>>::new();
         for answer in answers {
             match answer.message_id.parse::<MessageId>() {
@@ -553,7 +573,7 @@ impl Questions {
             let work = match self.store.load(&self.name, batch).await {
                 Ok(work) => work,
                 Err(StoreError::NotFound { .. }) => continue,
-                Err(error) => return Err(NotMeasured::Store(error)),
+                Err(error) => return Err(MeasureError::Store(error)),
             };
             let header = work.header();
             let mut reports = BTreeMap::<Attempt, Vec<Report>>::new();
@@ -591,50 +611,52 @@ impl Questions {
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
-    ) -> Result<(), NotMeasured> {
+    ) -> Result<(), MeasureError> {
         let merged = self
             .store
             .merge(&self.name, self.id, batch, attempt, reports);
         match merged.await {
-            // It is of an older plan.
+            // The batch belongs to an older plan.
             Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(NotMeasured::Store(error)),
+            Err(error) => Err(MeasureError::Store(error)),
         }
     }
 
-    fn hub(&self, name: &HubName) -> Result<&dyn Hub, NotMeasured> {
-        hub_of(name, &self.hubs).map_err(NotMeasured::Hub)
+    fn hub(&self, name: &HubName) -> Result<&dyn Hub, MeasureError> {
+        hub_of(name, &self.hubs).map_err(MeasureError::Hub)
     }
 }
 
-fn of_stage(tallies: &[Tally], stage: StageIndex) -> Counts {
+fn counts_of_stage(tallies: &[Tally], stage: StageIndex) -> Counts {
     Tally::sum(tallies.iter().filter(|tally| tally.stage == stage))
 }
 
-/// The device may have the message.
+/// Returns whether the device may have the message.
 fn may_answer(outcome: Outcome) -> bool {
     outcome.was_enqueued() || outcome == Outcome::Unknown
 }
 
-/// The hub had the message, and says that the device did not take it. What it did take, and did not acknowledge, is among these.
+/// Returns whether the hub accepted the message and reports that the device did not take it. A
+/// message taken but not acknowledged counts as not taken.
 fn did_not_take(outcome: Outcome) -> bool {
     outcome.was_enqueued() && outcome.is_failure() && outcome != Outcome::Failed
 }
 
-/// The device may have the message, and no final answer of it is recorded.
-fn is_open(outcome: Outcome) -> bool {
+/// Returns whether the device may have the message and no final answer is recorded.
+fn is_unanswered(outcome: Outcome) -> bool {
     may_answer(outcome) && !outcome.is_answered()
 }
 
-/// It is known of the device that it has the message, or not known that it has not.
-fn is_sent(outcome: Outcome) -> bool {
-    is_open(outcome) && !did_not_take(outcome)
+/// Returns whether the device is known to have the message or not known to lack the message, and no
+/// final answer is recorded.
+fn may_have_applied(outcome: Outcome) -> bool {
+    is_unanswered(outcome) && !did_not_take(outcome)
 }
 
-fn of_hub(hub: &HubName) -> impl Fn(twincast_core::ports::HubError) -> NotMeasured {
+fn of_hub(hub: &HubName) -> impl Fn(twincast_core::ports::HubError) -> MeasureError {
     let hub = hub.clone();
     move |source| {
-        NotMeasured::Hub(PlanError::Hub {
+        MeasureError::Hub(PlanError::Hub {
             hub: hub.clone(),
             source,
         })

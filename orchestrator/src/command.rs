@@ -1,4 +1,4 @@
-//! What operators and pipelines ask for: one JSON object a command.
+//! The commands of operators and pipelines, one JSON object per command.
 //!
 //! ```json
 //! {"command": "start", "spec": {"name": "firmware-1.4.2", "target": {"tags": {"type": "fridge"}}, "message": {...}}}
@@ -6,53 +6,55 @@
 //! {"command": "stop-all", "reason": "wrong build"}
 //! ```
 //!
-//! Every command may be sent twice. The version of the format is in the content type.
+//! Every command may be sent twice. The content type carries the version of the format.
 
 use serde::{Deserialize, Serialize};
 use twincast_core::ids::{CommandKey, RolloutName, StageName};
 use twincast_core::json::Json;
-use twincast_core::outcome::{Ends, Outcome};
+use twincast_core::outcome::{ClassCounts, Outcome};
 use twincast_core::ports::Tally;
-use twincast_core::rollout::{Keyed, Rollout, Word};
-use twincast_core::spec::{Body, Document, MAX_BY_CHARS, MAX_TEXT_CHARS, RolloutSpec, too_long};
-use twincast_core::trace::{Begun, TraceContext};
+use twincast_core::rollout::{Attribution, KeyedCommand, Rollout};
+use twincast_core::spec::{
+    Body, Document, MAX_ACTOR_CHARS, MAX_TEXT_CHARS, RolloutSpec, length_problem,
+};
+use twincast_core::trace::{CommandSpan, TraceContext};
 use utoipa::ToSchema;
 
-use crate::standing::counted;
+use crate::rollout_text::valid_tallies;
 
 /// The content type of a command. Plain `application/json`, or none at all, means the same.
 pub const CONTENT_TYPE: &str = "application/vnd.twincast.command.v1+json";
 
-/// The header of a request over HTTP that has its [key](Command::key).
+/// The HTTP request header with the command's [key](Command::key).
 pub const KEY_HEADER: &str = "idempotency-key";
 
-/// What is to be done.
+/// The action of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Roll `spec` out.
     Start,
-    /// Send nothing more of `rollout` for now.
+    /// Pause `rollout`: send nothing more for now.
     Pause,
-    /// Let `rollout` go on.
+    /// Let `rollout` continue.
     Resume,
-    /// End `rollout`; what was not sent is skipped.
+    /// End `rollout` and skip the devices not sent to.
     Abort,
-    /// Send nothing of any rollout.
+    /// Stop all rollouts: send nothing.
     StopAll,
-    /// Let all rollouts go on that `stop-all` has stopped.
+    /// Let all rollouts continue that `stop-all` has stopped.
     ResumeAll,
-    /// Say yes to a stage's gate.
+    /// Approve a stage's gate.
     Approve,
-    /// Say no to a stage's gate, which then has failed.
+    /// Reject a stage's gate. The gate has then failed.
     Reject,
-    /// Take a stage's gate for passed, whatever it says, and let the rollout go on.
+    /// Count a stage's gate as passed, whatever its state, and let the rollout continue.
     Promote,
-    /// Send to devices again that failed, or of which nothing was heard.
+    /// Send again to devices that failed or gave no feedback.
     Retry,
-    /// Remove `rollout`, which has ended, with all that is stored of it. Its name is free then.
+    /// Remove an ended `rollout` with all of its stored data. The name is free afterwards.
     Delete,
-    /// Say where `rollout` is. Changes nothing.
+    /// Report the state of `rollout`. Changes nothing.
     Status,
 }
 
@@ -60,85 +62,87 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
-    /// What is to be done.
+    /// The action.
     pub command: Kind,
-    /// The rollout, for all that are about one.
+    /// The rollout, for commands about a single rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutName>,
-    /// The stage, for `promote`; for `approve`, `reject` and `retry` if it is to be that one and no other.
+    /// The stage: required for `promote`; a restriction to this stage for `approve`, `reject` and
+    /// `retry`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<StageName>,
-    /// Which devices, for `retry`: those with one of these outcomes. All failures if there are none.
+    /// The outcomes that select devices, for `retry`. An empty list selects all failures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outcomes: Vec<Outcome>,
-    /// The rollout's spec, for `start`. Its files must be inlined.
+    /// The rollout's spec, for `start`, with all files inlined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<Json>,
-    /// Why, for people.
+    /// The reason, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Who asks, for people.
+    /// The requester, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// What it is known by when it comes again; for all that change one rollout. A `start` is known by the rollout's name
-    /// as well.
+    /// The idempotency key by which a repeated command is recognized, for commands that change a
+    /// single rollout. A `start` is also recognized by the rollout's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<CommandKey>,
-    /// Its span, if that has begun; not in the message, but in a header of it.
+    /// The command's trace span, if already begun. Carried in a message header, not in the body.
     #[serde(skip)]
-    pub begun: Option<Begun>,
+    pub span: Option<CommandSpan>,
 }
 
-/// What was done about a command.
+/// The answer to an executed command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Answer {
     /// Always true.
     pub ok: bool,
-    /// Whether the command changed anything. Asking twice does not.
+    /// Whether the command changed anything. Repeating a command changes nothing, but a repetition
+    /// with the same key reports `true` again.
     pub changed: bool,
-    /// The rollouts that it was about, as they are now; one that was deleted, as it was.
-    pub rollouts: Vec<State>,
-    /// Why nothing was changed, where that is not plain; for people.
+    /// The affected rollouts in their current state; a deleted rollout in its last state.
+    pub rollouts: Vec<RolloutState>,
+    /// The reason why nothing was changed, where not obvious; for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// Where a rollout is.
+/// The state of a rollout.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct State {
-    /// Its name.
+pub struct RolloutState {
+    /// The rollout's name.
     #[schema(value_type = String)]
     pub name: RolloutName,
-    /// Its phase.
+    /// The rollout's phase.
     pub phase: String,
-    /// Why it is in that phase, where there is something to say.
+    /// The reason for the phase, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// It is paused as soon as its plan is whole, unless it is resumed before.
+    /// Whether the rollout is paused as soon as its plan is complete, unless resumed before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub to_be_paused: bool,
-    /// The stage that it is at, if its spec has stages and it is planned.
+    /// The current stage, if the spec has stages and the rollout is planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub stage: Option<StageName>,
-    /// Its record's version.
+    /// The version of the rollout's record.
     pub version: u64,
-    /// How many devices it has; 0 until it is planned.
+    /// The number of devices; 0 until the rollout is planned.
     pub devices: u64,
-    /// Devices by class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`, `not_taken`, `not_sent`, `skipped`.
-    /// All 0 until it is planned.
+    /// Devices by class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`,
+    /// `not_taken`, `not_sent`, `skipped`. All 0 until the rollout is planned.
     #[schema(value_type = BTreeMap<String, u64>)]
-    pub ends: Ends,
-    /// The span of the command that started it.
+    pub by_class: ClassCounts,
+    /// The trace span of the command that started the rollout.
     #[serde(skip)]
     pub trace: Option<TraceContext>,
 }
 
-impl State {
-    /// Where a rollout is, with its devices' outcomes.
+impl RolloutState {
+    /// Builds the state of a rollout from the record and the tallies.
     #[must_use]
     pub fn of(rollout: &Rollout, tallies: &[Tally]) -> Self {
-        let counts = Tally::sum(counted(rollout, tallies));
+        let counts = Tally::sum(valid_tallies(rollout, tallies));
         Self {
             name: rollout.spec.name.clone(),
             phase: rollout.phase.as_str().to_owned(),
@@ -146,21 +150,21 @@ impl State {
                 .phase
                 .reason()
                 .map(str::to_owned)
-                .or_else(|| rollout.is_to_be_paused())
+                .or_else(|| rollout.pending_pause())
                 .or_else(|| Some(format!("waits for {}", rollout.waits_to_be_planned()?))),
-            to_be_paused: rollout.pause.is_some(),
+            to_be_paused: rollout.pause_after_planning.is_some(),
             stage: rollout
                 .stage_progress()
                 .filter(|_| rollout.spec.is_staged())
                 .map(|stage| stage.name.clone()),
             version: rollout.version.0,
             devices: rollout.plan.as_ref().map_or(0, |plan| plan.devices),
-            ends: Ends::of(&counts, rollout.spec.message.answers()),
+            by_class: ClassCounts::of(&counts, rollout.spec.message.wants_feedback()),
             trace: rollout.trace,
         }
     }
 
-    /// It is over.
+    /// Returns whether the rollout has ended.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(
@@ -170,33 +174,34 @@ impl State {
     }
 }
 
-/// Why a command was not done, for machines. Sending it again does not help.
+/// Why a command was refused, for machines. Repeating the command does not help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[derive(strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Cause {
-    /// It is too large.
+    /// The command is too large.
     TooLarge,
-    /// It is not JSON.
+    /// The command is not JSON.
     Unreadable,
-    /// Its content type is of a version or kind that this release does not know.
+    /// The content type has a version or kind unknown to this release.
     UnsupportedVersion,
-    /// It is JSON, but no command.
+    /// The command is JSON, but not a valid command.
     InvalidCommand,
     /// The spec has mistakes.
     InvalidSpec,
-    /// The spec names a hub that is not configured.
+    /// The spec names an unconfigured hub.
     UnknownHub,
-    /// Another spec has the rollout's name, or another rollout of its group is active.
+    /// Another spec has the rollout's name, or another rollout of the concurrency group is active.
     Conflict,
-    /// There is no rollout of that name.
+    /// No rollout has this name.
     UnknownRollout,
-    /// The rollout is not in a state in which that can be done.
+    /// The rollout's state does not permit the command.
     NotPossible,
-    /// A newer release has written the rollout; an orchestrator of that release can do the command.
+    /// A newer release has written the rollout. An orchestrator of that release can execute the
+    /// command.
     NewerRelease,
-    /// What is stored of the rollout cannot be read.
+    /// The stored data of the rollout cannot be read.
     Damaged,
 }
 
@@ -216,13 +221,13 @@ impl Cause {
         Self::Damaged,
     ];
 
-    /// The cause as it is written.
+    /// Returns the cause as written in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 
-    /// The command was sound, but does not fit the rollout as it is.
+    /// Returns whether the command was sound but does not fit the rollout's state.
     #[must_use]
     pub fn is_about_the_rollout(self) -> bool {
         matches!(
@@ -232,22 +237,22 @@ impl Cause {
     }
 }
 
-/// A command that was refused.
+/// The refusal of a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Refusal {
     /// Always false.
     pub ok: bool,
-    /// Why, for machines.
+    /// The cause, for machines.
     pub cause: Cause,
-    /// Why, for people: what was found, and what is allowed.
+    /// The problem and the allowed values, for people.
     pub error: String,
-    /// The mistakes or differences one by one, where there may be several.
+    /// The single mistakes or differences, where there may be several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
 }
 
 impl Refusal {
-    /// A refusal without details.
+    /// Creates a refusal without details.
     #[must_use]
     pub fn new(cause: Cause, error: impl Into<String>) -> Self {
         Self {
@@ -265,7 +270,7 @@ impl Refusal {
 }
 
 impl Command {
-    /// A command about one rollout.
+    /// Creates a command about a rollout, with all other fields empty.
     #[must_use]
     pub fn about(kind: Kind, rollout: Option<RolloutName>) -> Self {
         Self {
@@ -277,14 +282,14 @@ impl Command {
             reason: None,
             by: None,
             key: None,
-            begun: None,
+            span: None,
         }
     }
 
-    /// Reads a command.
+    /// Parses and checks a command.
     ///
     /// # Errors
-    /// [`Refusal`] with what is wrong.
+    /// [`Refusal`] with the problem.
     pub fn read(body: &[u8], content_type: Option<&str>) -> Result<Self, Refusal> {
         check_content_type(content_type)?;
         let unreadable = |what: String| Refusal::new(Cause::Unreadable, what);
@@ -293,24 +298,27 @@ impl Command {
         let document = Document::parse_json("the command", text)
             .map_err(|problems| unreadable(problems.in_one_line()))?;
         let command: Self = document.read().map_err(|problems| {
-            let mistakes = problems.without_places().join("; ");
-            Refusal::new(Cause::InvalidCommand, format!("not a command: {mistakes}"))
+            let mistakes = problems.without_positions().join("; ");
+            Refusal::new(
+                Cause::InvalidCommand,
+                format!("invalid command: {mistakes}"),
+            )
         })?;
-        command.ask()?;
+        command.operation()?;
         Ok(command)
     }
 
-    /// What is asked for, with all that it needs, and nothing else.
+    /// Returns the requested operation with exactly the required parameters.
     ///
     /// # Errors
-    /// [`Refusal`] that names what is missing, has no meaning, or is too long.
-    pub(crate) fn ask(&self) -> Result<Ask<'_>, Refusal> {
+    /// [`Refusal`] naming the missing, meaningless or too long field.
+    pub(crate) fn operation(&self) -> Result<Operation<'_>, Refusal> {
         let kind = self.command;
         let is_about_all = matches!(kind, Kind::StopAll | Kind::ResumeAll);
         let is_about_one = !is_about_all && kind != Kind::Start;
         let judges = matches!(kind, Kind::Approve | Kind::Reject | Kind::Promote);
         let fields = [
-            // Nothing of one rollout would know them again.
+            // Keys are stored with a rollout, and these commands concern no single rollout.
             ("key", !is_about_all, self.key.is_some()),
             ("rollout", is_about_one, self.rollout.is_some()),
             ("stage", judges || kind == Kind::Retry, self.stage.is_some()),
@@ -318,53 +326,53 @@ impl Command {
             ("spec", kind == Kind::Start, self.spec.is_some()),
         ];
         if let Some((field, ..)) = fields.iter().find(|(_, may, given)| *given && !may) {
-            return Err(self.misses(field, "has no meaning"));
+            return Err(self.field_refusal(field, "is not allowed"));
         }
         let texts = [
             ("reason", &self.reason, MAX_TEXT_CHARS),
-            ("by", &self.by, MAX_BY_CHARS),
+            ("by", &self.by, MAX_ACTOR_CHARS),
         ];
         for (field, text, most) in texts {
-            if let Some(problem) = too_long(text.as_deref().unwrap_or_default(), most) {
-                let error = format!("not a command: {field} {problem}");
+            if let Some(problem) = length_problem(text.as_deref().unwrap_or_default(), most) {
+                let error = format!("invalid command: {field} {problem}");
                 return Err(Refusal::new(Cause::InvalidCommand, error));
             }
         }
-        let missing = |field| self.misses(field, "is missing");
+        let missing = |field| self.field_refusal(field, "is missing");
         let stage = self.stage.as_ref();
-        let deed = match kind {
-            Kind::StopAll => return Ok(Ask::StopAll),
-            Kind::ResumeAll => return Ok(Ask::ResumeAll),
+        let operation = match kind {
+            Kind::StopAll => return Ok(Operation::StopAll),
+            Kind::ResumeAll => return Ok(Operation::ResumeAll),
             Kind::Start => {
                 let spec = self.spec.as_ref();
-                return spec.map(Ask::Start).ok_or_else(|| missing("spec"));
+                return spec.map(Operation::Start).ok_or_else(|| missing("spec"));
             }
-            Kind::Pause => Deed::Pause,
-            Kind::Resume => Deed::Resume,
-            Kind::Abort => Deed::Abort,
-            Kind::Approve => Deed::Approve { stage },
-            Kind::Reject => Deed::Reject { stage },
-            Kind::Promote => Deed::Promote {
+            Kind::Pause => RolloutOperation::Pause,
+            Kind::Resume => RolloutOperation::Resume,
+            Kind::Abort => RolloutOperation::Abort,
+            Kind::Approve => RolloutOperation::Approve { stage },
+            Kind::Reject => RolloutOperation::Reject { stage },
+            Kind::Promote => RolloutOperation::Promote {
                 stage: stage.ok_or_else(|| missing("stage"))?,
             },
-            Kind::Retry => Deed::Retry {
+            Kind::Retry => RolloutOperation::Retry {
                 stage,
                 outcomes: &self.outcomes,
             },
-            Kind::Delete => Deed::Delete,
-            Kind::Status => Deed::Status,
+            Kind::Delete => RolloutOperation::Delete,
+            Kind::Status => RolloutOperation::Status,
         };
         let rollout = self.rollout.as_ref().ok_or_else(|| missing("rollout"))?;
-        Ok(Ask::Of(rollout, deed))
+        Ok(Operation::Of(rollout, operation))
     }
 
-    fn misses(&self, field: &str, problem: &str) -> Refusal {
+    fn field_refusal(&self, field: &str, problem: &str) -> Refusal {
         let command = serde_json::to_value(self.command).unwrap_or_default();
-        let error = format!("not a command: {field} {problem} in a command {command}");
+        let error = format!("invalid command: {field} {problem} in command {command}");
         Refusal::new(Cause::InvalidCommand, error)
     }
 
-    /// The spec of a `start`, checked.
+    /// Parses and checks the spec of a `start`.
     ///
     /// # Errors
     /// [`Refusal`] with every mistake, each with its field.
@@ -372,37 +380,38 @@ impl Command {
         spec_of(self.spec.as_ref().map_or("null", Json::as_str))
     }
 
-    /// Who asks and why.
+    /// Returns the attribution of the command: requester and reason.
     #[must_use]
-    pub fn word(&self) -> Word {
-        Word {
+    pub fn attribution(&self) -> Attribution {
+        Attribution {
             by: self.by.clone(),
             reason: self.reason.clone(),
         }
     }
 
-    /// The command by its key, if it has one and may change something.
-    pub(crate) fn keyed(&self) -> Option<Keyed> {
+    /// Returns the command with its key, if the command has a key and may change a remaining
+    /// rollout.
+    pub(crate) fn keyed(&self) -> Option<KeyedCommand> {
         let key = self.key.clone();
-        // A rollout that is removed remembers no commands.
+        // A removed rollout remembers no commands.
         let key = key.filter(|_| !matches!(self.command, Kind::Status | Kind::Delete))?;
-        let asks = Self {
+        let operation = Self {
             stage: self.stage.clone(),
             outcomes: self.outcomes.clone(),
             ..Self::about(self.command, None)
         };
-        let asks = serde_json::to_string(&asks).unwrap_or_default();
-        Some(Keyed { key, asks })
+        let operation = serde_json::to_string(&operation).unwrap_or_default();
+        Some(KeyedCommand { key, operation })
     }
 
-    /// What is to be done, as it is written.
+    /// Returns the action as written in JSON.
     #[must_use]
     pub fn name(&self) -> String {
         let command = serde_json::to_value(self.command).unwrap_or_default();
         command.as_str().unwrap_or_default().to_owned()
     }
 
-    /// The rollout that it is about, where it names one.
+    /// Returns the rollout named by the command or by its spec, if any.
     #[must_use]
     pub fn subject(&self) -> Option<RolloutName> {
         let of_spec = || {
@@ -412,9 +421,9 @@ impl Command {
         self.rollout.clone().or_else(of_spec)
     }
 
-    /// Who asks and why, in one line.
+    /// Returns the reason and the requester in one line.
     #[must_use]
-    pub fn because(&self) -> String {
+    pub fn reason_text(&self) -> String {
         let command = self.name();
         match (&self.reason, &self.by) {
             (Some(reason), Some(by)) => format!("{reason} ({command} by {by})"),
@@ -425,18 +434,18 @@ impl Command {
     }
 }
 
-/// What a command asks for.
+/// The operation requested by a command.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Ask<'a> {
+pub(crate) enum Operation<'a> {
     Start(&'a Json),
     StopAll,
     ResumeAll,
-    Of(&'a RolloutName, Deed<'a>),
+    Of(&'a RolloutName, RolloutOperation<'a>),
 }
 
-/// What is to be done to one rollout.
+/// An operation on a single rollout.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Deed<'a> {
+pub(crate) enum RolloutOperation<'a> {
     Pause,
     Resume,
     Abort,
@@ -457,14 +466,14 @@ pub(crate) enum Deed<'a> {
     Status,
 }
 
-/// The spec in a text, checked.
+/// Parses and checks a spec.
 ///
 /// # Errors
 /// [`Refusal`] with every mistake, each with its field.
 pub(crate) fn spec_of(text: &str) -> Result<RolloutSpec, Refusal> {
     let spec = RolloutSpec::read("the spec", text).map_err(|problems| {
-        let mistakes = problems.without_places();
-        Refusal::new(Cause::InvalidSpec, "the spec has mistakes").with(mistakes)
+        let mistakes = problems.without_positions();
+        Refusal::new(Cause::InvalidSpec, "the spec is invalid").with(mistakes)
     })?;
     let files = files_of(&spec);
     if files.is_empty() {
@@ -472,17 +481,18 @@ pub(crate) fn spec_of(text: &str) -> Result<RolloutSpec, Refusal> {
     }
     let refusal = Refusal::new(
         Cause::InvalidSpec,
-        "the spec names files, which cannot be read from here; inline them, as `twincast submit` does",
+        "the spec refers to files, which the orchestrator cannot read; inline the files, as \
+         `twincast submit` does",
     );
     Err(refusal.with(files))
 }
 
 fn check_content_type(found: Option<&str>) -> Result<(), Refusal> {
-    // Parameters say nothing new: JSON is UTF-8.
+    // Ignore parameters: JSON is always UTF-8.
     let kind = found.map(|text| text.split(';').next().unwrap_or_default().trim());
     match kind {
         None | Some("") => Ok(()),
-        // The case of letters says nothing (RFC 9110, 8.3.1).
+        // Media types are case-insensitive (RFC 9110, 8.3.1).
         Some(kind)
             if ["application/json", CONTENT_TYPE]
                 .iter()
@@ -493,13 +503,14 @@ fn check_content_type(found: Option<&str>) -> Result<(), Refusal> {
         Some(other) => Err(Refusal::new(
             Cause::UnsupportedVersion,
             format!(
-                "the command's content type is {other:?}; this release knows {CONTENT_TYPE} and application/json"
+                "the content type {other:?} of the command is not supported; supported: \
+                 {CONTENT_TYPE}, application/json"
             ),
         )),
     }
 }
 
-/// The fields that name files.
+/// Lists the fields with references to files.
 fn files_of(spec: &RolloutSpec) -> Vec<String> {
     let mut files = Vec::new();
     if let Body::File(path) = &spec.message.body {
@@ -545,7 +556,7 @@ mod tests {
         ] {
             let command = Command::read(body, content_type).unwrap();
             assert_eq!(command.command, Kind::Pause);
-            assert_eq!(command.because(), "smoke (pause by ann)");
+            assert_eq!(command.reason_text(), "smoke (pause by ann)");
         }
         let written = serde_json::to_string(&Command::about(Kind::StopAll, None)).unwrap();
         assert_eq!(written, r#"{"command":"stop-all"}"#);
@@ -594,13 +605,13 @@ mod tests {
                 r#"{"command":"pause","rollout":"a","rollout":"b"}"#,
                 None,
                 Cause::Unreadable,
-                "rollout: is here twice",
+                "rollout: is given twice",
             ),
             (
                 r#"{"command":"start","spec":{"name":"a","message":{"body":{"json":{"a":1,"a":2}}}}}"#,
                 None,
                 Cause::Unreadable,
-                "spec.message.body.json.a: is here twice",
+                "spec.message.body.json.a: is given twice",
             ),
             (
                 r#"{"command":"start","spec":null}"#,
@@ -608,7 +619,7 @@ mod tests {
                 Cause::InvalidCommand,
                 "spec is missing",
             ),
-            ("[]", None, Cause::InvalidCommand, "not a command"),
+            ("[]", None, Cause::InvalidCommand, "invalid command"),
             (
                 r#"["pause","r",null,null,null]"#,
                 None,
@@ -631,13 +642,13 @@ mod tests {
                 r#"{"command":"stop-all","rollout":"r"}"#,
                 None,
                 Cause::InvalidCommand,
-                "rollout has no meaning",
+                "rollout is not allowed",
             ),
             (
                 r#"{"command":"stop-all","key":"k"}"#,
                 None,
                 Cause::InvalidCommand,
-                "key has no meaning",
+                "key is not allowed",
             ),
             (
                 r#"{"command":"pause","rollout":"r","key":"a b"}"#,

@@ -1,35 +1,39 @@
-//! How a driver works.
+//! The configuration of a driver.
 
 use std::time::Duration;
 
-use twincast_core::evidence::DRIVEN;
+use twincast_core::evidence::MAX_PASS_GAP;
 
-/// How a driver works.
+/// The configuration of a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriverConfig {
-    /// Batches of a rollout that are on each hub's queue or being worked on, at the most: so many
-    /// for each consumer of the queue ...
+    /// The number of batches of a rollout on each hub's queue or at work, per consumer of the
+    /// queue. [`ahead`](DriverConfig::ahead) comes on top.
     pub per_consumer: usize,
-    /// ... and so many more. A rollout that came first must not fill the workers for those that
-    /// come later, and yet no worker may wait for work.
+    /// The number of batches on each hub's queue or at work beyond
+    /// [`per_consumer`](DriverConfig::per_consumer). An earlier rollout must not fill the workers
+    /// before later rollouts, and yet no worker may run idle.
     pub ahead: usize,
-    /// How often it looks whether more can be released, while there is something to release.
+    /// The interval between two passes while batches are being released.
     pub pass: Duration,
-    /// How often it looks when there was nothing to do.
+    /// The longest interval between two passes without anything to release while sends are pending.
     pub longest_pass: Duration,
-    /// How often it looks, at the least, when nothing is to be sent and nothing has changed for long. Below [`DRIVEN`], with
-    /// room for the calls of a look: else no bake would end.
+    /// The longest interval between two passes when no sends are pending and nothing has changed
+    /// for long. Must be below [`MAX_PASS_GAP`], with room for the calls of a pass; otherwise no
+    /// bake would end.
     pub idle_pass: Duration,
-    /// When a batch is released again that was released, is worked on by nobody, and whose
-    /// dispatch cannot be on the queue, because that is empty.
-    pub lost_after: Duration,
-    /// When a batch is released again that is worked on by nobody, whatever is on the queue.
-    pub ring_again: Duration,
-    /// Driving ends when a stage waits for an approval, or the rollout for another one of its group: while this process
-    /// has the store, nobody can give the one or drive the other.
-    pub leave_at_approval: bool,
-    /// Driving ends when only answers of devices are missing.
-    pub leave_when_sent: bool,
+    /// The time after which a released batch without a worker is released again if the queue is
+    /// empty, so that the dispatch must be lost.
+    pub redispatch_if_queue_empty_after: Duration,
+    /// The time after which a released batch without a worker is released again, whatever is on the
+    /// queue.
+    pub redispatch_after: Duration,
+    /// Driving ends when a stage waits for an approval, or the rollout for another rollout of its
+    /// concurrency group. While this process holds the store, no other process can approve or
+    /// drive.
+    pub stop_at_approval: bool,
+    /// Driving ends when only device answers are missing.
+    pub stop_when_sent: bool,
 }
 
 impl Default for DriverConfig {
@@ -39,11 +43,11 @@ impl Default for DriverConfig {
             ahead: 4,
             pass: Duration::from_millis(100),
             longest_pass: Duration::from_secs(1),
-            idle_pass: DRIVEN * 4 / 5,
-            lost_after: Duration::from_secs(2),
-            ring_again: Duration::from_secs(60),
-            leave_at_approval: false,
-            leave_when_sent: false,
+            idle_pass: MAX_PASS_GAP * 4 / 5,
+            redispatch_if_queue_empty_after: Duration::from_secs(2),
+            redispatch_after: Duration::from_secs(60),
+            stop_at_approval: false,
+            stop_when_sent: false,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Drives one rollout to its end.
 //!
-//! Each turn reads the rollout, does what its phase owes, and reads again. Nothing is kept that
-//! could not be read or done again, so a driver may die at any point and another one go on.
+//! Each turn reads the rollout, performs the pending work of the phase, and reads again. A driver
+//! keeps only state that can be read or computed again, so a driver may die at any point and
+//! another driver continues.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -13,21 +14,21 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::RolloutName;
 use twincast_core::outcome::Counts;
 use twincast_core::plan::{Checksum, PlanSummary};
 use twincast_core::ports::{Clock, Disposition, MetricSource, Queue, Store, StoreError, Tally};
-use twincast_core::rollout::{Adding, Event, IllegalTransition, Owed, Phase, Rollout};
+use twincast_core::rollout::{Adding, Duty, Event, IllegalTransition, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_core::waiting::Waiting;
 
 use crate::Hubs;
 use crate::adding::store_batches;
+use crate::changes::ChangeSource;
 use crate::groups::{self, Turn};
-use crate::news::News;
-use crate::planner::{self, PlanError, PlanProgress, Planner, is_final};
-use crate::reach::Reach;
+use crate::planner::{self, PlanError, PlanProgress, Planner, is_permanent};
+use crate::reachability::Reachability;
 use crate::running::{Ended, Memory, Running};
 use crate::skipping::skip_rest;
 use crate::{retry, traces};
@@ -35,7 +36,7 @@ use crate::{retry, traces};
 pub use crate::config::DriverConfig;
 pub use crate::metrics::Repairs;
 
-/// Why a rollout cannot be driven on.
+/// Why driving a rollout fails.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
     /// The store fails.
@@ -43,77 +44,78 @@ pub enum DriveError {
     Store {
         /// The rollout.
         rollout: RolloutName,
-        /// What the store says.
+        /// The store's error.
         #[source]
         source: StoreError,
     },
-    /// The hub or network does not let it be planned, or its gate be asked, now. The rollout stays as it is.
-    #[error("cannot ask the hubs about rollout {rollout}")]
+    /// A hub, the network or the configuration currently prevents planning the rollout or judging
+    /// its gate. The rollout stays as it is.
+    #[error("cannot query the hubs for rollout {rollout}")]
     Plan {
         /// The rollout.
         rollout: RolloutName,
-        /// Why.
+        /// The cause.
         #[source]
         source: PlanError,
     },
-    /// The rollout moved on in a way that this driver did not expect.
+    /// The rollout changed in a way unexpected by this driver.
     #[error("cannot drive rollout {rollout}")]
     Illegal {
         /// The rollout.
         rollout: RolloutName,
-        /// What happened.
+        /// The refused transition.
         #[source]
         source: IllegalTransition,
     },
-    /// There is no such rollout.
+    /// The rollout does not exist.
     #[error("rollout {0} does not exist")]
     Unknown(RolloutName),
 }
 
 /// Drives rollouts.
 pub struct Driver {
-    /// Where the truth is.
+    /// The store, the source of truth.
     pub store: Arc<dyn Store>,
-    /// Where dispatches go.
+    /// The queue for dispatches.
     pub queue: Arc<dyn Queue>,
     /// All configured hubs.
     pub hubs: Hubs,
-    /// Where gates' metrics are asked for, if that is configured.
+    /// The source of gate metrics, if configured.
     pub metric_source: Option<Arc<dyn MetricSource>>,
-    /// The time for records.
+    /// The clock for records.
     pub clock: Arc<dyn Clock>,
-    /// How it works.
+    /// The configuration.
     pub config: DriverConfig,
-    /// Where the specs' files are.
+    /// The directory of the specs' files.
     pub base: PathBuf,
-    /// How far planning is.
+    /// The progress of planning.
     pub planning: PlanProgress,
-    /// How it learns what others have changed.
-    pub news: News,
-    /// What it has repaired.
+    /// The source of notifications about changes by other processes.
+    pub changes: ChangeSource,
+    /// The counter of repairs.
     pub repairs: Repairs,
-    /// Whether the queue is within reach.
-    pub broker: Arc<Reach>,
-    /// Who is told what rollouts have done.
+    /// The reachability of the queue.
+    pub broker: Arc<Reachability>,
+    /// The tracer for the spans of rollouts.
     pub tracer: Tracer,
 }
 
-/// What a turn came to.
+/// The result of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turned {
-    /// Something has happened, or may have, or it is to stop.
-    LookAgain,
+enum TurnResult {
+    /// The rollout has or may have changed, or the driver is to stop.
+    Reread,
     /// The rollout is not to be driven for now.
-    LeftAlone,
+    NotDriven,
 }
 
 impl Driver {
-    /// Drives a rollout until it owes nothing, which is what the result then shows: ended or
-    /// paused; or until `stop`, in whatever phase it then is; or until it waits for an approval, or for answers, if it
-    /// is to be left then.
+    /// Drives a rollout until no work is pending. The returned record is then ended, paused or
+    /// halted. Also returns on `stop`, in any phase, and, if configured, when the rollout waits for
+    /// an approval or for answers.
     ///
     /// # Errors
-    /// [`DriveError`]; driving again later goes on where this left off.
+    /// [`DriveError`]; driving again later continues from there.
     pub async fn drive(
         &self,
         name: &RolloutName,
@@ -122,13 +124,13 @@ impl Driver {
         let mut memory = Memory::default();
         loop {
             let rollout = self.read(name).await?;
-            if rollout.owed() == Owed::Nothing || stop.is_cancelled() {
+            if rollout.duty() == Duty::Nothing || stop.is_cancelled() {
                 return Ok(rollout);
             }
             match self.take_turn(&rollout, &mut memory, stop).await {
-                Ok(Turned::LeftAlone) => return Ok(rollout),
-                Ok(Turned::LookAgain) => {}
-                // It is another one now: read again.
+                Ok(TurnResult::NotDriven) => return Ok(rollout),
+                Ok(TurnResult::Reread) => {}
+                // The record has changed: read again.
                 Err(DriveError::Store { source, .. })
                     if source.disposition() == Disposition::Superseded =>
                 {
@@ -139,7 +141,8 @@ impl Driver {
         }
     }
 
-    /// Counts writes that the store has lost. Waits before it is asked again, unless somebody else moved the rollout on.
+    /// Counts lost writes of the store. Waits before the next read, unless another component has
+    /// changed the rollout.
     async fn note_superseded(
         &self,
         name: &RolloutName,
@@ -151,22 +154,22 @@ impl Driver {
         }
         if let StoreError::Regressed { what } = error {
             self.repairs.add_one();
-            tracing::warn!(rollout = %name, what, "the store has lost its last writes, they are made again");
+            tracing::warn!(rollout = %name, what, "the store lost recent writes, repeating the writes");
         }
         pause(self.config.longest_pass, stop).await;
     }
 
-    /// Does what a rollout owes the world, when it is its turn.
+    /// Performs the pending work of a rollout when the concurrency group permits.
     async fn take_turn(
         &self,
         rollout: &Rollout,
         memory: &mut Memory,
         stop: &CancellationToken,
-    ) -> Result<Turned, DriveError> {
+    ) -> Result<TurnResult, DriveError> {
         let turn = groups::turn(&*self.store, &*self.clock, rollout).await;
         match turn.map_err(of_store(&rollout.spec.name))? {
-            Turn::Go => return self.do_owed(rollout, memory, stop).await,
-            Turn::Happened(event) => {
+            Turn::Go => return self.do_duty(rollout, memory, stop).await,
+            Turn::Apply(event) => {
                 self.apply(rollout, event).await?;
             }
             Turn::Supersedes(rivals) => {
@@ -174,31 +177,31 @@ impl Driver {
                     self.supersede(rival, &rollout.spec.name).await?;
                 }
             }
-            // Nobody else drives those that are being aborted.
-            Turn::Waits { aborting } if self.config.leave_at_approval => {
+            // No other driver drives the aborting rollouts.
+            Turn::Waits { aborting } if self.config.stop_at_approval => {
                 for name in &aborting {
                     Box::pin(self.drive(name, stop)).await?;
                 }
                 if aborting.is_empty() {
-                    return Ok(Turned::LeftAlone);
+                    return Ok(TurnResult::NotDriven);
                 }
             }
             Turn::Waits { .. } => pause(self.config.longest_pass, stop).await,
         }
-        Ok(Turned::LookAgain)
+        Ok(TurnResult::Reread)
     }
 
-    async fn do_owed(
+    async fn do_duty(
         &self,
         rollout: &Rollout,
         memory: &mut Memory,
         stop: &CancellationToken,
-    ) -> Result<Turned, DriveError> {
+    ) -> Result<TurnResult, DriveError> {
         let of_store = of_store(&rollout.spec.name);
-        match rollout.owed() {
-            Owed::Plan => self.plan(rollout, stop).await?,
-            Owed::PrepareRetry => {
-                // Batches that were rung for and done are to be rung for again.
+        match rollout.duty() {
+            Duty::Plan => self.plan(rollout, stop).await?,
+            Duty::PrepareRetry => {
+                // Completed batches must be dispatched again, so forget all earlier dispatches.
                 *memory = Memory::default();
                 let on = (&self.store, &self.hubs);
                 let prepared = retry::prepare(on, rollout, self.config.pass, stop);
@@ -206,11 +209,11 @@ impl Driver {
                     self.apply(rollout, Event::RetryPrepared).await?;
                 }
             }
-            Owed::ReleaseBatches => return self.run(rollout, memory, stop).await,
-            Owed::SkipRemaining => self.skip_remaining(rollout, stop).await?,
-            Owed::Nothing => {}
+            Duty::ReleaseBatches => return self.run(rollout, memory, stop).await,
+            Duty::SkipRemaining => self.skip_remaining(rollout, stop).await?,
+            Duty::Nothing => {}
         }
-        Ok(Turned::LookAgain)
+        Ok(TurnResult::Reread)
     }
 
     async fn read(&self, name: &RolloutName) -> Result<Rollout, DriveError> {
@@ -218,11 +221,11 @@ impl Driver {
         rollout.ok_or_else(|| DriveError::Unknown(name.clone()))
     }
 
-    /// Applies an event to a rollout and stores what it leads to. Gives the record after it.
+    /// Applies an event to a rollout, stores the result, and returns the new record.
     ///
     /// # Errors
-    /// When the event cannot happen now, the store fails, or the record was changed since it was
-    /// read ([`StoreError::Superseded`]).
+    /// When the event is illegal in the current phase, the store fails, or the record has changed
+    /// since the read ([`StoreError::Superseded`]).
     pub async fn apply(&self, rollout: &Rollout, event: Event) -> Result<Rollout, DriveError> {
         let name = &rollout.spec.name;
         let next =
@@ -261,19 +264,19 @@ impl Driver {
                 store_batches(&*self.store, name, by, Checksum::default(), receiver)
             )
         });
-        // A half-made plan is discarded by the next try.
-        let mut assured = None;
+        // The next try discards an incomplete plan.
+        let mut confirmed_at = None;
         let (planned, stored) = loop {
             let every = self.config.longest_pass;
             tokio::select! {
                 biased;
                 both = &mut planning => break both,
                 () = stop.cancelled() => return Ok(()),
-                changed = self.news.changed(&*self.store, &rollout, None, every, &mut assured) => {
+                changed = self.changes.changed(&*self.store, &rollout, None, every, &mut confirmed_at) => {
                     changed.map_err(of_store(name))?;
-                    // A word on what is to be done after it leaves the plan as it is.
+                    // A command about the time after planning leaves the plan as it is.
                     rollout = self.read(name).await?;
-                    if rollout.owed() != Owed::Plan || rollout.plan_id != plan_id {
+                    if rollout.duty() != Duty::Plan || rollout.plan_id != plan_id {
                         return Ok(());
                     }
                 }
@@ -284,7 +287,7 @@ impl Driver {
         self.planned(rollout, planned).await
     }
 
-    /// Stores what planning came to.
+    /// Stores the result of planning.
     async fn planned(
         &self,
         mut rollout: Rollout,
@@ -293,8 +296,8 @@ impl Driver {
         let (name, plan_id) = (rollout.spec.name.clone(), rollout.plan_id);
         let event = match planned {
             Ok(plan) => Event::PlanCompleted { plan },
-            Err(error) if is_final(&error) => Event::PlanningFailed {
-                reason: in_words(&error),
+            Err(error) if is_permanent(&error) => Event::PlanningFailed {
+                reason: describe(&error),
             },
             Err(source) => {
                 let rollout = name.clone();
@@ -303,7 +306,8 @@ impl Driver {
         };
         loop {
             match self.apply(&rollout, event.clone()).await {
-                // By a word on what is to be done after it, perhaps. A plan of which the store has lost a part is made again.
+                // A command about the time after planning may have changed the record. A plan with
+                // a part lost by the store is made again.
                 Err(DriveError::Store {
                     source: StoreError::Superseded { .. },
                     ..
@@ -316,60 +320,61 @@ impl Driver {
         }
     }
 
-    /// Notes in the record how far a try at planning is and what keeps it, now and then, until dropped. A store that does not
-    /// take it is met by those who store batches.
+    /// Regularly notes the progress of a planning try and its obstacle in the record, until
+    /// dropped. Ignores store errors: the concurrent writes of batches report them.
     async fn keep_noting_search(&self, rollout: &Rollout) -> Infallible {
         let mut rollout = rollout.clone();
         loop {
             tokio::time::sleep(self.config.longest_pass).await;
             let now = self.clock.now();
             let found = self.planning.devices.load(Ordering::Relaxed);
-            let hindrance = planner::hindrance(&rollout.spec, &self.hubs);
-            let standstill = hindrance.map(|(hub, it)| {
+            let obstacle = planner::query_obstacle(&rollout.spec, &self.hubs);
+            let standstill = obstacle.map(|(hub, it)| {
                 let since = now.minus(it.lasting);
                 (since, format!("hub {hub}: {}", it.reason))
             });
             let standstill = standstill.as_ref().map(|(since, why)| (*since, &**why));
-            if let Some(noted) = rollout.noting_search(found, standstill, now)
-                && self.store.note(&noted).await.is_ok()
+            if let Some(noted) = rollout.with_search_note(found, standstill, now)
+                && self.store.save_notes(&noted).await.is_ok()
             {
                 rollout = noted;
             }
         }
     }
 
-    /// Notes in the record why a try at planning has failed, and that the next one begins `again` later, if it does.
+    /// Notes the reason for a failed planning try in the record, and the delay `again` until the
+    /// next try, if any.
     pub async fn note_failed_try(&self, name: &RolloutName, why: &str, again: Option<Duration>) {
         let noted = async {
             let rollout = self.store.rollout(name).await?;
             let now = self.clock.now();
-            let noted = rollout.and_then(|it| it.noting_failed_search(why, again, now));
+            let noted = rollout.and_then(|it| it.with_failed_search(why, again, now));
             match noted {
-                Some(noted) => self.store.note(&noted).await,
+                Some(noted) => self.store.save_notes(&noted).await,
                 None => Ok(()),
             }
         };
         if let Err(error) = noted.await {
-            tracing::debug!(rollout = %name, error = in_words(&error), "not noted why it is not planned");
+            tracing::debug!(rollout = %name, error = describe(&error), "planning failure not recorded");
         }
     }
 
-    /// Keeps batches of the current stage on the hubs' queues until something happens to the
-    /// rollout, or `stop`.
+    /// Keeps batches of the current stage on the hubs' queues until an event happens to the
+    /// rollout, or until `stop`.
     async fn run(
         &self,
         rollout: &Rollout,
         memory: &mut Memory,
         stop: &CancellationToken,
-    ) -> Result<Turned, DriveError> {
+    ) -> Result<TurnResult, DriveError> {
         let of_store = of_store(&rollout.spec.name);
         self.check_hosts(rollout).await?;
-        memory.begin(&self.news);
-        // What begins to run after all were halted finds the halt here.
-        if let Some(halt) = self.news.halted().await.map_err(&of_store)? {
+        memory.begin(&self.changes);
+        // A rollout that starts to run after a halt of all rollouts finds the halt here.
+        if let Some(halt) = self.changes.halted().await.map_err(&of_store)? {
             let reason = halt.reason;
             self.apply(rollout, Event::HaltRequested { reason }).await?;
-            return Ok(Turned::LookAgain);
+            return Ok(TurnResult::Reread);
         }
         let running = Running {
             store: &self.store,
@@ -378,41 +383,43 @@ impl Driver {
             metric_source: self.metric_source.as_ref(),
             clock: &*self.clock,
             config: &self.config,
-            news: &self.news,
+            changes: &self.changes,
             repairs: &self.repairs,
             broker: &self.broker,
         };
         let mut rollout = rollout.clone();
-        let ended = running.keep_going(&mut rollout, memory, stop).await;
+        let ended = running.run(&mut rollout, memory, stop).await;
         let event = match ended.map_err(of_store)? {
-            Ended::LeftAlone => return Ok(Turned::LeftAlone),
-            Ended::LookAgain => return Ok(Turned::LookAgain),
-            Ended::Happened(event) => *event,
+            Ended::NotDriven => return Ok(TurnResult::NotDriven),
+            Ended::Reread => return Ok(TurnResult::Reread),
+            Ended::Apply(event) => *event,
         };
-        let begins_look = event == Event::LookStarted;
+        let begins_scan = event == Event::ScanStarted;
         let rollout = self.apply(&rollout, event).await?;
-        if begins_look {
-            memory.begin_look(&rollout, &self.store, &self.hubs, &self.base);
+        if begins_scan {
+            memory.begin_scan(&rollout, &self.store, &self.hubs, &self.base);
         }
-        Ok(Turned::LookAgain)
+        Ok(TurnResult::Reread)
     }
 
-    /// Refuses to go on through a hub that is another one than was planned for, and notes that.
+    /// Refuses to continue through a hub whose name now refers to another hub than at planning, and
+    /// notes the refusal.
     async fn check_hosts(&self, rollout: &Rollout) -> Result<(), DriveError> {
         let name = &rollout.spec.name;
         let Err(source) = planner::check_hosts(rollout, &self.hubs) else {
             return Ok(());
         };
-        let hold = Waiting::of_other_hub(&in_words(&source));
-        if let Some(noted) = rollout.noting(Activity::Blocked, Some(hold), self.clock.now()) {
-            let saved = self.store.note(&noted).await;
+        let hold = Waiting::of_other_hub(&describe(&source));
+        if let Some(noted) = rollout.with_activity(Activity::Blocked, Some(hold), self.clock.now())
+        {
+            let saved = self.store.save_notes(&noted).await;
             saved.map_err(of_store(name))?;
         }
         let rollout = name.clone();
         Err(DriveError::Plan { rollout, source })
     }
 
-    /// Marks what was not sent as skipped, once the workers have let go.
+    /// Marks the devices not sent to as skipped, once the workers have released the batches.
     async fn skip_remaining(
         &self,
         rollout: &Rollout,
@@ -431,7 +438,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Aborts a rollout for a newer one. One that has ended meanwhile, or is changed by somebody else, is looked at again.
+    /// Aborts a rollout in favour of a newer rollout. A rollout that has ended or changed meanwhile
+    /// is left for the next turn.
     async fn supersede(&self, rival: &RolloutName, by: &RolloutName) -> Result<(), DriveError> {
         let found = self.store.rollout(rival).await;
         let Some(older) = found.map_err(of_store(rival))? else {
@@ -447,13 +455,13 @@ impl Driver {
 }
 
 impl DriveError {
-    /// The rollout has moved on: it is to be read again.
+    /// Returns whether the rollout has changed and must be read again.
     fn is_superseded(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.disposition() == Disposition::Superseded)
     }
 }
 
-/// The error of a driver whose store fails.
+/// Wraps a store error with the rollout's name.
 fn of_store(rollout: &RolloutName) -> impl Fn(StoreError) -> DriveError {
     let rollout = rollout.clone();
     move |source| DriveError::Store {
@@ -462,7 +470,7 @@ fn of_store(rollout: &RolloutName) -> impl Fn(StoreError) -> DriveError {
     }
 }
 
-/// Waits for so long, or until `stop`.
+/// Waits for `time`, or until `stop`.
 async fn pause(time: Duration, stop: &CancellationToken) {
     tokio::select! {
         biased;

@@ -1,28 +1,30 @@
-//! The HTTP API: what can be asked for over the queue, and everything that can be looked at.
+//! The HTTP API: the commands of the queue, and all views.
 //!
 //! ```text
-//!  client ──▶ who asks? may they? is there a place? ──▶ the body ──▶ handler ──▶ intake (changes) | store (looks)
+//!  client ──▶ identity, right, slot ──▶ body ──▶ handler ──▶ executor (changes) | store (views)
 //! ```
 //!
-//! * [`auth`]: tokens, roles, and what each role may do; `admitted`: whoever may do what a handler does;
-//! * `places`: how many requests are answered at the same time, in all and for one caller;
-//! * `operations` change something, `rollouts`, `devices`, `events` and `engine` look;
-//! * `traced`: every request has an id, which is that of its trace;
+//! * [`auth`]: tokens, roles, and the permissions of each role; `admitted`: the admission of a
+//!   caller to a handler;
+//! * `caller_limits`: the limits of concurrent requests, in all and per caller;
+//! * `operations`: the handlers with effect; `rollouts`, `devices`, `events` and `engine`: the
+//!   read-only handlers;
+//! * `traced`: every request has an id, equal to the id of the request's trace;
 //! * `problem`: every error is `application/problem+json`;
-//! * `page`: what people look at, which asks the same API.
+//! * `page`: the live page for people, a client of the same API.
 //!
 //! The OpenAPI document is made from the handlers, and served at `/api/v1/openapi.json`.
 
 mod admitted;
 mod audit;
 pub mod auth;
+mod caller_limits;
 mod devices;
 mod engine;
 mod events;
 mod operations;
 mod page;
 mod parameters;
-mod places;
 mod problem;
 mod rollouts;
 mod shared;
@@ -49,23 +51,24 @@ use problem::Problem;
 use shared::Shared;
 pub use shared::{Api, DeadLetters};
 
-/// How long a request may take that is no stream and no plan, where many ask.
-pub const TIME: Duration = Duration::from_secs(20);
+/// The time limit of a request, except for streams and plans, where the API serves many callers.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Api {
-    /// The API's routes. A router may also be called without a server: where the [door](auth::Door) wants to be told who asks,
-    /// by a [`Caller`](auth::Caller) in each request's extensions. A [`StoreError`](twincast_core::ports::StoreError) that
-    /// is in the way is then in the response's extensions, in an `Arc`.
+    /// Returns the API's routes. A router may also be called without a server: with
+    /// [`Access::Provided`](auth::Access::Provided), each request has a [`Caller`](auth::Caller) in
+    /// its extensions. If the store fails, the response has the
+    /// [`StoreError`](twincast_core::ports::StoreError) in its extensions, in an `Arc`.
     pub fn router(self) -> Router {
-        let time = self.time;
+        let time = self.request_timeout;
         let shared = Arc::new(Shared::new(self));
         let (router, _) = documented(time).split_for_parts();
         router
             .merge(page::routes())
             .route("/api/v1/openapi.json", get(async || Json(&*DOCUMENT)))
-            .fallback(nothing_here)
-            .method_not_allowed_fallback(not_that_method)
-            .layer(middleware::map_response(kept_nowhere))
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed)
+            .layer(middleware::map_response(forbid_caching))
             .layer(DefaultBodyLimit::max(MAX_DOCUMENT_BYTES))
             .layer(middleware::from_fn_with_state(
                 Arc::clone(&shared),
@@ -77,17 +80,18 @@ impl Api {
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(openapi);
 
-/// The OpenAPI 3.1 document.
+/// Returns the OpenAPI 3.1 document.
 #[must_use]
 pub fn openapi() -> Value {
-    with_spec(&documented(TIME).to_openapi())
+    with_spec(&documented(REQUEST_TIMEOUT).to_openapi())
 }
 
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Twincast",
-    description = "Rolls messages out to fleets of devices behind Azure IoT Hub. Every request may be made twice: \
-                   a rollout is known by its name, and an operation that has been done changes nothing.",
+    description = "Rolls messages out to fleets of devices behind Azure IoT Hub. Every request may \
+         be repeated: the name identifies a rollout, and an operation already in effect changes \
+         nothing.",
     license(name = "Apache-2.0", identifier = "Apache-2.0")
 ))]
 struct Description;
@@ -98,7 +102,7 @@ fn documented(time: Duration) -> OpenApiRouter<Arc<Shared>> {
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some(
-            "A token of the tokens file, or one of the configured issuer (a JWT)",
+            "A token of the tokens file, or a token (JWT) of the configured issuer",
         ))
         .build();
     let components = document.components.get_or_insert_default();
@@ -125,12 +129,12 @@ fn documented(time: Duration) -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(engine::hubs))
         .routes(routes!(engine::dead_letters))
         .routes(routes!(engine::whoami))
-        .layer(middleware::from_fn_with_state(time, timed))
-        // A plan asks hubs, which takes as long as their quota for queries says.
+        .layer(middleware::from_fn_with_state(time, with_timeout))
+        // A plan queries the hubs, at the pace of their query quota.
         .routes(routes!(operations::plan))
 }
 
-/// The document with the published schema of a spec, which is made by another library.
+/// Adds the published schema of a spec to the document. Another library makes the schema.
 fn with_spec(document: &utoipa::openapi::OpenApi) -> Value {
     let mut document = serde_json::to_value(document).expect("a document is plain data");
     let mut spec = RolloutSpec::json_schema();
@@ -148,12 +152,12 @@ fn with_spec(document: &utoipa::openapi::OpenApi) -> Value {
     {
         schemas[name] = schema.clone();
     }
-    repoint(&mut document);
+    redirect_references(&mut document);
     document
 }
 
-/// References to definitions of the spec's own schema become references into this document.
-fn repoint(value: &mut Value) {
+/// Turns references to definitions of the spec's schema into references into this document.
+fn redirect_references(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, field) in fields {
@@ -161,25 +165,25 @@ fn repoint(value: &mut Value) {
                     Value::String(to) if name == "$ref" => {
                         *to = to.replace("#/$defs/", "#/components/schemas/");
                     }
-                    other => repoint(other),
+                    other => redirect_references(other),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(repoint),
+        Value::Array(items) => items.iter_mut().for_each(redirect_references),
         _ => {}
     }
 }
 
-/// Each for so long.
-async fn timed(State(time): State<Duration>, request: Request, next: Next) -> Response {
+/// Limits the time of each request.
+async fn with_timeout(State(time): State<Duration>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(time, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::busy("the store or the broker does not answer in time").into_response(),
     }
 }
 
-/// Nothing keeps an answer, or takes it for something else.
-async fn kept_nowhere(mut response: Response) -> Response {
+/// Prevents caching and content sniffing of responses.
+async fn forbid_caching(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(
         header::CACHE_CONTROL,
@@ -192,14 +196,17 @@ async fn kept_nowhere(mut response: Response) -> Response {
     response
 }
 
-async fn nothing_here(uri: Uri) -> Problem {
+async fn not_found(uri: Uri) -> Problem {
     let path = uri.path();
-    Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}"))
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        format!("there is no resource at {path}"),
+    )
 }
 
-async fn not_that_method(method: Method, uri: Uri) -> Problem {
+async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     let path = uri.path();
-    let detail = format!("{method} is not for {path}; see /api/v1/openapi.json");
+    let detail = format!("method {method} is not allowed for {path}; see /api/v1/openapi.json");
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
@@ -241,7 +248,7 @@ mod tests {
     fn every_reason_has_the_bound_that_is_kept() {
         let document = openapi();
         let schemas = document["components"]["schemas"].as_object().unwrap();
-        for name in ["Because", "OfStage", "Again", "Override"] {
+        for name in ["ReasonBody", "StageBody", "RetryBody", "PromoteBody"] {
             let reason = &schemas[name]["properties"]["reason"];
             assert_eq!(reason["maxLength"], MAX_TEXT_CHARS, "{name}");
         }

@@ -1,47 +1,49 @@
-//! The orchestrator: accepts rollouts, plans them, and drives them to their end.
+//! The orchestrator: accepts rollouts, plans them and drives them to their end.
 //!
-//! * [`accept`]: is this rollout new, the same as before, or in conflict with one of its name; [`groups`]: or with one
-//!   of its group;
-//! * [`planner`]: finds the devices in a stream and fills batches;
-//! * [`command`]: what can be asked for, as JSON; [`intake`] does it;
-//! * [`driver`]: a loop that reads what a rollout owes the world and does it, until it owes
-//!   nothing. It keeps no state that it could not read again;
-//! * [`service`]: drives all rollouts, together with other orchestrators; [`events`] tells the
-//!   world what happened, [`metrics`] tells Prometheus, [`retention`] deletes what ended long ago;
-//! * [`view`]: what there is to be seen of it all;
-//! * [`http`]: the same over HTTP, for people and programs.
+//! * [`accept`]: decides whether a submitted rollout is new, a repetition, or in conflict with a
+//!   stored rollout of the same name; [`groups`]: decides about conflicts within a concurrency
+//!   group.
+//! * [`planner`]: finds the devices in a stream and fills batches.
+//! * [`command`]: the commands as JSON; [`command_executor`]: executes commands.
+//! * [`driver`]: a loop that reads a rollout's pending work and performs the work until none is
+//!   left. A driver keeps no state beyond copies of readable data.
+//! * [`service`]: drives all rollouts, together with other orchestrators; [`events`]: publishes
+//!   transitions; [`metrics`]: exports Prometheus metrics; [`retention`]: deletes rollouts long
+//!   after their end.
+//! * [`view`]: read models for the command line and the HTTP API.
+//! * [`http`]: commands and views over HTTP, for people and programs.
 
 pub mod accept;
 mod accounting;
 mod adding;
 mod answers;
+pub mod changes;
 pub mod command;
+mod command_events;
+pub mod command_executor;
 mod config;
+mod device_set;
+mod dispatching;
 pub mod driver;
 pub mod events;
+pub mod evidence;
 pub mod groups;
-pub mod hearing;
 pub mod http;
-pub mod intake;
 pub mod lists;
-mod looks;
-mod meaning;
 mod measure;
 pub mod members;
 mod metric;
 pub mod metrics;
-pub mod news;
 pub mod planner;
-pub mod reach;
+pub mod reachability;
 mod release;
 pub mod retention;
 mod retry;
-mod ringing;
+pub mod rollout_text;
 mod running;
-mod seen;
+mod scans;
 pub mod service;
 mod skipping;
-pub mod standing;
 pub mod traces;
 pub mod view;
 
@@ -57,9 +59,9 @@ use twincast_core::ports::Hub;
 pub struct HubHandle {
     /// The hub's host name, which identifies it.
     pub host: HubHost,
-    /// The way to it.
+    /// The client of the hub.
     pub hub: Arc<dyn Hub>,
-    /// How fast it may be used.
+    /// The limits on the use of the hub.
     pub limits: HubLimits,
 }
 

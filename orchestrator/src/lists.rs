@@ -1,11 +1,11 @@
-//! Files with device ids, as people have them: one a line; a registry's export, with a JSON object a line; CSV with a
-//! header and a column of ids. What kind a file is, its first line says.
+//! Device lists in common formats: one id per line; a registry export with a JSON object per line;
+//! CSV with a header and a column of ids. The first line determines the format.
 //!
 //! Lines may hold keys of devices, and are never shown.
 //!
-//! A list may be larger than memory. Ids that it names twice count once; to find those without
-//! holding the whole list, a large one is read in several passes, each of which keeps the ids
-//! of one part of a hash's range.
+//! A list may be larger than memory. Duplicate ids count once. To find duplicates without holding
+//! the whole list, a large list is read in several passes; each pass keeps the ids of one part of a
+//! hash's range.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -16,32 +16,34 @@ use serde::Deserialize;
 use twincast_core::ids::{DeviceId, InvalidName};
 use twincast_secret::{NotText, text_of};
 
-/// The longest line that is read as one: far longer than an id with spaces around it, or a remark.
-const LONGEST_LINE: u64 = 64 * 1024;
-/// The largest list, in bytes: twenty million of the longest ids. A hub has a million devices, and some more on demand.
-const LARGEST: u64 = 20_000_000 * 130;
-/// How many ids one pass keeps: about 60 MB.
-const IDS_A_PASS: u64 = 500_000;
+/// The longest line that is read as a whole: far longer than an id with surrounding spaces, or a
+/// comment.
+const MAX_LINE_BYTES: u64 = 64 * 1024;
+/// The largest list in bytes: twenty million ids of maximum length. A hub has a million devices,
+/// and some more on demand.
+const MAX_LIST_BYTES: u64 = 20_000_000 * 130;
+/// The number of ids kept by one pass: about 60 MB.
+const IDS_PER_PASS: u64 = 500_000;
 
-/// What is wrong with a list.
+/// A problem with a device list.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the device list {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It has no end, or is no list.
-    #[error("the device list {} has more than {most} bytes: it is none", path.display())]
+    /// The file is endless, or not a list.
+    #[error("the device list {} is too large: more than {max_bytes} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// What is allowed.
-        most: u64,
+        /// The most bytes allowed.
+        max_bytes: u64,
     },
     /// A line has no device id.
     #[error("{}:{line}: {problem}", path.display())]
@@ -50,37 +52,37 @@ pub enum ListError {
         path: PathBuf,
         /// The line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The problem with the line.
         problem: String,
     },
-    /// It is no text.
+    /// The file is not text.
     #[error("cannot read the device list {}", path.display())]
     NotText {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         #[source]
         source: NotText,
     },
-    /// It has no ids.
-    #[error("the device list {} names no device", path.display())]
+    /// The list has no ids.
+    #[error("the device list {} has no device ids", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
 }
 
-/// What one look at a list found.
+/// The result of checking a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListFacts {
-    /// Lines with an id, repeats included.
+    /// The number of lines with an id, duplicates included.
     pub ids: u64,
 }
 
 /// Checks every line of a list.
 ///
 /// # Errors
-/// The first line that is no device id; a list without any; a file that cannot be read.
+/// The first line without a valid device id; a list without ids; an unreadable file.
 pub fn check(path: &Path) -> Result<ListFacts, ListError> {
     let mut ids = 0;
     for_each(path, |_| {
@@ -95,17 +97,18 @@ pub fn check(path: &Path) -> Result<ListFacts, ListError> {
     Ok(ListFacts { ids })
 }
 
-/// Hands out each id of a list once; gives the number of repeats. Stops early, with the repeats
-/// so far, when `take` says `false`.
+/// Passes each id of a list to `take` once, and returns the number of duplicates. Stops early, with
+/// the duplicates so far, when `take` returns `false`.
 ///
 /// # Errors
 /// As [`check`].
 pub fn for_each_unique(path: &Path, take: impl FnMut(DeviceId) -> bool) -> Result<u64, ListError> {
     let facts = check(path)?;
-    in_passes(path, facts.ids.div_ceil(IDS_A_PASS), take)
+    in_passes(path, facts.ids.div_ceil(IDS_PER_PASS), take)
 }
 
-/// Hands out each of these ids once; gives the number of repeats, so far when `take` says `false`.
+/// Passes each of these ids to `take` once, and returns the number of duplicates. Stops early, with
+/// the duplicates so far, when `take` returns `false`.
 pub fn each_once(ids: Vec<DeviceId>, mut take: impl FnMut(DeviceId) -> bool) -> u64 {
     let mut seen = HashSet::new();
     let mut repeats = 0;
@@ -126,21 +129,21 @@ fn in_passes(
 ) -> Result<u64, ListError> {
     let hasher = BuildHasherDefault::<DefaultHasher>::default();
     let mut repeats = 0;
-    let mut go_on = true;
+    let mut wants_more = true;
     for pass in 0..passes {
         let mut seen: HashSet<DeviceId> = HashSet::new();
         for_each(path, |id| {
             if hasher.hash_one(&id) % passes != pass {
-                return go_on;
+                return wants_more;
             }
             if seen.insert(id.clone()) {
-                go_on = take(id);
+                wants_more = take(id);
             } else {
                 repeats += 1;
             }
-            go_on
+            wants_more
         })?;
-        if !go_on {
+        if !wants_more {
             break;
         }
     }
@@ -148,11 +151,11 @@ fn in_passes(
 }
 
 fn for_each(path: &Path, take: impl FnMut(DeviceId) -> bool) -> Result<(), ListError> {
-    for_each_within(LARGEST, path, take)
+    for_each_within(MAX_LIST_BYTES, path, take)
 }
 
 fn for_each_within(
-    most: u64,
+    max_bytes: u64,
     path: &Path,
     mut take: impl FnMut(DeviceId) -> bool,
 ) -> Result<(), ListError> {
@@ -164,20 +167,20 @@ fn for_each_within(
     let mut line = Vec::new();
     let mut number = 0;
     let mut form: Option<Form> = None;
-    let mut left = most;
+    let mut remaining = max_bytes;
     loop {
         line.clear();
-        // A file without an end of line must not be taken into memory whole.
-        let mut limited = (&mut file).take(LONGEST_LINE);
+        // Limit the read: a file without line ends must not fill the memory.
+        let mut limited = (&mut file).take(MAX_LINE_BYTES);
         let length = limited.read_until(b'\n', &mut line).map_err(read)?;
         if length == 0 {
             return Ok(());
         }
-        left = left
+        remaining = remaining
             .checked_sub(length as u64)
             .ok_or_else(|| ListError::TooLarge {
                 path: path.to_owned(),
-                most,
+                max_bytes,
             })?;
         number += 1;
         let wrong = |problem: String| ListError::Line {
@@ -215,20 +218,20 @@ fn for_each_within(
 }
 
 fn not_an_id(error: &InvalidName) -> String {
-    format!("is not a device id, which is {}", error.allowed)
+    format!("invalid device id; allowed: {}", error.allowed)
 }
 
-/// How a list is written.
+/// The format of a list.
 enum Form {
     /// The line is the id.
     Plain,
-    /// The line is an object.
+    /// The line is a JSON object.
     Json,
-    /// The id is in the column of this number.
+    /// The id is in the column of this index.
     Csv { separator: char, column: usize },
 }
 
-/// Of an object of a registry's export, or of an answer of the hub.
+/// An object of a registry export, or of a hub's query result.
 #[derive(Deserialize)]
 struct Listed {
     #[serde(alias = "deviceId")]
@@ -236,12 +239,12 @@ struct Listed {
 }
 
 impl Form {
-    /// The form of a list that begins with `line`, and whether that is a header.
+    /// Returns the format of a list that begins with `line`, and whether `line` is a header.
     fn of(line: &str) -> (Self, bool) {
         if line.starts_with('{') {
             return (Self::Json, false);
         }
-        // An id may have any of these in it: it is a header only if a column has this name.
+        // Ids may contain separators, so a line is a header only if a column has this name.
         for separator in [',', ';', '\t'] {
             let is_id = |cell: &String| {
                 let letters = cell.chars().filter(char::is_ascii_alphanumeric);
@@ -260,18 +263,16 @@ impl Form {
             Self::Plain => Ok(line.to_owned()),
             Self::Json => serde_json::from_str(line)
                 .map(|listed: Listed| listed.id)
-                .map_err(|_| {
-                    "is not a JSON object with an id, as the lines before it are".to_owned()
-                }),
+                .map_err(|_| "not a JSON object with an id, unlike the lines before".to_owned()),
             Self::Csv { separator, column } => {
                 let cell = cells(line, *separator).into_iter().nth(*column);
-                cell.ok_or_else(|| format!("has no column {}, where the ids are", column + 1))
+                cell.ok_or_else(|| format!("column {} with the ids is missing", column + 1))
             }
         }
     }
 }
 
-/// The cells of a line of CSV (RFC 4180), without the space around them.
+/// Splits a line of CSV (RFC 4180) into cells without surrounding spaces.
 fn cells(line: &str, separator: char) -> Vec<String> {
     let (mut cells, mut quoted) = (vec![String::new()], false);
     let mut chars = line.chars().peekable();
@@ -294,11 +295,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_has_an_end() {
+    fn a_list_has_a_largest_size() {
         let file = list("a\nb\nc\n");
-        let ids = |most| {
+        let ids = |max_bytes| {
             let mut ids = Vec::new();
-            let read = for_each_within(most, file.path(), |id| {
+            let read = for_each_within(max_bytes, file.path(), |id| {
                 ids.push(id.to_string());
                 true
             });
@@ -376,36 +377,36 @@ mod tests {
         }
     }
 
-    /// Whatever is wrong with a line, there may be a key in it.
+    /// A line may contain a key, whatever the error.
     #[test]
     fn a_line_is_never_shown() {
         for (text, says) in [
             (
                 "a\n\nb secret\n",
-                ":3: is not a device id, which is 1 to 128",
+                ":3: invalid device id; allowed: 1 to 128",
             ),
             (
                 "a\n{\"id\":\"b\",\"primaryKey\":\"secret\"}\n",
-                ":2: is not a device id",
+                ":2: invalid device id",
             ),
             (
                 "{\"id\":\"a\"}\n{\"key\":\"secret\"}\n",
-                ":2: is not a JSON object with an id",
+                ":2: not a JSON object with an id",
             ),
             (
                 "{\"id\":\"a\"}\n{\"id\":\"b secret\"}\n",
-                ":2: is not a device id",
+                ":2: invalid device id",
             ),
-            ("{\"id\":\"a\"}\nsecret\n", ":2: is not a JSON object"),
-            ("key,id\nsecret\n", ":2: has no column 2, where the ids are"),
-            ("key,id\nsecret,\n", ":2: is not a device id"),
+            ("{\"id\":\"a\"}\nsecret\n", ":2: not a JSON object"),
+            ("key,id\nsecret\n", ":2: column 2 with the ids is missing"),
+            ("key,id\nsecret,\n", ":2: invalid device id"),
             (
                 "HostName=secret.net;SharedAccessKey=secret\n\"x\n",
-                ":2: is not a device id",
+                ":2: invalid device id",
             ),
         ] {
             let error = check(list(text).path()).unwrap_err();
-            let words = twincast_core::error::in_words(&error);
+            let words = twincast_core::error::describe(&error);
             assert!(words.contains(says), "{says}: {words}");
             assert!(!words.contains("secret"), "{words}");
         }
@@ -419,7 +420,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .ends_with(":2: it is not UTF-8 text: byte 2 belongs to no character"),
+                .ends_with(":2: the text is not UTF-8: byte 2 is not part of a character"),
             "{error}"
         );
         let wide: Vec<u8> = "\u{feff}a\nb\n"
@@ -429,9 +430,9 @@ mod tests {
         let mut file = list("");
         file.write_all(&wide).unwrap();
         let error = check(file.path()).unwrap_err();
-        let words = twincast_core::error::in_words(&error);
+        let words = twincast_core::error::describe(&error);
         assert!(
-            words.ends_with(": it is UTF-16; save it as UTF-8"),
+            words.ends_with(": the text is UTF-16; save it as UTF-8"),
             "{words}"
         );
         assert_eq!(check(list("\u{feff}a;1\r\nb\n").path()).unwrap().ids, 2);

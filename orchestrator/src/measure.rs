@@ -1,12 +1,12 @@
-//! Counts the devices of a stage that have applied what the rollout was to bring about.
+//! Counts the devices of a stage that have applied the rollout's change.
 //!
-//! What is counted is what the twins say now: a device that went back is not counted any more. So
-//! it is no outcome, which would only ever rise.
+//! The count shows the current state of the twins: a device that reverted the change no longer
+//! counts. Therefore the count is not an outcome; outcomes only rise.
 
 use std::collections::BTreeSet;
 
-use twincast_core::error::in_words;
-use twincast_core::gate::Measured;
+use twincast_core::error::describe;
+use twincast_core::gate::AppliedCount;
 use twincast_core::ids::{BatchId, DeviceId, HubName};
 use twincast_core::outcome::{Outcome, Tally};
 use twincast_core::ports::{BatchWork, Hub, Store, StoreError};
@@ -15,42 +15,42 @@ use twincast_core::rollout::{Event, Rollout};
 use twincast_core::time::Timestamp;
 
 use crate::Hubs;
-use crate::planner::{PlanError, is_final, queries_of, unknown_hub};
+use crate::planner::{PlanError, is_permanent, queries_of, unknown_hub};
 
-/// Batches that are read at a time.
+/// The number of batches read per page.
 const PAGE: usize = 64;
-/// Devices that one query asks for.
-const IDS: usize = 100;
+/// The number of devices per query.
+const IDS_PER_QUERY: usize = 100;
 
-/// The result of asking the hubs.
+/// The result of querying the hubs.
 #[derive(Debug)]
-pub(crate) enum Measuring {
+pub(crate) enum MeasureResult {
     /// The hubs have answered.
-    Measured(Measured),
-    /// The hubs cannot be asked at present, for this reason.
+    Measured(AppliedCount),
+    /// The hubs cannot be queried at present, for this reason.
     Failed(String),
-    /// The hubs can never be asked, and the rollout is to be paused: the devices have not failed.
+    /// The hubs can never be queried, and the rollout must be paused: the devices have not failed.
     Undecided(Event),
 }
 
-/// Why it is not known.
-pub(crate) enum NotMeasured {
+/// Why a count failed.
+pub(crate) enum MeasureError {
     Store(StoreError),
     Hub(PlanError),
 }
 
-/// What happens to a rollout whose hubs do not understand the question for `what`.
-pub(crate) fn undecided(rollout: &Rollout, what: &str, error: &PlanError) -> Event {
-    let reason = format!("{what} cannot be asked for: {}", in_words(error));
+/// Returns the event of a rollout whose hubs do not understand the query for `what`.
+pub(crate) fn undecided_event(rollout: &Rollout, what: &str, error: &PlanError) -> Event {
+    let reason = format!("cannot query {what}: {}", describe(error));
     let open = rollout.stage_progress().filter(|it| it.passed_at.is_none());
     match open.map(|stage| stage.name.clone()) {
         Some(stage) => Event::GateUndecided { stage, reason },
-        None => Event::NotHeard { reason },
+        None => Event::AnswersUnavailable { reason },
     }
 }
 
-/// Asks the hubs how many devices of the current stage fulfil the gate's `applied_when`. If a hub does not understand the
-/// condition, nothing can be measured.
+/// Queries the hubs for the number of devices of the current stage that fulfil the gate's
+/// `applied_when`. If a hub does not understand the condition, nothing can be measured.
 ///
 /// Cancel safety: may be dropped at any time.
 pub(crate) async fn measure(
@@ -58,29 +58,28 @@ pub(crate) async fn measure(
     store: &dyn Store,
     hubs: &Hubs,
     at: Timestamp,
-) -> Result<Measuring, StoreError> {
-    match applied(rollout, store, hubs, at).await {
-        Ok(measured) => Ok(Measuring::Measured(measured)),
-        Err(NotMeasured::Hub(error)) if is_final(&error) => Ok(Measuring::Undecided(undecided(
-            rollout,
-            "applied_when",
-            &error,
-        ))),
-        Err(NotMeasured::Hub(error)) => Ok(Measuring::Failed(in_words(&error))),
-        Err(NotMeasured::Store(error)) => Err(error),
+) -> Result<MeasureResult, StoreError> {
+    match count_applied(rollout, store, hubs, at).await {
+        Ok(measured) => Ok(MeasureResult::Measured(measured)),
+        Err(MeasureError::Hub(error)) if is_permanent(&error) => Ok(MeasureResult::Undecided(
+            undecided_event(rollout, "applied_when", &error),
+        )),
+        Err(MeasureError::Hub(error)) => Ok(MeasureResult::Failed(describe(&error))),
+        Err(MeasureError::Store(error)) => Err(error),
     }
 }
 
-/// How many devices of the current stage fulfil its gate's `applied_when`, of those that have the message: two queries a hub
-/// where a condition says exactly which devices these are, else one for every hundred devices.
-async fn applied(
+/// Counts the devices of the current stage that have the message and fulfil the gate's
+/// `applied_when`. Costs two queries per hub where a condition selects exactly the devices with the
+/// message, else one query per hundred devices.
+async fn count_applied(
     rollout: &Rollout,
     store: &dyn Store,
     hubs: &Hubs,
     at: Timestamp,
-) -> Result<Measured, NotMeasured> {
+) -> Result<AppliedCount, MeasureError> {
     let lag = hubs.values().map(|hub| hub.limits.query_lag).max();
-    let mut measured = Measured {
+    let mut measured = AppliedCount {
         applied: 0,
         failed: 0,
         as_of: at.minus(lag.unwrap_or_default()),
@@ -91,15 +90,15 @@ async fn applied(
     let Some(condition) = gate.and_then(|gate| gate.applied_when.as_deref()) else {
         return Ok(measured);
     };
-    let tallies = store.tallies(name).await.map_err(NotMeasured::Store)?;
+    let tallies = store.tallies(name).await.map_err(MeasureError::Store)?;
     let devices = rollout.spec.condition_of(stage);
     let mut by_id = BTreeSet::new();
     for tally in tallies.iter().filter(|tally| tally.stage == stage) {
         let counted = match &devices {
-            Some(devices) => at_once(tally, devices, condition, hubs).await,
+            Some(devices) => count_at_once(tally, devices, condition, hubs).await,
             None => Ok(None),
         };
-        match counted.map_err(NotMeasured::Hub)? {
+        match counted.map_err(MeasureError::Hub)? {
             Some(applied) => measured.applied += applied,
             None => _ = by_id.insert(&tally.hub),
         }
@@ -108,7 +107,7 @@ async fn applied(
     let mut after: Option<BatchId> = None;
     while !by_id.is_empty() {
         let page = store.batches(name, after, PAGE);
-        let page = page.await.map_err(NotMeasured::Store)?;
+        let page = page.await.map_err(MeasureError::Store)?;
         let Some(last) = page.last() else { break };
         after = Some(last.header.id);
         for batch in page.iter().map(|batch| &batch.header) {
@@ -116,18 +115,19 @@ async fn applied(
                 continue;
             }
             let work = store.load(name, batch.id);
-            let work = work.await.map_err(NotMeasured::Store)?;
-            measured.applied += applied_in(&work, condition, hubs)
+            let work = work.await.map_err(MeasureError::Store)?;
+            measured.applied += count_applied_in(&work, condition, hubs)
                 .await
-                .map_err(NotMeasured::Hub)?;
+                .map_err(MeasureError::Hub)?;
         }
     }
     Ok(measured)
 }
 
-/// How many devices of a stage on one hub fulfil `condition`. `None`: `devices` does not say exactly which devices have the message, for
-/// some of the stage do not, or another number of devices has these tags by now.
-async fn at_once(
+/// Counts the devices of a stage on one hub that fulfil `condition`. Returns `None` if `devices`
+/// does not select exactly the devices with the message: some devices of the stage lack the
+/// message, or the number of devices with these tags has changed.
+async fn count_at_once(
     tally: &Tally,
     devices: &str,
     condition: &str,
@@ -142,8 +142,8 @@ async fn at_once(
     if count(&tally.hub, hub, devices).await? != all {
         return Ok(None);
     }
-    let wanted = query::all_of([devices, condition]);
-    Ok(Some(count(&tally.hub, hub, &wanted).await?))
+    let condition = query::all_of([devices, condition]);
+    Ok(Some(count(&tally.hub, hub, &condition).await?))
 }
 
 pub(crate) fn hub_of<'a>(name: &HubName, hubs: &'a Hubs) -> Result<&'a dyn Hub, PlanError> {
@@ -159,7 +159,11 @@ async fn count(name: &HubName, hub: &dyn Hub, condition: &str) -> Result<u64, Pl
     })
 }
 
-async fn applied_in(work: &BatchWork, condition: &str, hubs: &Hubs) -> Result<u64, PlanError> {
+async fn count_applied_in(
+    work: &BatchWork,
+    condition: &str,
+    hubs: &Hubs,
+) -> Result<u64, PlanError> {
     let name = &work.header().hub;
     let hub = hub_of(name, hubs)?;
     let sent = work.outcomes.iter().zip(work.batch.devices.iter());
@@ -168,10 +172,10 @@ async fn applied_in(work: &BatchWork, condition: &str, hubs: &Hubs) -> Result<u6
         .map(|(_, id)| DeviceId::new(id).expect("a manifest holds ids"))
         .collect();
     let mut applied = 0;
-    for ids in ids.chunks(IDS) {
+    for ids in ids.chunks(IDS_PER_QUERY) {
         for part in queries_of(ids) {
-            let wanted = query::all_of([part.as_str(), condition]);
-            applied += count(name, hub, &wanted).await?;
+            let condition = query::all_of([part.as_str(), condition]);
+            applied += count(name, hub, &condition).await?;
         }
     }
     Ok(applied)

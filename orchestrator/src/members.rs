@@ -1,19 +1,20 @@
-//! The devices of a rollout, for telling which of a target are new and which are gone.
+//! A compact set of a rollout's devices, for finding new and departed devices of the target.
 //!
-//! A device is known by 64 bits of it. With so many as are held at once, a new device is taken for a known one once in some 10^12
-//! looks; as each look mixes its number in, the next one then finds it.
+//! A device is represented by a 64-bit hash. With the largest set, a new device is taken for a
+//! known device about once in 10^12 scans. The number of the scan is part of the hash, so the next
+//! scan finds such a device.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use twincast_core::ids::{DeviceId, HubName};
-use twincast_core::rollout::LookId;
+use twincast_core::rollout::ScanId;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Devices that are held at once, in 8 bytes and a bit each. Of a larger fleet, a look takes several parts one after the other, and
-/// asks the hubs once for each.
-pub const HELD_AT_ONCE: u64 = 4_000_000;
+/// The most devices held at once, at 8 bytes and one bit per device. A scan of a larger fleet takes
+/// several parts one after the other, and queries the hubs once per part.
+pub const MAX_MEMBERS_PER_PART: u64 = 4_000_000;
 
-/// One of equal parts of all devices there may be.
+/// One of several equal parts of all possible devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) index: u64,
@@ -21,9 +22,9 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// The parts in which a fleet of so many devices is gone through.
+    /// Returns the parts for scanning a fleet of this size.
     pub(crate) fn all(devices: u64) -> impl Iterator<Item = Self> {
-        let of = devices.div_ceil(HELD_AT_ONCE).max(1);
+        let of = devices.div_ceil(MAX_MEMBERS_PER_PART).max(1);
         (0..of).map(move |index| Self { index, of })
     }
 }
@@ -31,57 +32,58 @@ impl Part {
 /// The known devices of a part.
 #[derive(Debug)]
 pub struct Members {
-    look: LookId,
+    scan: ScanId,
     part: Part,
-    /// Ascending.
-    prints: Vec<u64>,
-    /// Of each whether it is still in the target: one bit.
+    /// Sorted ascending.
+    hashes: Vec<u64>,
+    /// One bit per device: whether the device is still in the target.
     seen: Vec<AtomicU64>,
 }
 
-/// Collects them.
+/// Collects the known devices of a part.
 #[derive(Debug)]
-pub(crate) struct Gathering {
-    look: LookId,
+pub(crate) struct MembersBuilder {
+    scan: ScanId,
     part: Part,
-    prints: Vec<u64>,
+    hashes: Vec<u64>,
 }
 
-impl Gathering {
-    pub(crate) fn new(look: LookId, part: Part) -> Self {
+impl MembersBuilder {
+    pub(crate) fn new(scan: ScanId, part: Part) -> Self {
         Self {
-            look,
+            scan,
             part,
-            prints: Vec::new(),
+            hashes: Vec::new(),
         }
     }
 
     pub(crate) fn add(&mut self, hub: &HubName, device: &str) {
-        self.prints
-            .extend(print_of(self.look, self.part, hub, device));
+        self.hashes
+            .extend(device_hash(self.scan, self.part, hub, device));
     }
 
-    pub(crate) fn done(mut self) -> Members {
-        self.prints.sort_unstable();
-        self.prints.dedup();
-        let words = self.prints.len().div_ceil(64);
+    pub(crate) fn build(mut self) -> Members {
+        self.hashes.sort_unstable();
+        self.hashes.dedup();
+        let words = self.hashes.len().div_ceil(64);
         Members {
-            look: self.look,
+            scan: self.scan,
             part: self.part,
-            prints: self.prints,
+            hashes: self.hashes,
             seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 }
 
 impl Members {
-    /// Whether a device of the target belongs to the part and was not known before. One that was known is now known to be there still.
+    /// Returns whether a device of the target belongs to the part and was not known before. Marks a
+    /// known device as still in the target.
     #[must_use]
     pub fn is_new(&self, hub: &HubName, device: &DeviceId) -> bool {
-        let Some(print) = print_of(self.look, self.part, hub, device.as_str()) else {
+        let Some(hash) = device_hash(self.scan, self.part, hub, device.as_str()) else {
             return false;
         };
-        match self.prints.binary_search(&print) {
+        match self.hashes.binary_search(&hash) {
             Ok(at) => {
                 self.seen[at / 64].fetch_or(1 << (at % 64), Ordering::Relaxed);
                 false
@@ -90,22 +92,22 @@ impl Members {
         }
     }
 
-    /// Whether a device is known and was not seen in the target.
-    pub(crate) fn has_left(&self, hub: &HubName, device: &str) -> bool {
-        let print = print_of(self.look, self.part, hub, device);
-        let at = print.and_then(|print| self.prints.binary_search(&print).ok());
+    /// Returns whether a device is known and was not seen in the target.
+    pub(crate) fn has_departed(&self, hub: &HubName, device: &str) -> bool {
+        let hash = device_hash(self.scan, self.part, hub, device);
+        let at = hash.and_then(|hash| self.hashes.binary_search(&hash).ok());
         at.is_some_and(|at| self.seen[at / 64].load(Ordering::Relaxed) >> (at % 64) & 1 == 0)
     }
 }
 
-/// A device's bits, if it is of the part.
-fn print_of(look: LookId, part: Part, hub: &HubName, device: &str) -> Option<u64> {
-    let mut hasher = Xxh3::with_seed(u64::from(look.0));
+/// Returns the hash of a device, if the device belongs to the part.
+fn device_hash(scan: ScanId, part: Part, hub: &HubName, device: &str) -> Option<u64> {
+    let mut hasher = Xxh3::with_seed(u64::from(scan.0));
     hasher.update(hub.as_str().as_bytes());
     hasher.update(b"\0");
     hasher.update(device.as_bytes());
-    let print = hasher.digest();
-    (print % part.of == part.index).then_some(print)
+    let hash = hasher.digest();
+    (hash % part.of == part.index).then_some(hash)
 }
 
 #[cfg(test)]
@@ -121,25 +123,25 @@ mod tests {
     }
 
     #[test]
-    fn every_part_tells_its_own() {
+    fn every_part_finds_its_own_devices() {
         let (a, b) = (hub("a"), hub("b"));
         let mut new = 0;
         let mut left = 0;
         for part in [0, 1, 2].map(|index| Part { index, of: 3 }) {
-            let mut known = Gathering::new(LookId(7), part);
+            let mut known = MembersBuilder::new(ScanId(7), part);
             for id in 0..200 {
                 known.add(&a, device(id).as_str());
-                // What is added twice is there once.
+                // A device added twice counts once.
                 known.add(&a, device(id).as_str());
             }
-            let known = known.done();
+            let known = known.build();
             for id in 100..300 {
                 new += u32::from(known.is_new(&a, &device(id)));
             }
-            // An id is another device on another hub.
+            // The same id on another hub is another device.
             new += u32::from(known.is_new(&b, &device(0)));
             for id in 0..300 {
-                let gone = known.has_left(&a, device(id).as_str());
+                let gone = known.has_departed(&a, device(id).as_str());
                 assert!(!gone || id < 100, "device {id} was seen");
                 left += u32::from(gone);
             }
@@ -152,8 +154,8 @@ mod tests {
         for (devices, parts) in [
             (0, 1),
             (1, 1),
-            (HELD_AT_ONCE, 1),
-            (HELD_AT_ONCE + 1, 2),
+            (MAX_MEMBERS_PER_PART, 1),
+            (MAX_MEMBERS_PER_PART + 1, 2),
             (10_000_000, 3),
         ] {
             assert_eq!(Part::all(devices).count(), parts, "{devices}");

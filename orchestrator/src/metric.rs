@@ -1,4 +1,4 @@
-//! Asks for the metrics of a gate, beside all else that a driver does.
+//! Queries the metrics of a gate, concurrently with the driver's other work.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::gate::metric;
 use twincast_core::ids::{MetricName, StageIndex};
 use twincast_core::ports::{Clock, MetricSource};
@@ -15,35 +15,36 @@ use twincast_core::rollout::{Event, Rollout};
 use twincast_core::spec::Metric;
 use twincast_core::time::Timestamp;
 
-/// The interval between two looks at the clock.
-const DUE: Duration = Duration::from_secs(1);
+/// The interval between two checks of the clock.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a query has given, or why nothing.
+/// The values of a query, or the reason for the failure.
 type Answer = Result<Vec<f64>, String>;
 
-/// What a driver remembers of the metrics that it asks for. Losing it costs a question that is asked early.
+/// A driver's memory of its metric queries. Losing the memory costs one early query.
 #[derive(Default)]
-pub(crate) struct Asking {
+pub(crate) struct MetricMemory {
     stage: StageIndex,
-    asked: HashMap<MetricName, Timestamp>,
+    queried_at: HashMap<MetricName, Timestamp>,
     under_way: Option<BoxFuture<'static, (Metric, Answer)>>,
 }
 
-impl std::fmt::Debug for Asking {
+impl std::fmt::Debug for MetricMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Asking")
+        f.debug_struct("MetricMemory")
             .field("stage", &self.stage)
-            .field("asked", &self.asked)
+            .field("queried_at", &self.queried_at)
             .finish_non_exhaustive()
     }
 }
 
-impl Asking {
-    /// Asks for the metrics of a rollout's current stage that are due, one after the other, until something is found
-    /// that is to be remembered. Waits for ever when none is due.
+impl MetricMemory {
+    /// Queries the due metrics of a rollout's current stage, one after the other, and returns the
+    /// first result worth recording. Waits until a metric is due, and forever for a gate without
+    /// metrics.
     ///
-    /// Cancel safety: a question that is under way is gone on with by the next call.
-    pub(crate) async fn measured(
+    /// Cancel safety: the next call continues a running query.
+    pub(crate) async fn next_measurement(
         &mut self,
         rollout: &Rollout,
         server: Option<&Arc<dyn MetricSource>>,
@@ -65,35 +66,35 @@ impl Asking {
                 Some(under_way) => under_way.await,
                 None => {
                     let now = clock.now();
-                    let asked = |name: &MetricName| self.asked.get(name).copied();
-                    let Some(metric) = metric::due(gate, progress, asked, now) else {
-                        tokio::time::sleep(DUE).await;
+                    let queried_at = |name: &MetricName| self.queried_at.get(name).copied();
+                    let Some(metric) = metric::due(gate, progress, queried_at, now) else {
+                        tokio::time::sleep(CLOCK_INTERVAL).await;
                         continue;
                     };
-                    self.asked.insert(metric.name.clone(), now);
-                    self.under_way = Some(ask(metric.clone(), server.cloned()));
+                    self.queried_at.insert(metric.name.clone(), now);
+                    self.under_way = Some(query(metric.clone(), server.cloned()));
                     continue;
                 }
             };
             self.under_way = None;
             let (metric, answer) = answered;
-            let weighed = metric::weigh(&metric, answer.as_deref().map_err(Clone::clone));
-            let (name, result) = (&metric.name, weighed.result);
+            let measurement = metric::evaluate(&metric, answer.as_deref().map_err(Clone::clone));
+            let (name, result) = (&metric.name, measurement.result);
             let rollout = &rollout.spec.name;
-            tracing::debug!(%rollout, metric = %name, ?result, found = weighed.found, "metric measured");
-            if metric::is_worth_noting(&metric, progress, result) {
+            tracing::debug!(%rollout, metric = %name, ?result, samples = measurement.samples, "metric measured");
+            if metric::must_be_noted(&metric, progress, result) {
                 return Event::MetricMeasured {
                     stage: progress.name.clone(),
                     metric: metric.name,
                     result,
-                    found: weighed.found,
+                    samples: measurement.samples,
                 };
             }
         }
     }
 }
 
-fn ask(
+fn query(
     metric: Metric,
     server: Option<Arc<dyn MetricSource>>,
 ) -> BoxFuture<'static, (Metric, Answer)> {
@@ -101,7 +102,7 @@ fn ask(
         let answer = match &server {
             Some(server) => {
                 let answered = server.ask(&metric.query).await;
-                answered.map_err(|error| in_words(&error))
+                answered.map_err(|error| describe(&error))
             }
             None => Err("no Prometheus server is configured".to_owned()),
         };

@@ -1,5 +1,5 @@
-//! What an orchestrator tells Prometheus. Labels come from closed sets, but for the rollouts' names:
-//! those are on gauges of rollouts only that this orchestrator drives just now.
+//! The Prometheus metrics of an orchestrator. Labels come from closed sets, except for rollout
+//! names: only gauges of rollouts driven by this orchestrator at the moment have a name as label.
 
 use std::collections::BTreeSet;
 
@@ -8,31 +8,31 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 use twincast_core::account::Activity;
 use twincast_core::answer::Answered;
 use twincast_core::ids::{HubName, RolloutName};
-use twincast_core::outcome::{Class, Counts, Outcome};
+use twincast_core::outcome::{Counts, Outcome, OutcomeClass};
 use twincast_core::ports::{Depth, Tally};
 use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
 
 use crate::command::{Answer, Cause, Refusal};
-use crate::standing::counted;
+use crate::rollout_text::valid_tallies;
 use crate::view::stage_name;
 
-/// Results of commands that are no causes of a refusal.
+/// The results of commands besides the causes of refusals.
 const DONE: &str = "done";
 const UNCHANGED: &str = "unchanged";
 const DENIED: &str = "denied";
 
-/// The families.
+/// The metric families.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Rollouts that this orchestrator drives.
+    /// Rollouts driven by this orchestrator.
     pub driven: IntGauge,
-    /// Active rollouts of a newer release, which this orchestrator leaves alone.
+    /// Active rollouts of a newer release, left alone by this orchestrator.
     pub newer: IntGauge,
     /// Whether all rollouts are stopped.
     pub(crate) stopped: IntGauge,
     pub(crate) repairs: Repairs,
-    /// Messages on the queue of dead letters.
+    /// Messages on the dead-letter queue.
     pub dead_letters: IntGauge,
     commands: IntCounterVec,
     waiting: IntGaugeVec,
@@ -52,65 +52,68 @@ impl Default for Metrics {
         Self {
             driven: made(IntGauge::new(
                 "twincast_rollouts_driven",
-                "Rollouts that this orchestrator drives.",
+                "Rollouts driven by this orchestrator.",
             )),
             newer: made(IntGauge::new(
                 "twincast_rollouts_newer",
-                "Active rollouts of a newer release, which this orchestrator leaves to newer ones.",
+                "Active rollouts of a newer release, left to newer orchestrators.",
             )),
             stopped: made(IntGauge::new(
                 "twincast_stopped",
-                "1 while all rollouts are stopped: from stop-all to resume-all.",
+                "1 while all rollouts are stopped, from stop-all to resume-all.",
             )),
             repairs: Repairs::default(),
             dead_letters: made(IntGauge::new(
                 "twincast_dead_letters",
-                "Messages on the queue of dead letters, as this orchestrator last saw it.",
+                "Messages on the dead letter queue, as last seen by this orchestrator.",
             )),
             commands: commands(),
             waiting: gauges(
                 "twincast_dispatches_waiting",
-                "Batches on a hub's dispatch queue that no worker has taken yet.",
+                "Batches on a hub's dispatch queue, not yet taken by a worker.",
                 &["hub"],
             ),
             consumers: gauges(
                 "twincast_dispatch_consumers",
-                "Workers that take batches from a hub's dispatch queue.",
+                "Workers consuming a hub's dispatch queue.",
                 &["hub"],
             ),
             phase: gauges(
                 "twincast_rollout_phase",
-                "1 for the phase that a rollout is in. Of rollouts that this orchestrator drives, as all twincast_rollout_*.",
+                "1 for the current phase of a rollout. All metrics twincast_rollout_* cover the \
+                 rollouts driven by this orchestrator.",
                 &["rollout", "phase"],
             ),
             stage: gauges(
                 "twincast_rollout_stage",
-                "The number of the stage that a rollout is at, from 1; 0 before its plan is whole.",
+                "The number of a rollout's current stage, from 1; 0 before the plan is complete.",
                 &rollout,
             ),
             awaits_approval: gauges(
                 "twincast_rollout_awaits_approval",
-                "1 while an approval is all that a rollout waits for.",
+                "1 while a rollout waits only for an approval.",
                 &rollout,
             ),
             planning_blocked: gauges(
                 "twincast_rollout_planning_blocked",
-                "1 while the devices of a rollout, or its joiners, cannot be found.",
+                "1 while a rollout's devices or late joiners cannot be found.",
                 &rollout,
             ),
             devices: gauges(
                 "twincast_rollout_devices",
-                "A rollout's devices, by stage, class and outcome, once its plan is whole.",
+                "A rollout's devices by stage, class and outcome, once the plan is complete.",
                 &["rollout", "stage", "class", "outcome"],
             ),
             answers: gauges(
                 "twincast_rollout_answers",
-                "Devices that have answered in their twins, by stage and state: installing, applied, failed.",
+                "Devices with an answer in the twin, by stage and state: installing, applied, \
+                 failed.",
                 &["rollout", "stage", "state"],
             ),
             spent: gauges(
                 "twincast_rollout_time_spent_seconds",
-                "For how long a rollout did what; added up, the time since it was accepted.",
+                "Seconds spent by a rollout per activity; the sum is the time since the rollout \
+                 was accepted.",
                 &["rollout", "activity"],
             ),
         }
@@ -118,10 +121,10 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Lets `registry` export what is counted.
+    /// Registers all metric families with `registry`.
     ///
     /// # Errors
-    /// When it exports metrics of these names already.
+    /// When `registry` already has metrics of these names.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         let all: [Box<dyn Collector>; 15] = [
             Box::new(self.driven.clone()),
@@ -144,8 +147,8 @@ impl Metrics {
             .try_for_each(|family| registry.register(family))
     }
 
-    /// A command was answered for; gives what is counted.
-    pub fn answered(&self, result: Result<&Answer, &Refusal>) -> &'static str {
+    /// Counts the result of a command and returns the label.
+    pub fn count_answer(&self, result: Result<&Answer, &Refusal>) -> &'static str {
         let result = match result {
             Ok(answer) if answer.changed => DONE,
             Ok(_) => UNCHANGED,
@@ -155,8 +158,8 @@ impl Metrics {
         result
     }
 
-    /// Somebody asked for what they may not.
-    pub(crate) fn denied(&self) {
+    /// Counts a command denied for missing permission.
+    pub(crate) fn count_denied(&self) {
         self.commands.with_label_values(&[DENIED]).inc();
     }
 
@@ -169,35 +172,35 @@ impl Metrics {
         set(&self.consumers, depth.consumers);
     }
 
-    /// What is told of one rollout, until it is dropped.
+    /// Returns the metrics of one rollout. Dropping the result removes the metrics.
     pub(crate) fn rollout(&self, name: &RolloutName) -> RolloutMetrics<'_> {
         RolloutMetrics {
             of: self,
             name: name.clone(),
             phase: None,
-            told: BTreeSet::new(),
-            answered: BTreeSet::new(),
+            exported: BTreeSet::new(),
+            answer_stages: BTreeSet::new(),
         }
     }
 }
 
-/// What is told of one rollout.
+/// The metrics of one rollout.
 pub(crate) struct RolloutMetrics<'a> {
     of: &'a Metrics,
     name: RolloutName,
     phase: Option<&'static str>,
-    /// Stages, classes and outcomes of which there is a sample.
-    told: BTreeSet<(String, Class, Outcome)>,
-    /// Stages of whose answers there is a sample.
-    answered: BTreeSet<String>,
+    /// The stages, classes and outcomes with a sample.
+    exported: BTreeSet<(String, OutcomeClass, Outcome)>,
+    /// The stages with samples of answers.
+    answer_stages: BTreeSet<String>,
 }
 
-/// The states of answers that are told.
-const ANSWERS: [&str; 3] = ["installing", "applied", "failed"];
+/// The exported states of answers.
+const ANSWER_STATES: [&str; 3] = ["installing", "applied", "failed"];
 
 impl RolloutMetrics<'_> {
     pub(crate) fn set(&mut self, rollout: &Rollout, tallies: &[Tally], now: Timestamp) {
-        let tallies = counted(rollout, tallies);
+        let tallies = valid_tallies(rollout, tallies);
         let name = self.name.as_str();
         let phase = rollout.phase.as_str();
         if let Some(before) = self.phase.replace(phase).filter(|before| *before != phase) {
@@ -208,7 +211,9 @@ impl RolloutMetrics<'_> {
         let number = rollout.plan.as_ref().map_or(0, |_| rollout.stage().0 + 1);
         stage.set(i64::from(number));
         let awaits = rollout.stage_progress().is_some_and(|stage| {
-            stage.ripe_at.is_some() && stage.approved.is_none() && stage.passed_at.is_none()
+            stage.approval_awaited_at.is_some()
+                && stage.approved.is_none()
+                && stage.passed_at.is_none()
         });
         let awaiting = self.of.awaits_approval.with_label_values(&[name]);
         awaiting.set(i64::from(awaits));
@@ -221,7 +226,7 @@ impl RolloutMetrics<'_> {
         let stages: BTreeSet<_> = tallies.iter().map(|tally| tally.stage).collect();
         for stage in stages {
             let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
-            let answers = rollout.spec.message.answers();
+            let answers = rollout.spec.message.wants_feedback();
             self.set_devices(&stage_name(rollout, stage), &counts, answers);
         }
         for (stage, answered) in rollout.notes.answers.stages() {
@@ -230,9 +235,9 @@ impl RolloutMetrics<'_> {
     }
 
     fn set_answers(&mut self, stage: &str, answered: &Answered) {
-        self.answered.insert(stage.to_owned());
+        self.answer_stages.insert(stage.to_owned());
         let numbers = [answered.installing, answered.applied, answered.failed];
-        for (state, devices) in ANSWERS.into_iter().zip(numbers) {
+        for (state, devices) in ANSWER_STATES.into_iter().zip(numbers) {
             let gauge = self
                 .of
                 .answers
@@ -241,14 +246,16 @@ impl RolloutMetrics<'_> {
         }
     }
 
-    /// A sample for each outcome that there is or was: a series that ends would keep its last value.
+    /// Sets a sample for each present or past outcome: an ended series would keep the last value.
     fn set_devices(&mut self, stage: &str, counts: &Counts, answers: bool) {
-        self.told.extend(
-            counts
-                .iter()
-                .map(|(outcome, _)| (stage.to_owned(), Class::of(outcome, answers), outcome)),
-        );
-        for (_, class, outcome) in self.told.iter().filter(|(of, ..)| of == stage) {
+        self.exported.extend(counts.iter().map(|(outcome, _)| {
+            (
+                stage.to_owned(),
+                OutcomeClass::of(outcome, answers),
+                outcome,
+            )
+        }));
+        for (_, class, outcome) in self.exported.iter().filter(|(of, ..)| of == stage) {
             let labels = [self.name.as_str(), stage, class.as_str(), outcome.as_str()];
             let devices = i64::try_from(counts.get(*outcome)).unwrap_or(i64::MAX);
             self.of.devices.with_label_values(&labels).set(devices);
@@ -259,7 +266,7 @@ impl RolloutMetrics<'_> {
 impl Drop for RolloutMetrics<'_> {
     fn drop(&mut self) {
         let name = self.name.as_str();
-        // One that was never set has nothing to remove.
+        // Without a phase, no metric was ever set.
         if let Some(phase) = self.phase {
             _ = self.of.phase.remove_label_values(&[name, phase]);
         }
@@ -272,19 +279,19 @@ impl Drop for RolloutMetrics<'_> {
                 .spent
                 .remove_label_values(&[name, activity.as_str()]);
         }
-        for (stage, class, outcome) in &self.told {
+        for (stage, class, outcome) in &self.exported {
             let labels = [name, stage, class.as_str(), outcome.as_str()];
             _ = self.of.devices.remove_label_values(&labels);
         }
-        for stage in &self.answered {
-            for state in ANSWERS {
+        for stage in &self.answer_stages {
+            for state in ANSWER_STATES {
                 _ = self.of.answers.remove_label_values(&[name, stage, state]);
             }
         }
     }
 }
 
-/// What drivers found out of order and put right: dispatches that were lost.
+/// Counts the repairs by drivers: repeated dispatches and repeated writes.
 #[derive(Debug, Clone)]
 pub struct Repairs(IntCounter);
 
@@ -292,13 +299,14 @@ impl Default for Repairs {
     fn default() -> Self {
         Self(made(IntCounter::new(
             "twincast_dispatches_repeated_total",
-            "Batches that were released again, because nobody worked on them.",
+            "Repeated dispatches of batches without a worker, and repeated writes after a loss in \
+             the store.",
         )))
     }
 }
 
 impl Repairs {
-    /// How many there were since the process started.
+    /// Returns the number of repairs since the start of the process.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.get()
@@ -309,12 +317,14 @@ impl Repairs {
     }
 }
 
-/// What is counted of commands. All results are there from the start: the first of a kind is an increase, too.
+/// Creates the counter of commands. All results exist from the start, so that the first of a kind
+/// shows as an increase, too.
 fn commands() -> IntCounterVec {
     let family = made(IntCounterVec::new(
         Opts::new(
             "twincast_commands_total",
-            "Commands that were answered for, over the queue and HTTP: done, unchanged (it was so already), denied (by whoever may not), or the cause of a refusal.",
+            "Answered commands over the queue and HTTP: done, unchanged (already in effect), \
+             denied (the caller lacks the role), or the cause of a refusal.",
         ),
         &["result"],
     ));
@@ -325,7 +335,7 @@ fn commands() -> IntCounterVec {
     family
 }
 
-/// Names and labels are written down here, so a family that cannot be made is a defect.
+/// Unwraps a metric family. Names and labels are constants, so a failure is a defect.
 fn made<T>(family: Result<T, prometheus::Error>) -> T {
     family.expect("names and labels are valid")
 }
@@ -358,7 +368,7 @@ mod tests {
         let metrics = Metrics::default();
         let registry = Registry::new();
         metrics.register(&registry).unwrap();
-        let told = || {
+        let text = || {
             TextEncoder::new()
                 .encode_to_string(&registry.gather())
                 .unwrap()
@@ -368,19 +378,19 @@ mod tests {
             .chain(Cause::ALL.map(Cause::as_str))
         {
             let sample = format!("twincast_commands_total{{result=\"{result}\"}} 0\n");
-            assert!(told().contains(&sample), "{result}: {}", told());
+            assert!(text().contains(&sample), "{result}: {}", text());
         }
-        metrics.denied();
+        metrics.count_denied();
         let refusal = Refusal::new(Cause::Damaged, "x");
-        assert_eq!(metrics.answered(Err(&refusal)), "damaged");
+        assert_eq!(metrics.count_answer(Err(&refusal)), "damaged");
         for result in ["denied", "damaged"] {
             let sample = format!("twincast_commands_total{{result=\"{result}\"}} 1\n");
-            assert!(told().contains(&sample), "{result}");
+            assert!(text().contains(&sample), "{result}");
         }
     }
 
     #[test]
-    fn a_rollout_is_told_of_while_it_is_driven() {
+    fn a_rollout_has_metrics_while_driven() {
         let metrics = Metrics::default();
         let registry = Registry::new();
         metrics.register(&registry).unwrap();
@@ -395,20 +405,23 @@ mod tests {
         let mut of = metrics.rollout(&rollout.spec.name);
         let devices = |sample: &String| sample.starts_with("twincast_rollout_devices");
         of.set(&rollout, &[tally(counts)], Timestamp(4_002));
-        let told = samples(&registry);
-        assert!(!told.iter().any(devices), "of half a plan: {told:?}");
+        let exported = samples(&registry);
+        assert!(
+            !exported.iter().any(devices),
+            "of half a plan: {exported:?}"
+        );
         let rollout = build::after(&rollout, build::plan_completed(2));
         of.set(&rollout, &[tally(counts)], Timestamp(4_002));
         counts.shift(Outcome::Pending, Outcome::Enqueued);
         counts.shift(Outcome::Pending, Outcome::Refused);
         of.set(&rollout, &[tally(counts)], Timestamp(4_002));
-        let (spent, told): (Vec<_>, Vec<_>) = samples(&registry)
+        let (spent, exported): (Vec<_>, Vec<_>) = samples(&registry)
             .into_iter()
             .partition(|sample| sample.contains("time_spent"));
         let sending = r#"twincast_rollout_time_spent_seconds{activity="sending",rollout="r"} 4"#;
         assert!(spent.iter().any(|sample| sample == sending), "{spent:?}");
         assert_eq!(
-            told,
+            exported,
             [
                 r#"twincast_rollout_awaits_approval{rollout="r"} 0"#,
                 r#"twincast_rollout_devices{class="not_sent",outcome="refused",rollout="r",stage="all"} 1"#,

@@ -1,8 +1,9 @@
 //! Finds a rollout's devices and fills batches, in a stream.
 //!
-//! Each hub is planned on its own, all of them at once. Batches leave through a bounded channel
-//! as soon as they are full, so memory does not grow with the fleet. Which stage some devices belong to is known only
-//! when every hub has named its last one: those are held by [`HubStager`]s, and batched in the end.
+//! All hubs are planned concurrently, each hub on its own. Batches leave through a bounded channel
+//! as soon as they are full, so memory does not grow with the fleet. The stage of some devices is
+//! known only when every hub has listed all devices: [`HubStager`]s hold such devices, which are
+//! batched in the end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,138 +17,141 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use twincast_core::ids::{BatchId, DeviceId, HubHost, HubName, RolloutName, StageIndex, StageName};
 use twincast_core::plan::{
-    Assigned, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, Checksum, CutMissed, Excluded,
-    Filled, Group, HubDigest, HubPlan, HubStager, NotUnderstood, Packed, PlanDigest, PlanSummary,
-    StagePlan, StageRules, UnknownZones, finish_stages, pack,
+    AssignedDevice, Batch, BatchHeader, BatchLimits, BatchSizes, Batcher, Checksum, ClosedBatch,
+    CutMissed, Excluded, HubDigest, HubPlan, HubStager, MalformedRows, Packed, PlanDigest,
+    PlanSummary, StagePlan, StageRules, TagGroup, UnknownZones, finish_stages, pack,
 };
 use twincast_core::ports::{
-    DevicePage, DeviceQuery, DeviceRow, Hindrance, HubError, HubTrouble, OddRow,
+    DevicePage, DeviceQuery, DeviceRow, HubError, HubObstacle, HubTrouble, MalformedRow,
 };
 use twincast_core::query::{self, TagPath};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::{Exclusion, Rate, RolloutSpec, Stage};
 
+use crate::device_set::{DeviceHash, DeviceSet};
 use crate::lists::{self, ListError};
 use crate::members::Members;
-use crate::seen::{Print, Seen};
 use crate::{HubHandle, Hubs};
 
-/// How many devices exclusions may list, all rules together: they are held in memory.
+/// The most devices listed by all exclusions together: the ids are held in memory.
 pub const MAX_EXCLUDED_IDS: usize = 1_000_000;
-/// How many listed ids one query asks for; a page holds no more.
-const IDS_A_QUERY: usize = 100;
-/// Rows in a row that name known devices only, after which a list is given up: it goes round in circles.
-const MOST_REPEATS: u64 = 1_000_000;
+/// The number of listed ids per query. A page holds no more.
+const IDS_PER_QUERY: usize = 100;
+/// The number of consecutive rows with known devices after which a list is abandoned as circular.
+const MAX_REPEATS_IN_A_ROW: u64 = 1_000_000;
 
 /// Why a rollout cannot be planned.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// The spec names a hub that is not configured.
-    #[error("hub {hub} is not configured; configured are: {configured}")]
+    /// The spec names an unconfigured hub.
+    #[error("hub {hub} is not configured; configured hubs: {configured}")]
     UnknownHub {
         /// The hub.
         hub: HubName,
-        /// Those that are, in words.
+        /// The configured hubs, as text.
         configured: String,
     },
-    /// The configuration gives the hub's name to another hub than the one that the rollout was planned for.
+    /// The configuration gives the hub's name to another hub than at planning.
     #[error(
-        "hub {hub} at {planned}, for which rollout {rollout} was planned: the configuration has {configured} under the \
-         name {hub}; configure {planned} as {hub} again, give the other hub a name of its own, and start a rollout of \
-         another name for its devices"
+        "hub {hub} at {planned}, for which rollout {rollout} was planned: the configuration has \
+         {configured} under the name {hub}; configure {planned} as {hub} again, configure the \
+         other hub under another name, and start a rollout with another name for the other hub's \
+         devices"
     )]
     OtherHub {
         /// The rollout.
         rollout: RolloutName,
         /// The hub's alias.
         hub: HubName,
-        /// The host name of the hub that the plan was made for.
+        /// The host name of the planned hub.
         planned: HubHost,
         /// The host name in the configuration.
         configured: HubHost,
     },
-    /// There are no hubs.
+    /// No hub is configured.
     #[error("no hub is configured")]
     NoHubs,
-    /// A hub does not answer as it should.
+    /// A query to a hub fails.
     #[error("cannot find the devices of hub {hub}")]
     Hub {
         /// The hub.
         hub: HubName,
-        /// What the matter is.
+        /// The hub's error.
         #[source]
         source: HubError,
     },
-    /// A hub names its devices without end.
+    /// A hub lists devices without end.
     #[error(
-        "hub {hub} has named {MOST_REPEATS} devices again, one after the other: its list has no end"
+        "hub {hub} has repeated {MAX_REPEATS_IN_A_ROW} known devices in a row: its device list \
+         does not end"
     )]
     Endless {
         /// The hub.
         hub: HubName,
     },
-    /// A device list is no good.
+    /// A device list cannot be used.
     #[error("a device list of the rollout cannot be used")]
     List(#[source] ListError),
     /// Exclusions list too many devices.
     #[error("the exclusions list more than {MAX_EXCLUDED_IDS} devices; exclude them by a tag")]
     TooManyExcluded,
-    /// There are more batches than numbers.
+    /// The plan has more batches than there are numbers.
     #[error("the plan has more than {} batches; batch by fewer tags", u32::MAX)]
     TooManyBatches,
-    /// A stage has a gate and no devices: nothing would be tried before the next one starts.
+    /// A stage has a gate but no devices: nothing would be tested before the next stage starts.
     #[error(
-        "stage {stage} takes no device, so its gate could never be passed: widen what it takes, or what the \
-         stages before it leave to it, or remove the stage"
+        "stage {stage} has a gate but no devices, so the gate can never pass: widen the stage, \
+         narrow the stages before, or remove the stage"
     )]
     EmptyStage {
         /// The stage.
         stage: StageName,
     },
-    /// It cannot be told which devices a percent takes. Planning the same devices again cannot tell either.
+    /// The devices of a stage by percentage cannot be determined exactly. Planning the same devices
+    /// again gives the same result.
     #[error("the stages cannot be planned")]
     Cut(#[source] CutMissed),
-    /// Nobody takes the batches any more.
+    /// The receiver of the batches is gone.
     #[error("planning was interrupted")]
     Interrupted,
 }
 
-/// How far planning is. Read it while [`Planner::plan`] runs.
+/// The progress of planning, readable while [`Planner::plan`] runs.
 #[derive(Debug, Default)]
 pub struct PlanProgress {
-    /// Devices found so far, excluded ones among them.
+    /// The number of devices found so far, including excluded devices.
     pub devices: AtomicU64,
 }
 
-/// What a plan is made from.
+/// The inputs of a plan.
 pub struct Planner<'a> {
-    /// The rollout.
+    /// The rollout's spec.
     pub spec: &'a RolloutSpec,
     /// All configured hubs.
     pub hubs: &'a Hubs,
-    /// Where the spec's files are.
+    /// The directory of the spec's files.
     pub base: &'a Path,
-    /// How far it is.
+    /// The progress of planning.
     pub progress: &'a PlanProgress,
-    /// Only those that have joined the target since it was planned.
-    pub joiners: Option<Joiners<'a>>,
+    /// Restricts the plan to late joiners.
+    pub joiners: Option<LateJoiners<'a>>,
 }
 
-/// What is new of a target.
+/// The late joiners of a target.
 #[derive(Debug, Clone, Copy)]
-pub struct Joiners<'a> {
-    /// All that is not new.
+pub struct LateJoiners<'a> {
+    /// The known devices.
     pub members: &'a Members,
-    /// The stage of those that are.
+    /// The stage of the late joiners.
     pub stage: StageIndex,
-    /// The number of their first batch.
+    /// The number of the first batch of late joiners.
     pub first: BatchId,
 }
 
-/// The hubs of a spec: those that it names, or all.
+/// Returns the hubs of a spec: the named hubs, or all.
 ///
 /// # Errors
-/// When it names one that is not configured, or there are none.
+/// When the spec names an unconfigured hub, or no hub is configured.
 pub fn hubs_of<'a>(
     spec: &RolloutSpec,
     hubs: &'a Hubs,
@@ -165,8 +169,8 @@ pub fn hubs_of<'a>(
     spec.target.hubs.iter().map(find).collect()
 }
 
-/// Refuses a rollout whose plan is for a hub that is another hub in the configuration. Hubs that are not configured are not
-/// its concern.
+/// Refuses a rollout if the name of a planned hub refers to another hub in the configuration.
+/// Ignores unconfigured hubs.
 ///
 /// # Errors
 /// [`PlanError::OtherHub`].
@@ -185,18 +189,21 @@ pub fn check_hosts(rollout: &Rollout, hubs: &Hubs) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// What keeps a hub of a spec from answering questions just now, for longest, if one does not answer.
+/// Returns the longest-lasting obstacle of queries among the hubs of a spec, if any.
 #[must_use]
-pub fn hindrance<'a>(spec: &RolloutSpec, hubs: &'a Hubs) -> Option<(&'a HubName, Hindrance)> {
+pub fn query_obstacle<'a>(
+    spec: &RolloutSpec,
+    hubs: &'a Hubs,
+) -> Option<(&'a HubName, HubObstacle)> {
     let hubs = hubs_of(spec, hubs).ok()?;
     let silent = hubs
         .into_iter()
-        .filter_map(|(name, handle)| Some((name, handle.hub.asking_hindrance()?)));
-    silent.max_by_key(|(_, hindrance)| hindrance.lasting)
+        .filter_map(|(name, handle)| Some((name, handle.hub.query_obstacle()?)));
+    silent.max_by_key(|(_, obstacle)| obstacle.lasting)
 }
 
-/// Planning again cannot help.
-pub(crate) fn is_final(error: &PlanError) -> bool {
+/// Returns whether an error is permanent, so that planning again cannot help.
+pub(crate) fn is_permanent(error: &PlanError) -> bool {
     match error {
         PlanError::Hub { source, .. } => source.trouble == HubTrouble::BadQuery,
         PlanError::UnknownHub { .. }
@@ -212,7 +219,7 @@ pub(crate) fn is_final(error: &PlanError) -> bool {
     }
 }
 
-/// A hub is not among those that are configured.
+/// Builds the error for an unconfigured hub.
 pub(crate) fn unknown_hub(hub: &HubName, hubs: &Hubs) -> PlanError {
     let configured: Vec<_> = hubs.keys().map(HubName::as_str).collect();
     PlanError::UnknownHub {
@@ -222,12 +229,13 @@ pub(crate) fn unknown_hub(hub: &HubName, hubs: &Hubs) -> PlanError {
 }
 
 impl Planner<'_> {
-    /// Makes the plan. Every batch goes to `batches` once, numbered from 0, or the first number of joiners, without gaps.
+    /// Makes the plan. Sends every batch to `batches` once, numbered without gaps from 0, or from
+    /// the first number of late joiners.
     ///
-    /// Cancel safety: may be dropped at any time; the batches sent so far are to be discarded.
+    /// Cancel safety: may be dropped at any time; the batches sent so far must be discarded.
     ///
     /// # Errors
-    /// [`PlanError`]; then the batches sent so far are no plan.
+    /// [`PlanError`]; the batches sent so far are then no plan.
     pub async fn plan(&self, batches: mpsc::Sender<Batch>) -> Result<PlanSummary, PlanError> {
         let hubs = hubs_of(self.spec, self.hubs)?;
         let excluded = ExcludedIds::read(&self.spec.target.exclude, self.base)?;
@@ -236,16 +244,16 @@ impl Planner<'_> {
             Some(joiners) => (StageRules::only(joiners.stage), joiners.first),
             None => (StageRules::of(self.spec), BatchId(0)),
         };
-        let shared = Shared {
+        let context = PlanContext {
             planner: self,
-            alone: hubs.len() == 1,
+            is_single_hub: hubs.len() == 1,
             tags: tags_of(self.spec, &rules),
             excluded: &excluded,
             next_id: AtomicU32::new(first.0),
             batches,
         };
         let parts = hubs.into_iter().enumerate().map(|(index, (name, handle))| {
-            let part = HubPart::new(&shared, name, handle, stages.len());
+            let part = HubPart::new(&context, name, handle, stages.len());
             part.find(HubStager::new(&rules, index))
         });
         let parts = try_join_all(parts).await?;
@@ -264,7 +272,7 @@ impl Planner<'_> {
     }
 }
 
-/// Puts the hubs' parts together.
+/// Combines the parts of all hubs.
 fn summarize(
     spec: &RolloutSpec,
     stages: &[Stage],
@@ -286,8 +294,8 @@ fn summarize(
         stages: stages.collect(),
         excluded: excluded.counts(&spec.target.exclude),
         repeated: parts.iter().map(|part| part.repeated).max().unwrap_or(0)
-            + parts.iter().map(|part| part.again).sum::<u64>(),
-        not_understood: NotUnderstood::default(),
+            + parts.iter().map(|part| part.relisted).sum::<u64>(),
+        malformed_rows: MalformedRows::default(),
         unknown_zones: UnknownZones::default(),
     };
     let listed = parts.iter().map(|part| part.listed).max().unwrap_or(0);
@@ -303,12 +311,12 @@ fn summarize(
         for (excluded, devices) in summary.excluded.iter_mut().zip(part.excluded_by_tags) {
             excluded.devices += devices;
         }
-        summary.not_understood.merge(part.not_understood);
+        summary.malformed_rows.merge(part.malformed_rows);
         summary.unknown_zones.merge(part.unknown_zones);
         digest.add(part.plan.hub.clone(), part.digest);
         summary.hubs.push(part.plan);
     }
-    // Every hub is asked for the whole list.
+    // Every hub is queried for the whole list.
     if listed > found {
         let rule = "listed, but in none of the hubs".to_owned();
         summary.excluded.push(Excluded {
@@ -324,17 +332,18 @@ fn summarize(
     summary
 }
 
-/// The devices that are left out for their unknown zones, if there are any.
+/// Returns the devices left out for unknown time zones, if any.
 fn without_zone(spec: &RolloutSpec, unknown: &UnknownZones) -> Option<Excluded> {
     let tag = spec.skips_unknown_zones()?;
     (!unknown.is_empty()).then(|| Excluded {
-        rule: format!("tags.{tag} is no time zone: {unknown}"),
+        rule: format!("tags.{tag} is not a time zone: {unknown}"),
         reason: None,
         devices: unknown.devices,
     })
 }
 
-/// A target without any device is another matter, and is nobody's mistake here.
+/// Refuses a plan with an empty stage that has a gate. A target without devices is not an error
+/// here.
 fn refuse_empty_stages(stages: &[Stage], summary: &PlanSummary) -> Result<(), PlanError> {
     let mut gated = stages.iter().zip(&summary.stages);
     let empty = gated.find(|(stage, plan)| stage.gate.is_some() && plan.devices == 0);
@@ -346,7 +355,7 @@ fn refuse_empty_stages(stages: &[Stage], summary: &PlanSummary) -> Result<(), Pl
     }
 }
 
-/// The tags that hubs are asked for: those to batch by first, then those of stages.
+/// Returns the tags to query: first the tags for batching, then the tags of stages.
 fn tags_of(spec: &RolloutSpec, rules: &StageRules) -> Vec<TagPath> {
     let mut tags = spec.batch_by.clone();
     let others = rules.tags().into_iter();
@@ -354,66 +363,71 @@ fn tags_of(spec: &RolloutSpec, rules: &StageRules) -> Vec<TagPath> {
     tags
 }
 
-/// The lowest rate at which any stage is sent to.
+/// Returns the lowest rate of all stages.
 fn lowest_rate(spec: &RolloutSpec, stages: usize) -> Option<Rate> {
     let stages = (0..).map(StageIndex).take(stages);
     let rates = stages.filter_map(|stage| spec.rate_of(stage));
     rates.reduce(|a, b| if b < a { b } else { a })
 }
 
-/// What the parts of a plan share.
-struct Shared<'a> {
+/// Data shared by the parts of a plan.
+struct PlanContext<'a> {
     planner: &'a Planner<'a>,
-    /// There is one hub.
-    alone: bool,
-    /// What hubs are asked for.
+    /// Whether the plan has a single hub.
+    is_single_hub: bool,
+    /// The tags to query.
     tags: Vec<TagPath>,
     excluded: &'a ExcludedIds,
     next_id: AtomicU32,
     batches: mpsc::Sender<Batch>,
 }
 
-/// One hub's part of a plan, while it is made.
+/// One hub's part of a plan, in the making.
 struct HubPart<'a> {
-    shared: &'a Shared<'a>,
+    context: &'a PlanContext<'a>,
     handle: &'a HubHandle,
     batcher: Batcher,
     planned: Planned,
-    /// Rows of known devices that came one after the other last.
-    again_in_a_row: u64,
+    /// The current number of consecutive rows with known devices.
+    relisted_in_a_row: u64,
 }
 
 struct Planned {
     plan: HubPlan,
-    /// By stage: devices and batches.
+    /// Devices and batches by stage.
     stages: Vec<(u64, u32)>,
     digest: HubDigest,
     checksum: Checksum,
-    /// How large batches may be, by the budgets.
+    /// The batch sizes permitted by the budgets.
     sizes: BatchSizes,
-    /// By rule, what was left out by its tags.
+    /// The number of devices excluded by tags, by rule.
     excluded_by_tags: Vec<u64>,
-    /// Of a list: its ids, how many of them this hub knows, and how many were repeats.
+    /// For a list: the number of its ids, of its ids known to this hub, and of duplicates.
     listed: u64,
     found: u64,
     repeated: u64,
-    /// Rows of devices that the hub had named before.
-    again: u64,
-    not_understood: NotUnderstood,
+    /// The number of rows with devices already listed by the hub.
+    relisted: u64,
+    malformed_rows: MalformedRows,
     unknown_zones: UnknownZones,
 }
 
 impl<'a> HubPart<'a> {
-    fn new(shared: &'a Shared<'a>, hub: &HubName, handle: &'a HubHandle, stages: usize) -> Self {
-        let spec = shared.planner.spec;
+    fn new(
+        context: &'a PlanContext<'a>,
+        hub: &HubName,
+        handle: &'a HubHandle,
+        stages: usize,
+    ) -> Self {
+        let spec = context.planner.spec;
         let pace = handle.limits.pace(lowest_rate(spec, stages));
         Self {
-            shared,
+            context,
             handle,
             batcher: Batcher::new(BatchLimits::for_rate(pace)),
-            again_in_a_row: 0,
+            relisted_in_a_row: 0,
             planned: Planned {
-                plan: HubPlan::none(hub, &handle.host),
+                plan: HubPlan::empty(hub, &handle.host),
                 stages: vec![(0, 0); stages],
                 digest: HubDigest::default(),
                 checksum: Checksum::default(),
@@ -422,23 +436,24 @@ impl<'a> HubPart<'a> {
                 listed: 0,
                 found: 0,
                 repeated: 0,
-                again: 0,
-                not_understood: NotUnderstood::default(),
+                relisted: 0,
+                malformed_rows: MalformedRows::default(),
                 unknown_zones: UnknownZones::default(),
             },
         }
     }
 
-    /// Finds the hub's devices, and batches those that have a stage. The stager has the others.
+    /// Finds the hub's devices, and batches the devices with a known stage. The stager holds the
+    /// rest.
     async fn find<'r>(
         mut self,
         mut stager: HubStager<'r>,
     ) -> Result<(HubStager<'r>, Self), PlanError> {
-        let spec = self.shared.planner.spec;
+        let spec = self.context.planner.spec;
         if spec.has_list() {
             self.find_listed(&mut stager).await?;
         } else {
-            if self.shared.planner.joiners.is_none() {
+            if self.context.planner.joiners.is_none() {
                 self.count_exclusions("").await?;
             }
             self.take_rows(self.query(spec.condition()), &mut stager)
@@ -447,28 +462,27 @@ impl<'a> HubPart<'a> {
         Ok((stager, self))
     }
 
-    /// Batches the rest.
-    async fn finish(mut self, rest: Vec<Assigned>) -> Result<Planned, PlanError> {
+    /// Batches the devices held by the stager.
+    async fn finish(mut self, rest: Vec<AssignedDevice>) -> Result<Planned, PlanError> {
         self.batch(rest).await?;
-        let filled = self.batcher.finish();
-        self.emit(filled).await?;
+        let closed = self.batcher.finish();
+        self.emit(closed).await?;
         Ok(self.planned)
     }
 
-    async fn emit(&mut self, filled: Vec<Filled>) -> Result<(), PlanError> {
-        let spec = self.shared.planner.spec;
-        for packed in pack(spec, self.batcher.limits(), filled) {
-            self.planned.emit(packed, self.shared).await?;
+    async fn emit(&mut self, closed: Vec<ClosedBatch>) -> Result<(), PlanError> {
+        let spec = self.context.planner.spec;
+        for packed in pack(spec, self.batcher.limits(), closed) {
+            self.planned.emit(packed, self.context).await?;
         }
         Ok(())
     }
 
-    /// Finds listed devices: as they are if nothing need be known of them, else by asking the hub
-    /// for them.
+    /// Finds listed devices: without a query if nothing else is needed, else by querying the hub.
     async fn find_listed(&mut self, stager: &mut HubStager<'_>) -> Result<(), PlanError> {
-        let spec = self.shared.planner.spec;
+        let spec = self.context.planner.spec;
         let by_tag = spec.target.exclude.iter().any(|rule| !rule.tags.is_empty());
-        let as_listed = self.shared.alone && self.shared.tags.is_empty() && !by_tag;
+        let as_listed = self.context.is_single_hub && self.context.tags.is_empty() && !by_tag;
         let (mut chunks, reader) = self.listed();
         while let Some(chunk) = chunks.recv().await {
             self.planned.listed += chunk.len() as u64;
@@ -481,7 +495,7 @@ impl<'a> HubPart<'a> {
                         tags: Vec::new(),
                     })
                     .collect();
-                // The list has each once.
+                // The list has no duplicates.
                 self.take_devices(rows, None, stager).await?;
                 continue;
             }
@@ -499,14 +513,15 @@ impl<'a> HubPart<'a> {
         Ok(())
     }
 
-    /// The listed devices, each once, some at a time; and how many repeats there were.
+    /// Reads the listed devices in the background. Returns a channel of chunks without duplicates,
+    /// and a task with the number of duplicates.
     fn listed(
         &self,
     ) -> (
         mpsc::Receiver<Vec<DeviceId>>,
         JoinHandle<Result<u64, ListError>>,
     ) {
-        let planner = self.shared.planner;
+        let planner = self.context.planner;
         let target = &planner.spec.target;
         let (sender, receiver) = mpsc::channel(2);
         let path = target
@@ -516,10 +531,10 @@ impl<'a> HubPart<'a> {
         let inline = target.devices.clone();
         let reader = tokio::task::spawn_blocking(move || {
             let mut chunk = Vec::new();
-            // A closed channel means that planning was given up.
+            // A closed channel means that planning was abandoned.
             let mut take = |id| {
                 chunk.push(id);
-                chunk.len() < IDS_A_QUERY
+                chunk.len() < IDS_PER_QUERY
                     || sender.blocking_send(std::mem::take(&mut chunk)).is_ok()
             };
             let repeats = match path {
@@ -533,7 +548,7 @@ impl<'a> HubPart<'a> {
     }
 
     fn query(&self, condition: String) -> BoxStream<'a, Result<DevicePage, HubError>> {
-        let tags = self.shared.tags.clone();
+        let tags = self.context.tags.clone();
         self.handle.hub.devices(DeviceQuery { condition, tags })
     }
 
@@ -549,9 +564,9 @@ impl<'a> HubPart<'a> {
         }
     }
 
-    /// Counts what the rules by tag leave out; rules by id are counted as the ids come by.
+    /// Counts the devices excluded by tags. Devices excluded by id are counted as they arrive.
     async fn count_exclusions(&mut self, within: &str) -> Result<(), PlanError> {
-        let spec = self.shared.planner.spec;
+        let spec = self.context.planner.spec;
         for (index, rule) in spec
             .target
             .exclude
@@ -575,8 +590,8 @@ impl<'a> HubPart<'a> {
         mut rows: BoxStream<'a, Result<DevicePage, HubError>>,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
-        // Of a list, each query asks for other devices.
-        let mut seen = Seen::default();
+        // For a list, each query selects different devices.
+        let mut seen = DeviceSet::default();
         while let Some(page) = rows.next().await {
             let page = page.map_err(|source| self.failed(source))?;
             self.take_page(page, &mut seen, stager).await?;
@@ -587,53 +602,57 @@ impl<'a> HubPart<'a> {
     async fn take_page(
         &mut self,
         page: DevicePage,
-        seen: &mut Seen,
+        seen: &mut DeviceSet,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
-        for odd in page.odd {
-            let print = odd.device.as_ref().map(Print::of);
-            if print.is_some_and(|print| seen.has(print)) {
-                self.count_again()?;
-            } else if !odd.device.as_ref().is_some_and(|it| self.passes_over(it)) {
-                // Not added: another row of the device may be understood.
-                self.leave_out(odd);
+        for malformed in page.malformed_rows {
+            let hash = malformed.device.as_ref().map(DeviceHash::of);
+            if hash.is_some_and(|hash| seen.has(hash)) {
+                self.count_relisted()?;
+            } else if !malformed
+                .device
+                .as_ref()
+                .is_some_and(|it| self.is_left_out(it))
+            {
+                // Not added to `seen`, because another row of the device may be valid.
+                self.leave_out(malformed);
             }
         }
         self.take_devices(page.rows, Some(seen), stager).await
     }
 
-    /// Batches devices of which none was `seen`; without that, they are known to be different ones.
+    /// Batches the devices not in `seen`. Without `seen`, all devices are known to be different.
     async fn take_devices(
         &mut self,
         rows: Vec<DeviceRow>,
-        mut seen: Option<&mut Seen>,
+        mut seen: Option<&mut DeviceSet>,
         stager: &mut HubStager<'_>,
     ) -> Result<(), PlanError> {
-        let Shared { planner, tags, .. } = self.shared;
+        let PlanContext { planner, tags, .. } = self.context;
         let mut assigned = Vec::with_capacity(rows.len());
         for row in rows {
-            let print = seen.is_some().then(|| Print::of(&row.device));
-            let mut seen = seen.as_deref_mut().zip(print);
-            if seen.as_ref().is_some_and(|(seen, print)| seen.has(*print)) {
-                self.count_again()?;
+            let hash = seen.is_some().then(|| DeviceHash::of(&row.device));
+            let mut seen = seen.as_deref_mut().zip(hash);
+            if seen.as_ref().is_some_and(|(seen, hash)| seen.has(*hash)) {
+                self.count_relisted()?;
                 continue;
             }
-            self.again_in_a_row = 0;
+            self.relisted_in_a_row = 0;
             planner.progress.devices.fetch_add(1, Ordering::Relaxed);
             if self.is_member(&row.device) {
                 continue;
             }
-            let excluded = self.shared.excluded.excludes(&row.device);
+            let excluded = self.context.excluded.excludes(&row.device);
             let group = match group_of(planner.spec, &row) {
                 _ if excluded => None,
                 Ok(group) => Some(group),
                 Err(reason) => {
-                    self.leave_out(OddRow::of(row.device, reason));
+                    self.leave_out(MalformedRow::of(row.device, reason));
                     continue;
                 }
             };
-            if let Some((seen, print)) = &mut seen {
-                seen.add(*print);
+            if let Some((seen, hash)) = &mut seen {
+                seen.add(*hash);
             }
             let Some(group) = group else {
                 continue;
@@ -651,77 +670,78 @@ impl<'a> HubPart<'a> {
         self.batch(assigned).await
     }
 
-    /// Whether a device is not to be planned, whatever its tags are: it is in the rollout already, or excluded.
-    fn passes_over(&self, device: &DeviceId) -> bool {
-        self.is_member(device) || self.shared.excluded.excludes(device)
+    /// Returns whether a device is left out whatever its tags: a known device of the rollout, or an
+    /// excluded device.
+    fn is_left_out(&self, device: &DeviceId) -> bool {
+        self.is_member(device) || self.context.excluded.excludes(device)
     }
 
-    /// In a look: whether the device is in the rollout already.
+    /// Returns whether a scan for late joiners knows the device already.
     fn is_member(&self, device: &DeviceId) -> bool {
-        let joiners = self.shared.planner.joiners.as_ref();
+        let joiners = self.context.planner.joiners.as_ref();
         joiners.is_some_and(|it| !it.members.is_new(&self.planned.plan.hub, device))
     }
 
-    fn count_again(&mut self) -> Result<(), PlanError> {
-        self.planned.again += 1;
-        self.again_in_a_row += 1;
-        if self.again_in_a_row > MOST_REPEATS {
+    fn count_relisted(&mut self) -> Result<(), PlanError> {
+        self.planned.relisted += 1;
+        self.relisted_in_a_row += 1;
+        if self.relisted_in_a_row > MAX_REPEATS_IN_A_ROW {
             let hub = self.planned.plan.hub.clone();
             return Err(PlanError::Endless { hub });
         }
         Ok(())
     }
 
-    fn leave_out(&mut self, row: OddRow) {
+    fn leave_out(&mut self, row: MalformedRow) {
         let planned = &mut self.planned;
-        planned.not_understood.add(&planned.plan.hub, row);
+        planned.malformed_rows.add(&planned.plan.hub, row);
     }
 
-    async fn batch(&mut self, devices: Vec<Assigned>) -> Result<(), PlanError> {
-        for Assigned {
+    async fn batch(&mut self, devices: Vec<AssignedDevice>) -> Result<(), PlanError> {
+        for AssignedDevice {
             stage,
             group,
             device,
         } in devices
         {
-            let spec = self.shared.planner.spec;
-            let most = self.planned.sizes.with_one_more(spec, &group);
-            let filled = self.batcher.push(stage, group, &device, most);
-            self.emit(filled).await?;
+            let spec = self.context.planner.spec;
+            let max = self.planned.sizes.count_device(spec, &group);
+            let closed = self.batcher.push(stage, group, &device, max);
+            self.emit(closed).await?;
         }
         Ok(())
     }
 }
 
 impl Planned {
-    /// Numbers a batch, counts it, and hands it on.
-    async fn emit(&mut self, packed: Packed, shared: &Shared<'_>) -> Result<(), PlanError> {
+    /// Numbers a batch, counts the batch, and sends it on.
+    async fn emit(&mut self, packed: Packed, context: &PlanContext<'_>) -> Result<(), PlanError> {
         let Packed {
             stage,
-            place,
+            sort_key,
             group,
-            further,
+            further_groups,
             devices,
         } = packed;
-        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = context.next_id.fetch_add(1, Ordering::Relaxed);
         if id == u32::MAX {
             return Err(PlanError::TooManyBatches);
         }
-        let budgets = shared.planner.spec.budget_groups(&group);
-        let place = if place.is_none() {
-            self.sizes.next_place(&budgets)
+        let budgets = context.planner.spec.budget_groups(&group);
+        let sort_key = if sort_key.is_none() {
+            self.sizes.next_sort_key(&budgets)
         } else {
-            place
+            sort_key
         };
         let header = BatchHeader {
-            place,
+            sort_key,
             budgets,
             id: BatchId(id),
             hub: self.plan.hub.clone(),
             host: self.plan.host.clone(),
             stage,
             group,
-            further,
+            further_groups,
             devices: u32::try_from(devices.len()).expect("batches are small"),
         };
         self.digest.add(&header, &devices);
@@ -732,25 +752,25 @@ impl Planned {
         *batches += 1;
         let batch = Batch { header, devices };
         self.checksum.add(&batch);
-        let sent = shared.batches.send(batch).await;
+        let sent = context.batches.send(batch).await;
         sent.map_err(|_| PlanError::Interrupted)
     }
 }
 
-/// The tag group of a device, or what is odd about its tags.
-fn group_of(spec: &RolloutSpec, row: &DeviceRow) -> Result<Group, String> {
+/// Returns the tag group of a device, or the problem with a tag.
+fn group_of(spec: &RolloutSpec, row: &DeviceRow) -> Result<TagGroup, String> {
     let tags = spec.batch_by.iter().enumerate().map(|(index, tag)| {
         let value = row.tags.get(index).and_then(Option::as_ref);
         let value = value.map(as_text).transpose();
         let value = value.map_err(|kind| {
-            format!("tags.{tag} is {kind}; batches are made by texts, numbers, true, and false")
+            format!("tags.{tag} is {kind}; batch_by allows text, numbers, true and false")
         })?;
         Ok((tag.to_string(), value))
     });
-    Ok(Group(tags.collect::<Result<_, String>>()?))
+    Ok(TagGroup(tags.collect::<Result<_, String>>()?))
 }
 
-/// A tag's value as text, or the kind of a value that is none.
+/// Returns a tag's value as text, or the kind of a value without a text form.
 fn as_text(value: &Value) -> Result<String, &'static str> {
     match value {
         Value::String(text) => Ok(text.clone()),
@@ -760,7 +780,8 @@ fn as_text(value: &Value) -> Result<String, &'static str> {
     }
 }
 
-/// The conditions that ask for these devices, each short enough to leave room for the rest.
+/// Builds the conditions that select these devices, each short enough to leave room for the rest of
+/// a query.
 pub(crate) fn queries_of(ids: &[DeviceId]) -> Vec<String> {
     let mut conditions = Vec::new();
     let mut condition = String::new();
@@ -783,7 +804,8 @@ pub(crate) fn queries_of(ids: &[DeviceId]) -> Vec<String> {
     conditions
 }
 
-/// The devices that exclusions list, with the rule of each, and what came by of them.
+/// The devices listed by exclusions, with the rule of each device and the number of devices met per
+/// rule.
 struct ExcludedIds {
     rule_of: HashMap<DeviceId, usize>,
     met: Vec<AtomicU64>,
@@ -825,7 +847,7 @@ impl ExcludedIds {
             .iter()
             .zip(&self.met)
             .map(|(rule, met)| Excluded {
-                rule: in_words(rule),
+                rule: describe(rule),
                 reason: rule.reason.clone(),
                 devices: met.load(Ordering::Relaxed),
             })
@@ -833,7 +855,7 @@ impl ExcludedIds {
     }
 }
 
-fn in_words(rule: &Exclusion) -> String {
+fn describe(rule: &Exclusion) -> String {
     if !rule.tags.is_empty() {
         return query::matching(&rule.tags);
     }
@@ -843,7 +865,7 @@ fn in_words(rule: &Exclusion) -> String {
     }
 }
 
-/// Plans without keeping the batches: for showing what would be.
+/// Makes a plan without keeping the batches, as a preview.
 ///
 /// # Errors
 /// As [`Planner::plan`].

@@ -1,39 +1,39 @@
-//! Which of a hub's open batches are released now.
+//! Selects the open batches of a hub to be released now.
 
 use std::time::Duration;
 
 use twincast_core::batch::BatchStatus;
-use twincast_core::batch::{groups_of, sort_out};
+use twincast_core::batch::{budget_groups, with_room};
 use twincast_core::budget::FullGroup;
 use twincast_core::ids::RolloutName;
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::Order;
 use twincast_core::waiting::Waiting;
 
-/// In an order by a tag, the next value begins when no more than this much sending is left of those before it. Longer than
-/// the longest pass of a driver, so that no hub waits for it.
+/// In an order by a tag, the next value begins when at most this much sending time is left of the
+/// earlier values. Longer than the longest pass of a driver, so that no hub runs idle.
 const HEAD_START: Duration = Duration::from_secs(3);
 
-/// Batches that may be released, in their order.
+/// The batches that may be released, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Releasable {
     pub(crate) batches: Vec<BatchStatus>,
-    /// There are none, because budgets hold them back.
+    /// Whether budgets hold back all open batches.
     pub(crate) held_back: bool,
-    /// The groups that hold some back.
+    /// The full budget groups that hold back batches.
     pub(crate) full: Vec<FullGroup>,
     /// The closed schedule that opens first, if a schedule holds some back.
     pub(crate) closed: Option<Waiting>,
 }
 
-/// Holds back batches that their budgets have no room for. The store would not give them; so that others of the hub
-/// are released in their place.
+/// Holds back batches without room in their budgets, so that other batches of the hub are released
+/// instead. The store would not lease the held batches anyway.
 pub(crate) async fn keep_budgets(
     store: &dyn Store,
     name: &RolloutName,
     open: Vec<BatchStatus>,
 ) -> Result<Releasable, StoreError> {
-    let groups = groups_of(&open);
+    let groups = budget_groups(&open);
     if groups.is_empty() {
         return Ok(Releasable {
             batches: open,
@@ -42,7 +42,7 @@ pub(crate) async fn keep_budgets(
     }
     let progress = store.in_progress(name, &groups).await?;
     let any_open = !open.is_empty();
-    let (batches, full) = sort_out(open, &groups, &progress);
+    let (batches, full) = with_room(open, &groups, &progress);
     Ok(Releasable {
         held_back: any_open && batches.is_empty(),
         batches,
@@ -51,14 +51,14 @@ pub(crate) async fn keep_budgets(
     })
 }
 
-/// Holds back batches whose turn has not come: those of a later place while too much of the ones before is left. `open` is
-/// in the order of release; `pace` is the hub's, a minute, if it has one.
+/// Holds back batches with a later sort key while too much of the earlier batches is left. `open`
+/// is in the order of release; `pace` is the hub's rate per minute, if limited.
 pub(crate) fn keep_order(open: &mut Vec<BatchStatus>, order: Option<&Order>, pace: Option<f64>) {
     let (Some(Order::By(_)), Some(pace)) = (order, pace) else {
         return;
     };
     let head_start = (pace / 60.0 * HEAD_START.as_secs_f64()).max(1.0) as u64;
-    let turn = |batch: &BatchStatus| (batch.header.stage, batch.header.place.clone());
+    let turn = |batch: &BatchStatus| (batch.header.stage, batch.header.sort_key.clone());
     let Some(first) = open.first().map(turn) else {
         return;
     };
@@ -74,17 +74,18 @@ pub(crate) fn keep_order(open: &mut Vec<BatchStatus>, order: Option<&Order>, pac
 
 #[cfg(test)]
 mod tests {
-    use twincast_core::plan::Place;
+    use twincast_core::plan::SortKey;
     use twincast_core::query::TagPath;
     use twincast_testkit::build;
 
     use super::*;
 
-    /// How many of these are released: value and devices that are left.
+    /// Returns how many of these batches are released. A batch is a tag value and the number of
+    /// remaining devices.
     fn released(order: Option<&Order>, pace: Option<f64>, batches: &[(&str, u32)]) -> usize {
         let status = |(value, devices): &(&str, u32)| {
             let mut header = build::batch(0, *devices).header;
-            header.place = Place::of_value(Some(value));
+            header.sort_key = SortKey::of_value(Some(value));
             build::open_status(header)
         };
         let mut open = batches.iter().map(status).collect();
@@ -96,7 +97,7 @@ mod tests {
     fn a_value_waits_for_the_one_before_it() {
         let by = Order::By(TagPath::new("site").unwrap());
         let by = Some(&by);
-        // 600 a minute are 30 in three seconds.
+        // 600 per minute are 30 in three seconds.
         let pace = Some(600.0);
         assert_eq!(released(by, pace, &[]), 0);
         assert_eq!(released(by, pace, &[("1", 90), ("1", 90), ("1", 90)]), 3);
@@ -108,7 +109,7 @@ mod tests {
             3
         );
         assert_eq!(released(by, Some(0.1), &[("1", 1), ("2", 1)]), 1);
-        // What is not paced is sent faster than one could wait.
+        // Without a pace, sends are too fast to wait for.
         assert_eq!(released(by, None, &[("1", 90), ("2", 90)]), 2);
         let shuffled = Some(&Order::Shuffled);
         assert_eq!(released(shuffled, pace, &[("1", 90), ("2", 90)]), 2);

@@ -3,32 +3,33 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::RolloutName;
 use twincast_core::ports::{Disposition, StoreError};
 use twincast_core::time::{Timestamp, friendly};
 
 use crate::command::{Command, Kind};
-use crate::intake::{Intake, NotDone};
+use crate::command_executor::{CommandError, CommandExecutor};
 
-/// The wait before the first pass, so that a restart is no load.
-const FIRST_AFTER: Duration = Duration::from_secs(60);
+/// The wait before the first pass, so that a restart causes no load.
+const FIRST_PASS_DELAY: Duration = Duration::from_secs(60);
 /// The wait between two passes.
-const EVERY: Duration = Duration::from_secs(3600);
+const PASS_INTERVAL: Duration = Duration::from_secs(3600);
 /// The wait between two deletions.
-const PAUSE: Duration = Duration::from_millis(100);
+const DELETION_DELAY: Duration = Duration::from_millis(100);
 
-/// Which rollouts are kept.
+/// The rules for keeping ended rollouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// How long a rollout is kept after its end.
+    /// The time for which a rollout is kept after its end.
     pub keep: Duration,
-    /// How many of those that have ended are kept in any case: the newest.
+    /// The number of newest ended rollouts kept in any case.
     pub keep_at_least: usize,
 }
 
 impl Retention {
-    /// Those of the ended rollouts that are to be deleted, the oldest first. Each comes with the time of its end.
+    /// Returns the ended rollouts to be deleted, the oldest first. The input has the time of each
+    /// rollout's end.
     fn surplus(
         &self,
         mut ended: Vec<(Timestamp, RolloutName)>,
@@ -42,32 +43,36 @@ impl Retention {
         surplus
     }
 
-    /// Makes a pass about once an hour, until dropped. What fails is tried again by the next one.
-    pub async fn keep_to(&self, intake: &Intake) {
-        let mut wait = FIRST_AFTER;
+    /// Makes a pass about once an hour, until dropped. The next pass repeats failed deletions.
+    pub async fn apply_repeatedly(&self, executor: &CommandExecutor) {
+        let mut wait = FIRST_PASS_DELAY;
         loop {
             tokio::time::sleep(wait).await;
-            wait = EVERY;
-            if let Err(error) = self.pass(intake, PAUSE).await {
+            wait = PASS_INTERVAL;
+            if let Err(error) = self.apply_once(executor, DELETION_DELAY).await {
                 tracing::warn!(
-                    error = in_words(&error),
-                    "rollouts that ended long ago are not deleted now"
+                    error = describe(&error),
+                    "cannot delete expired rollouts now"
                 );
             }
         }
     }
 
-    /// Deletes what is to be deleted now, one rollout after the other with a `pause` after each. Gives how many were
-    /// deleted. A rollout that cannot be read or deleted is left.
+    /// Deletes the surplus rollouts one after the other, with a `pause` after each, and returns the
+    /// number of deleted rollouts. Leaves out rollouts that cannot be read or deleted.
     ///
     /// Several processes may do this at once. Cancel safety: may be dropped at any time.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn pass(&self, intake: &Intake, pause: Duration) -> Result<usize, StoreError> {
+    pub async fn apply_once(
+        &self,
+        executor: &CommandExecutor,
+        pause: Duration,
+    ) -> Result<usize, StoreError> {
         let mut ended = Vec::new();
-        for name in intake.store.rollouts().await? {
-            match intake.store.rollout(&name).await {
+        for name in executor.store.rollouts().await? {
+            match executor.store.rollout(&name).await {
                 Ok(Some(rollout)) if rollout.phase.is_ended() => {
                     ended.push((rollout.changed_at, name));
                 }
@@ -76,18 +81,18 @@ impl Retention {
             }
         }
         let mut deleted = 0;
-        for name in self.surplus(ended, intake.clock.now()) {
+        for name in self.surplus(ended, executor.clock.now()) {
             let command = Command {
                 by: Some("retention".to_owned()),
-                reason: Some(format!("it ended more than {} ago", friendly(self.keep))),
+                reason: Some(format!("ended more than {} ago", friendly(self.keep))),
                 ..Command::about(Kind::Delete, Some(name.clone()))
             };
-            match intake.attempt(&command).await {
+            match executor.attempt(&command).await {
                 Ok(_) => deleted += 1,
-                Err(NotDone::Refused(refusal)) => {
+                Err(CommandError::Refused(refusal)) => {
                     tracing::info!(rollout = %name, why = refusal.error, "rollout not deleted now");
                 }
-                Err(NotDone::Store(error)) => return Err(error),
+                Err(CommandError::Store(error)) => return Err(error),
             }
             tokio::time::sleep(pause).await;
         }

@@ -1,8 +1,8 @@
-//! New attempts at devices that do not have the message.
+//! Prepares new attempts for devices without the message.
 //!
-//! A retry is requested, which is one change of the rollout's record. Whoever drives the rollout then
-//! prepares it: batch by batch, the chosen devices become pending again. Only when all of them are is
-//! anything sent, and any gate asked.
+//! A request for a retry is a single change of the rollout's record. The driver then prepares the
+//! retry batch by batch: the chosen devices become pending again. Nothing is sent and no gate is
+//! judged until all chosen devices are pending.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,12 @@ use twincast_core::rollout::{Retry, Rollout};
 
 use crate::{Hubs, answers};
 
-/// Batches that are looked at at once.
+/// The number of batches read per page.
 const PAGE: usize = 256;
 
-/// Makes the chosen devices of a retry pending again, once the workers have let go: those that somebody works on are asked
-/// for again after `pause`. May be done again at any point: what was done is left as it is. `false` after `stop`.
+/// Makes the chosen devices of a retry pending again. Batches held by workers are tried again after
+/// `pause`. May be repeated at any point: prepared devices stay as they are. Returns `false` after
+/// `stop`.
 pub(crate) async fn prepare(
     (store, hubs): (&Arc<dyn Store>, &Hubs),
     rollout: &Rollout,
@@ -33,7 +34,8 @@ pub(crate) async fn prepare(
     };
     let mut devices = 0;
     let durable_after = store.durable_after();
-    // Since when no batch needs to be reopened, as far as the store has lost none of it.
+    // The time since which no batch has needed reopening, provided that the store has lost no
+    // write.
     let mut clean_since: Option<Instant> = None;
     loop {
         let began = Instant::now();
@@ -55,11 +57,11 @@ pub(crate) async fn prepare(
         }
     }
     let (name, attempt) = (&rollout.spec.name, retry.attempt);
-    tracing::info!(rollout = %name, %attempt, devices, "devices are to be sent to again");
+    tracing::info!(rollout = %name, %attempt, devices, "devices reopened for a retry");
     Ok(true)
 }
 
-/// Reopens what is to be reopened in all batches. `None` after `stop`.
+/// Reopens the chosen devices in all batches. Returns `None` after `stop`.
 async fn reopen_all(
     (store, hubs): (&Arc<dyn Store>, &Hubs),
     rollout: &Rollout,
@@ -99,7 +101,7 @@ async fn reopen_page(
             continue;
         }
         if batch.held.is_some() {
-            // What its holder has in flight may be a failure yet.
+            // The holder's sends in flight may still fail.
             page.held = true;
         } else if chosen(&retry.outcomes, &batch.counts) > 0 {
             let of = (store, hubs);
@@ -118,21 +120,21 @@ async fn reopen_page(
     Ok(page)
 }
 
-/// What became of a page of batches.
+/// The result of reopening a page of batches.
 #[derive(Default)]
 struct Page {
-    /// The last of them; none, if there are no more.
+    /// The last batch of the page; `None` after the last page.
     last: Option<BatchId>,
     devices: u64,
     held: bool,
 }
 
-/// How many of the counted devices have one of `outcomes`.
+/// Returns the number of counted devices with one of `outcomes`.
 pub(crate) fn chosen(outcomes: &[Outcome], counts: &Counts) -> u64 {
     counts.sum_of(|outcome| outcomes.contains(&outcome))
 }
 
-/// Whether a retry of `stage`, or of all there are, is about the stage at `index`.
+/// Returns whether a retry of `stage`, or of all stages, covers the stage at `index`.
 pub(crate) fn concerns(stage: Option<&StageName>, rollout: &Rollout, index: StageIndex) -> bool {
     let at = rollout.stages.get(usize::from(index.0));
     stage.is_none_or(|stage| at.is_some_and(|at| at.name == *stage))

@@ -1,6 +1,7 @@
-//! Keeps a running rollout going: batches on the hubs' queues, the gate asked, joiners looked for.
+//! Keeps a running rollout in progress: dispatches batches, judges the gate, and scans for late
+//! joiners.
 //!
-//! Gives what happens to the rollout; to store that is for the driver.
+//! Returns the events of the rollout; the driver stores the events.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twincast_core::batch::MAX_STRIKES;
+use twincast_core::batch::MAX_FAILED_LEASES;
 use twincast_core::evidence::Evidence;
-use twincast_core::gate::{self, Measured, Next, Seen};
+use twincast_core::gate::{self, AppliedCount, Next, ObservedState};
 use twincast_core::ids::{HubName, StageIndex};
-use twincast_core::plan::Group;
+use twincast_core::plan::TagGroup;
 use twincast_core::ports::{Clock, MetricSource, Queue, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
 use twincast_core::time::Timestamp;
@@ -21,23 +22,24 @@ use twincast_core::waiting::Waiting;
 
 use crate::Hubs;
 use crate::accounting::Accounting;
-use crate::answers::{AnswerNews, Reading};
+use crate::answers::{AnswerMemory, AnswerUpdate};
+use crate::changes::{self, ChangeSource};
 use crate::config::DriverConfig;
-use crate::hearing;
-use crate::looks::{self, LookNews, Looking};
-use crate::measure::{self, Measuring};
-use crate::metric::Asking;
+use crate::dispatching::{DispatchLog, Dispatcher, Round};
+use crate::evidence;
+use crate::measure::{self, MeasureResult};
+use crate::metric::MetricMemory;
 use crate::metrics::Repairs;
-use crate::news::{self, News};
-use crate::reach::Reach;
-use crate::ringing::{Ringer, Round, Rung};
+use crate::reachability::Reachability;
+use crate::scans::{self, ScanMemory, ScanUpdate};
 
-/// Hubs that could not be asked are asked again after this time.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// While nothing changes, the next look is after this part of the time since something did.
-const PART: u32 = 8;
+/// The delay before the next query after a failed query.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// While nothing changes, the interval between two passes is the time since the last change,
+/// divided by this number.
+const BACKOFF_DIVISOR: u32 = 8;
 
-/// Keeps running rollouts going.
+/// Keeps running rollouts in progress.
 pub(crate) struct Running<'a> {
     pub(crate) store: &'a Arc<dyn Store>,
     pub(crate) queue: &'a dyn Queue,
@@ -45,90 +47,92 @@ pub(crate) struct Running<'a> {
     pub(crate) metric_source: Option<&'a Arc<dyn MetricSource>>,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) config: &'a DriverConfig,
-    pub(crate) news: &'a News,
+    pub(crate) changes: &'a ChangeSource,
     pub(crate) repairs: &'a Repairs,
-    pub(crate) broker: &'a Reach,
+    pub(crate) broker: &'a Reachability,
 }
 
-/// What a driver remembers between its turns. Nothing of it need be known to go on.
+/// A driver's memory between turns. A driver can continue without any of it.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    rung: Rung,
-    /// The newest count of a stage's devices, as told by the twins.
-    measured: Option<(StageIndex, Measured)>,
-    /// When the hubs last could not be asked.
-    asked_in_vain: Option<Instant>,
-    asking: Asking,
-    looking: Looking,
-    reading: Reading,
-    /// What each device has answered is recorded.
+    dispatch_log: DispatchLog,
+    /// The newest count of a stage's devices from the twins.
+    measured: Option<(StageIndex, AppliedCount)>,
+    /// The time of the last failed query of the hubs.
+    query_failed_at: Option<Instant>,
+    metrics: MetricMemory,
+    scan: ScanMemory,
+    answers: AnswerMemory,
+    /// Whether the answer of each device is recorded.
     recorded: bool,
-    rhythm: Rhythm,
+    intervals: Intervals,
     were_halted: bool,
-    /// When the store was last asked whether the record is the one that is known.
-    assured_at: Option<Instant>,
+    /// The time at which the store last confirmed the known record.
+    confirmed_at: Option<Instant>,
 }
 
-/// Why a rollout is kept going no longer.
+/// Why the passes over a rollout end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// This happens to it.
-    Happened(Box<Event>),
-    /// Somebody else may have changed it, or this is to stop.
-    LookAgain,
-    /// It waits for an approval or for answers, and is not to be driven meanwhile.
-    LeftAlone,
+    /// This event is to be applied to the rollout.
+    Apply(Box<Event>),
+    /// Another component may have changed the rollout, or the driver is to stop.
+    Reread,
+    /// The rollout waits for an approval or for answers, and is not to be driven meanwhile.
+    NotDriven,
 }
 
-/// What a pass came to.
+/// The result of a pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Pass {
-    /// This has happened to the rollout.
-    Happened(Box<Event>),
-    /// The devices that have applied the change must be counted.
+    /// This event is to be applied to the rollout.
+    Apply(Box<Event>),
+    /// The devices with the change applied must be counted.
     Measure,
     /// Batches were released.
-    Rang,
-    /// There was nothing to do.
+    Dispatched,
+    /// Nothing was to be done.
     Waits(Wait),
 }
 
 /// A wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Wait {
-    /// All that is missing is an approval.
+    /// Only an approval is missing.
     for_approval: bool,
-    /// Nothing is to be sent.
+    /// No sends are pending.
     is_idle: bool,
-    /// The time at which something is to be done in any case.
+    /// The time of the next pass at the latest.
     until: Option<Timestamp>,
 }
 
 impl Memory {
-    /// Begins a turn: what the store shows from here on is newer than this.
-    pub(crate) fn begin(&mut self, news: &News) {
-        self.rhythm = Rhythm::default();
-        self.assured_at = None;
-        self.were_halted = news.were_halted();
+    /// Begins a turn. Called before the turn reads the store, so no later change is missed.
+    pub(crate) fn begin(&mut self, changes: &ChangeSource) {
+        self.intervals = Intervals::default();
+        self.confirmed_at = None;
+        self.were_halted = changes.were_halted();
     }
 
-    /// Begins the look that was just noted in `rollout`'s record, by us.
-    pub(crate) fn begin_look(
+    /// Starts the scan that this driver has just noted in `rollout`'s record.
+    pub(crate) fn begin_scan(
         &mut self,
         rollout: &Rollout,
         store: &Arc<dyn Store>,
         hubs: &Hubs,
         base: &Path,
     ) {
-        self.looking.begin(rollout, store, hubs, base);
+        self.scan.begin(rollout, store, hubs, base);
     }
 }
 
 impl Running<'_> {
-    /// Keeps a rollout going until something happens to it, or `stop`. What it is doing is noted in its record meanwhile.
+    /// Keeps a rollout in progress until an event happens to the rollout, or until `stop`. Notes
+    /// the rollout's activity in the record meanwhile.
     ///
-    /// Cancel safety: may be dropped at any time; batches that were rung for and are not remembered are rung for once more.
-    pub(crate) async fn keep_going(
+    /// Cancel safety: may be dropped at any time; dispatches missing from the memory are made once
+    /// more.
+    pub(crate) async fn run(
         &self,
         rollout: &mut Rollout,
         memory: &mut Memory,
@@ -137,7 +141,7 @@ impl Running<'_> {
         tokio::select! {
             biased;
             ended = self.passes(rollout, memory) => ended,
-            () = stop.cancelled() => Ok(Ended::LookAgain),
+            () = stop.cancelled() => Ok(Ended::Reread),
         }
     }
 
@@ -148,15 +152,15 @@ impl Running<'_> {
     ) -> Result<Ended, StoreError> {
         loop {
             let wait = match self.pass(rollout, memory).await? {
-                Pass::Happened(event) => return Ok(Ended::Happened(event)),
+                Pass::Apply(event) => return Ok(Ended::Apply(event)),
                 Pass::Measure => match self.measure(rollout, memory).await? {
-                    Some(event) => return Ok(Ended::Happened(Box::new(event))),
-                    None if memory.asked_in_vain.is_none() => continue,
+                    Some(event) => return Ok(Ended::Apply(Box::new(event))),
+                    None if memory.query_failed_at.is_none() => continue,
                     None => self.config.longest_pass,
                 },
-                Pass::Rang => memory.rhythm.begin(self.config),
-                Pass::Waits(wait) if self.is_left(rollout, wait) => return Ok(Ended::LeftAlone),
-                Pass::Waits(wait) => self.next_pass(wait, &mut memory.rhythm),
+                Pass::Dispatched => memory.intervals.reset(self.config),
+                Pass::Waits(wait) if self.ends_here(rollout, wait) => return Ok(Ended::NotDriven),
+                Pass::Waits(wait) => self.next_pass(wait, &mut memory.intervals),
             };
             if let Some(ended) = self.wait(rollout, memory, wait).await? {
                 return Ok(ended);
@@ -164,22 +168,22 @@ impl Running<'_> {
         }
     }
 
-    /// Driving is to end here.
-    fn is_left(&self, rollout: &Rollout, wait: Wait) -> bool {
-        (wait.for_approval && self.config.leave_at_approval)
-            || (!wait.for_approval && self.config.leave_when_sent && rollout.sent_at.is_some())
+    /// Returns whether driving is to end here.
+    fn ends_here(&self, rollout: &Rollout, wait: Wait) -> bool {
+        (wait.for_approval && self.config.stop_at_approval)
+            || (!wait.for_approval && self.config.stop_when_sent && rollout.sent_at.is_some())
     }
 
-    fn next_pass(&self, wait: Wait, rhythm: &mut Rhythm) -> Duration {
-        // Who is not told of changes must ask for them.
-        let is_idle = wait.is_idle && self.news.is_told();
-        let left = wait.until.map(|until| until.since(self.clock.now()));
-        let left = left.map(|left| left + Duration::from_millis(1));
-        let pass = rhythm.grow(self.config, is_idle);
-        left.map_or(pass, |left| pass.min(left))
+    fn next_pass(&self, wait: Wait, intervals: &mut Intervals) -> Duration {
+        // Without notifications, a driver must poll for changes.
+        let is_idle = wait.is_idle && self.changes.is_notified();
+        let remaining = wait.until.map(|until| until.since(self.clock.now()));
+        let remaining = remaining.map(|time| time + Duration::from_millis(1));
+        let interval = intervals.next_interval(self.config, is_idle);
+        remaining.map_or(interval, |time| interval.min(time))
     }
 
-    /// Waits for `pass`, or until something happens.
+    /// Waits for `pass`, or until an event happens.
     async fn wait(
         &self,
         rollout: &mut Rollout,
@@ -188,82 +192,83 @@ impl Running<'_> {
     ) -> Result<Option<Ended>, StoreError> {
         let (store, every) = (&**self.store, self.config.longest_pass);
         let halted = Some(memory.were_halted);
-        let assured = &mut memory.assured_at;
+        let confirmed_at = &mut memory.confirmed_at;
         tokio::select! {
             biased;
-            changed = self.news.changed(store, rollout, halted, every, assured), if self.news.is_told() => {
-                return changed.map(|()| Some(Ended::LookAgain));
+            changed = self.changes.changed(store, rollout, halted, every, confirmed_at), if self.changes.is_notified() => {
+                return changed.map(|()| Some(Ended::Reread));
             }
-            event = memory.asking.measured(rollout, self.metric_source, self.clock) => {
-                return Ok(Some(Ended::Happened(Box::new(event))));
+            event = memory.metrics.next_measurement(rollout, self.metric_source, self.clock) => {
+                return Ok(Some(Ended::Apply(Box::new(event))));
             }
-            news = memory.looking.happened(rollout, self.clock) => {
-                match news {
-                    LookNews::Happened(event) => return Ok(Some(Ended::Happened(Box::new(event)))),
-                    LookNews::Failed(why) => self.note_failed_look(rollout, &why).await?,
+            update = memory.scan.next_update(rollout, self.clock) => {
+                match update {
+                    ScanUpdate::Apply(event) => return Ok(Some(Ended::Apply(Box::new(event)))),
+                    ScanUpdate::Failed(why) => self.note_failed_scan(rollout, &why).await?,
                 }
             }
-            news = memory.reading.happened(rollout, (self.store, self.hubs), self.clock) => {
-                match news? {
-                    AnswerNews::Noted { rollout: noted, changed, missing } => {
+            update = memory.answers.next_update(rollout, (self.store, self.hubs), self.clock) => {
+                match update? {
+                    AnswerUpdate::Noted { rollout: noted, changed, missing } => {
                         *rollout = *noted;
                         match missing {
-                            Some(why) => note_not_asked(rollout, &why),
-                            None => rollout.notes.clock.asked(None),
+                            Some(why) => note_query_failure(rollout, &why),
+                            None => rollout.notes.clock.note_query(None),
                         }
                         if changed {
-                            self.store.note(rollout).await?;
+                            self.store.save_notes(rollout).await?;
                         }
                     }
-                    AnswerNews::Recorded { rollout: noted } => {
+                    AnswerUpdate::Recorded { rollout: noted } => {
                         *rollout = *noted;
-                        rollout.notes.clock.asked(None);
-                        self.store.note(rollout).await?;
+                        rollout.notes.clock.note_query(None);
+                        self.store.save_notes(rollout).await?;
                         memory.recorded = true;
                     }
-                    AnswerNews::Undecided(event) => {
-                        return Ok(Some(Ended::Happened(Box::new(event))));
+                    AnswerUpdate::Undecided(event) => {
+                        return Ok(Some(Ended::Apply(Box::new(event))));
                     }
                 }
             }
             () = tokio::time::sleep(pass) => {}
         }
-        let is_current =
-            self.news.is_told() || news::is_current(store, &rollout.spec.name, rollout).await?;
-        Ok((!is_current).then_some(Ended::LookAgain))
+        let is_current = self.changes.is_notified()
+            || changes::is_current(store, &rollout.spec.name, rollout).await?;
+        Ok((!is_current).then_some(Ended::Reread))
     }
 
-    async fn note_failed_look(&self, rollout: &mut Rollout, why: &str) -> Result<(), StoreError> {
+    async fn note_failed_scan(&self, rollout: &mut Rollout, why: &str) -> Result<(), StoreError> {
         let now = self.clock.now();
-        if let Some(noted) = rollout.noting_failed_search(why, Some(looks::AGAIN), now) {
-            self.store.note(&noted).await?;
+        if let Some(noted) = rollout.with_failed_search(why, Some(scans::RETRY_DELAY), now) {
+            self.store.save_notes(&noted).await?;
             *rollout = noted;
         }
         Ok(())
     }
 
-    /// One look at the current stage: what its gate says, and whether batches are to be rung for.
+    /// Makes a pass over the current stage: judges the gate, and dispatches batches if sends are
+    /// pending.
     async fn pass(&self, rollout: &mut Rollout, memory: &mut Memory) -> Result<Pass, StoreError> {
         let (name, stage) = (rollout.spec.name.clone(), rollout.stage());
-        // Read before the outcomes: what was heard by then is among these.
+        // Outcomes are read after the evidence, so they include all feedback up to the watermark.
         let tallies = self.store.tallies(&name).await?;
         let now = self.clock.now();
-        let evidence = hearing::evidence(&**self.store, rollout, &tallies, now).await?;
+        let evidence = evidence::read(&**self.store, rollout, &tallies, now).await?;
         let tallies = match evidence == Evidence::complete() {
             true => tallies,
             false => self.store.tallies(&name).await?,
         };
-        memory.rhythm.saw(&tallies);
+        memory.intervals.observe(&tallies);
         let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == stage));
-        let owing = rollout.owing(&tallies);
-        let hubs: BTreeSet<&HubName> = owing.map(|tally| &tally.hub).collect();
+        let unsettled = rollout.unsettled(&tallies);
+        let hubs: BTreeSet<&HubName> = unsettled.map(|tally| &tally.hub).collect();
         let now = self.clock.now();
         let measured = memory.measured.filter(|(of, _)| *of == stage);
-        let seen = Seen {
+        let seen = ObservedState {
             stage: &counts,
             all: &Tally::sum(&tallies),
-            left: !hubs.is_empty(),
-            measured: measured.map(|(_, it)| it),
+            sends_owed: !hubs.is_empty(),
+            applied_count: measured.map(|(_, it)| it),
             unanswered: rollout.notes.answers.unanswered(&tallies),
             recorded: memory.recorded,
             evidence: &evidence,
@@ -275,25 +280,28 @@ impl Running<'_> {
             clock: self.clock,
         };
         accounting
-            .note(rollout, &next, &hubs, &mut memory.rung.way)
+            .note(rollout, &next, &hubs, &mut memory.dispatch_log.obstacles)
             .await?;
-        self.ringer()
-            .wake_listeners(rollout, &tallies, &mut memory.rung)
+        self.dispatcher()
+            .wake_listeners(rollout, &tallies, &mut memory.dispatch_log)
             .await?;
         match next {
-            Next::Send => self.send(rollout, hubs, &tallies, &mut memory.rung).await,
-            Next::Happened(event) => Ok(Pass::Happened(Box::new(event))),
-            Next::Measure if rollout.goes_by_answers() => {
-                memory.reading.ask_now();
+            Next::Send => {
+                self.send(rollout, hubs, &tallies, &mut memory.dispatch_log)
+                    .await
+            }
+            Next::Apply(event) => Ok(Pass::Apply(Box::new(event))),
+            Next::QueryTwins if rollout.counts_answers() => {
+                memory.answers.query_now();
                 Ok(Pass::Waits(Wait::default()))
             }
             Next::Record => {
-                memory.reading.record();
+                memory.answers.record();
                 Ok(Pass::Waits(Wait::default()))
             }
-            Next::Measure => {
-                let in_vain = memory.asked_in_vain;
-                let is_early = in_vain.is_some_and(|at| at.elapsed() < ASK_AGAIN);
+            Next::QueryTwins => {
+                let failed_at = memory.query_failed_at;
+                let is_early = failed_at.is_some_and(|at| at.elapsed() < RETRY_DELAY);
                 Ok(match is_early {
                     true => Pass::Waits(Wait::default()),
                     false => Pass::Measure,
@@ -302,24 +310,26 @@ impl Running<'_> {
             Next::Wait(waits) => Ok(Pass::Waits(Wait::of(&waits))),
             Next::Over => {
                 let counts = Tally::sum(&tallies);
-                Ok(Pass::Happened(Box::new(Event::AllSettled { counts })))
+                Ok(Pass::Apply(Box::new(Event::AllSettled { counts })))
             }
         }
     }
 
-    /// Rings for what is to be sent, unless the schedule is closed for all of it.
+    /// Dispatches pending batches, unless the schedule is closed for all of them.
     async fn send(
         &self,
         rollout: &Rollout,
         hubs: BTreeSet<&HubName>,
         tallies: &[Tally],
-        rung: &mut Rung,
+        log: &mut DispatchLog,
     ) -> Result<Pass, StoreError> {
-        let opening = rollout.spec.opening(&Group::default(), self.clock.now());
-        let closed = Waiting::of_schedule(&opening).filter(|_| !rollout.spec.has_zones());
+        let schedule = rollout
+            .spec
+            .schedule_state(&TagGroup::default(), self.clock.now());
+        let closed = Waiting::of_schedule(&schedule).filter(|_| !rollout.spec.has_zones());
         if let Some(closed) = closed {
             let until = closed.until();
-            rung.is_closed(closed);
+            log.note_closed(closed);
             return Ok(Pass::Waits(Wait {
                 is_idle: true,
                 until,
@@ -327,20 +337,25 @@ impl Running<'_> {
             }));
         }
         let rate = rollout.rate_now(tallies);
-        let round = self.ringer().ring_for(rollout, hubs, rate, rung).await?;
+        let round = self
+            .dispatcher()
+            .dispatch_open(rollout, hubs, rate, log)
+            .await?;
         Ok(match round {
-            Round::Rang => Pass::Rang,
+            Round::Dispatched => Pass::Dispatched,
             Round::Waited => Pass::Waits(Wait::default()),
             Round::Quarantined(batch) => {
                 let reason = format!(
-                    "batch {batch} has brought down {MAX_STRIKES} workers in a row; see their logs, then resume"
+                    "batch {batch} has crashed {MAX_FAILED_LEASES} workers in a row; check the \
+                     workers' logs, then resume"
                 );
-                Pass::Happened(Box::new(Event::PauseRequested { reason }))
+                Pass::Apply(Box::new(Event::PauseRequested { reason }))
             }
         })
     }
 
-    /// Asks the hubs how many devices have applied the change. Hubs that cannot be asked at present are asked again.
+    /// Queries the hubs for the number of devices with the change applied. A failed query is
+    /// repeated later.
     async fn measure(
         &self,
         rollout: &mut Rollout,
@@ -348,23 +363,23 @@ impl Running<'_> {
     ) -> Result<Option<Event>, StoreError> {
         let at = self.clock.now();
         match measure::measure(rollout, &**self.store, self.hubs, at).await? {
-            Measuring::Measured(measured) => {
+            MeasureResult::Measured(measured) => {
                 memory.measured = Some((rollout.stage(), measured));
-                memory.asked_in_vain = None;
-                rollout.notes.clock.asked(None);
+                memory.query_failed_at = None;
+                rollout.notes.clock.note_query(None);
                 Ok(None)
             }
-            Measuring::Undecided(event) => Ok(Some(event)),
-            Measuring::Failed(why) => {
-                memory.asked_in_vain = Some(Instant::now());
-                note_not_asked(rollout, &why);
+            MeasureResult::Undecided(event) => Ok(Some(event)),
+            MeasureResult::Failed(why) => {
+                memory.query_failed_at = Some(Instant::now());
+                note_query_failure(rollout, &why);
                 Ok(None)
             }
         }
     }
 
-    fn ringer(&self) -> Ringer<'_> {
-        Ringer {
+    fn dispatcher(&self) -> Dispatcher<'_> {
+        Dispatcher {
             store: &**self.store,
             queue: self.queue,
             hubs: self.hubs,
@@ -376,13 +391,13 @@ impl Running<'_> {
     }
 }
 
-/// Notes that the hubs cannot be asked what devices have done, and why; logs it when that is new.
-fn note_not_asked(rollout: &mut Rollout, why: &str) {
-    if rollout.notes.clock.not_asked().is_none() {
+/// Notes why the hubs cannot be queried for the state of devices. Logs only the first failure.
+fn note_query_failure(rollout: &mut Rollout, why: &str) {
+    if rollout.notes.clock.query_failure().is_none() {
         let name = &rollout.spec.name;
-        tracing::warn!(rollout = %name, error = why, "the hubs cannot be asked what devices have done");
+        tracing::warn!(rollout = %name, error = why, "cannot query the hubs for applied devices");
     }
-    rollout.notes.clock.asked(Some(why));
+    rollout.notes.clock.note_query(Some(why));
 }
 
 impl Wait {
@@ -395,46 +410,46 @@ impl Wait {
     }
 }
 
-/// When the next look is due: soon after something has changed, and later while nothing does.
+/// The schedule of passes: soon after a change, and later while nothing changes.
 #[derive(Debug)]
-struct Rhythm {
-    pass: Duration,
+struct Intervals {
+    interval: Duration,
     quiet_since: Instant,
     tallies: Vec<Tally>,
 }
 
-impl Default for Rhythm {
+impl Default for Intervals {
     fn default() -> Self {
         Self {
-            pass: Duration::ZERO,
+            interval: Duration::ZERO,
             quiet_since: Instant::now(),
             tallies: Vec::new(),
         }
     }
 }
 
-impl Rhythm {
-    /// Notes the outcomes as they are.
-    fn saw(&mut self, tallies: &[Tally]) {
+impl Intervals {
+    /// Notes the current outcomes.
+    fn observe(&mut self, tallies: &[Tally]) {
         if self.tallies != tallies {
             self.quiet_since = Instant::now();
             self.tallies = tallies.to_vec();
         }
     }
 
-    fn begin(&mut self, config: &DriverConfig) -> Duration {
-        self.pass = config.pass;
-        self.pass
+    fn reset(&mut self, config: &DriverConfig) -> Duration {
+        self.interval = config.pass;
+        self.interval
     }
 
-    fn grow(&mut self, config: &DriverConfig, is_idle: bool) -> Duration {
-        let quiet = self.quiet_since.elapsed() / PART;
+    fn next_interval(&mut self, config: &DriverConfig, is_idle: bool) -> Duration {
+        let quiet = self.quiet_since.elapsed() / BACKOFF_DIVISOR;
         let most = match is_idle {
             true => quiet.clamp(config.longest_pass, config.idle_pass),
             false => config.longest_pass,
         };
-        self.pass = (self.pass * 2).clamp(config.pass, most);
-        self.pass
+        self.interval = (self.interval * 2).clamp(config.pass, most);
+        self.interval
     }
 }
 
@@ -443,25 +458,25 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn looks_become_rare_while_nothing_changes() {
+    async fn passes_become_rare_while_nothing_changes() {
         let config = DriverConfig::default();
-        let mut rhythm = Rhythm::default();
-        let mut looks = 0;
+        let mut intervals = Intervals::default();
+        let mut passes = 0;
         let mut longest = Duration::ZERO;
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(600) {
-            longest = rhythm.grow(&config, true);
-            let quiet = begun.elapsed();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(600) {
+            longest = intervals.next_interval(&config, true);
+            let quiet = started.elapsed();
             assert!(
-                longest <= config.longest_pass.max(quiet / PART),
+                longest <= config.longest_pass.max(quiet / BACKOFF_DIVISOR),
                 "{longest:?} after {quiet:?}"
             );
             tokio::time::sleep(longest).await;
-            looks += 1;
+            passes += 1;
         }
         assert_eq!(longest, config.idle_pass);
-        assert!(looks < 120, "{looks}");
-        assert_eq!(rhythm.grow(&config, false), config.longest_pass);
-        assert_eq!(rhythm.begin(&config), config.pass);
+        assert!(passes < 120, "{passes}");
+        assert_eq!(intervals.next_interval(&config, false), config.longest_pass);
+        assert_eq!(intervals.reset(&config), config.pass);
     }
 }

@@ -1,8 +1,9 @@
 //! Drives all rollouts, together with other orchestrators.
 //!
-//! Each looks at the roster now and then and claims what nobody drives. A claim lapses when it is
-//! not renewed, so another one takes over from one that died. Two that drive the same rollout for
-//! a moment do no harm: every change of a record is a comparison with its version.
+//! Each orchestrator regularly polls the rollout registry and claims rollouts without a driver. A
+//! claim lapses unless renewed, so another orchestrator takes over after a crash. Two orchestrators
+//! that drive the same rollout for a moment do no harm: every change of a record compares the
+//! version.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -16,43 +17,46 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::{Holder, RolloutName, Version};
-use twincast_core::ports::{Clock, MetricSource, Queue, Roster, RosterLook, Store, StoreError};
-use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::ports::{
+    Clock, MetricSource, Queue, RegistrySnapshot, RolloutRegistry, Store, StoreError,
+};
+use twincast_core::rollout::{Attribution, Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_retry::{Delays, Policy};
 
 use crate::Hubs;
+use crate::changes::{ChangeSource, Newest};
 use crate::config::DriverConfig;
 use crate::driver::{DriveError, Driver};
-use crate::events::{self, Events, NotTold};
+use crate::events::{self, Events, PublishError};
 use crate::metrics::Metrics;
-use crate::news::{Newest, News};
 use crate::planner::PlanProgress;
-use crate::reach::Reach;
+use crate::reachability::Reachability;
 use crate::traces;
 
-/// How an orchestrator works.
+/// The configuration of an orchestrator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OrchestratorConfig {
-    /// How often it looks at the roster, and at rollouts that wait.
-    pub look: Duration,
-    /// For how long a claim holds when it is not renewed: so long, and one look, a rollout waits
-    /// whose orchestrator died.
+    /// The interval between two polls of the registry, and of waiting rollouts.
+    pub poll_interval: Duration,
+    /// The time for which a claim holds without renewal. After a crash of its orchestrator, a
+    /// rollout waits for this time plus one poll.
     pub claim: Duration,
-    /// Rollouts that it claims at one look at the most while it does not know who else is there: the others get their share.
-    pub claims_a_look: usize,
-    /// How its drivers work.
+    /// The most rollouts claimed per poll while the number of other orchestrators is unknown, so
+    /// that other orchestrators get a share.
+    pub claims_per_poll: usize,
+    /// The configuration of the drivers.
     pub driver: DriverConfig,
 }
 
 impl Default for OrchestratorConfig {
     fn default() -> Self {
         Self {
-            look: Duration::from_millis(500),
+            poll_interval: Duration::from_millis(500),
             claim: Duration::from_secs(10),
-            claims_a_look: 4,
+            claims_per_poll: 4,
             driver: DriverConfig::default(),
         }
     }
@@ -60,130 +64,137 @@ impl Default for OrchestratorConfig {
 
 /// An orchestrator.
 pub struct Orchestrator {
-    /// Where the truth is.
+    /// The store, the source of truth.
     pub store: Arc<dyn Store>,
-    /// Which rollouts there are.
-    pub roster: Arc<dyn Roster>,
-    /// Where dispatches go.
+    /// The rollout registry.
+    pub registry: Arc<dyn RolloutRegistry>,
+    /// The queue for dispatches.
     pub queue: Arc<dyn Queue>,
-    /// Where transitions are told.
+    /// The destination of events.
     pub events: Arc<dyn Events>,
     /// All configured hubs.
     pub hubs: Hubs,
-    /// Where gates' metrics are asked for, if that is configured.
+    /// The source of gate metrics, if configured.
     pub metric_source: Option<Arc<dyn MetricSource>>,
-    /// The time for records.
+    /// The clock for records.
     pub clock: Arc<dyn Clock>,
-    /// How it works.
+    /// The configuration.
     pub config: OrchestratorConfig,
-    /// This run of this process.
+    /// The identity of this run of the process.
     pub id: Holder,
-    /// What it is doing, live.
+    /// The live status.
     pub status: Arc<OrchestratorStatus>,
-    /// Who is told what rollouts have done.
+    /// The tracer for the spans of rollouts.
     pub tracer: Tracer,
 }
 
-/// What an orchestrator is doing, live.
+/// The live status of an orchestrator.
 #[derive(Debug)]
 pub struct OrchestratorStatus {
-    /// What it tells Prometheus.
+    /// The Prometheus metrics.
     pub metrics: Metrics,
-    store: Reach,
-    broker: Arc<Reach>,
+    store: Reachability,
+    broker: Arc<Reachability>,
 }
 
 impl Default for OrchestratorStatus {
     fn default() -> Self {
         Self {
             metrics: Metrics::default(),
-            store: Reach::new("the store"),
+            store: Reachability::new("the store"),
             broker: Arc::default(),
         }
     }
 }
 
 impl OrchestratorStatus {
-    /// Why the store could not be asked the last time, if that is so.
+    /// Returns why the last call to the store failed, if so.
     #[must_use]
     pub fn store_trouble(&self) -> Option<String> {
         self.store.trouble()
     }
 }
 
-/// The most rollouts that are claimed at one look, and so loaded at once.
-const CLAIMS_AT_ONCE: usize = 64;
-/// While nothing changes, the wait before the next look at a rollout's numbers grows by this part.
-const PART: u32 = 4;
-/// How often what Prometheus is told of the engine is read, and of a rollout that changes.
-const MEASURED_EVERY: Duration = Duration::from_secs(2);
-/// And of one that has not changed for long.
-const MEASURED_AT_LEAST: Duration = Duration::from_secs(30);
-/// For so long an orchestrator that was just started cannot know how many others there are, and leaves rollouts to them.
-const NEW: Duration = Duration::from_secs(2);
+/// The most rollouts claimed per poll, and so loaded at once.
+const MAX_CLAIMS_PER_POLL: usize = 64;
+/// While nothing changes, the interval between two readings of a rollout's numbers grows by one
+/// part in this many.
+const GROWTH_DIVISOR: u32 = 4;
+/// The interval between two readings of the engine's metrics, and of the metrics of a changing
+/// rollout.
+const METRICS_INTERVAL: Duration = Duration::from_secs(2);
+/// The longest interval between two readings of an unchanged rollout's metrics.
+const MAX_METRICS_INTERVAL: Duration = Duration::from_secs(30);
+/// The time after its start for which an orchestrator cannot know the number of other
+/// orchestrators, and leaves rollouts to them.
+const STARTUP_GRACE: Duration = Duration::from_secs(2);
 
-/// Why a rollout is driven here no longer.
+/// Why this orchestrator no longer drives a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
+enum StopReason {
     Ended,
     Stopped,
-    /// It is of a newer release. That never changes, so it is not looked at again.
-    ToNewer,
+    /// The rollout is of a newer release. This never changes, so the rollout is not tried again.
+    NewerRelease,
 }
 
-/// One rollout that is driven here.
-struct Driving {
+/// A rollout driven by this orchestrator.
+struct DrivenRollout {
     stop: CancellationToken,
     task: Id,
     newest: watch::Sender<Newest>,
 }
 
-/// All that is driven here.
+/// All rollouts driven by this orchestrator.
 #[derive(Default)]
-struct Fleet {
-    driving: BTreeMap<RolloutName, Driving>,
-    tasks: JoinSet<(RolloutName, Left)>,
-    /// Those that are left to newer orchestrators.
+struct DrivenRollouts {
+    rollouts: BTreeMap<RolloutName, DrivenRollout>,
+    tasks: JoinSet<(RolloutName, StopReason)>,
+    /// The rollouts left to newer orchestrators.
     newer: BTreeSet<RolloutName>,
 }
 
-impl Fleet {
-    /// Tells the drivers what a look has shown.
-    fn tell(&self, look: &RosterLook) {
-        let halted = look.halt.is_some();
-        for (name, driving) in &self.driving {
-            // One that is not listed any more has ended, and its driver was there.
-            let Some(listed) = look.active.get(name) else {
+impl DrivenRollouts {
+    /// Notifies the drivers of the result of a poll.
+    fn notify_drivers(&self, snapshot: &RegistrySnapshot) {
+        let halted = snapshot.halt.is_some();
+        for (name, rollout) in &self.rollouts {
+            // An unlisted rollout has ended, and its driver knows.
+            let Some(listed) = snapshot.active.get(name) else {
                 continue;
             };
             let version = listed.newest;
             let newest = Newest { version, halted };
-            let is_news = |known: &mut Newest| std::mem::replace(known, newest) != newest;
-            driving.newest.send_if_modified(is_news);
+            let changes = |known: &mut Newest| std::mem::replace(known, newest) != newest;
+            rollout.newest.send_if_modified(changes);
         }
     }
 
-    /// Forgets the rollouts whose tasks have ended; a panic of one is a defect, and another look drives it again.
-    fn forget(&mut self, ended: Result<(Id, (RolloutName, Left)), JoinError>) {
+    /// Removes the rollouts of finished tasks. A panic of a task is a defect; the next poll drives
+    /// the rollout again.
+    fn remove_finished(&mut self, ended: Result<(Id, (RolloutName, StopReason)), JoinError>) {
         let id = match ended {
-            Ok((id, (name, left))) => {
-                if left == Left::ToNewer {
+            Ok((id, (name, stop_reason))) => {
+                if stop_reason == StopReason::NewerRelease {
                     self.newer.insert(name);
                 }
                 id
             }
             Err(error) => {
-                tracing::error!(?error, "the driver of a rollout ended unexpectedly");
+                tracing::error!(
+                    error = describe(&error),
+                    "the driver of a rollout ended unexpectedly"
+                );
                 error.id()
             }
         };
-        self.driving.retain(|_, rollout| rollout.task != id);
+        self.rollouts.retain(|_, rollout| rollout.task != id);
     }
 }
 
 impl Orchestrator {
-    /// Drives rollouts until `stop`, then lets go of them for others. What goes wrong is logged
-    /// and tried again.
+    /// Drives rollouts until `stop`, then releases them to other orchestrators. Failures are logged
+    /// and retried.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::select! {
             () = Arc::clone(&self).drive_all(stop) => {}
@@ -192,162 +203,174 @@ impl Orchestrator {
     }
 
     async fn drive_all(self: Arc<Self>, stop: CancellationToken) {
-        let mut fleet = Fleet::default();
-        let (begun, mut renewed_at) = (Instant::now(), Instant::now());
+        let mut driven = DrivenRollouts::default();
+        let (started, mut renewed_at) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
-            let is_new = begun.elapsed() < NEW;
-            let looked = self.look(&stop, &mut fleet, &mut renewed_at, is_new).await;
-            self.status.store.note(&looked);
+            let is_new = started.elapsed() < STARTUP_GRACE;
+            let polled = self.poll(&stop, &mut driven, &mut renewed_at, is_new).await;
+            self.status.store.note(&polled);
             let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
             let metrics = &self.status.metrics;
-            metrics.driven.set(gauge(fleet.driving.len()));
-            metrics.newer.set(gauge(fleet.newer.len()));
+            metrics.driven.set(gauge(driven.rollouts.len()));
+            metrics.newer.set(gauge(driven.newer.len()));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(self.config.look) => {}
+                () = tokio::time::sleep(self.config.poll_interval) => {}
             }
-            while let Some(ended) = fleet.tasks.try_join_next_with_id() {
-                fleet.forget(ended);
+            while let Some(ended) = driven.tasks.try_join_next_with_id() {
+                driven.remove_finished(ended);
             }
         }
-        while let Some(ended) = fleet.tasks.join_next_with_id().await {
-            fleet.forget(ended);
+        while let Some(ended) = driven.tasks.join_next_with_id().await {
+            driven.remove_finished(ended);
         }
     }
 
-    /// Renews what is driven here, tells the drivers what has changed, and claims what is driven by nobody.
-    async fn look(
+    /// Renews the claims, notifies the drivers of changes, and claims rollouts without a driver.
+    async fn poll(
         self: &Arc<Self>,
         stop: &CancellationToken,
-        fleet: &mut Fleet,
+        driven: &mut DrivenRollouts,
         renewed_at: &mut Instant,
         is_new: bool,
     ) -> Result<(), StoreError> {
         if renewed_at.elapsed() >= self.config.claim / 4 {
-            let ours: Vec<_> = fleet.driving.keys().cloned().collect();
+            let claimed: Vec<_> = driven.rollouts.keys().cloned().collect();
             let lost = self
-                .roster
-                .claim(&ours, &self.id, self.config.claim)
+                .registry
+                .claim(&claimed, &self.id, self.config.claim)
                 .await?;
             for (name, held) in lost {
                 tracing::warn!(rollout = %name, by = %held.by, "another orchestrator has taken over");
-                if let Some(driving) = fleet.driving.get(&name) {
-                    driving.stop.cancel();
+                if let Some(rollout) = driven.rollouts.get(&name) {
+                    rollout.stop.cancel();
                 }
             }
             *renewed_at = Instant::now();
         }
-        let look = self.roster.look().await?;
-        fleet.tell(&look);
-        fleet.newer.retain(|name| look.active.contains_key(name));
-        let wanted = self.share(&look, fleet, is_new);
-        let others = self.roster.claim(&wanted, &self.id, self.config.claim);
+        let snapshot = self.registry.snapshot().await?;
+        driven.notify_drivers(&snapshot);
+        driven
+            .newer
+            .retain(|name| snapshot.active.contains_key(name));
+        let to_claim = self.share(&snapshot, driven, is_new);
+        let others = self.registry.claim(&to_claim, &self.id, self.config.claim);
         let others = others.await?;
-        for name in wanted.into_iter().filter(|name| !others.contains_key(name)) {
+        for name in to_claim
+            .into_iter()
+            .filter(|name| !others.contains_key(name))
+        {
             let newest = Newest {
-                version: look.active[&name].newest,
-                halted: look.halt.is_some(),
+                version: snapshot.active[&name].newest,
+                halted: snapshot.halt.is_some(),
             };
             tracing::info!(rollout = %name, "driving");
-            let driving = self.begin(&name, newest, stop.child_token(), &mut fleet.tasks);
-            fleet.driving.insert(name, driving);
+            let rollout = self.start_driver(&name, newest, stop.child_token(), &mut driven.tasks);
+            driven.rollouts.insert(name, rollout);
         }
         Ok(())
     }
 
-    /// This one's share of what nobody drives: equal ones for all orchestrators that drive something.
-    fn share(&self, look: &RosterLook, fleet: &Fleet, is_new: bool) -> Vec<RolloutName> {
-        let held = look.active.values().filter_map(|it| it.held.as_ref());
+    /// Returns this orchestrator's share of the rollouts without a driver. All orchestrators with a
+    /// rollout have equal shares.
+    fn share(
+        &self,
+        snapshot: &RegistrySnapshot,
+        driven: &DrivenRollouts,
+        is_new: bool,
+    ) -> Vec<RolloutName> {
+        let held = snapshot.active.values().filter_map(|it| it.held.as_ref());
         let others: BTreeSet<_> = held
             .map(|held| &held.by)
             .filter(|by| **by != self.id)
             .collect();
-        let free = look.active.iter().filter(|(name, listed)| {
-            let is_known = fleet.driving.contains_key(*name) || fleet.newer.contains(*name);
+        let free = snapshot.active.iter().filter(|(name, listed)| {
+            let is_known = driven.rollouts.contains_key(*name) || driven.newer.contains(*name);
             !is_known && listed.held.as_ref().is_none_or(|held| held.by == self.id)
         });
         let free: Vec<_> = free.map(|(name, _)| name.clone()).collect();
-        let few = self.config.claims_a_look;
-        let many = free.len().div_ceil(others.len() + 1);
-        let most = if is_new {
-            few
+        let min = self.config.claims_per_poll;
+        let share = free.len().div_ceil(others.len() + 1);
+        let max = if is_new {
+            min
         } else {
-            many.clamp(few, CLAIMS_AT_ONCE.max(few))
+            share.clamp(min, MAX_CLAIMS_PER_POLL.max(min))
         };
-        free.into_iter().take(most).collect()
+        free.into_iter().take(max).collect()
     }
 
-    fn begin(
+    fn start_driver(
         self: &Arc<Self>,
         name: &RolloutName,
         newest: Newest,
         stop: CancellationToken,
-        tasks: &mut JoinSet<(RolloutName, Left)>,
-    ) -> Driving {
-        let (newest, told) = watch::channel(newest);
+        tasks: &mut JoinSet<(RolloutName, StopReason)>,
+    ) -> DrivenRollout {
+        let (newest, receiver) = watch::channel(newest);
         let (this, of, token) = (Arc::clone(self), name.clone(), stop.clone());
         let work = async move {
-            // A rollout that cannot be read is driven, too: that says why.
+            // A rollout that cannot be read is driven, too: the driver logs the reason.
             let rollout = this.store.rollout(&of).await.ok().flatten();
             let log = traces::log_span(rollout.and_then(|rollout| rollout.trace));
-            let left = this.drive(&of, told, &token).instrument(log).await;
-            (of, left)
+            let stop_reason = this.drive(&of, receiver, &token).instrument(log).await;
+            (of, stop_reason)
         };
         let task = tasks.spawn(work).id();
-        Driving { stop, task, newest }
+        DrivenRollout { stop, task, newest }
     }
 
-    /// Drives one rollout until it has ended and all is told of it, or `stop`; or not at all, if it is of a newer
-    /// release.
+    /// Drives one rollout until its end and the publication of all events, or until `stop`. Does
+    /// not drive a rollout of a newer release.
     async fn drive(
         &self,
         name: &RolloutName,
         newest: watch::Receiver<Newest>,
         stop: &CancellationToken,
-    ) -> Left {
-        let left = tokio::select! {
+    ) -> StopReason {
+        let stop_reason = tokio::select! {
             biased;
-            left = self.drive_to_the_end(name, &newest, stop) => left,
-            never = self.keep_telling(name, newest.clone()) => match never {},
-            never = self.keep_measuring(name, newest.clone()) => match never {},
+            stop_reason = self.drive_to_end(name, &newest, stop) => stop_reason,
+            never = self.keep_publishing(name, newest.clone()) => match never {},
+            never = self.keep_metrics_current(name, newest.clone()) => match never {},
         };
-        if left == Left::ToNewer {
-            self.give_back(name, self.roster.disclaim(name, &self.id).await);
-            return left;
+        if stop_reason == StopReason::NewerRelease {
+            self.log_unreleased(name, self.registry.release_claim(name, &self.id).await);
+            return stop_reason;
         }
-        // What was just stored is told by whoever stored it. Until that is done the rollout is ours:
-        // given back, it would be claimed again at once, before those that wait to be driven.
+        // This orchestrator publishes the last transition before releasing the claim. Released
+        // earlier, the rollout would be claimed again at once, ahead of rollouts waiting for a
+        // driver.
         let mut delays = Policy::reconnect().delays();
-        let told = loop {
-            let told = self.tell(name).await;
-            if told.is_ok() || stop.is_cancelled() {
-                break told;
+        let published = loop {
+            let published = self.publish_new(name).await;
+            if published.is_ok() || stop.is_cancelled() {
+                break published;
             }
             pause(next_delay(&mut delays), stop).await;
         };
-        self.give_back(name, self.let_go(name, told).await);
-        left
+        self.log_unreleased(name, self.deactivate_and_release(name, published).await);
+        stop_reason
     }
 
-    fn give_back(&self, name: &RolloutName, given: Result<(), StoreError>) {
-        if let Err(error) = given {
-            tracing::debug!(rollout = %name, error = in_words(&error), "claim not given back, it lapses");
+    fn log_unreleased(&self, name: &RolloutName, released: Result<(), StoreError>) {
+        if let Err(error) = released {
+            tracing::debug!(rollout = %name, error = describe(&error), "claim not released, the claim will lapse");
         }
     }
 
-    async fn drive_to_the_end(
+    async fn drive_to_end(
         &self,
         name: &RolloutName,
         newest: &watch::Receiver<Newest>,
         stop: &CancellationToken,
-    ) -> Left {
+    ) -> StopReason {
         let driver = self.driver(newest);
         let mut delays = Policy::reconnect().delays();
-        let mut trouble = String::new();
+        let mut last_error = String::new();
         while !stop.is_cancelled() {
             let error = match driver.drive(name, stop).await {
-                Ok(rollout) if rollout.phase.is_ended() => return Left::Ended,
+                Ok(rollout) if rollout.phase.is_ended() => return StopReason::Ended,
                 Ok(rollout) => {
                     delays.reset();
                     self.until_changed(&driver, &rollout, stop).await;
@@ -360,32 +383,32 @@ impl Orchestrator {
                 ..
             } = &error
             {
-                tracing::warn!(rollout = %name, error = in_words(error), "left to newer orchestrators");
-                return Left::ToNewer;
+                tracing::warn!(rollout = %name, error = describe(error), "left to newer orchestrators");
+                return StopReason::NewerRelease;
             }
             let wait = next_delay(&mut delays);
-            self.log(name, &error, &mut trouble);
+            self.log_wait(name, &error, &mut last_error);
             if let DriveError::Plan { source, .. } = &error {
                 driver
-                    .note_failed_try(name, &in_words(source), Some(wait))
+                    .note_failed_try(name, &describe(source), Some(wait))
                     .await;
             }
             pause(wait, stop).await;
         }
-        Left::Stopped
+        StopReason::Stopped
     }
 
-    /// Says why a rollout waits, once for each reason.
-    fn log(&self, name: &RolloutName, error: &DriveError, before: &mut String) {
+    /// Logs why a rollout waits, once per reason.
+    fn log_wait(&self, name: &RolloutName, error: &DriveError, before: &mut String) {
         match error {
             DriveError::Store {
                 source: source @ StoreError::Unavailable { .. },
                 ..
-            } => self.status.store.is_lost(source),
-            // It is being stored, or never will be.
+            } => self.status.store.note_failure(source),
+            // The record is being stored, or never will be.
             DriveError::Unknown(_) => {}
             error => {
-                let words = in_words(error);
+                let words = describe(error);
                 if *before == words {
                     tracing::debug!(rollout = %name, error = words, "rollout waits");
                 } else {
@@ -406,9 +429,9 @@ impl Orchestrator {
             config: self.config.driver,
             base: PathBuf::new(),
             planning: PlanProgress::default(),
-            news: News::Told {
+            changes: ChangeSource::Notified {
                 newest: newest.clone(),
-                roster: Arc::clone(&self.roster),
+                registry: Arc::clone(&self.registry),
             },
             repairs: self.status.metrics.repairs.clone(),
             broker: Arc::clone(&self.status.broker),
@@ -416,26 +439,29 @@ impl Orchestrator {
         }
     }
 
-    /// Waits until somebody has changed a rollout that owes nothing, or `stop`. A halted one goes
-    /// on by itself when all may: a driver that has seen the switch just before it was turned off
-    /// halts what nobody would let go on.
+    /// Waits until another component has changed a rollout without pending work, or until `stop`.
+    /// Lets a halted rollout continue when all rollouts may: a driver that read the switch just
+    /// before its reset halts a rollout that no command would resume.
     async fn until_changed(&self, driver: &Driver, rollout: &Rollout, stop: &CancellationToken) {
-        let were_halted = driver.news.were_halted();
+        let were_halted = driver.changes.were_halted();
         if matches!(rollout.phase, Phase::Halted { .. })
-            && let Ok(None) = self.roster.halted().await
+            && let Ok(None) = self.registry.halted().await
         {
-            let word = Word::default();
-            match driver.apply(rollout, Event::HaltLifted { word }).await {
+            let attribution = Attribution::default();
+            match driver
+                .apply(rollout, Event::HaltLifted { attribution })
+                .await
+            {
                 Ok(_) => return,
                 Err(error) => {
-                    tracing::debug!(rollout = %rollout.spec.name, ?error, "not let go on yet");
+                    tracing::debug!(rollout = %rollout.spec.name, error = describe(&error), "halt not lifted yet");
                 }
             }
         }
-        let every = self.config.look;
-        let (halted, mut assured) = (Some(were_halted), None);
-        let news = &driver.news;
-        let changed = news.changed(&*self.store, rollout, halted, every, &mut assured);
+        let every = self.config.poll_interval;
+        let (halted, mut confirmed_at) = (Some(were_halted), None);
+        let changes = &driver.changes;
+        let changed = changes.changed(&*self.store, rollout, halted, every, &mut confirmed_at);
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
@@ -447,51 +473,52 @@ impl Orchestrator {
         }
     }
 
-    /// Tells every transition soon after it happened, whoever made it happen, until dropped.
-    async fn keep_telling(
+    /// Publishes every transition soon after it happened, whatever component caused it, until
+    /// dropped.
+    async fn keep_publishing(
         &self,
         name: &RolloutName,
         mut newest: watch::Receiver<Newest>,
     ) -> Infallible {
-        let mut wait = self.config.look;
+        let mut wait = self.config.poll_interval;
         loop {
             let listed = newest.borrow_and_update().version;
-            match self.tell(name).await {
-                Ok(told) if told >= listed => {
-                    wait = self.config.look;
-                    wait_for_more(&mut newest, told).await;
+            match self.publish_new(name).await {
+                Ok(published) if published >= listed => {
+                    wait = self.config.poll_interval;
+                    wait_for_newer(&mut newest, published).await;
                     continue;
                 }
-                // It is about to be stored, or never will be.
+                // The listed version is about to be stored, or never will be.
                 Ok(_) => {}
-                Err(error) => self.log_untold(name, &error),
+                Err(error) => self.log_unpublished(name, &error),
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(self.config.claim);
         }
     }
 
-    fn log_untold(&self, name: &RolloutName, error: &NotTold) {
+    fn log_unpublished(&self, name: &RolloutName, error: &PublishError) {
         match error {
-            NotTold::Store(error @ StoreError::Unavailable { .. }) => {
-                self.status.store.is_lost(error);
+            PublishError::Store(error @ StoreError::Unavailable { .. }) => {
+                self.status.store.note_failure(error);
             }
-            NotTold::Queue(error) => self.status.broker.is_lost(error),
-            NotTold::Store(error) => {
-                tracing::warn!(rollout = %name, error = in_words(error), "events wait");
+            PublishError::Queue(error) => self.status.broker.note_failure(error),
+            PublishError::Store(error) => {
+                tracing::warn!(rollout = %name, error = describe(error), "events not published yet");
             }
         }
     }
 
-    /// Keeps what Prometheus is told of a rollout up to date, until dropped.
-    async fn keep_measuring(
+    /// Keeps the Prometheus metrics of a rollout up to date, until dropped.
+    async fn keep_metrics_current(
         &self,
         name: &RolloutName,
         mut newest: watch::Receiver<Newest>,
     ) -> Infallible {
         let mut metrics = self.status.metrics.rollout(name);
         let mut before = None;
-        let mut wait = MEASURED_EVERY;
+        let mut wait = METRICS_INTERVAL;
         loop {
             newest.borrow_and_update();
             let read = futures::try_join!(self.store.rollout(name), self.store.tallies(name));
@@ -499,22 +526,22 @@ impl Orchestrator {
                 metrics.set(&rollout, &tallies, self.clock.now());
                 let seen = Some((rollout.version, tallies));
                 wait = match seen == before {
-                    true => (wait + wait / PART).min(MEASURED_AT_LEAST),
-                    false => MEASURED_EVERY,
+                    true => (wait + wait / GROWTH_DIVISOR).min(MAX_METRICS_INTERVAL),
+                    false => METRICS_INTERVAL,
                 };
                 before = seen;
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                Ok(()) = newest.changed(), if wait > MEASURED_EVERY => {}
+                Ok(()) = newest.changed(), if wait > METRICS_INTERVAL => {}
             }
         }
     }
 
-    /// Keeps what Prometheus is told of the whole engine up to date, until dropped.
+    /// Keeps the Prometheus metrics of the whole engine up to date, until dropped.
     async fn watch_engine(&self) {
         loop {
-            if let Ok(halt) = self.roster.halted().await {
+            if let Ok(halt) = self.registry.halted().await {
                 self.status.metrics.stopped.set(halt.is_some().into());
             }
             for hub in self.hubs.keys() {
@@ -524,53 +551,56 @@ impl Orchestrator {
                     self.status.metrics.queue(hub, depth);
                 }
             }
-            tokio::time::sleep(MEASURED_EVERY).await;
+            tokio::time::sleep(METRICS_INTERVAL).await;
         }
     }
 
-    async fn tell(&self, name: &RolloutName) -> Result<Version, events::NotTold> {
-        let told = events::tell(name, &*self.store, &*self.roster, &*self.events).await;
-        if told.is_ok() {
-            self.status.broker.is_back();
+    async fn publish_new(&self, name: &RolloutName) -> Result<Version, events::PublishError> {
+        let published =
+            events::publish_new(name, &*self.store, &*self.registry, &*self.events).await;
+        if published.is_ok() {
+            self.status.broker.note_success();
         }
-        told
+        published
     }
 
-    /// Takes an ended rollout off the roster when all is told of it, and gives the claim back.
-    async fn let_go(
+    /// Removes an ended rollout from the registry when all events are published, and releases the
+    /// claim.
+    async fn deactivate_and_release(
         &self,
         name: &RolloutName,
-        told: Result<Version, events::NotTold>,
+        published: Result<Version, events::PublishError>,
     ) -> Result<(), StoreError> {
-        // Once it is off the roster, nobody would notice that the store has lost its end.
+        // Once the rollout is off the registry, no driver would notice that the store has lost the
+        // end.
         tokio::time::sleep(self.store.durable_after()).await;
         if let Some(rollout) = self.store.rollout(name).await?
             && rollout.phase.is_ended()
-            && told.is_ok_and(|told| told >= rollout.version)
+            && published.is_ok_and(|published| published >= rollout.version)
         {
-            self.roster.retire(name, rollout.version).await?;
+            self.registry.deactivate(name, rollout.version).await?;
             tracing::info!(rollout = %name, phase = rollout.phase.as_str(), "rollout ended");
         }
-        self.roster.disclaim(name, &self.id).await
+        self.registry.release_claim(name, &self.id).await
     }
 }
 
-/// The next delay of a policy that never gives up.
+/// Returns the next delay of a policy that never gives up.
 fn next_delay(delays: &mut Delays) -> Duration {
     delays
         .next_delay()
         .unwrap_or_else(|| Policy::reconnect().max())
 }
 
-/// Waits until a newer version than `told` is listed.
-async fn wait_for_more(newest: &mut watch::Receiver<Newest>, told: Version) {
-    if newest.wait_for(|it| it.version > told).await.is_err() {
-        // Nobody looks any more.
+/// Waits until the registry lists a newer version than `published`.
+async fn wait_for_newer(newest: &mut watch::Receiver<Newest>, published: Version) {
+    if newest.wait_for(|it| it.version > published).await.is_err() {
+        // The registry is not polled any more.
         pending::<()>().await;
     }
 }
 
-/// Waits for so long, or until `stop`.
+/// Waits for `time`, or until `stop`.
 async fn pause(time: Duration, stop: &CancellationToken) {
     tokio::select! {
         biased;

@@ -1,14 +1,15 @@
-//! What commands and rollouts tell of themselves, and what log lines of a rollout have in common: its trace.
+//! The spans of commands and rollouts, and the trace of log lines.
 
 use std::ops::Range;
 
 use twincast_core::rollout::Rollout;
 use twincast_core::time::Timestamp;
-use twincast_core::trace::{self, Begun, Span, TraceContext, Tracer};
+use twincast_core::trace::{self, CommandSpan, Span, TraceContext, Tracer};
 
 use crate::command::{Answer, Command, Kind, Refusal};
 
-/// What the log says about a rollout of that trace is said in here. It is an error's, so that no filter takes it from those.
+/// Returns the log span for lines about a rollout of this trace. The span has the level `error`, so
+/// that no filter removes it from error lines.
 #[must_use]
 pub fn log_span(trace: Option<TraceContext>) -> tracing::Span {
     tracing::error_span!(
@@ -17,43 +18,45 @@ pub fn log_span(trace: Option<TraceContext>) -> tracing::Span {
     )
 }
 
-/// Begins a command's span: in the trace of `caller`, or in one of its own.
+/// Begins a command's span, in the trace of `caller` or in a new trace.
 #[must_use]
-pub fn begin(tracer: &Tracer, caller: Option<TraceContext>) -> Begun {
+pub fn begin(tracer: &Tracer, caller: Option<TraceContext>) -> CommandSpan {
     tracer.begin(caller, rand::random())
 }
 
-/// Tells what has happened to a rollout: the log, and whoever keeps spans.
+/// Logs a transition of a rollout, and emits the span.
 pub(crate) fn moved_on(tracer: &Tracer, before: &Rollout, after: &Rollout) {
-    if let Some(happened) = after.happened() {
+    if let Some(happened) = after.change_entry() {
         let event = happened.event.name();
         let stage = after.stage_progress().map(|stage| stage.name.as_str());
         let (from, to) = (before.phase.as_str(), after.phase.as_str());
-        tracing::info!(rollout = %after.spec.name, event, stage, from, to, "rollout moved on");
+        tracing::info!(rollout = %after.spec.name, event, stage, from, to, "rollout transition");
     }
-    tracer.tell(trace::of_transition(before, after));
+    tracer.emit(trace::transition_spans(before, after));
 }
 
-/// The span of a command. None of one that only looks.
+/// Returns the span of a command. A command without effect has no span.
 pub(crate) fn of_command(
     command: &Command,
-    begun: Begun,
+    command_span: CommandSpan,
     time: Range<Timestamp>,
     done: Result<&Answer, &Refusal>,
 ) -> Option<Span> {
     if command.command == Kind::Status {
         return None;
     }
-    let mut span = Span::new(begun.context, begun.parent, "command", time)
-        .with("twincast.command", &command.name());
+    let mut span = Span::new(command_span.context, command_span.parent, "command", time)
+        .with_text("twincast.command", &command.name());
     span.trouble = done.err().map(|refusal| refusal.error.clone());
     if let Ok(answer) = done {
         let changed = if answer.changed { "yes" } else { "no" };
-        span = span.with("twincast.changed", changed);
-        // One about all of them is linked to none.
+        span = span.with_text("twincast.changed", changed);
+        // A command about all rollouts is linked to none.
         if let [state] = &*answer.rollouts {
-            let started_by = state.trace.filter(|trace| trace.span != begun.context.span);
-            span = span.with("twincast.rollout", &state.name);
+            let started_by = state
+                .trace
+                .filter(|trace| trace.span != command_span.context.span);
+            span = span.with_text("twincast.rollout", &state.name);
             span.link = started_by;
         }
     }

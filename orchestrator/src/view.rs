@@ -1,12 +1,12 @@
-//! What there is to be seen of rollouts: the same, in the same words, for the command line and the HTTP API.
+//! Views of rollouts, with the same texts for the command line and the HTTP API.
 //!
-//! * [`RolloutRow`] and [`RolloutView`] are made of a rollout's record and its tallies alone, so they may be looked at
-//!   often; [`outcomes`] looks through its batches;
-//! * [`devices`] has every device, in a stream; [`explain`] one of them;
-//! * [`plan`] has what a spec would come to, and [`overlaps`] what else is under way;
-//! * [`hubs`] has what the hubs have to give.
+//! * [`RolloutRow`] and [`RolloutView`] are made from a rollout's record and tallies alone, so
+//!   frequent reads are cheap; [`outcomes`] reads the rollout's batches;
+//! * [`devices`] has every device, in a stream; [`explain`] has one device in full;
+//! * [`plan`] has the preview of a spec, and [`overlaps`] the other active rollouts;
+//! * [`hubs`] has the state of the hubs.
 //!
-//! Everything can be read back: a client shows what a server has said as if it had looked itself.
+//! All views can be deserialized, so a client shows a server's view like a view of its own.
 
 pub mod devices;
 pub mod explain;
@@ -26,45 +26,45 @@ use twincast_core::batch::BatchStatus;
 use twincast_core::gate;
 use twincast_core::ids::{BatchId, RolloutName, StageIndex};
 use twincast_core::json::Json;
-use twincast_core::outcome::{Counts, Ends};
+use twincast_core::outcome::{ClassCounts, Counts};
 use twincast_core::ports::{Halt, Store, StoreError, Tally};
 use twincast_core::rollout::{Retry, Rollout, StageProgress, history};
 use twincast_core::spec::Rate;
 use twincast_core::time::Timestamp;
 use utoipa::ToSchema;
 
-use crate::command::State;
-use crate::standing::{self, counted};
+use crate::command::RolloutState;
+use crate::rollout_text::{self, valid_tallies};
 
 pub use ramp::{NextStep, RampView};
 
 /// A rollout in a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RolloutRow {
-    /// Where it is.
+    /// The rollout's state.
     #[serde(flatten)]
-    pub state: State,
-    /// When it was accepted, RFC 3339.
+    pub state: RolloutState,
+    /// The time of acceptance, RFC 3339.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
-    /// When its phase last changed.
+    /// The time of the last change of the phase.
     #[schema(value_type = String)]
     pub changed_at: Timestamp,
-    /// What it waits for, if that is not that devices be sent to.
+    /// The reason for waiting, if any besides pending sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
 }
 
-/// That nothing is sent by any rollout, from `stop-all` to `resume-all`.
+/// The stop of all rollouts, from `stop-all` to `resume-all`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stopped {
-    /// Since when, by the last `stop-all`.
+    /// The time of the last `stop-all`.
     #[schema(value_type = String)]
     pub since: Timestamp,
-    /// Who has stopped all, if it is known.
+    /// The issuer of the `stop-all`, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// Why, with who has said so.
+    /// The reason, with the issuer.
     pub reason: String,
 }
 
@@ -83,7 +83,7 @@ impl std::fmt::Display for Stopped {
         let Self { since, reason, .. } = self;
         write!(
             f,
-            "All rollouts are stopped since {since}: {reason}. `twincast resume-all` lets them go on."
+            "All rollouts are stopped since {since}: {reason}. Continue with `twincast resume-all`."
         )
     }
 }
@@ -91,45 +91,47 @@ impl std::fmt::Display for Stopped {
 /// A rollout in full.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RolloutView {
-    /// As in a list.
+    /// The row in a list.
     #[serde(flatten)]
     pub row: RolloutRow,
-    /// What was asked for.
+    /// The spec.
     #[schema(value_type = Object)]
     pub spec: Json,
-    /// What the plan came to, once it is whole.
+    /// The plan, once complete.
     #[serde(default)]
     pub plan: Option<Value>,
-    /// How many devices were found so far, while they are looked for, as far as it was noted.
+    /// The noted number of devices found so far, during the search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices_found: Option<u64>,
-    /// Devices by outcome, once the plan is whole.
+    /// Devices by outcome, once the plan is complete.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
-    /// Devices by hub, once the plan is whole.
+    /// Devices by hub, once the plan is complete.
     pub hubs: BTreeMap<String, HubDevices>,
-    /// Its own limit through each hub now, a minute, if it has one.
+    /// The rollout's own limit per minute through each hub at present, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_per_minute: Option<f64>,
-    /// Where the ramp of the current stage is, if it has one and the rollout runs.
+    /// The state of the current stage's ramp, if the stage has a ramp and the rollout runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<RampView>,
-    /// What is to be sent to again, and is not yet ready for it.
+    /// The retry in preparation, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub retry: Option<Retry>,
-    /// When every device had been sent the message, while answers are all that is waited for. RFC 3339.
+    /// The time at which every device had been sent the message, while only answers are missing.
+    /// RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub sent_at: Option<Timestamp>,
-    /// Its stages in order, once the plan is whole.
+    /// The stages in order, once the plan is complete.
     pub stages: Vec<StageView>,
-    /// For how many seconds it did what, and in all.
+    /// Seconds by activity, and in total.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub time_seconds: TimeSpent,
-    /// What happened to it, and who wanted it, oldest first. What people did and how gates were judged is all there. Of tries at
-    /// planning, measurements and looks there are the newest 200; those that repeat each other are one entry, the newest,
-    /// with how many `times` and `since` when.
+    /// The events of the rollout with their attribution, oldest first. Commands and decisions about
+    /// gates are complete. Of planning tries, measurements and scans, the newest 200 are kept;
+    /// repetitions are folded into the newest entry, with the number of `times` and the start in
+    /// `since`.
     pub history: Vec<Value>,
 }
 
@@ -141,46 +143,48 @@ pub struct HubDevices {
     pub counts: Counts,
     /// Devices by class.
     #[schema(value_type = BTreeMap<String, u64>)]
-    pub ends: Ends,
+    pub by_class: ClassCounts,
 }
 
 /// A stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StageView {
-    /// How far it is: `name`, `started_at`, `sent_at`, `ripe_at`, `approved`, `promoted`, `ignored`, `passed_at`, and
-    /// what is known of its gate's `metrics`.
+    /// The progress: `name`, `started_at`, `sent_at`, `approval_awaited_at`, `approved`,
+    /// `promoted`, `ignored_failure`, `passed_at`, and the known state of the gate's `metrics`.
     #[serde(flatten)]
     #[schema(value_type = Object)]
     pub progress: StageProgress,
-    /// What its gate asks, in a few words.
+    /// The conditions of the gate, in a few words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<String>,
-    /// Where it stands, in words: over, under way, to come, or what it waits for.
+    /// The state as text: passed, under way, not started, or the reason for waiting.
     pub state: String,
-    /// It is the one whose devices are sent to.
+    /// Whether this is the current stage of an active rollout.
     pub current: bool,
     /// Devices by outcome.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
     /// Devices by class.
     #[schema(value_type = BTreeMap<String, u64>)]
-    pub ends: Ends,
-    /// What its devices have answered, where they answer in their twins and their hubs were asked.
+    pub by_class: ClassCounts,
+    /// The answers of the stage's devices, if devices answer in their twins and the hubs were
+    /// queried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers: Option<AnswersView>,
 }
 
-/// How many devices of a stage have answered what, according to their hubs. What each device has answered is in its outcome
-/// once all have, or no more answers are waited for; that one failed is there at once.
+/// The numbers of answers in a stage by state, according to the hubs. Each device's answer is
+/// recorded in the device's outcome once all devices have answered or the wait for answers is over;
+/// a failure is recorded at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AnswersView {
-    /// Devices that are at work on what the message asks for.
+    /// Devices at work on the message's request.
     pub installing: u64,
-    /// Devices that have done it.
+    /// Devices that have fulfilled the request.
     pub applied: u64,
-    /// Devices that could not do it.
+    /// Devices that could not fulfil the request.
     pub failed: u64,
-    /// When the hubs were asked, RFC 3339.
+    /// The time of the query, RFC 3339.
     #[schema(value_type = String)]
     pub asked_at: Timestamp,
 }
@@ -196,7 +200,9 @@ impl From<&Answered> for AnswersView {
     }
 }
 
-/// A page of the batches that count of a rollout, as [`Batches::batches`](twincast_core::ports::Batches::batches).
+/// Returns a page of a rollout's batches, as
+/// [`Batches::batches`](twincast_core::ports::Batches::batches), and nothing before the plan is
+/// complete.
 pub(crate) async fn batches(
     store: &dyn Store,
     rollout: &Rollout,
@@ -209,45 +215,47 @@ pub(crate) async fn batches(
     }
 }
 
-/// How many devices were found so far, while the plan is made.
+/// Returns the number of devices found so far, while the plan is being made.
 fn found_so_far(rollout: &Rollout) -> Option<u64> {
     let search = rollout.notes.search.as_ref();
     let search = search.filter(|_| rollout.plan.is_none());
     search.map(|search| search.found)
 }
 
-/// The name of a stage of a rollout with a whole plan.
+/// Returns the name of a stage of a rollout with a complete plan.
 pub(crate) fn stage_name(rollout: &Rollout, stage: StageIndex) -> String {
     let progress = rollout.stages.get(usize::from(stage.0));
     progress.map_or_else(String::new, |stage| stage.name.to_string())
 }
 
 impl RolloutRow {
-    /// A rollout as it is at `now`.
+    /// Builds the row of a rollout at `now`.
     #[must_use]
     pub fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
         Self {
-            state: State::of(rollout, tallies),
+            state: RolloutState::of(rollout, tallies),
             created_at: rollout.created_at,
             changed_at: rollout.changed_at,
-            waits_for: standing::waits_for(rollout, tallies, now).map(|waits| waits.to_string()),
+            waits_for: rollout_text::waits_for(rollout, tallies, now)
+                .map(|waits| waits.to_string()),
         }
     }
 }
 
 impl RolloutView {
-    /// A rollout as it is at `now`.
+    /// Builds the view of a rollout at `now`.
     #[must_use]
     pub fn of(rollout: &Rollout, tallies: &[Tally], now: Timestamp) -> Self {
-        let tallies = counted(rollout, tallies);
-        let ends = |counts: &Counts| Ends::of(counts, rollout.spec.message.answers());
+        let tallies = valid_tallies(rollout, tallies);
+        let by_class =
+            |counts: &Counts| ClassCounts::of(counts, rollout.spec.message.wants_feedback());
         let mut hubs: BTreeMap<String, Counts> = BTreeMap::new();
         for Tally { hub, counts, .. } in tallies {
             hubs.entry(hub.to_string()).or_default().add(counts);
         }
         let hubs = hubs.into_iter().map(|(hub, counts)| {
-            let ends = ends(&counts);
-            (hub, HubDevices { counts, ends })
+            let by_class = by_class(&counts);
+            (hub, HubDevices { counts, by_class })
         });
         let asked = rollout.spec.all_stages();
         let stages = (0..).map(StageIndex).zip(&rollout.stages);
@@ -256,11 +264,11 @@ impl RolloutView {
             let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == index));
             StageView {
                 progress: progress.clone(),
-                gate: asked.and_then(|it| it.gate.as_ref()).map(gate::in_words),
-                state: standing::of_stage(rollout, index.0, progress, tallies, now),
+                gate: asked.and_then(|it| it.gate.as_ref()).map(gate::describe),
+                state: rollout_text::stage_state(rollout, index.0, progress, tallies, now),
                 current: rollout.stage() == index && !rollout.phase.is_ended(),
                 counts,
-                ends: ends(&counts),
+                by_class: by_class(&counts),
                 answers: rollout.notes.answers.of(index).map(AnswersView::from),
             }
         });
@@ -284,14 +292,14 @@ impl RolloutView {
         }
     }
 
-    /// The stage whose devices are sent to.
+    /// Returns the current stage of an active rollout.
     #[must_use]
     pub fn current_stage(&self) -> Option<&StageView> {
         self.stages.iter().find(|stage| stage.current)
     }
 }
 
-/// What is said of a name that no rollout has: which there are, 20 at the most.
+/// Describes an unknown rollout name, with up to 20 existing names.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -299,11 +307,15 @@ pub async fn no_such_rollout(store: &dyn Store, name: &RolloutName) -> Result<St
     let names = store.rollouts().await?;
     let some: Vec<_> = names.iter().take(20).map(RolloutName::as_str).collect();
     let there_are = match some.as_slice() {
-        [] => "there are none".to_owned(),
+        [] => "no rollouts exist".to_owned(),
         some if some.len() < names.len() => {
-            format!("there are {}, among them: {}", names.len(), some.join(", "))
+            format!(
+                "{} rollouts exist, including: {}",
+                names.len(),
+                some.join(", ")
+            )
         }
-        some => format!("there are: {}", some.join(", ")),
+        some => format!("existing rollouts: {}", some.join(", ")),
     };
     Ok(format!("there is no rollout {name}; {there_are}"))
 }

@@ -1,4 +1,5 @@
-//! Rollouts whose devices answer in their twins: the driver on doubles, with devices that answer as they are told to.
+//! Rollouts with answers in the devices' twins: the driver on test doubles, with scripted device
+//! answers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,21 +15,21 @@ use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{
     Batches as _, Clock, Delivery, LeaseReply, Queue, Rollouts as _, Store, Tally,
 };
-use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::rollout::{Attribution, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::accept;
+use twincast_orchestrator::changes::ChangeSource;
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
-use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::view::outcomes;
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
 const CANARY: &str = "stages: [{name: canary, max_devices: 5, gate: {counts: applied, failure_above: 20%, min_sample: 1}}]";
-/// What a device answers, given its position in its batch and the attempt, and how long after its message; `None` for
-/// nothing.
+/// The answer of a device, by its position in the batch and the attempt, with the delay after the
+/// message; `None` for no answer.
 type Answers = Arc<dyn Fn(u32, u16) -> Option<Told> + Send + Sync>;
 type Told = (&'static str, &'static str, Duration);
 
@@ -43,7 +44,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// A rollout to this many devices was accepted; somebody works on what is dispatched, and devices answer.
+    /// Accepts a rollout to this many devices. A worker handles all dispatches, and the devices
+    /// answer.
     async fn new(
         devices: u32,
         more: &str,
@@ -82,7 +84,7 @@ impl Bench {
         driven.expect("it ends")
     }
 
-    /// Drives for a time at the most; then the driver is gone, as in a crash.
+    /// Drives for `time` at most. The driver is then dropped, as in a crash.
     async fn drive_for(&self, time: Duration) -> Option<Rollout> {
         let handle = HubHandle {
             host: build::host("a"),
@@ -98,7 +100,7 @@ impl Bench {
             config: DriverConfig::default(),
             base: ".".into(),
             planning: PlanProgress::default(),
-            news: News::Asked,
+            changes: ChangeSource::Polled,
             broker: Arc::default(),
             repairs: Repairs::default(),
             tracer: Tracer::default(),
@@ -119,11 +121,11 @@ impl Bench {
     }
 
     async fn event(&self, event: Event) {
-        build::step(&*self.store, &self.rollout().await, event).await;
+        build::apply(&*self.store, &self.rollout().await, event).await;
     }
 }
 
-/// Sends to all devices of a batch that are left; each answers later.
+/// Sends to all remaining devices of a batch. Each device answers later.
 async fn settle(store: &MemoryStore, hub: &ScriptedHub, delivery: Delivery, answers: &Answers) {
     let (name, batch) = (build::name("r"), delivery.dispatch.batch);
     let request = build::lease_request(&name, batch.0, "worker");
@@ -162,14 +164,14 @@ async fn a_fleet_that_answers_is_counted_in_a_few_queries() {
     let began = Instant::now();
     let rollout = bench.drive().await;
     assert_eq!(rollout.phase, Phase::Succeeded);
-    // It ends when all have answered, long before the last message is over.
+    // The rollout ends when all devices have answered, long before the last message expires.
     assert!(
         began.elapsed() < Duration::from_secs(60),
         "{:?}",
         began.elapsed()
     );
     assert_eq!(bench.counts().await.get(Outcome::Applied), 1_000);
-    let asked = bench.hub.asked_for_answers();
+    let asked = bench.hub.answer_queries();
     assert!((3..=20).contains(&asked), "{asked}");
     let answered = rollout.notes.answers.stages().next().unwrap().1;
     assert_eq!((answered.applied, answered.installing), (1_000, 0));
@@ -233,7 +235,7 @@ async fn silent_devices_are_waited_for_and_the_others_are_told_one_by_one() {
     let began = Instant::now();
     let rollout = bench.drive().await;
     assert_eq!(rollout.phase, Phase::Succeeded);
-    // The message's life, the hub's margin, and the ten minutes.
+    // The life of the message, the margin of the hub, and the ten minutes.
     let took = began.elapsed().as_secs();
     assert!((660..=720).contains(&took), "{took}");
     let counts = bench.counts().await;
@@ -278,8 +280,8 @@ async fn hubs_that_cannot_be_asked_are_no_silence() {
     );
 
     bench.hub.set_down(false);
-    let word = Word::default();
-    bench.event(Event::ResumeRequested { word }).await;
+    let attribution = Attribution::default();
+    bench.event(Event::ResumeRequested { attribution }).await;
     let rollout = bench.drive().await;
     assert_eq!(rollout.phase, Phase::Succeeded, "{:?}", rollout.phase);
     assert_eq!(bench.counts().await.get(Outcome::Applied), 100);
@@ -291,7 +293,7 @@ async fn a_retry_counts_its_own_answers() {
         let fails = index < 7 && attempt == 1;
         Some(match fails {
             true => ("failed", "no_space: full", Duration::from_secs(10)),
-            // Longer than many questions: what the twin said of the first attempt stands meanwhile.
+            // Longer than many queries: the twin shows the answer to the first attempt meanwhile.
             false => ("applied", "", Duration::from_secs(100)),
         })
     })
@@ -303,7 +305,7 @@ async fn a_retry_counts_its_own_answers() {
         .event(Event::RetryRequested {
             outcomes: vec![Outcome::Failed],
             stage: None,
-            word: Word::default(),
+            attribution: Attribution::default(),
         })
         .await;
     let rollout = bench.drive().await;
@@ -312,7 +314,7 @@ async fn a_retry_counts_its_own_answers() {
     assert_eq!((counts.get(Outcome::Applied), counts.failed()), (50, 0));
 }
 
-/// A device writes what it likes into its twin.
+/// A device may write anything into its twin.
 #[tokio::test(start_paused = true)]
 async fn answers_to_nothing_cost_nothing() {
     let bench = Bench::new(20, "answers: {within: 1m}", |index, _| {
@@ -338,12 +340,13 @@ async fn answers_to_nothing_cost_nothing() {
     assert_eq!((counts.get(Outcome::Enqueued), counts.total()), (1, 20));
 }
 
-/// A world by its number: what each device answers, when the hub is away, when the driver dies.
+/// Derives a scenario from a number: the answers of the devices, the outages of the hub, the
+/// crashes of the driver.
 struct Dice(u64);
 
 impl Dice {
     fn among(&mut self, below: u64) -> u64 {
-        // Knuth's numbers; the upper bits are the good ones.
+        // Knuth's constants. The upper bits have the better randomness.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -352,7 +355,8 @@ impl Dice {
     }
 }
 
-/// Drivers die, hubs are away, devices answer late, or not at all: in the end each device has the outcome that it told.
+/// Drivers crash, hubs are away, devices answer late or never. In the end, each device has the
+/// outcome of its answer.
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_every_answer_counts_once() {
     for seed in 0..80 {
@@ -379,7 +383,8 @@ async fn whatever_happens_every_answer_counts_once() {
             "answers: {{within: 8m}}, {}",
             stages[dice.among(2) as usize]
         );
-        // Positions are those in a batch: of the whole fleet in the order of its batches.
+        // The closure receives positions within a batch. The counter gives positions in the fleet,
+        // in the order of batches.
         let next = std::sync::atomic::AtomicUsize::new(0);
         let bench = Bench::new(devices as u32, &more, move |_, _| {
             told[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)]

@@ -1,4 +1,4 @@
-//! Commands on doubles: what they change, how often they may come, and why they are refused.
+//! Commands on test doubles: effects, repetitions, and refusals.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,58 +6,58 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use twincast_core::ids::CommandKey;
-use twincast_core::ports::{Clock, Rollouts as _, Roster};
+use twincast_core::ports::{Clock, RolloutRegistry, Rollouts as _};
 use twincast_core::rollout::{Commands, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
-use twincast_orchestrator::intake::{Intake, NotDone};
+use twincast_orchestrator::command_executor::{CommandError, CommandExecutor};
 use twincast_orchestrator::retention::Retention;
 use twincast_testkit::{ManualClock, MemoryStore, build};
 
-fn intake() -> (Intake, MemoryStore) {
+fn executor() -> (CommandExecutor, MemoryStore) {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::default());
     let store = MemoryStore::new(Arc::clone(&clock));
-    let intake = Intake {
+    let executor = CommandExecutor {
         store: Arc::new(store.clone()),
-        roster: Some(Arc::new(store.clone())),
+        registry: Some(Arc::new(store.clone())),
         hubs: BTreeSet::from([build::hub("a"), build::hub("b")]),
-        measures: false,
+        has_metric_source: false,
         tracer: Tracer::default(),
         clock,
     };
-    (intake, store)
+    (executor, store)
 }
 
 fn spec(name: &str) -> Value {
     json!({"name": name, "target": {"all": true}, "message": {"body": {"text": "hi"}}})
 }
 
-async fn done(intake: &Intake, command: Value) -> Answer {
-    match intake.handle(command.to_string().as_bytes(), None).await {
+async fn done(executor: &CommandExecutor, command: Value) -> Answer {
+    match executor.handle(command.to_string().as_bytes(), None).await {
         Ok(answer) => answer,
         Err(error) => panic!("{command}: {error:?}"),
     }
 }
 
-async fn refused(intake: &Intake, command: Value) -> Refusal {
-    match intake.handle(command.to_string().as_bytes(), None).await {
-        Err(NotDone::Refused(refusal)) => refusal,
+async fn refused(executor: &CommandExecutor, command: Value) -> Refusal {
+    match executor.handle(command.to_string().as_bytes(), None).await {
+        Err(CommandError::Refused(refusal)) => refusal,
         other => panic!("{command}: {other:?}"),
     }
 }
 
-/// A rollout that runs.
-async fn run(intake: &Intake, store: &MemoryStore, name: &str) {
+/// Starts a rollout and brings the rollout into the phase `running`.
+async fn run(executor: &CommandExecutor, store: &MemoryStore, name: &str) {
     done(
-        intake,
+        executor,
         json!({"command": "start", "spec": spec(name), "by": "pipeline"}),
     )
     .await;
     let rollout = store.rollout(&build::name(name)).await.unwrap().unwrap();
-    let rollout = build::step(store, &rollout, Event::PlanningStarted).await;
-    build::step(store, &rollout, build::plan_completed(5)).await;
+    let rollout = build::apply(store, &rollout, Event::PlanningStarted).await;
+    build::apply(store, &rollout, build::plan_completed(5)).await;
 }
 
 async fn phase(store: &MemoryStore, name: &str) -> Phase {
@@ -71,16 +71,16 @@ async fn phase(store: &MemoryStore, name: &str) -> Phase {
 
 #[tokio::test]
 async fn a_start_that_comes_often_is_one_rollout() {
-    let (intake, store) = intake();
+    let (executor, store) = executor();
     let start = json!({"command": "start", "spec": spec("r")});
-    let all = futures::future::join_all((0..100).map(|_| done(&intake, start.clone()))).await;
+    let all = futures::future::join_all((0..100).map(|_| done(&executor, start.clone()))).await;
     assert_eq!(all.iter().filter(|answer| answer.changed).count(), 1);
     assert_eq!(store.rollouts().await.unwrap(), [build::name("r")]);
     assert_eq!(all[99].rollouts[0].phase, "accepted");
 
     let mut other = spec("r");
     other["message"]["body"]["text"] = "ho".into();
-    let refusal = refused(&intake, json!({"command": "start", "spec": other})).await;
+    let refusal = refused(&executor, json!({"command": "start", "spec": other})).await;
     assert_eq!(refusal.cause, Cause::Conflict);
     assert_eq!(refusal.details, ["message.body.text: \"hi\" became \"ho\""]);
 }
@@ -92,15 +92,15 @@ async fn last_event(store: &MemoryStore, name: &str) -> Value {
 
 #[tokio::test]
 async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
-    let (intake, store) = intake();
-    run(&intake, &store, "r").await;
+    let (executor, store) = executor();
+    run(&executor, &store, "r").await;
     let first = store.rollout(&build::name("r")).await.unwrap().unwrap();
     let first = serde_json::to_value(&first.history[0].event).unwrap();
     assert_eq!(first, json!({"event": "accepted", "by": "pipeline"}));
     let change = async |command: &str| {
         let command = json!({"command": command, "rollout": "r", "reason": "smoke", "by": "ann"});
-        let first = done(&intake, command.clone()).await;
-        let second = done(&intake, command).await;
+        let first = done(&executor, command.clone()).await;
+        let second = done(&executor, command).await;
         (
             first.changed,
             second.changed,
@@ -111,19 +111,19 @@ async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
     let reason = "smoke (pause by ann)".to_owned();
     assert_eq!(phase(&store, "r").await, Phase::Paused { reason });
     assert_eq!(change("resume").await, (true, false, "running".into()));
-    let word = json!({"event": "resume_requested", "by": "ann", "reason": "smoke"});
-    assert_eq!(last_event(&store, "r").await, word);
+    let attribution = json!({"event": "resume_requested", "by": "ann", "reason": "smoke"});
+    assert_eq!(last_event(&store, "r").await, attribution);
     assert_eq!(change("abort").await, (true, false, "aborting".into()));
-    let late = refused(&intake, json!({"command": "resume", "rollout": "r"})).await;
+    let late = refused(&executor, json!({"command": "resume", "rollout": "r"})).await;
     assert_eq!(late.cause, Cause::NotPossible);
-    let unknown = refused(&intake, json!({"command": "resume", "rollout": "s"})).await;
+    let unknown = refused(&executor, json!({"command": "resume", "rollout": "s"})).await;
     assert_eq!(unknown.cause, Cause::UnknownRollout);
 }
 
 #[tokio::test]
 async fn a_command_with_a_key_changes_a_rollout_once() {
-    let (intake, store) = intake();
-    run(&intake, &store, "r").await;
+    let (executor, store) = executor();
+    run(&executor, &store, "r").await;
     let command = |command: &str, key: &str| json!({"command": command, "rollout": "r", "key": key, "reason": "smoke"});
     let version = async || {
         store
@@ -135,47 +135,47 @@ async fn a_command_with_a_key_changes_a_rollout_once() {
     };
     let before = version().await;
     let pause = command("pause", "k-1");
-    let all = futures::future::join_all((0..20).map(|_| done(&intake, pause.clone()))).await;
+    let all = futures::future::join_all((0..20).map(|_| done(&executor, pause.clone()))).await;
     assert!(
         all.iter().all(|answer| answer.changed),
         "all are answered like the first"
     );
     assert_eq!(version().await.0, before.0 + 1);
 
-    // What comes late must not undo what somebody has done since.
-    assert!(done(&intake, command("resume", "k-2")).await.changed);
-    let late = done(&intake, pause).await;
+    // A late repetition must not undo a later command.
+    assert!(done(&executor, command("resume", "k-2")).await.changed);
+    let late = done(&executor, pause).await;
     assert_eq!((late.changed, &*late.rollouts[0].phase), (true, "running"));
-    let another = done(&intake, command("pause", "k-3")).await;
+    let another = done(&executor, command("pause", "k-3")).await;
     assert_eq!(another.rollouts[0].phase, "paused");
 
-    // It is not looked at what could be done now.
-    done(&intake, json!({"command": "stop-all"})).await;
-    assert!(done(&intake, command("resume", "k-2")).await.changed);
+    // A repetition ignores the present state.
+    done(&executor, json!({"command": "stop-all"})).await;
+    assert!(done(&executor, command("resume", "k-2")).await.changed);
     assert_eq!(
-        refused(&intake, command("resume", "k-4")).await.cause,
+        refused(&executor, command("resume", "k-4")).await.cause,
         Cause::NotPossible
     );
 
-    let mixed_up = refused(&intake, command("abort", "k-1")).await;
+    let mixed_up = refused(&executor, command("abort", "k-1")).await;
     assert_eq!(mixed_up.cause, Cause::InvalidCommand);
     assert_eq!(
         mixed_up.error,
-        r#"the key k-1 was given to another command: {"command":"pause"}, and now {"command":"abort"}"#
+        r#"the key k-1 was already used for another command: {"command":"pause"}; this command is {"command":"abort"}"#
     );
     assert_eq!(phase(&store, "r").await.as_str(), "paused");
 }
 
 #[tokio::test]
 async fn so_many_keys_are_known_and_no_more() {
-    let (intake, store) = intake();
-    run(&intake, &store, "r").await;
+    let (executor, store) = executor();
+    run(&executor, &store, "r").await;
     let command = |n: usize| {
         let command = ["pause", "resume"][n % 2];
         json!({"command": command, "rollout": "r", "key": format!("k-{n}")})
     };
     for n in 0..=Commands::MAX {
-        assert!(done(&intake, command(n)).await.changed, "{n}");
+        assert!(done(&executor, command(n)).await.changed, "{n}");
     }
     let commands = store.commands(&build::name("r")).await.unwrap();
     assert_eq!(commands.len(), Commands::MAX);
@@ -188,15 +188,15 @@ async fn so_many_keys_are_known_and_no_more() {
 
 #[tokio::test]
 async fn stop_all_stops_what_sends_and_resume_all_wakes_only_that() {
-    let (intake, store) = intake();
+    let (executor, store) = executor();
     for name in ["a", "b", "c"] {
-        run(&intake, &store, name).await;
+        run(&executor, &store, name).await;
     }
-    done(&intake, json!({"command": "pause", "rollout": "b"})).await;
-    done(&intake, json!({"command": "start", "spec": spec("new")})).await;
+    done(&executor, json!({"command": "pause", "rollout": "b"})).await;
+    done(&executor, json!({"command": "start", "spec": spec("new")})).await;
     for changed in [true, false] {
         let stop = json!({"command": "stop-all", "reason": "wrong build"});
-        let answer = done(&intake, stop).await;
+        let answer = done(&executor, stop).await;
         assert_eq!((answer.changed, answer.rollouts.len()), (changed, 4));
     }
     let phases = async || {
@@ -208,26 +208,26 @@ async fn stop_all_stops_what_sends_and_resume_all_wakes_only_that() {
     };
     assert_eq!(phases().await, ["halted", "paused", "halted", "accepted"]);
     assert_eq!(store.halted().await.unwrap().unwrap().reason, "wrong build");
-    let one = refused(&intake, json!({"command": "resume", "rollout": "a"})).await;
+    let one = refused(&executor, json!({"command": "resume", "rollout": "a"})).await;
     assert_eq!(one.cause, Cause::NotPossible);
-    // Nor does one start to send that was paused before.
-    let paused = refused(&intake, json!({"command": "resume", "rollout": "b"})).await;
+    // A rollout paused before the stop does not start to send, either.
+    let paused = refused(&executor, json!({"command": "resume", "rollout": "b"})).await;
     assert_eq!(paused.cause, Cause::NotPossible);
     assert!(paused.error.contains("wrong build"), "{}", paused.error);
 
-    done(&intake, json!({"command": "resume-all", "by": "ann"})).await;
-    let word = json!({"event": "halt_lifted", "by": "ann"});
-    assert_eq!(last_event(&store, "a").await, word);
+    done(&executor, json!({"command": "resume-all", "by": "ann"})).await;
+    let attribution = json!({"event": "halt_lifted", "by": "ann"});
+    assert_eq!(last_event(&store, "a").await, attribution);
     assert_eq!(phases().await, ["running", "paused", "running", "accepted"]);
     assert_eq!(store.halted().await.unwrap(), None);
 }
 
 #[tokio::test]
 async fn an_unknown_hub_is_named_with_those_there_are() {
-    let (intake, _store) = intake();
+    let (executor, _store) = executor();
     let mut spec = spec("r");
     spec["target"]["hubs"] = json!(["a", "mars"]);
-    let refusal = refused(&intake, json!({"command": "start", "spec": spec})).await;
+    let refusal = refused(&executor, json!({"command": "start", "spec": spec})).await;
     assert_eq!(refusal.cause, Cause::UnknownHub);
     assert!(
         refusal.error.contains("mars") && refusal.error.contains("a, b"),
@@ -236,7 +236,7 @@ async fn an_unknown_hub_is_named_with_those_there_are() {
     );
 }
 
-/// A rollout of stages `canary`, which has passed, `tenth`, and `rest`, in a phase.
+/// A rollout in a phase, with the stages `canary`, which has passed, `tenth`, and `rest`.
 fn in_phase(name: &str, phase: Phase) -> Rollout {
     let mut spec = spec(name);
     spec["stages"] = json!([
@@ -325,14 +325,14 @@ async fn no_refusal_has_words_that_only_the_engine_knows() {
             .iter()
             .flat_map(|(command, of)| of.iter().map(move |stage| (command, stage)))
         {
-            let (intake, store) = intake();
+            let (executor, store) = executor();
             store.create(&in_phase("r", phase.clone())).await.unwrap();
             let mut asked = json!({"command": command, "rollout": "r", "reason": "smoke"});
             if let Some(stage) = stage {
                 asked["stage"] = json!(stage);
             }
-            let Err(NotDone::Refused(refusal)) =
-                intake.handle(asked.to_string().as_bytes(), None).await
+            let Err(CommandError::Refused(refusal)) =
+                executor.handle(asked.to_string().as_bytes(), None).await
             else {
                 continue;
             };
@@ -362,29 +362,32 @@ async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
                 reason: "bad".to_owned(),
             },
             json!({"command": "pause"}),
-            "cannot pause rollout r: it is being aborted (bad); a rollout can be paused until it ends or is aborted; to \
-             send again, start a rollout of another name",
+            "cannot pause rollout r: it is being aborted (bad); a rollout can be paused until it \
+             ends or is aborted; to send again, start a rollout with another name",
         ),
         (
             Phase::Running,
             json!({"command": "reject", "stage": "canary"}),
-            "cannot reject stage canary of rollout r: the rollout is at stage tenth, and only that can be judged; canary \
-             passed at 1970-01-01T00:00:00.002Z, and stays passed",
+            "cannot reject stage canary of rollout r: the rollout is at stage tenth, and only this \
+             stage can be judged; canary passed at 1970-01-01T00:00:00.002Z, and stays passed",
         ),
         (
             Phase::Running,
             json!({"command": "approve"}),
-            "cannot approve stage tenth of rollout r: its gate asks for no approval; to take it for passed, promote it",
+            "cannot approve stage tenth of rollout r: its gate requires no approval; to override \
+             the gate, promote the stage",
         ),
         (
             Phase::Running,
             json!({"command": "promote", "stage": "rest", "reason": "known"}),
-            "cannot promote stage rest of rollout r: stage rest has no gate; gates have: canary, tenth",
+            "cannot promote stage rest of rollout r: stage rest has no gate; stages with gates: \
+             canary, tenth",
         ),
         (
             Phase::Running,
             json!({"command": "retry", "stage": "rest"}),
-            "cannot retry stage rest of rollout r: nothing of stage rest was sent yet; wait for its turn",
+            "cannot retry stage rest of rollout r: stage rest has not started yet; wait for its \
+             start",
         ),
         (
             Phase::Paused {
@@ -397,8 +400,8 @@ async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
         (
             Phase::FinishedWithFailures,
             json!({"command": "resume"}),
-            "cannot resume rollout r: it has finished, with failures; a rollout can be resumed while it is paused; to \
-             send again to devices that failed, retry it",
+            "cannot resume rollout r: it has finished, with failures; a rollout can be resumed \
+             while it is paused; to send to failed devices again, retry it",
         ),
         (
             Phase::Failed {
@@ -410,20 +413,20 @@ async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
         ),
     ];
     for (phase, mut command, expected) in cases {
-        let (intake, store) = intake();
+        let (executor, store) = executor();
         store.create(&in_phase("r", phase)).await.unwrap();
         command["rollout"] = json!("r");
-        assert_eq!(refused(&intake, command).await.error, expected);
+        assert_eq!(refused(&executor, command).await.error, expected);
     }
 }
 
 #[tokio::test]
 async fn one_that_is_not_planned_yet_is_paused_once_it_is() {
-    let (intake, store) = intake();
-    done(&intake, json!({"command": "start", "spec": spec("r")})).await;
+    let (executor, store) = executor();
+    done(&executor, json!({"command": "start", "spec": spec("r")})).await;
     let pause = json!({"command": "pause", "rollout": "r", "reason": "not yet", "by": "ann"});
     for changed in [true, false] {
-        let answer = done(&intake, pause.clone()).await;
+        let answer = done(&executor, pause.clone()).await;
         let state = &answer.rollouts[0];
         assert_eq!((answer.changed, state.to_be_paused), (changed, true));
         let reason = "is paused once it is planned: not yet (pause by ann)";
@@ -432,7 +435,7 @@ async fn one_that_is_not_planned_yet_is_paused_once_it_is() {
             ("accepted", Some(reason))
         );
     }
-    let answer = done(&intake, json!({"command": "resume", "rollout": "r"})).await;
+    let answer = done(&executor, json!({"command": "resume", "rollout": "r"})).await;
     let state = &answer.rollouts[0];
     assert_eq!((state.to_be_paused, &state.reason), (false, &None));
     assert_eq!(phase(&store, "r").await.as_str(), "accepted");
@@ -440,44 +443,49 @@ async fn one_that_is_not_planned_yet_is_paused_once_it_is() {
 
 #[tokio::test]
 async fn while_all_is_stopped_a_refusal_says_so() {
-    let (intake, store) = intake();
-    run(&intake, &store, "r").await;
-    done(&intake, json!({"command": "pause", "rollout": "r"})).await;
-    done(&intake, json!({"command": "stop-all", "reason": "fire"})).await;
-    let refusal = refused(&intake, json!({"command": "resume", "rollout": "r"})).await;
+    let (executor, store) = executor();
+    run(&executor, &store, "r").await;
+    done(&executor, json!({"command": "pause", "rollout": "r"})).await;
+    done(&executor, json!({"command": "stop-all", "reason": "fire"})).await;
+    let refusal = refused(&executor, json!({"command": "resume", "rollout": "r"})).await;
     assert_eq!(
         refusal.error,
-        "cannot resume rollout r: all rollouts are stopped (fire); let them go on first, by resume-all"
+        "cannot resume rollout r: all rollouts are stopped (fire); run resume-all first"
     );
 }
 
-/// What has ended is removed, and its name is free for something else. A command that comes again finds nothing to do.
+/// An ended rollout is removed, and the name is free for another rollout. A repeated deletion does
+/// nothing.
 #[tokio::test]
 async fn a_rollout_that_has_ended_is_deleted() {
-    let (intake, store) = intake();
+    let (executor, store) = executor();
     let delete =
         json!({"command": "delete", "rollout": "r", "reason": "audit is over", "by": "ann"});
-    run(&intake, &store, "r").await;
-    let refusal = refused(&intake, delete.clone()).await;
+    run(&executor, &store, "r").await;
+    let refusal = refused(&executor, delete.clone()).await;
     assert_eq!(refusal.cause, Cause::NotPossible);
     assert_eq!(
         refusal.error,
-        "rollout r is running; only one that has ended can be deleted: abort it first, or wait for its end"
+        "rollout r is running; only ended rollouts can be deleted: abort the rollout, or wait for \
+         its end"
     );
 
-    done(&intake, json!({"command": "abort", "rollout": "r"})).await;
+    done(&executor, json!({"command": "abort", "rollout": "r"})).await;
     let aborting = store.rollout(&build::name("r")).await.unwrap().unwrap();
     let counts = Default::default();
-    let ended = build::step(&store, &aborting, Event::AllSettled { counts }).await;
-    let refusal = refused(&intake, delete.clone()).await;
+    let ended = build::apply(&store, &aborting, Event::AllSettled { counts }).await;
+    let refusal = refused(&executor, delete.clone()).await;
     assert!(refusal.error.contains("its end is still being published"));
 
-    store.retire(&ended.spec.name, ended.version).await.unwrap();
-    let answer = done(&intake, delete.clone()).await;
+    store
+        .deactivate(&ended.spec.name, ended.version)
+        .await
+        .unwrap();
+    let answer = done(&executor, delete.clone()).await;
     assert!(answer.changed);
     assert_eq!(answer.rollouts[0].phase, "aborted");
     assert!(store.rollouts().await.unwrap().is_empty());
-    let again = done(&intake, delete).await;
+    let again = done(&executor, delete).await;
     assert_eq!(
         (again.changed, again.note.as_deref()),
         (false, Some("there is no rollout r"))
@@ -485,15 +493,15 @@ async fn a_rollout_that_has_ended_is_deleted() {
 
     let mut other = spec("r");
     other["message"]["body"]["text"] = "ho".into();
-    let answer = done(&intake, json!({"command": "start", "spec": other})).await;
+    let answer = done(&executor, json!({"command": "start", "spec": other})).await;
     assert!(answer.changed);
 }
 
-/// What runs, what has ended just now, and what is still being told of are left.
+/// Running rollouts, recently ended rollouts, and rollouts with unpublished events are kept.
 #[tokio::test]
 async fn rollouts_that_ended_long_ago_are_deleted() {
-    let (intake, store) = intake();
-    let now = intake.clock.now();
+    let (executor, store) = executor();
+    let now = executor.clock.now();
     let hours_ago = |hours: u64| now.minus(Duration::from_secs(hours * 3_600));
     for (name, phase, hours, is_told) in [
         ("older", Phase::Succeeded, 60, true),
@@ -507,7 +515,7 @@ async fn rollouts_that_ended_long_ago_are_deleted() {
         store.create(&rollout).await.unwrap();
         if is_told {
             let name = &rollout.spec.name;
-            store.retire(name, rollout.version).await.unwrap();
+            store.deactivate(name, rollout.version).await.unwrap();
         }
     }
     let rule = |keep_at_least| Retention {
@@ -520,7 +528,7 @@ async fn rollouts_that_ended_long_ago_are_deleted() {
     };
     let pass = async |keep_at_least| {
         rule(keep_at_least)
-            .pass(&intake, Duration::ZERO)
+            .apply_once(&executor, Duration::ZERO)
             .await
             .unwrap()
     };

@@ -1,4 +1,4 @@
-//! The driver on doubles: what it owes, what it does about lost dispatches, how it ends.
+//! The driver on test doubles: pending work, lost dispatches, and the end of a rollout.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::evidence::{ListenerReport, ListenerState};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, DeviceId, Holder, HubName};
@@ -15,22 +15,22 @@ use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::plan::BatchHeader;
 use twincast_core::ports::{
     Batches as _, Clock, Deliveries, Depth, DevicePage, DeviceRow, Dispatch, HubTrouble,
-    LeaseReply, Limiter as _, OddRow, Presence as _, Queue, QueueError, Rollouts as _, Store,
+    LeaseReply, Limiter as _, MalformedRow, Presence as _, Queue, QueueError, Rollouts as _, Store,
 };
-use twincast_core::rollout::{Adding, Event, Phase, PlanId, Rollout, Word};
+use twincast_core::rollout::{Adding, Attribution, Event, Phase, PlanId, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
-use twincast_orchestrator::accept::{Accepted, accept};
-use twincast_orchestrator::command::State;
+use twincast_orchestrator::accept::{SubmitResult, accept};
+use twincast_orchestrator::changes::ChangeSource;
+use twincast_orchestrator::command::RolloutState;
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
-use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::view::hubs::HubView;
 use twincast_orchestrator::view::{RolloutRow, RolloutView, explain};
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, ScriptedHub, Way, build};
+use twincast_testkit::{Condition, FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, build};
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -48,7 +48,7 @@ fn bench_on(hub: ScriptedHub, config: DriverConfig) -> Bench {
     let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
     let store = Arc::new(MemoryStore::new(Arc::clone(&clock)));
     let queue = Arc::new(InProcessQueue::new(1_000));
-    // A hundred devices a batch.
+    // A hundred devices per batch.
     let limits = HubLimits {
         sends_per_minute: Some(100.0),
         ..HubLimits::unlimited()
@@ -70,7 +70,7 @@ fn bench_on(hub: ScriptedHub, config: DriverConfig) -> Bench {
         config,
         base: ".".into(),
         planning: PlanProgress::default(),
-        news: News::Asked,
+        changes: ChangeSource::Polled,
         broker: Arc::default(),
         repairs: Repairs::default(),
         tracer: Tracer::default(),
@@ -84,7 +84,7 @@ fn bench_on(hub: ScriptedHub, config: DriverConfig) -> Bench {
     }
 }
 
-/// The same rollout, handed in anew.
+/// The same rollout, submitted again.
 fn handed_in(rollout: Rollout, at: u64) -> Rollout {
     Rollout::accepted(rollout.spec, rollout.files, Timestamp(at))
 }
@@ -96,7 +96,7 @@ impl Bench {
 
     async fn accepts(&self, rollout: Rollout) -> Rollout {
         match accept(&*self.store, handed_in(rollout, 1)).await.unwrap() {
-            Accepted::New(rollout) => *rollout,
+            SubmitResult::New(rollout) => *rollout,
             other => panic!("{other:?}"),
         }
     }
@@ -106,7 +106,7 @@ impl Bench {
         tokio::spawn(async move { driver.drive(&build::name("r"), &stop).await.unwrap() })
     }
 
-    /// Does a dispatch's work: every device that is left of the batch becomes `outcome`.
+    /// Handles a dispatch: every remaining device of the batch gets `outcome`.
     async fn settle(&self, batch: BatchId, outcome: Outcome) {
         let name = build::name("r");
         let request = build::lease_request(&name, batch.0, "worker");
@@ -123,7 +123,7 @@ impl Bench {
         self.store.release(&lease).await.unwrap();
     }
 
-    /// The hub tells that all devices have taken their first message.
+    /// Reports that all devices have taken their first message.
     async fn deliver_all(&self) {
         let name = build::name("r");
         for batch in self.store.batches(&name, None, 100).await.unwrap() {
@@ -146,7 +146,7 @@ impl Bench {
             .await
             .unwrap()
             .unwrap();
-        build::step(&*self.store, &rollout, event).await;
+        build::apply(&*self.store, &rollout, event).await;
     }
 }
 
@@ -180,7 +180,6 @@ async fn a_rollout_is_planned_released_and_ended() {
     assert_eq!(rollout.plan.unwrap().devices, 1_000);
 }
 
-/// A hub's refusal shows in the rollout's account until its pace is back, and the account adds up.
 #[tokio::test(start_paused = true)]
 async fn what_was_planned_for_one_hub_is_never_released_for_another() {
     let bench = bench(20, DriverConfig::default());
@@ -204,13 +203,13 @@ async fn what_was_planned_for_one_hub_is_never_released_for_another() {
     let driver = Arc::get_mut(&mut moved.driver).expect("nobody drives");
     driver.hubs.get_mut(&build::hub("a")).unwrap().host = build::host("production");
     let refused = moved.driver.drive(&build::name("r"), &moved.stop).await;
-    let refused = in_words(&refused.expect_err("another hub"));
+    let refused = describe(&refused.expect_err("another hub"));
     for words in ["a.azure-devices.net", "production.azure-devices.net"] {
         assert!(refused.contains(words), "{refused}");
     }
     let waits = moved.waits_for().await.unwrap_or_default();
     assert!(waits.starts_with("hub a at a.azure-devices.net"), "{waits}");
-    // A stop needs no hub.
+    // An abort needs no hub.
     moved
         .event(Event::AbortRequested { reason: "x".into() })
         .await;
@@ -219,6 +218,8 @@ async fn what_was_planned_for_one_hub_is_never_released_for_another() {
     assert_eq!(moved.hub.sends(), 0);
 }
 
+/// A hub's refusal shows in the rollout's time account until the pace is restored, and the account
+/// adds up.
 #[tokio::test(start_paused = true)]
 async fn time_that_a_hub_throttles_is_booked_as_that() {
     let bench = bench(100, DriverConfig::default());
@@ -237,7 +238,7 @@ async fn time_that_a_hub_throttles_is_booked_as_that() {
     let end = rollout.changed_at;
     let spent = rollout.time_spent(end.plus(Duration::from_secs(99)));
     assert_eq!(spent.total(), end.since(rollout.created_at));
-    // The pace is cut by 30 %, and wins back one a second.
+    // The pace is cut by 30 % and regains one per second.
     let throttled = spent.on(Activity::Throttled).as_secs();
     assert!((29..=33).contains(&throttled), "{throttled}");
     let sending = spent.on(Activity::Sending).as_secs();
@@ -252,7 +253,7 @@ async fn a_lost_dispatch_is_rung_again() {
     let driving = bench.drive();
     let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
     for _ in 0..2 {
-        // Acked and never worked on: as good as lost.
+        // Acknowledged without any work: the same as lost.
         deliveries.next().await.unwrap().ticket.ack().await.unwrap();
     }
     let lost_at = Instant::now();
@@ -267,7 +268,7 @@ async fn a_lost_dispatch_is_rung_again() {
     assert_eq!(driving.await.unwrap().phase, Phase::FinishedWithFailures);
 }
 
-/// Whether the message was sent is unknown for all devices, or they have not answered. No worker of today knows the rollout.
+/// The message is unconfirmed or unanswered for all devices. No running worker knows the rollout.
 #[tokio::test(start_paused = true)]
 async fn a_worker_is_woken_to_listen_to_every_hub_with_unanswered_devices() {
     for outcome in [Outcome::Enqueued, Outcome::Unknown] {
@@ -302,7 +303,7 @@ async fn a_worker_is_woken_to_listen_to_every_hub_with_unanswered_devices() {
         };
         listening(600).await;
         assert_eq!(next(1).await, None, "{outcome}: it listens");
-        // That worker was the last one.
+        // The last listening worker is gone.
         assert_eq!(next(30).await, Some(batch), "{outcome}: to listen again");
         bench.stop.cancel();
         driving.await.unwrap();
@@ -313,8 +314,8 @@ async fn a_worker_is_woken_to_listen_to_every_hub_with_unanswered_devices() {
 async fn a_crashed_plan_is_made_again_without_a_trace() {
     let bench = bench(250, DriverConfig::default());
     let rollout = bench.accepted().await;
-    // A first try that got as far as two batches, one of them with a device that is gone since.
-    let rollout = build::step(&*bench.store, &rollout, Event::PlanningStarted).await;
+    // The first try got as far as two batches, including a device that has left since.
+    let rollout = build::apply(&*bench.store, &rollout, Event::PlanningStarted).await;
     bench
         .store
         .add_batches(
@@ -360,7 +361,7 @@ async fn an_abort_skips_what_is_left_once_the_workers_let_go() {
     bench.settle(first.dispatch.batch, Outcome::Enqueued).await;
     let second = deliveries.next().await.unwrap().dispatch.batch;
     let lease = build::leased(&*bench.store, &build::name("r"), second.0, "slow").await;
-    bench.event(build::aborted()).await;
+    bench.event(build::abort_requested()).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(!driving.is_finished(), "a worker still holds a batch");
     bench
@@ -379,7 +380,7 @@ async fn an_abort_skips_what_is_left_once_the_workers_let_go() {
     );
 }
 
-/// Batches of a try at planning belong to no plan.
+/// Batches of a planning try belong to no plan.
 #[tokio::test(start_paused = true)]
 async fn an_abort_before_the_plan_is_whole_counts_no_devices() {
     let bench = bench(0, DriverConfig::default());
@@ -389,11 +390,11 @@ async fn an_abort_before_the_plan_is_whole_counts_no_devices() {
         .store
         .add_batches(&planning.spec.name, by, vec![build::batch(0, 8)]);
     added.await.unwrap();
-    bench.event(build::aborted()).await;
+    bench.event(build::abort_requested()).await;
     let ended = bench.drive().await.unwrap();
     let counts = Counts::default();
     assert_eq!(
-        ended.happened().unwrap().event,
+        ended.change_entry().unwrap().event,
         Event::AllSettled { counts }
     );
 }
@@ -405,11 +406,11 @@ async fn a_paused_rollout_is_left_alone_and_a_stop_changes_nothing() {
     let driving = bench.drive();
     let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
     deliveries.next().await.unwrap();
-    bench.event(build::paused()).await;
+    bench.event(build::pause_requested()).await;
     assert!(matches!(driving.await.unwrap().phase, Phase::Paused { .. }));
     bench
         .event(Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         })
         .await;
     let driving = bench.drive();
@@ -432,21 +433,21 @@ async fn an_empty_target_fails_and_frees_its_name() {
     let again = accept(&*bench.store, handed_in(rollout.clone(), 2))
         .await
         .unwrap();
-    let Accepted::New(again) = again else {
+    let SubmitResult::New(again) = again else {
         panic!("{again:?}");
     };
-    // What happened before is still to be told to the world.
+    // The earlier events are still to be published.
     let versions: Vec<_> = again.history.iter().map(|entry| entry.version.0).collect();
     assert_eq!(versions, [1, 2, 3, 4]);
-    // While it runs, the name is taken: by itself, and not by something else.
+    // A running rollout keeps its name: a repetition is accepted, another spec is not.
     let same = accept(&*bench.store, handed_in(rollout.clone(), 3))
         .await
         .unwrap();
-    assert!(matches!(same, Accepted::Same(_)), "{same:?}");
+    assert!(matches!(same, SubmitResult::Same(_)), "{same:?}");
     let mut other = rollout;
     other.spec.description = Some("something else".into());
     match accept(&*bench.store, handed_in(other, 4)).await.unwrap() {
-        Accepted::Conflict { difference, .. } => {
+        SubmitResult::Conflict { difference, .. } => {
             assert_eq!(difference, ["description: \"something else\" was added"]);
         }
         other => panic!("{other:?}"),
@@ -463,7 +464,7 @@ async fn a_hub_that_is_away_leaves_the_rollout_to_be_planned_later() {
         .drive(&build::name("r"), &bench.stop)
         .await
         .unwrap_err();
-    assert_eq!(error.to_string(), "cannot ask the hubs about rollout r");
+    assert_eq!(error.to_string(), "cannot query the hubs for rollout r");
     bench.hub.set_down(false);
     let driving = bench.drive();
     let mut deliveries = bench.queue.consume(&build::hub("a"), 100).await.unwrap();
@@ -483,13 +484,13 @@ async fn a_hub_that_is_away_leaves_the_rollout_to_be_planned_later() {
     assert_eq!(headers.len(), 1);
 }
 
-/// Devices `from` to `to` of the scripted hub.
+/// The devices `from` to `to` of the scripted hub.
 fn devices(from: u32, to: u32) -> impl Iterator<Item = DeviceId> {
     (from..to).map(|n| build::device(&format!("device-{n:06}")))
 }
 
 impl Bench {
-    /// Answers every dispatch, for ever.
+    /// Handles every dispatch, forever.
     fn settles_all(self: &Arc<Self>) -> tokio::task::JoinHandle<()> {
         let bench = Arc::clone(self);
         tokio::spawn(async move {
@@ -507,7 +508,7 @@ impl Bench {
         rollout.unwrap().unwrap()
     }
 
-    /// What the rollout waits for, as it is shown.
+    /// Returns the displayed reason for the rollout's wait.
     async fn waits_for(&self) -> Option<String> {
         let tallies = self.store.tallies(&build::name("r")).await.unwrap();
         let now = self.driver.clock.now();
@@ -542,12 +543,12 @@ async fn devices_that_join_are_sent_to_until_the_end() {
     let hours = |hours: u64| tokio::time::sleep(Duration::from_secs(3600 * hours));
     let minute = Duration::from_secs(60);
 
-    // A look that finds nothing leaves no trace but its number.
+    // A scan without results leaves no trace except its number.
     hours(1).await;
     tokio::time::sleep(minute).await;
     let first = bench.rollout().await;
-    assert_eq!(first.looks.map(|looks| looks.newest.0), Some(1));
-    assert_eq!(first.notes.account.doing(), Activity::Joiners);
+    assert_eq!(first.scans.map(|scans| scans.newest.0), Some(1));
+    assert_eq!(first.notes.account.doing(), Activity::LateJoiners);
     assert_eq!(first.history.len(), 4);
 
     bench.hub.set_devices(devices(0, 190));
@@ -556,19 +557,19 @@ async fn devices_that_join_are_sent_to_until_the_end() {
     assert_eq!(second.plan.as_ref().map(|plan| plan.devices), Some(190));
     assert_eq!(bench.outcomes().await, [(150, 0), (40, 0)]);
 
-    // One that cannot be gone through with is begun again, and sends go on.
+    // A failed scan is started again, and sends continue.
     bench.hub.set_down(true);
     bench.hub.set_devices(devices(0, 191));
     hours(1).await;
     tokio::time::sleep(10 * minute).await;
     let third = bench.rollout().await;
-    assert!(third.looks.unwrap().newest.0 > 3, "{:?}", third.looks);
+    assert!(third.scans.unwrap().newest.0 > 3, "{:?}", third.scans);
     assert_eq!(third.phase, Phase::Running);
     assert!(!driving.is_finished());
     let waits = bench.waits_for().await.unwrap();
     assert!(
-        waits.starts_with("devices to join: a look is under way; looks are given up: ")
-            && waits.contains("it is down; in vain since ")
+        waits.starts_with("devices to join the target; a scan is under way; scans fail: ")
+            && waits.contains("it is down; failing since ")
             && waits.contains(", next try at "),
         "{waits}"
     );
@@ -578,7 +579,7 @@ async fn devices_that_join_are_sent_to_until_the_end() {
     assert_eq!(rollout.notes.search, None);
     assert_eq!(bench.outcomes().await, [(150, 0), (41, 0)]);
     let spent = rollout.time_spent(rollout.changed_at);
-    assert!(spent.on(Activity::Joiners) > 3 * 3600 * Duration::from_secs(1));
+    assert!(spent.on(Activity::LateJoiners) > 3 * 3600 * Duration::from_secs(1));
     settling.abort();
 }
 
@@ -587,17 +588,17 @@ async fn devices_that_leave_before_their_turn_are_skipped_and_may_come_again() {
     let bench = Arc::new(bench(150, DriverConfig::default()));
     bench.accepts(continuous(2 * 3600)).await;
     let driving = bench.drive();
-    // Nobody works, so nobody is sent to.
+    // Without a worker, no device is sent to.
     tokio::time::sleep(Duration::from_secs(10)).await;
     bench.hub.set_devices(devices(0, 90));
     tokio::time::sleep(Duration::from_secs(3700)).await;
     assert_eq!(bench.outcomes().await, [(0, 60)]);
     let rollout = bench.rollout().await;
     let newest = rollout.history.last().unwrap();
-    let Event::Looked { found } = &newest.event else {
+    let Event::ScanCompleted { found } = &newest.event else {
         panic!("{newest:?}");
     };
-    assert_eq!((found.joined, found.left), (0, 60));
+    assert_eq!((found.joined, found.departed), (0, 60));
 
     let settling = bench.settles_all();
     bench.hub.set_devices(devices(0, 100));
@@ -607,7 +608,7 @@ async fn devices_that_leave_before_their_turn_are_skipped_and_may_come_again() {
     settling.abort();
 }
 
-/// A rollout with these fields beside name, target and body.
+/// A rollout with these fields besides name, target and body.
 fn with(ack: &str, more: &str) -> Rollout {
     let text = format!(
         "{{name: r, target: {{all: true}}, message: {{body: {{text: hi}}, ack: {ack}}}, {more}}}"
@@ -616,7 +617,7 @@ fn with(ack: &str, more: &str) -> Rollout {
     Rollout::accepted(spec, Default::default(), Timestamp(1))
 }
 
-/// Two devices for each value of a tag.
+/// A hub with two devices for each value of a tag.
 fn two_of_each(tag: &str, values: &[&str]) -> ScriptedHub {
     let devices = values.iter().flat_map(|value| [(value, 1), (value, 2)]);
     let devices = devices.map(|(value, n)| {
@@ -637,8 +638,13 @@ async fn while_all_zones_are_closed_it_waits_for_the_first_that_opens() {
         .accepts(with("none", &format!("batch_by: [zone], {schedule}")))
         .await;
     let driving = bench.drive();
-    let waits = |until: &str| Some(format!("2026-09-21T{until}:00Z: it is outside its windows"));
-    // It is 14:13 UTC.
+    let waits = |until: &str| {
+        let at = format!("2026-09-21T{until}:00Z");
+        Some(format!(
+            "the schedule to open at {at} (outside its windows)"
+        ))
+    };
+    // The time is 14:13 UTC.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.waits_for().await, waits("15:00"));
     tokio::time::sleep(Duration::from_secs(3_600)).await;
@@ -663,7 +669,7 @@ async fn a_rollout_that_its_budgets_hold_back_says_so_and_so_do_its_devices() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(bench.outcomes().await, [(2, 0)]);
     let full = |site: &str| format!("site={site} (1 of 1 devices in progress)");
-    let both = format!("room in {}, {}", full("oslo"), full("rome"));
+    let both = format!("room in the budget of {}, {}", full("oslo"), full("rome"));
     assert_eq!(bench.waits_for().await, Some(both));
 
     let rollout = bench.rollout().await;
@@ -679,14 +685,17 @@ async fn a_rollout_that_its_budgets_hold_back_says_so_and_so_do_its_devices() {
     assert_eq!(
         waits,
         [
-            (Outcome::Pending, format!("room in {}", full("rome"))),
+            (
+                Outcome::Pending,
+                format!("room in the budget of {}", full("rome"))
+            ),
             (
                 Outcome::Enqueued,
-                "the device to take the message, and the hub to tell of it".to_owned()
+                "the device to accept the message, and the hub to report this".to_owned()
             ),
         ]
     );
-    // The devices that were given up on make room, and in the end all of them answer.
+    // Expired devices make room in the budget, and in the end all devices confirm.
     tokio::time::sleep(Duration::from_secs(2 * 3_600)).await;
     assert_eq!(bench.outcomes().await, [(4, 0)]);
     bench.deliver_all().await;
@@ -705,7 +714,7 @@ impl Bench {
         self.store.report_link(&hub, &report).await.unwrap();
     }
 
-    /// What the device waits for, as it is shown.
+    /// Returns the displayed reason for the device's wait.
     async fn device_waits_for(&self, device: &str) -> Option<String> {
         let (rollout, now) = (self.rollout().await, self.driver.clock.now());
         let explained = explain::read(&*self.store, &rollout, &build::device(device), now).await;
@@ -713,7 +722,7 @@ impl Bench {
     }
 }
 
-/// A worker holds the only batch, and cannot reach the hub: nothing waits on the queue, and nothing is sent.
+/// A worker holds the only batch but cannot reach the hub: the queue is empty, and nothing is sent.
 #[tokio::test(start_paused = true)]
 async fn a_rollout_whose_hub_is_out_of_reach_says_so_and_so_do_its_devices() {
     let bench = bench(100, DriverConfig::default());
@@ -755,7 +764,7 @@ async fn a_rollout_whose_hub_is_out_of_reach_says_so_and_so_do_its_devices() {
         Some("cannot be reached: connection refused")
     );
     assert_eq!(links.since, Some(now.minus(Duration::from_secs(20))));
-    // It is back.
+    // The hub is back.
     seconds(10, &LinkState::Open).await;
     assert_eq!(bench.waits_for().await, None);
     bench.store.release(&lease).await.unwrap();
@@ -777,7 +786,7 @@ async fn a_rollout_without_a_worker_says_so() {
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert_eq!(bench.waits_for().await, None, "they are being replaced");
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let words = "a worker: none takes the batches of hub a";
+    let words = "a worker: no worker takes the batches of hub a";
     assert_eq!(bench.waits_for().await.as_deref(), Some(words));
     let device = bench.device_waits_for("device-000007").await.unwrap();
     assert_eq!(device, format!("{words}; then a worker to take its batch"));
@@ -792,7 +801,7 @@ async fn a_rollout_without_a_worker_says_so() {
     assert_eq!(driving.await.unwrap().phase, Phase::Succeeded);
 }
 
-/// The broker is away before a worker has heard of any batch.
+/// The broker is away before a worker has received any dispatch.
 #[tokio::test(start_paused = true)]
 async fn a_rollout_whose_queue_is_out_of_reach_says_so() {
     let mut bench = bench(100, DriverConfig::default());
@@ -801,13 +810,13 @@ async fn a_rollout_whose_queue_is_out_of_reach_says_so() {
     bench.accepted().await;
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let words = "the queue to take dispatches: cannot publish: no broker";
+    let words = "the queue to accept dispatches: cannot publish: no broker";
     assert_eq!(bench.waits_for().await.as_deref(), Some(words));
     bench.stop.cancel();
     driving.await.unwrap();
 }
 
-/// The pace of a throttled hub is told of.
+/// Throttling by the hub is shown.
 #[tokio::test(start_paused = true)]
 async fn a_rollout_that_is_throttled_says_so() {
     let bench = bench(100, DriverConfig::default());
@@ -817,14 +826,14 @@ async fn a_rollout_that_is_throttled_says_so() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     bench.store.throttled(&build::hub("a"), None).await.unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let words = "the quota of hub a: it has refused sends of late, so they are slower";
+    let words = "the quota of hub a: it has refused recent sends, so sends are slower";
     assert_eq!(bench.waits_for().await.as_deref(), Some(words));
     bench.stop.cancel();
     driving.await.unwrap();
     drop(deliveries);
 }
 
-/// A queue whose broker is away.
+/// A queue without a broker.
 struct NoQueue;
 
 #[async_trait::async_trait]
@@ -848,7 +857,7 @@ fn away(doing: &'static str) -> QueueError {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_odd_rows_are_named() {
+async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_malformed_rows_are_named() {
     let bench = Arc::new(bench(0, DriverConfig::default()));
     let page = |ids: std::ops::Range<u32>| DevicePage {
         rows: devices(ids.start, ids.end)
@@ -857,7 +866,7 @@ async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_odd_rows_are_named() 
                 tags: vec![],
             })
             .collect(),
-        odd: vec![OddRow::new("x y", "its id is no good")],
+        malformed_rows: vec![MalformedRow::new("x y", "its id is no good")],
     };
     bench.hub.set_pages([page(0..20)]);
     let settling = bench.settles_all();
@@ -871,9 +880,10 @@ async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_odd_rows_are_named() 
     assert_eq!(rollout.phase, Phase::Succeeded);
     assert_eq!(bench.outcomes().await, [(20, 0), (20, 0)]);
     let plan = rollout.plan.unwrap();
-    // Known devices that are listed again are no matter; the rows are those of one look, though there were several.
+    // Known devices listed again are ignored. The rows are those of a single scan, although several
+    // scans have run.
     assert_eq!(
-        (plan.devices, plan.repeated, plan.not_understood.rows),
+        (plan.devices, plan.repeated, plan.malformed_rows.rows),
         (40, 5, 3)
     );
     settling.abort();
@@ -883,17 +893,17 @@ async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_odd_rows_are_named() 
 async fn a_plan_that_stands_still_says_why_and_how_far_it_is() {
     let bench = bench(1_000, DriverConfig::default());
     bench.accepted().await;
-    bench.hub.set_silent(true);
+    bench.hub.set_silent_after_first_page(true);
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let rollout = bench.rollout().await;
     assert_eq!(rollout.phase, Phase::Planning);
     let waits = bench.waits_for().await.unwrap();
     assert!(
-        waits.starts_with("its devices to be found: hub a: it is silent; in vain since "),
+        waits.starts_with("its devices to be found: hub a: it is silent; failing since "),
         "{waits}"
     );
-    let state = State::of(&rollout, &[]);
+    let state = RolloutState::of(&rollout, &[]);
     assert_eq!(
         state.reason.as_deref(),
         Some(&*format!("waits for {waits}"))
@@ -907,10 +917,10 @@ async fn a_plan_that_stands_still_says_why_and_how_far_it_is() {
         absent.ends_with(&format!("; it waits for {waits}")),
         "{absent}"
     );
-    // What is known is not written again and again, and is no event.
+    // A known trouble is not written repeatedly, and is no event.
     assert_eq!(rollout.history.len(), 2);
 
-    bench.hub.set_silent(false);
+    bench.hub.set_silent_after_first_page(false);
     tokio::time::sleep(Duration::from_secs(10)).await;
     let rollout = bench.rollout().await;
     assert_eq!(
@@ -929,7 +939,7 @@ async fn a_hub_that_is_not_configured_any_more_is_named() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     bench.stop.cancel();
     driving.await.unwrap();
-    let rung = bench.queue.depth(&build::hub("a")).await.unwrap();
+    let depth = bench.queue.depth(&build::hub("a")).await.unwrap();
 
     let mut other = bench_on(ScriptedHub::of(1), DriverConfig::default());
     let driver = Arc::get_mut(&mut other.driver).unwrap();
@@ -940,14 +950,14 @@ async fn a_hub_that_is_not_configured_any_more_is_named() {
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!(
         bench.waits_for().await.as_deref(),
-        Some("hub a, which is not configured for the orchestrator; configured are: b")
+        Some("hub a, which is missing in the orchestrator's configuration; configured hubs: b")
     );
     let spent = bench.rollout().await.time_spent(bench.driver.clock.now());
     let blocked = spent.seconds().into_iter();
     let blocked = blocked.filter(|(activity, _)| *activity == Activity::Blocked);
     assert!(blocked.map(|(_, seconds)| seconds).sum::<u64>() > 60);
-    // Nobody is asked to work on it.
-    assert_eq!(bench.queue.depth(&build::hub("a")).await.unwrap(), rung);
+    // No further dispatch is published.
+    assert_eq!(bench.queue.depth(&build::hub("a")).await.unwrap(), depth);
     other.stop.cancel();
     driving.await.unwrap();
 }
@@ -955,21 +965,21 @@ async fn a_hub_that_is_not_configured_any_more_is_named() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_while_it_is_planned_holds_before_the_first_send() {
     let bench = bench(150, DriverConfig::default());
-    bench.hub.set_silent(true);
+    bench.hub.set_silent_after_first_page(true);
     bench.accepted().await;
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let planning = bench.rollout().await;
-    build::step(&*bench.store, &planning, build::paused()).await;
+    build::apply(&*bench.store, &planning, build::pause_requested()).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    bench.hub.set_silent(false);
+    bench.hub.set_silent_after_first_page(false);
     let paused = driving.await.unwrap();
     assert!(
         matches!(paused.phase, Phase::Paused { .. }),
         "{:?}",
         paused.phase
     );
-    // The plan that was under way is the one that it has.
+    // The rollout keeps the plan in progress at the pause.
     assert_eq!(
         (paused.plan_id, paused.plan.as_ref().unwrap().devices),
         (PlanId(1), 150)
@@ -978,8 +988,13 @@ async fn a_pause_while_it_is_planned_holds_before_the_first_send() {
         bench.queue.depth(&build::hub("a")).await.unwrap().waiting,
         0
     );
-    let word = Word::default();
-    build::step(&*bench.store, &paused, Event::ResumeRequested { word }).await;
+    let attribution = Attribution::default();
+    build::apply(
+        &*bench.store,
+        &paused,
+        Event::ResumeRequested { attribution },
+    )
+    .await;
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(bench.rollout().await.phase, Phase::Running);
@@ -996,14 +1011,14 @@ async fn a_pause_while_it_is_planned_holds_before_the_first_send() {
 async fn an_abort_skips_many_batches_at_once_and_may_be_stopped() {
     const CALL: Duration = Duration::from_millis(5);
     let mut bench = bench(0, DriverConfig::default());
-    let way = AwayStore::new(&bench.store);
-    Arc::get_mut(&mut bench.driver).unwrap().store = Arc::new(way.clone());
+    let faulty_store = FaultyStore::new(&bench.store);
+    Arc::get_mut(&mut bench.driver).unwrap().store = Arc::new(faulty_store.clone());
     let batches = (0..2_000).map(|id| build::batch(id, 1)).collect();
     let running = build::running(&*bench.store, "r", batches).await;
     let reason = "wrong build".to_owned();
-    build::step(&*bench.store, &running, Event::AbortRequested { reason }).await;
+    build::apply(&*bench.store, &running, Event::AbortRequested { reason }).await;
 
-    way.set(Way::Slow(CALL));
+    faulty_store.set(Condition::Slow(CALL));
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_millis(50)).await;
     let begun = Instant::now();

@@ -1,4 +1,5 @@
-//! Groups on doubles, with several orchestrators: one rollout at a time, whoever comes when.
+//! Concurrency groups on test doubles, with several orchestrators: one rollout at a time, in any
+//! order of arrival.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,22 +10,22 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use twincast_core::group::{FORMING, Line};
+use twincast_core::concurrency_group::{GroupQueue, JOIN_GRACE};
 use twincast_core::hub::HubLimits;
-use twincast_core::ids::{GroupName, Version};
+use twincast_core::ids::{ConcurrencyGroup, Version};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    Batches as _, Clock, LeaseReply, Lines as _, Queue, QueueError, Rollouts as _, Tally,
+    Batches as _, Clock, GroupQueues as _, LeaseReply, Queue, QueueError, Rollouts as _, Tally,
 };
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
+use twincast_orchestrator::changes::ChangeSource;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
+use twincast_orchestrator::command_executor::{CommandError, CommandExecutor};
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
 use twincast_orchestrator::events::Events;
 use twincast_orchestrator::groups;
-use twincast_orchestrator::intake::{Intake, NotDone};
-use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_orchestrator::{HubHandle, Hubs};
@@ -59,13 +60,13 @@ fn bench() -> Bench {
     bench_on(Arc::new(RuntimeClock::default()))
 }
 
-fn group() -> GroupName {
-    GroupName::new("g").unwrap()
+fn group() -> ConcurrencyGroup {
+    ConcurrencyGroup::new("g").unwrap()
 }
 
-fn start(name: &str, conflict: &str) -> Value {
+fn start(name: &str, policy: &str) -> Value {
     let message = json!({"body": {"text": "hi"}});
-    let spec = json!({"name": name, "group": "g", "conflict": conflict, "target": {"all": true}, "message": message});
+    let spec = json!({"name": name, "concurrency": {"group": "g", "policy": policy}, "target": {"all": true}, "message": message});
     json!({"command": "start", "spec": spec})
 }
 
@@ -82,12 +83,12 @@ impl Bench {
         Hubs::from([(build::hub("a"), handle)])
     }
 
-    /// Two orchestrators at work, for as long as the test.
+    /// Starts two orchestrators for the duration of the test.
     fn orchestrate(&self) {
         for id in ["one", "two"] {
             let orchestrator = Arc::new(Orchestrator {
                 store: Arc::new(self.store.clone()),
-                roster: Arc::new(self.store.clone()),
+                registry: Arc::new(self.store.clone()),
                 queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
                 events: Arc::new(Silence),
                 hubs: self.hubs(),
@@ -103,18 +104,18 @@ impl Bench {
     }
 
     async fn handle(&self, command: Value) -> Result<Answer, Refusal> {
-        let intake = Intake {
+        let executor = CommandExecutor {
             store: Arc::new(self.store.clone()),
-            roster: Some(Arc::new(self.store.clone())),
+            registry: Some(Arc::new(self.store.clone())),
             hubs: BTreeSet::from([build::hub("a")]),
-            measures: false,
+            has_metric_source: false,
             tracer: Tracer::default(),
             clock: Arc::clone(&self.clock),
         };
-        match intake.handle(command.to_string().as_bytes(), None).await {
+        match executor.handle(command.to_string().as_bytes(), None).await {
             Ok(answer) => Ok(answer),
-            Err(NotDone::Refused(refusal)) => Err(refusal),
-            Err(NotDone::Store(error)) => panic!("{command}: {error:?}"),
+            Err(CommandError::Refused(refusal)) => Err(refusal),
+            Err(CommandError::Store(error)) => panic!("{command}: {error:?}"),
         }
     }
 
@@ -150,7 +151,7 @@ impl Bench {
         self.until(name, |rollout| rollout.phase.is_ended()).await;
     }
 
-    /// Takes all batches of a rollout to their end: no device is found.
+    /// Completes all batches of a rollout with the outcome "not found" for every device.
     async fn fail(&self, name: &str) {
         for batch in 0..self.rollout(name).await.plan.unwrap().batches {
             self.settle(name, batch, Outcome::NotFound).await;
@@ -161,7 +162,7 @@ impl Bench {
         self.settle(name, batch, Outcome::Enqueued).await;
     }
 
-    /// Takes a batch to its end.
+    /// Completes a batch.
     async fn settle(&self, name: &str, batch: u32, outcome: Outcome) {
         let request = build::lease_request(&build::name(name), batch, "worker");
         let LeaseReply::Granted(lease) = self.store.lease(&request).await.unwrap() else {
@@ -178,9 +179,9 @@ impl Bench {
         self.store.release(&lease).await.unwrap();
     }
 
-    async fn line(&self) -> String {
-        let line = self.store.line(&group()).await.unwrap();
-        let names: Vec<_> = line.members.iter().map(|it| it.name.as_str()).collect();
+    async fn group_queue(&self) -> String {
+        let queue = self.store.group_queue(&group()).await.unwrap();
+        let names: Vec<_> = queue.members.iter().map(|it| it.name.as_str()).collect();
         names.join(" ")
     }
 }
@@ -197,17 +198,17 @@ async fn a_rejected_one_is_not_stored_and_is_told_which_is_active() {
         "{refusal:?}"
     );
     assert_eq!(bench.store.rollout(&build::name("b")).await.unwrap(), None);
-    // The same again is the same.
+    // Starting the same rollout again changes nothing.
     assert!(!bench.handle(start("a", "reject")).await.unwrap().changed);
     bench.until_running("a").await;
-    // Paused is active, too.
+    // A paused rollout is active, too.
     let pause = json!({"command": "pause", "rollout": "a"});
     bench.handle(pause).await.unwrap();
     bench.handle(start("b", "reject")).await.unwrap_err();
     bench.abort("a").await;
     bench.handle(start("b", "reject")).await.unwrap();
     bench.until_running("b").await;
-    assert_eq!(bench.line().await, "b");
+    assert_eq!(bench.group_queue().await, "b");
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,21 +219,25 @@ async fn queued_ones_follow_in_their_order() {
         bench.handle(start(name, "queue")).await.unwrap();
     }
     bench.until_running("a").await;
-    let waits = bench.until("c", |rollout| rollout.behind.is_some()).await;
+    let waits = bench
+        .until("c", |rollout| rollout.queued_behind.is_some())
+        .await;
     assert_eq!(
-        (waits.behind, waits.phase),
+        (waits.queued_behind, waits.phase),
         (Some(build::name("b")), Phase::Accepted)
     );
     let status = json!({"command": "status", "rollout": "c"});
     let status = bench.handle(status).await.unwrap();
     assert_eq!(
         status.rollouts[0].reason.as_deref(),
-        Some("waits for rollout b, which is before it in group g")
+        Some("waits for rollout b, which is ahead of it in concurrency group g")
     );
-    // One that does not wait any more is passed over.
+    // An aborted member is skipped.
     bench.abort("c").await;
     let next = bench
-        .until("d", |rollout| rollout.behind == Some(build::name("b")))
+        .until("d", |rollout| {
+            rollout.queued_behind == Some(build::name("b"))
+        })
         .await;
     assert_eq!(next.phase, Phase::Accepted);
     bench.abort("a").await;
@@ -244,7 +249,7 @@ async fn queued_ones_follow_in_their_order() {
     }
     bench.until_running("d").await;
     assert_eq!(bench.rollout("b").await.phase, Phase::Succeeded);
-    assert_eq!(bench.line().await, "d");
+    assert_eq!(bench.group_queue().await, "d");
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,14 +260,18 @@ async fn a_newer_one_supersedes_those_before_it() {
     bench.until_running("a").await;
     bench.send("a", 0).await;
     bench.handle(start("b", "queue")).await.unwrap();
-    bench.until("b", |rollout| rollout.behind.is_some()).await;
-    // While a batch is held it is not over, and the newer one waits for that.
+    bench
+        .until("b", |rollout| rollout.queued_behind.is_some())
+        .await;
+    // While a worker holds a batch, the older rollout has not ended, and the newer rollout waits.
     let held = build::lease_request(&build::name("a"), 1, "worker");
     let LeaseReply::Granted(held) = bench.store.lease(&held).await.unwrap() else {
         panic!("batch 1 is free");
     };
     bench.handle(start("c", "supersede")).await.unwrap();
-    let waits = bench.until("c", |rollout| rollout.behind.is_some()).await;
+    let waits = bench
+        .until("c", |rollout| rollout.queued_behind.is_some())
+        .await;
     assert_eq!(waits.phase, Phase::Accepted);
     assert!(matches!(
         bench.rollout("a").await.phase,
@@ -284,7 +293,7 @@ async fn a_newer_one_supersedes_those_before_it() {
     assert!(counts.get(Outcome::Skipped) > 0);
 }
 
-/// It had ended, and may not send again beside a newer one.
+/// An ended rollout may not send again beside a newer rollout.
 #[tokio::test(start_paused = true)]
 async fn one_that_has_ended_is_not_retried_beside_another() {
     let bench = bench();
@@ -309,7 +318,7 @@ async fn one_that_has_ended_is_not_retried_beside_another() {
     bench.until_running("a").await;
 }
 
-/// On several threads, again and again.
+/// Repeats the race on several threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_those_that_start_at_the_same_moment_one_comes_first() {
     for _ in 0..50 {
@@ -328,7 +337,8 @@ async fn of_those_that_start_at_the_same_moment_one_comes_first() {
     }
 }
 
-/// It joined and died before its record was stored: the others forget it after a while.
+/// The rollout joined and died before its record was stored. The other members drop the entry after
+/// a while.
 #[tokio::test]
 async fn a_name_without_a_rollout_holds_nobody_up_for_long() {
     let clock = ManualClock::default();
@@ -338,12 +348,12 @@ async fn a_name_without_a_rollout_holds_nobody_up_for_long() {
     joined.await.unwrap().unwrap();
     let refusal = bench.handle(start("a", "reject")).await.unwrap_err();
     assert!(refusal.error.contains("lost"), "{refusal:?}");
-    clock.advance(FORMING);
+    clock.advance(JOIN_GRACE);
     bench.handle(start("a", "reject")).await.unwrap();
-    assert_eq!(bench.line().await, "a");
+    assert_eq!(bench.group_queue().await, "a");
 }
 
-/// Whatever becomes of the line, a rollout that has not the floor does not send.
+/// A rollout away from the head of the queue does not send, whatever happens to the queue.
 #[tokio::test(start_paused = true)]
 async fn one_that_lost_its_place_does_not_go_on() {
     let bench = bench();
@@ -354,38 +364,42 @@ async fn one_that_lost_its_place_does_not_go_on() {
         metric_source: None,
         clock: Arc::clone(&bench.clock),
         config: DriverConfig {
-            leave_at_approval: true,
+            stop_at_approval: true,
             ..DriverConfig::default()
         },
         base: ".".into(),
         planning: PlanProgress::default(),
-        news: News::Asked,
+        changes: ChangeSource::Polled,
         broker: Arc::default(),
         repairs: Repairs::default(),
         tracer: Tracer::default(),
     };
     bench.handle(start("a", "reject")).await.unwrap();
     let rollout = bench.rollout("a").await;
-    let rollout = build::step(&bench.store, &rollout, Event::PlanningStarted).await;
-    build::step(&bench.store, &rollout, build::plan_completed(5)).await;
-    // Somebody has forgotten it, and another one came.
-    let line = bench.store.line(&group()).await.unwrap();
-    let empty = Line {
-        version: Version(line.version.0 + 1),
+    let rollout = build::apply(&bench.store, &rollout, Event::PlanningStarted).await;
+    build::apply(&bench.store, &rollout, build::plan_completed(5)).await;
+    // The queue has lost the rollout, and another rollout has joined.
+    let queue = bench.store.group_queue(&group()).await.unwrap();
+    let empty = GroupQueue {
+        version: Version(queue.version.0 + 1),
         members: Vec::new(),
     };
-    bench.store.save_line(&group(), &empty).await.unwrap();
+    bench
+        .store
+        .save_group_queue(&group(), &empty)
+        .await
+        .unwrap();
     bench.handle(start("b", "reject")).await.unwrap();
     let stop = CancellationToken::new();
     let left = driver.drive(&build::name("a"), &stop).await.unwrap();
-    let reason = "rollout b of group g is under way".to_owned();
+    let reason = "rollout b of concurrency group g is in progress".to_owned();
     assert_eq!(left.phase, Phase::Paused { reason });
 
-    // One that was not planned yet waits.
+    // An unplanned rollout waits.
     bench.handle(start("c", "queue")).await.unwrap();
     let left = driver.drive(&build::name("c"), &stop).await.unwrap();
     assert_eq!(
-        (left.phase, left.behind),
+        (left.phase, left.queued_behind),
         (Phase::Accepted, Some(build::name("a")))
     );
 }

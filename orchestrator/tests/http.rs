@@ -1,4 +1,4 @@
-//! The HTTP API on doubles: who may do what, what is answered, and how mistakes are told.
+//! The HTTP API on test doubles: permissions, answers, and error messages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::ids::BatchId;
-use twincast_core::outcome::{Ends, Outcome};
+use twincast_core::outcome::{ClassCounts, Outcome};
 use twincast_core::permits::PermitRequest;
-use twincast_core::plan::{Batch, DeviceList, Group};
+use twincast_core::plan::{Batch, DeviceList, TagGroup};
 use twincast_core::ports::{
-    Batches as _, Clock, Limiter as _, Rollouts as _, Roster, Skip, StoreError, Tally,
+    Batches as _, Clock, Limiter as _, RolloutRegistry, Rollouts as _, Skip, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Event};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
-use twincast_oidc::{Issuer, IssuerConfig, KeysAt, TokenSigner};
+use twincast_oidc::{Issuer, IssuerConfig, KeyLocation, TokenSigner};
+use twincast_orchestrator::command_executor::CommandExecutor;
 use twincast_orchestrator::http::auth::oidc::Oidc;
 use twincast_orchestrator::http::auth::tokens::{TokensFile, new_token};
-use twincast_orchestrator::http::auth::{Bearers, Caller, Door, Role};
-use twincast_orchestrator::http::{Api, DeadLetters, TIME, openapi};
-use twincast_orchestrator::intake::Intake;
+use twincast_orchestrator::http::auth::{Access, Caller, KnownTokens, Role};
+use twincast_orchestrator::http::{Api, DeadLetters, REQUEST_TIMEOUT, openapi};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
@@ -41,7 +41,7 @@ impl DeadLetters for NoLetters {
 
 struct Bench {
     store: MemoryStore,
-    door: Arc<Door>,
+    access: Arc<Access>,
     router: Router,
     /// By role, in the order of [`Role::ALL`].
     tokens: Vec<String>,
@@ -57,19 +57,19 @@ impl Bench {
         Self { tokens, ..bench }
     }
 
-    /// One with a tokens file of these lines.
+    /// A bench with a tokens file of these lines.
     async fn of_lines(lines: &str) -> (Self, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), lines).unwrap();
         let ours = TokensFile::open(file.path().to_owned()).await.unwrap();
-        let door = Door::Bearers(Bearers {
+        let access = Access::Tokens(KnownTokens {
             tokens: Some(ours),
             oidc: None,
         });
-        (Self::with(door), file)
+        (Self::with(access), file)
     }
 
-    /// One that takes the tokens of an issuer, too.
+    /// A bench that accepts the tokens of an issuer, too.
     async fn of_issuer() -> (Self, TokenSigner) {
         let signer = TokenSigner::new("k");
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -77,7 +77,7 @@ impl Bench {
         let issuer = Issuer::new(IssuerConfig {
             issuer: "https://login.example.com".to_owned(),
             audience: "twincast".to_owned(),
-            keys: KeysAt::File(file.path().to_owned()),
+            keys: KeyLocation::File(file.path().to_owned()),
         })
         .unwrap();
         issuer.load().await.unwrap();
@@ -88,7 +88,7 @@ impl Bench {
             roles_claim: "realm_access.roles".to_owned(),
             roles: Role::ALL.into_iter().map(value).collect(),
         };
-        let door = Door::Bearers(Bearers {
+        let access = Access::Tokens(KnownTokens {
             tokens: None,
             oidc: Some(oidc),
         });
@@ -98,16 +98,16 @@ impl Bench {
         };
         let bench = Self {
             tokens: Role::ALL.into_iter().map(token).collect(),
-            ..Self::with(door)
+            ..Self::with(access)
         };
         (bench, signer)
     }
 
-    fn with(door: Door) -> Self {
-        Self::on(HubLimits::unlimited(), door)
+    fn with(access: Access) -> Self {
+        Self::on(HubLimits::unlimited(), access)
     }
 
-    fn on(limits: HubLimits, door: Door) -> Self {
+    fn on(limits: HubLimits, access: Access) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
         let store = MemoryStore::new(Arc::clone(&clock));
         let hub = build::hub("a");
@@ -116,29 +116,29 @@ impl Bench {
             hub: Arc::new(ScriptedHub::of(30)),
             limits,
         };
-        let intake = Intake {
+        let executor = CommandExecutor {
             store: Arc::new(store.clone()),
-            roster: Some(Arc::new(store.clone()) as Arc<dyn Roster>),
+            registry: Some(Arc::new(store.clone()) as Arc<dyn RolloutRegistry>),
             hubs: [hub.clone()].into(),
-            measures: false,
+            has_metric_source: false,
             tracer: Tracer::default(),
             clock,
         };
-        let door = Arc::new(door);
+        let access = Arc::new(access);
         let api = Api {
             store: Arc::new(store.clone()),
             queue: Some(Arc::new(InProcessQueue::new(10))),
             limits: [(hub.clone(), limits)].into(),
             hubs: Hubs::from([(hub, handle)]),
-            intake: Arc::new(intake),
-            letters: Some(Arc::new(NoLetters)),
-            door: Arc::clone(&door),
+            executor: Arc::new(executor),
+            dead_letters: Some(Arc::new(NoLetters)),
+            access: Arc::clone(&access),
             status: Arc::default(),
-            time: TIME,
+            request_timeout: REQUEST_TIMEOUT,
         };
         Self {
             store,
-            door,
+            access,
             router: api.router(),
             tokens: Vec::new(),
         }
@@ -164,7 +164,7 @@ impl Bench {
         )
     }
 
-    /// Asks as an admin; the answer must be JSON.
+    /// Sends a request as an admin. The answer must be JSON.
     async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
         let request = request(method, path, Some(self.token(Role::Admin)), body);
         let (status, content_type, text) = self.send(request).await;
@@ -225,7 +225,7 @@ async fn every_response_names_its_trace_and_a_rollout_goes_on_with_that_of_its_r
     );
 }
 
-/// What a good token of the issuer says.
+/// The claims of a valid token from the issuer.
 fn claims(roles: &[&str]) -> Value {
     json!({
         "iss": "https://login.example.com", "aud": ["account", "twincast"], "exp": 4_000_000_000_u64,
@@ -251,7 +251,7 @@ fn spec(name: &str) -> Value {
     json!({ "name": name, "target": { "all": true }, "message": { "body": { "text": "hi" } } })
 }
 
-/// A body that the operation takes.
+/// A valid body for the operation.
 fn body_of(path: &str) -> Value {
     match path.rsplit('/').next().unwrap() {
         "rollouts" | "plan" => spec("new"),
@@ -260,7 +260,7 @@ fn body_of(path: &str) -> Value {
     }
 }
 
-/// Every role on every operation of the document: those that may are not told that they may not.
+/// Tests every role on every operation of the document: a permitted role must not be denied.
 #[tokio::test]
 async fn every_role_on_every_route() {
     let document = openapi();
@@ -364,7 +364,7 @@ async fn the_claims_of_a_token_say_who_asks_and_what_they_may() {
         ),
         (
             with("iss", json!("https://other")),
-            "the token is of another issuer",
+            "the token is from another issuer",
         ),
         (
             with("aud", json!("account")),
@@ -372,15 +372,15 @@ async fn the_claims_of_a_token_say_who_asks_and_what_they_may() {
         ),
         (
             with("preferred_username", json!("")),
-            "the token does not say whose it is",
+            "the token does not name its bearer",
         ),
         (
             with("preferred_username", json!("a\nb")),
-            "the token does not say whose it is",
+            "the token does not name its bearer",
         ),
         (
             with("preferred_username", json!("x".repeat(129))),
-            "the token does not say whose it is",
+            "the token does not name its bearer",
         ),
     ];
     for (token, says) in bad {
@@ -460,7 +460,7 @@ async fn a_rollout_is_started_looked_at_and_changed() {
         ["r"]
     );
     let first = bench.store.rollout(&build::name("a")).await.unwrap();
-    build::step(
+    build::apply(
         &bench.store,
         &first.unwrap(),
         Event::PlanningFailed {
@@ -500,7 +500,7 @@ async fn a_request_with_a_key_is_done_once() {
             serde_json::from_str::<Value>(&text).unwrap(),
         )
     };
-    // As its draft has it, and as most clients do.
+    // As in the header's draft, and as sent by most clients.
     for key in ["k-1", "\"k-1\""] {
         let (status, answer) = post("/api/v1/rollouts/r/abort", key).await;
         assert_eq!(
@@ -515,7 +515,7 @@ async fn a_request_with_a_key_is_done_once() {
         (
             "/api/v1/rollouts/r/resume",
             "k-1",
-            "was given to another command",
+            "was already used for another command",
         ),
         (
             "/api/v1/rollouts/r/abort",
@@ -523,7 +523,7 @@ async fn a_request_with_a_key_is_done_once() {
             "the header idempotency-key: command key",
         ),
         ("/api/v1/rollouts/r/abort", "\"a", "1 to 128 letters"),
-        ("/api/v1/stop-all", "k-2", "key has no meaning"),
+        ("/api/v1/stop-all", "k-2", "key is not allowed"),
     ] {
         let (status, problem) = post(path, key).await;
         assert_eq!(status, 422, "{path}: {problem}");
@@ -627,10 +627,10 @@ async fn devices_come_in_pages_and_as_streams() {
 #[tokio::test]
 async fn groups_that_share_a_batch_are_told_apart() {
     let bench = Bench::new().await;
-    let group = |site: u32| Group(vec![("site".into(), Some(site.to_string()))]);
+    let group = |site: u32| TagGroup(vec![("site".into(), Some(site.to_string()))]);
     let mut batch = build::batch(0, 64);
     batch.header.group = group(0);
-    batch.header.further = (1..32).map(|site| (2 * site, group(site))).collect();
+    batch.header.further_groups = (1..32).map(|site| (2 * site, group(site))).collect();
     let rollout = build::running(&bench.store, "r", vec![batch]).await;
     let lease = build::leased(&bench.store, &rollout.spec.name, 0, "w").await;
     let reports = [
@@ -675,17 +675,18 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
     recorded.unwrap();
     let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
     let counts = json!({ "pending": 3, "not_found": 1, "enqueued": 1 });
-    let ends = json!({
+    let by_class = json!({
         "applied": 0, "taken": 0, "sent": 1, "silent": 0, "pending": 3, "not_applied": 0, "not_taken": 0, "not_sent": 1,
         "skipped": 0,
     });
     assert_eq!(
         outcomes,
         json!({
-            "groups": [{ "hub": "a", "group": "all", "counts": counts, "ends": ends }],
+            "groups": [{ "hub": "a", "group": "all", "counts": counts, "by_class": by_class }],
             "other_groups": 0,
             "failures": [{
-                "outcome": "not_found", "class": "not_sent", "reason": "the hub does not know the device, or has it disabled",
+                "outcome": "not_found", "class": "not_sent", "reason": "the device is unknown to \
+                     the hub, or disabled",
                 "devices": 1, "samples": ["device-0-000003"],
             }],
         })
@@ -693,15 +694,19 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
 
     let view = bench.get("/api/v1/rollouts/r").await;
     for one in [&view, &view["stages"][0], &view["hubs"]["a"]] {
-        assert_eq!((&one["counts"], &one["ends"]), (&counts, &ends), "{one}");
+        assert_eq!(
+            (&one["counts"], &one["by_class"]),
+            (&counts, &by_class),
+            "{one}"
+        );
     }
     let failed = "/api/v1/rollouts/r/devices?class=not_sent,not_taken";
     let failed = bench.get(failed).await["devices"].clone();
     assert_eq!(failed.as_array().unwrap().len(), 1);
     assert_eq!(failed[0]["class"], "not_sent");
     for (query, says) in [
-        ("class=lost", "is no class"),
-        ("class=sent&outcome=enqueued", "either"),
+        ("class=lost", "is not a class"),
+        ("class=sent&outcome=enqueued", "cannot be combined"),
     ] {
         let path = format!("/api/v1/rollouts/r/devices?{query}");
         let (status, problem) = bench.ask(Method::GET, &path, None).await;
@@ -716,11 +721,11 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
     let explained = bench.get(path).await;
     let place = &explained["places"][0];
     assert_eq!(
-        (&place["batch"], &place["position"], &place["outcome"]),
+        (&place["batch"], &place["index"], &place["outcome"]),
         (&json!(0), &json!(3), &json!("not_found")),
         "{explained}"
     );
-    assert_eq!(place["stage"]["because"], "it takes all devices");
+    assert_eq!(place["stage"]["reason"], "it takes all devices");
     let message_id = place["attempts"][0]["message_id"].clone();
     let devices = bench.get("/api/v1/rollouts/r/devices").await;
     assert_eq!(devices["devices"][3]["message_id"], message_id);
@@ -730,7 +735,7 @@ async fn outcomes_have_reasons_and_a_device_is_explained() {
         (status, &problem["detail"]),
         (
             404,
-            &json!("device device+0 is not in the plan of rollout r; it may be that")
+            &json!("device device+0 is not in the plan of rollout r; possible reasons")
         ),
         "{problem}"
     );
@@ -752,17 +757,17 @@ async fn a_device_that_left_and_joined_again_is_explained_twice() {
     let bench = Bench::new().await;
     let planned = [("a", 0), ("b", 1), ("c", 2)];
     let batches = planned.map(|(hub, id)| batch_of("d", id, hub, 0));
-    let rollout = build::running_on(&bench.store, "r", batches.to_vec()).await;
+    let rollout = build::running_continuous(&bench.store, "r", batches.to_vec()).await;
     let name = &rollout.spec.name;
-    let looking = build::step(&bench.store, &rollout, Event::LookStarted).await;
-    let look = looking.looks.unwrap().newest;
+    let scanning = build::apply(&bench.store, &rollout, Event::ScanStarted).await;
+    let scan = scanning.scans.unwrap().newest;
     for (hub, left, joins) in [("a", 0, 3), ("b", 1, 4)] {
         let devices = vec![0];
-        let skip = Skip::Left { look, devices };
+        let skip = Skip::Departed { scan, devices };
         let skipped = bench.store.skip(name, BatchId(left), &skip).await.unwrap();
         assert_eq!(skipped, None);
         let joined = vec![batch_of("d", joins, hub, 1)];
-        let added = bench.store.add_batches(name, Adding::Look(look), joined);
+        let added = bench.store.add_batches(name, Adding::Scan(scan), joined);
         added.await.unwrap();
     }
     let explained = bench.get("/api/v1/rollouts/r/devices/d").await;
@@ -802,8 +807,8 @@ async fn half_a_plan_counts_for_nothing() {
         let (_, answer) = bench.post("/api/v1/rollouts", spec("r")).await;
         for state in [&rollout, &list["rollouts"][0], &answer["rollouts"][0]] {
             assert_eq!(state["devices"], 0, "{state}");
-            let ends = serde_json::from_value::<Ends>(state["ends"].clone());
-            assert_eq!(ends.unwrap(), Ends::default(), "{state}");
+            let by_class = serde_json::from_value::<ClassCounts>(state["by_class"].clone());
+            assert_eq!(by_class.unwrap(), ClassCounts::default(), "{state}");
         }
         let outcomes = bench.get("/api/v1/rollouts/r/outcomes").await;
         assert_eq!(outcomes["groups"], json!([]));
@@ -817,7 +822,7 @@ async fn half_a_plan_counts_for_nothing() {
     };
     shows_nothing().await;
     let reason = "the hub does not understand it".to_owned();
-    let failed = build::step(&bench.store, &planning, Event::PlanningFailed { reason }).await;
+    let failed = build::apply(&bench.store, &planning, Event::PlanningFailed { reason }).await;
     let kept = bench.store.tallies(&failed.spec.name).await.unwrap();
     assert_eq!(Tally::sum(&kept).total(), 8, "the store has them still");
     let shown = bench.get("/api/v1/rollouts/r").await;
@@ -830,7 +835,7 @@ async fn half_a_plan_counts_for_nothing() {
 #[tokio::test]
 async fn hubs_show_what_their_limiters_give() {
     let limits = HubLimits::of(Tier::S3, 1, 1.0);
-    let bench = Bench::on(limits, Door::Open);
+    let bench = Bench::on(limits, Access::Anonymous);
     let hub = build::hub("a");
     let quota = limits.sends_per_minute.unwrap();
     let request = PermitRequest {
@@ -850,13 +855,16 @@ async fn hubs_show_what_their_limiters_give() {
     let given = look().await;
     assert_eq!(given["permits"]["per_minute"], quota);
     assert_eq!(given["permits"]["rollouts"], json!(["r"]));
-    assert_eq!(given["permits"].get("shut_until"), None);
+    assert_eq!(given["permits"].get("paused_until"), None);
     bench.store.throttled(&hub, None).await.unwrap();
-    let shut = look().await;
-    assert!(shut["permits"]["shut_until"].is_string(), "{shut}");
+    let unavailable = look().await;
     assert!(
-        shut["permits"]["per_minute"].as_f64().unwrap() < quota,
-        "{shut}"
+        unavailable["permits"]["paused_until"].is_string(),
+        "{unavailable}"
+    );
+    assert!(
+        unavailable["permits"]["per_minute"].as_f64().unwrap() < quota,
+        "{unavailable}"
     );
 }
 
@@ -912,7 +920,7 @@ fn request_of(path: &str) -> Request<Body> {
 }
 
 #[tokio::test]
-async fn events_are_told_from_where_one_left_off() {
+async fn events_are_streamed_from_the_last_known_one() {
     let bench = Bench::new().await;
     build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
     let token = bench.token(Role::Viewer);
@@ -964,7 +972,7 @@ async fn mistakes_are_told_as_problems() {
                 "{\"name\": \"r\", \"name\": \"s\"}",
             ),
             400,
-            "the body: name: is here twice",
+            "the body: name: is given twice",
         ),
         (
             raw(
@@ -993,13 +1001,17 @@ async fn mistakes_are_told_as_problems() {
         (
             raw("/api/v1/rollouts", json, "{\"name\": \"r\"}"),
             422,
-            "the spec has mistakes",
+            "the spec is invalid",
         ),
-        (raw("/api/v1/rollouts", json, "[]"), 422, "mistakes"),
+        (
+            raw("/api/v1/rollouts", json, "[]"),
+            422,
+            "the spec is invalid",
+        ),
         (
             raw("/api/v1/rollouts/r/pause", json, "{\"why\": 1}"),
             422,
-            "why: is not a field here; there are reason",
+            "why: is not a field here; the fields are reason",
         ),
         (
             raw("/api/v1/rollouts/r/pause", json, "[]"),
@@ -1024,7 +1036,7 @@ async fn mistakes_are_told_as_problems() {
         (
             get("/api/v1/rollouts?limit=0"),
             400,
-            "limit must be from 1 to 200",
+            "limit must be 1 to 200",
         ),
         (
             get("/api/v1/rollouts?limit=x"),
@@ -1034,17 +1046,17 @@ async fn mistakes_are_told_as_problems() {
         (
             get("/api/v1/rollouts?frm=x"),
             400,
-            "frm: is not a field here; there are after, limit, phase",
+            "frm: is not a field here; the fields are after, limit, phase",
         ),
         (
             get("/api/v1/rollouts/no/devices?outcome=bad"),
             400,
-            "\"bad\" is no outcome",
+            "\"bad\" is not an outcome",
         ),
         (
             get("/api/v1/rollouts/no/devices?after=7"),
             400,
-            "what a page gave as next",
+            "the `next` of the previous page",
         ),
         (
             get("/api/v1/rollouts/no/export?format=xml"),
@@ -1059,12 +1071,12 @@ async fn mistakes_are_told_as_problems() {
         (
             get("/api/v1/nothing"),
             404,
-            "there is nothing at /api/v1/nothing",
+            "there is no resource at /api/v1/nothing",
         ),
         (
             get("/api/v1/stop-all"),
             405,
-            "GET is not for /api/v1/stop-all",
+            "method GET is not allowed for /api/v1/stop-all",
         ),
     ];
     for (request, status, says) in table {
@@ -1083,7 +1095,7 @@ async fn mistakes_are_told_as_problems() {
 
 #[tokio::test]
 async fn without_tokens_only_this_machine_is_answered() {
-    let bench = Bench::with(Door::Open);
+    let bench = Bench::with(Access::Anonymous);
     let ask = |host: &str| {
         let mut request = request(Method::GET, "/api/v1/whoami", None, None);
         request
@@ -1100,8 +1112,8 @@ async fn without_tokens_only_this_machine_is_answered() {
     assert_eq!(status, StatusCode::UNAUTHORIZED, "{text}");
 }
 
-/// From the page on, every file that is named is served: with its type, without a token, and told to load nothing
-/// from anywhere else.
+/// Every file referenced from the page is served with its type, without a token, and with the ban
+/// on loading from other origins.
 #[tokio::test]
 async fn the_page_is_for_everybody_and_needs_nothing_else() {
     let bench = Bench::new().await;
@@ -1158,7 +1170,7 @@ async fn the_page_is_for_everybody_and_needs_nothing_else() {
     assert!(seen.len() >= 8, "{seen:?}");
 }
 
-/// A request whose body never comes.
+/// A request whose body never arrives.
 fn bodiless(path: &str, token: &str) -> Request<Body> {
     let mut request = request(Method::POST, path, Some(token), Some(json!({})));
     *request.body_mut() =
@@ -1179,11 +1191,11 @@ async fn what_one_may_not_do_is_told_before_its_body_is_read() {
         assert_eq!(status, StatusCode::FORBIDDEN, "{path}: {text}");
         let (status, _, text) = bench.send(bodiless(&path, "twc_wrong")).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}: {text}");
-        // Nobody's body is waited for without end.
+        // A body is not waited for without end, whoever the caller is.
         let begun = tokio::time::Instant::now();
         let (status, _, text) = bench.send(bodiless(&path, bench.token(Role::Admin))).await;
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{path}: {text}");
-        assert!(text.contains("did not come within 10s"), "{text}");
+        assert!(text.contains("did not arrive within 10s"), "{text}");
         assert!(begun.elapsed().as_secs() < 20, "{path}");
     }
 }
@@ -1211,11 +1223,8 @@ async fn whatever_others_hold_all_can_be_stopped() {
     let whoami = |token| request(Method::GET, "/api/v1/whoami", Some(token), None);
     let (status, _, text) = bench.send(whoami(&viewer)).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
-    assert!(
-        text.contains("too many requests are being answered"),
-        "{text}"
-    );
-    let emergencies: Vec<_> = people[..3]
+    assert!(text.contains("too many concurrent requests"), "{text}");
+    let stops: Vec<_> = people[..3]
         .iter()
         .flat_map(|(token, _)| (0..30).map(|_| hold("/api/v1/stop-all", token)))
         .collect();
@@ -1230,10 +1239,11 @@ async fn whatever_others_hold_all_can_be_stopped() {
         );
     }
     let mut found = BTreeMap::new();
-    for request in held.into_iter().chain(emergencies) {
+    for request in held.into_iter().chain(stops) {
         *found.entry(request.await.unwrap().as_u16()).or_insert(0) += 1;
     }
-    // So many were let in, so many were not; those by the share of one, and by that of all.
+    // The number of admitted requests, and the number of refused requests: some by the limit per
+    // caller, and some by the limit in all.
     assert_eq!(
         found,
         BTreeMap::from([(408, 64 + 12), (503, 150 - 64 + 90 - 12)])
@@ -1283,7 +1293,8 @@ async fn a_stream_ends_with_the_token_that_opened_it() {
     let (mut of_ann, mut of_bob) = (open(&ann).await, open(&bob).await);
     std::fs::write(file.path(), &bob_line).unwrap();
     let ends = async {
-        // It is not its end in good order, after which it would count as complete.
+        // The stream must break off. After an orderly end, a client would take the stream for
+        // complete.
         while let Some(piece) = futures::StreamExt::next(&mut of_ann).await {
             if let Err(error) = piece {
                 return error.to_string();
@@ -1293,17 +1304,18 @@ async fn a_stream_ends_with_the_token_that_opened_it() {
     };
     let error = tokio::select! {
         error = ends => error,
-        () = bench.door.follow() => unreachable!("it follows for ever"),
+        () = bench.access.follow() => unreachable!("it follows for ever"),
     };
-    assert!(error.contains("the token is good no longer"), "{error}");
+    assert!(error.contains("the token is no longer valid"), "{error}");
     let piece = futures::StreamExt::next(&mut of_bob).await.unwrap();
     assert!(piece.is_ok(), "the other one goes on");
 }
 
-/// As commands call it: who asks is told, nothing is read before it is wanted, and what the store says comes as it is.
+/// As the command line calls the router: the request names the caller, the response is produced on
+/// demand, and store errors arrive unchanged.
 #[tokio::test]
 async fn the_router_is_called_without_a_server() {
-    let bench = Bench::with(Door::Known);
+    let bench = Bench::with(Access::Provided);
     let batches = vec![build::batch(0, 5), build::batch(1, 5)];
     let rollout = build::running(&bench.store, "r", batches).await;
     let open = async |role: Option<Role>| {

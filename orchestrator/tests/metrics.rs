@@ -1,4 +1,4 @@
-//! Gates with metrics: the driver on doubles, with a source of metrics that says what it is told to.
+//! Gates with metrics: the driver on test doubles, with a scripted source of metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
     Batches as _, Clock, Delivery, LeaseReply, MetricSource, Queue, Store, Tally,
 };
-use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::rollout::{Attribution, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::accept::accept;
+use twincast_orchestrator::changes::ChangeSource;
 use twincast_orchestrator::driver::{Driver, DriverConfig, Repairs};
-use twincast_orchestrator::news::News;
 use twincast_orchestrator::planner::PlanProgress;
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{
@@ -34,7 +34,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// A rollout to ten devices in two stages was accepted, and somebody works on what is dispatched.
+    /// Accepts a rollout to ten devices in two stages. A worker handles all dispatches.
     async fn new(gate: &str, answers: impl IntoIterator<Item = MetricAnswer>) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
         let bench = Self {
@@ -82,7 +82,7 @@ impl Bench {
             config: DriverConfig::default(),
             base: ".".into(),
             planning: PlanProgress::default(),
-            news: News::Asked,
+            changes: ChangeSource::Polled,
             broker: Arc::default(),
             repairs: Repairs::default(),
             tracer: Tracer::default(),
@@ -128,7 +128,7 @@ async fn a_stage_passes_when_its_metric_was_as_it_should_be_so_often() {
     let began = Instant::now();
     let rollout = bench.drive().await;
     assert_eq!(rollout.phase, Phase::Succeeded);
-    // Once at the stage's start, when nothing was sent yet, and then three times, a minute apart.
+    // Once at the start of the stage, before any send, and then three times, a minute apart.
     assert_eq!(bench.source.asked(), vec!["sum(up)"; 4]);
     let took = began.elapsed().as_secs();
     assert!((180..190).contains(&took), "{took}");
@@ -143,8 +143,8 @@ async fn a_metric_that_fails_stops_the_rollout_before_the_next_stage() {
     let rollout = bench.drive().await;
     assert_eq!(
         reason(&rollout),
-        "the gate of stage s failed: metric errors has failed once, more than 0; \
-         the last was 0.5, and is to be >= 0.99 and not < 0.95"
+        "the gate of stage s failed: metric errors has failed once (limit 0); last result 0.5, \
+         expected >= 0.99 and not < 0.95"
     );
     assert_eq!(bench.sent().await, 5);
 }
@@ -157,15 +157,15 @@ async fn what_cannot_be_measured_pauses_and_is_asked_again_when_resumed() {
     let rollout = bench.drive().await;
     assert_eq!(
         reason(&rollout),
-        "the gate of stage s cannot be judged: metric errors could not be measured 5 times in a row, \
-         more than 4; the last was cannot ask the script: connection refused"
+        "the gate of stage s cannot be judged: metric errors could not be measured 5 times in a \
+         row (limit 4); last result cannot query the script: connection refused"
     );
     assert_eq!((bench.source.asked().len(), bench.sent().await), (5, 5));
-    build::step(
+    build::apply(
         &*bench.store,
         &rollout,
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
     )
     .await;
@@ -173,7 +173,8 @@ async fn what_cannot_be_measured_pauses_and_is_asked_again_when_resumed() {
     assert_eq!(bench.source.asked().len(), 8);
 }
 
-/// What was measured is in the record: another driver goes on from there, and asks no earlier than this one had.
+/// The measurements are in the record: another driver continues from there, and queries no earlier
+/// than the first driver would.
 #[tokio::test(start_paused = true)]
 async fn measurements_survive_their_driver() {
     let bench = Bench::new(GATE, [Ok(vec![1.0])]).await;
@@ -190,7 +191,7 @@ async fn measurements_survive_their_driver() {
     assert_eq!(bench.source.asked().len(), 4);
 }
 
-/// Asking takes as long as it takes; nothing waits for it.
+/// A slow query holds up nothing.
 #[tokio::test(start_paused = true)]
 async fn a_source_that_does_not_answer_holds_nothing_up() {
     #[derive(Debug)]

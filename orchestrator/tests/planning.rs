@@ -1,4 +1,4 @@
-//! Planning on doubles: which devices, in which batches, left out why.
+//! Planning on test doubles: devices, batches, and reasons for exclusion.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use twincast_core::hub::{HubLimits, Tier};
 use twincast_core::ids::DeviceId;
 use twincast_core::plan::{Batch, Cohort, PlanSummary};
-use twincast_core::ports::{DevicePage, DeviceRow, OddRow};
+use twincast_core::ports::{DevicePage, DeviceRow, MalformedRow};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::Timestamp;
 use twincast_orchestrator::planner::{PlanError, PlanProgress, Planner, dry_run};
@@ -25,8 +25,8 @@ fn tags(pairs: &[(&str, String)]) -> Tags {
         .collect()
 }
 
-/// `count` devices `PREFIX-000000` in three regions; every tenth is a vip, every seventh has no
-/// region.
+/// `count` devices `PREFIX-000000` in three regions. Every tenth device is a vip, and every seventh
+/// has no region.
 fn fleet(prefix: &str, count: u32) -> Vec<(DeviceId, Tags)> {
     (0..count)
         .map(|n| {
@@ -39,7 +39,7 @@ fn fleet(prefix: &str, count: u32) -> Vec<(DeviceId, Tags)> {
         .collect()
 }
 
-/// Understands the conditions of these tests, and no others.
+/// A hub that understands only the conditions of these tests.
 fn scripted(prefix: &str, count: u32) -> ScriptedHub {
     ScriptedHub::with_tags(fleet(prefix, count)).matching(|condition, device, tags| {
         let vip = tags["vip"] == "true";
@@ -284,7 +284,7 @@ async fn what_cannot_be_planned_is_named() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "hub b is not configured; configured are: a"
+        "hub b is not configured; configured hubs: a"
     );
     assert!(matches!(
         plan(&spec("all: true", ""), &Hubs::new(), Path::new("")).await,
@@ -384,7 +384,8 @@ async fn without_stages_there_is_one() {
     assert_eq!(old.stages, []);
 }
 
-/// Of six devices: two zones, two values that are none (one of them long), one without the tag, one that is excluded.
+/// Six devices: two zones, two invalid zones (including a long value), one device without the tag,
+/// and one excluded device.
 fn zoned(prefix: &str) -> ScriptedHub {
     let long = "x".repeat(100);
     let zones = [
@@ -436,7 +437,7 @@ async fn devices_with_an_unknown_zone_are_counted_and_may_be_left_out() {
     assert!(
         left_out
             .rule
-            .starts_with("tags.zone is no time zone: \"Europe/Olso\", \"xxx"),
+            .starts_with("tags.zone is not a time zone: \"Europe/Olso\", \"xxx"),
         "{}",
         left_out.rule
     );
@@ -452,7 +453,7 @@ async fn devices_with_an_unknown_zone_are_counted_and_may_be_left_out() {
         let clock = ManualClock::at(Timestamp(1_790_000_000_000));
         let view = view::plan::read(&planner, &clock).await.unwrap();
         let says = |warning: &String| {
-            warning.starts_with("4 devices have a zone that is unknown, \"Europe/Olso\", ")
+            warning.starts_with("4 devices have an unknown zone, \"Europe/Olso\", ")
         };
         assert_eq!(
             view.warnings.iter().any(says),
@@ -462,7 +463,7 @@ async fn devices_with_an_unknown_zone_are_counted_and_may_be_left_out() {
         );
     }
 
-    // Without zones of their own there is nothing to be known.
+    // Without device zones, no zone can be unknown.
     let (summary, _) = plan("").await;
     assert_eq!((summary.devices, summary.unknown_zones.devices), (10, 0));
     let json = serde_json::to_value(&summary).unwrap();
@@ -487,10 +488,10 @@ async fn a_stage_that_could_never_pass_is_refused() {
     assert!(
         error
             .to_string()
-            .starts_with("stage canary takes no device, so its gate could never be passed: "),
+            .starts_with("stage canary has a gate but no devices, so the gate can never pass: "),
         "{error}"
     );
-    // Without a gate there is nothing to pass, and nothing at all is no plan in any case.
+    // A stage without a gate cannot fail, and an empty target is no plan in any case.
     let (summary, _) = plan(&gated(""), &hubs_with(20), Path::new(""))
         .await
         .unwrap();
@@ -514,7 +515,7 @@ async fn a_list_has_stages_too() {
         [("one", 5), ("two", 495), ("rest", 4_500)]
     );
 
-    // Most of the list is in neither hub: it is a part of those that are.
+    // Most of the list is in neither hub. The percentage applies to the devices found.
     let two = hubs(
         &[("a", scripted("x", 101)), ("b", scripted("y", 7))],
         HubLimits::unlimited(),
@@ -522,7 +523,7 @@ async fn a_list_has_stages_too() {
     let (summary, _) = plan(&tenth, &two, dir.path()).await.unwrap();
     assert_eq!(stages_of(&summary), [("one", 1), ("two", 10), ("rest", 90)]);
 
-    // Whose tags count must be looked up, even with one hub.
+    // Tags must be looked up for a stage by tags, even with a single hub.
     let known = hubs(&[("a", scripted("x", 70))], HubLimits::unlimited());
     let by_tag = in_file(", stages: [{name: one, tags: {region: [r0, r2]}}]");
     let (summary, batches) = plan(&by_tag, &known, dir.path()).await.unwrap();
@@ -536,7 +537,7 @@ fn row(device: &str, tags: Vec<Option<Value>>) -> DeviceRow {
 }
 
 #[tokio::test]
-async fn an_odd_row_is_left_out_counted_and_named() {
+async fn a_malformed_row_is_left_out_counted_and_named() {
     let hub = ScriptedHub::of(0);
     let group = |value: Value| vec![Some(value)];
     hub.set_pages([
@@ -547,13 +548,13 @@ async fn an_odd_row_is_left_out_counted_and_named() {
                 row("c", group(json!(["eu"]))),
                 row("d", group(json!(7))),
             ],
-            odd: vec![OddRow::new("x y", "its id is no good")],
+            malformed_rows: vec![MalformedRow::new("x y", "its id is no good")],
         },
         DevicePage {
             rows: vec![row("e", vec![None]), row("f", group(json!(true)))],
-            odd: vec![
-                OddRow::of(build::device("g"), "its tags are odd"),
-                OddRow::of(build::device("h"), "it is excluded"),
+            malformed_rows: vec![
+                MalformedRow::of(build::device("g"), "its tags are odd"),
+                MalformedRow::of(build::device("h"), "it is excluded"),
             ],
         },
     ]);
@@ -564,42 +565,42 @@ async fn an_odd_row_is_left_out_counted_and_named() {
     let planned: Vec<_> = planned.iter().map(|(_, id)| id.as_str()).collect();
     assert_eq!(planned, ["a;1", "d", "e", "f"]);
     assert_eq!(summary.excluded[0].devices, 1);
-    let odd = summary.not_understood;
-    assert_eq!(odd.rows, 4);
-    let named: Vec<_> = odd.examples.iter().map(ToString::to_string).collect();
+    let malformed = summary.malformed_rows;
+    assert_eq!(malformed.rows, 4);
+    let named: Vec<_> = malformed.examples.iter().map(ToString::to_string).collect();
     assert_eq!(
         named,
         [
             "\"x y\" of hub a: its id is no good",
-            "\"b\" of hub a: tags.site is an object; batches are made by texts, numbers, true, and false",
-            "\"c\" of hub a: tags.site is a list; batches are made by texts, numbers, true, and false",
+            "\"b\" of hub a: tags.site is an object; batch_by allows text, numbers, true and false",
+            "\"c\" of hub a: tags.site is a list; batch_by allows text, numbers, true and false",
             "\"g\" of hub a: its tags are odd",
         ]
     );
 }
 
 #[tokio::test]
-async fn a_target_of_odd_rows_says_so() {
+async fn a_target_of_malformed_rows_says_so() {
     let hub = ScriptedHub::of(0);
     hub.set_pages([DevicePage {
         rows: vec![],
-        odd: vec![OddRow::new("x y", "its id is no good")],
+        malformed_rows: vec![MalformedRow::new("x y", "its id is no good")],
     }]);
     let hubs = hubs(&[("a", hub)], HubLimits::unlimited());
     let (summary, _) = plan(&spec("all: true", ""), &hubs, Path::new(""))
         .await
         .unwrap();
     assert_eq!(
-        summary.empty(),
-        "the target matches no device; 1 row of the hubs' answers is not understood, and left out: \
-         \"x y\" of hub a: its id is no good"
+        summary.empty_plan_message(),
+        "the target matches no device; 1 malformed row of the hubs' answers was left out: \"x y\" \
+         of hub a: its id is no good"
     );
 }
 
 fn page(devices: &[&str]) -> DevicePage {
     DevicePage {
         rows: devices.iter().map(|it| row(it, vec![])).collect(),
-        odd: vec![],
+        malformed_rows: vec![],
     }
 }
 
@@ -635,20 +636,23 @@ async fn a_device_in_two_pages_is_planned_once() {
 }
 
 #[tokio::test]
-async fn an_odd_row_and_a_good_one_of_a_device_plan_it_once() {
+async fn a_malformed_row_and_a_good_one_of_a_device_plan_it_once() {
     let hub = ScriptedHub::of(0);
-    let odd = |device: &str| OddRow::of(build::device(device), "odd");
-    let with_odd = |rows: &[&str], odd: Vec<OddRow>| DevicePage { odd, ..page(rows) };
+    let malformed = |device: &str| MalformedRow::of(build::device(device), "odd");
+    let with_malformed = |rows: &[&str], malformed_rows: Vec<MalformedRow>| DevicePage {
+        malformed_rows,
+        ..page(rows)
+    };
     hub.set_pages([
-        with_odd(&["a"], vec![odd("b")]),
-        with_odd(&["b"], vec![odd("a")]),
+        with_malformed(&["a"], vec![malformed("b")]),
+        with_malformed(&["b"], vec![malformed("a")]),
     ]);
     let hubs = hubs(&[("h", hub)], HubLimits::unlimited());
     let (summary, batches) = plan(&spec("all: true", ""), &hubs, Path::new(""))
         .await
         .unwrap();
     assert_eq!(ids(&batches).len(), 2);
-    assert_eq!((summary.repeated, summary.not_understood.rows), (1, 1));
+    assert_eq!((summary.repeated, summary.malformed_rows.rows), (1, 1));
 }
 
 #[tokio::test]
@@ -656,7 +660,7 @@ async fn a_listed_device_that_the_hub_repeats_is_planned_once() {
     let hub = ScriptedHub::of(0);
     hub.set_pages([page(&["a", "b"]), page(&["b", "a"])]);
     let hubs = hubs(&[("h", hub)], HubLimits::unlimited());
-    // With a tag to batch by, the hub is asked for listed devices.
+    // With a tag for batching, the hub is queried for listed devices.
     let spec = spec("devices: [a, b, a]", ", batch_by: [site]");
     let (summary, batches) = plan(&spec, &hubs, Path::new("")).await.unwrap();
     assert_eq!(ids(&batches).len(), 2);

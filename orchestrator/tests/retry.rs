@@ -1,4 +1,4 @@
-//! A retry on doubles: what it does to a rollout that has ended, to one that waits, and what it refuses.
+//! A retry on test doubles: the effect on ended and on waiting rollouts, and refusals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -12,38 +12,39 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{
-    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, Rollouts as _, Roster, Tally,
+    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, RolloutRegistry, Rollouts as _, Tally,
 };
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
 use twincast_orchestrator::command::{Answer, Cause, Refusal};
+use twincast_orchestrator::command_executor::{CommandError, CommandExecutor};
 use twincast_orchestrator::events::Events;
-use twincast_orchestrator::intake::{Intake, NotDone};
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 
-/// How often a device was sent which attempt.
+/// The number of messages per device and attempt.
 type Sent = Arc<Mutex<BTreeMap<(BatchId, u32, Attempt), u32>>>;
 
-/// Remembers the phases that were told.
+/// Collects the phases of published events.
 #[derive(Debug, Clone, Default)]
 struct Told(Arc<Mutex<Vec<String>>>);
 
 #[async_trait]
 impl Events for Told {
     async fn publish(&self, topic: &str, event: &Value) -> Result<(), QueueError> {
-        let happened = event["data"]["happened"]["event"].as_str().unwrap();
+        let happened = event["data"]["transition"]["event"].as_str().unwrap();
         self.0.lock().unwrap().push(format!("{topic} {happened}"));
         Ok(())
     }
 }
 
-/// An engine whose devices fail at the first attempt, two of three of them, and never later.
+/// An engine with devices of which two in three fail at the first attempt, and none at later
+/// attempts.
 struct Bench {
     store: MemoryStore,
-    intake: Intake,
+    executor: CommandExecutor,
     told: Told,
     sent: Sent,
     stop: CancellationToken,
@@ -58,7 +59,7 @@ impl Drop for Bench {
     }
 }
 
-/// What becomes of a message.
+/// Returns the outcome of a message.
 fn end_of(index: u32, attempt: Attempt) -> Outcome {
     match (index % 3, attempt) {
         (0, Attempt::FIRST) => Outcome::Rejected,
@@ -84,7 +85,7 @@ async fn work(store: MemoryStore, queue: Arc<InProcessQueue>, sent: Sent) {
                 let key = (batch, report.index, work.attempt);
                 *sent.lock().unwrap().entry(key).or_default() += 1;
             }
-            // A worker whose batch was taken from it records nothing.
+            // A worker that has lost the batch records nothing.
             _ = store.record(&lease, &reports, build::TTL).await;
             store.release(&lease).await.unwrap();
         }
@@ -93,7 +94,7 @@ async fn work(store: MemoryStore, queue: Arc<InProcessQueue>, sent: Sent) {
 }
 
 impl Bench {
-    /// With 250 devices in three batches.
+    /// Starts an engine with 250 devices in three batches.
     fn new() -> Self {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
         let store = MemoryStore::new(Arc::clone(&clock));
@@ -109,7 +110,7 @@ impl Bench {
         let (told, sent, stop) = (Told::default(), Sent::default(), CancellationToken::new());
         let orchestrator = Arc::new(Orchestrator {
             store: Arc::new(store.clone()),
-            roster: Arc::new(store.clone()),
+            registry: Arc::new(store.clone()),
             queue: Arc::clone(&queue) as Arc<dyn Queue>,
             events: Arc::new(told.clone()),
             hubs: Hubs::from([(build::hub("a"), handle)]),
@@ -120,11 +121,11 @@ impl Bench {
             status: Arc::new(OrchestratorStatus::default()),
             tracer: Tracer::default(),
         });
-        let intake = Intake {
+        let executor = CommandExecutor {
             store: Arc::new(store.clone()),
-            roster: Some(Arc::new(store.clone())),
+            registry: Some(Arc::new(store.clone())),
             hubs: BTreeSet::from([build::hub("a")]),
-            measures: false,
+            has_metric_source: false,
             tracer: Tracer::default(),
             clock,
         };
@@ -134,7 +135,7 @@ impl Bench {
         ];
         Self {
             store,
-            intake,
+            executor,
             told,
             sent,
             stop,
@@ -151,7 +152,7 @@ impl Bench {
         Tally::sum(&self.store.tallies(&build::name("r")).await.unwrap())
     }
 
-    /// Waits for what is told of the rollout to be what is wanted.
+    /// Waits until the rollout fulfils a condition.
     async fn until(&self, wanted: impl Fn(&Rollout) -> bool) -> Rollout {
         let waited = async {
             loop {
@@ -168,26 +169,27 @@ impl Bench {
         }
     }
 
-    async fn until_retired(&self) {
+    async fn until_deactivated(&self) {
         while !self.store.active().await.unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// A rollout that has ended with 85 devices that rejected and 83 that are not there.
+    /// Returns a bench with an ended rollout: 85 devices have rejected the message, and 83 do not
+    /// exist.
     async fn with_failures() -> Self {
         let bench = Self::new();
         bench.store.create(&build::accepted("r")).await.unwrap();
         bench
             .until(|it| it.phase == Phase::FinishedWithFailures)
             .await;
-        bench.until_retired().await;
+        bench.until_deactivated().await;
         bench
     }
 
     async fn done(&self, command: Value) -> Answer {
         match self
-            .intake
+            .executor
             .handle(command.to_string().as_bytes(), None)
             .await
         {
@@ -198,11 +200,11 @@ impl Bench {
 
     async fn refused(&self, command: Value) -> Refusal {
         match self
-            .intake
+            .executor
             .handle(command.to_string().as_bytes(), None)
             .await
         {
-            Err(NotDone::Refused(refusal)) => refusal,
+            Err(CommandError::Refused(refusal)) => refusal,
             other => panic!("{command}: {other:?}"),
         }
     }
@@ -213,7 +215,7 @@ fn retry(outcomes: &[&str]) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rollout_that_ended_is_driven_and_told_of_again() {
+async fn a_rollout_that_ended_is_driven_and_published_again() {
     let bench = Bench::with_failures().await;
     assert_eq!(bench.counts().await.get(Outcome::Rejected), 85);
     let answer = bench.done(retry(&[])).await;
@@ -222,7 +224,7 @@ async fn a_rollout_that_ended_is_driven_and_told_of_again() {
     assert_eq!(bench.store.active().await.unwrap(), [build::name("r")]);
     let ended = bench.until(|it| it.phase == Phase::Succeeded).await;
     assert_eq!((ended.attempt, ended.retry), (Attempt(2), None));
-    bench.until_retired().await;
+    bench.until_deactivated().await;
     assert_eq!(bench.counts().await.get(Outcome::Delivered), 250);
 
     let sent = bench.sent.lock().unwrap().clone();
@@ -240,7 +242,7 @@ async fn a_rollout_that_ended_is_driven_and_told_of_again() {
         ]
     );
     let words = ended.history.iter().find_map(|entry| match &entry.event {
-        Event::RetryRequested { word, .. } => Some(word.to_string()),
+        Event::RetryRequested { attribution, .. } => Some(attribution.to_string()),
         _ => None,
     });
     assert_eq!(words.as_deref(), Some("ann (repaired)"));
@@ -257,18 +259,18 @@ async fn only_the_chosen_outcomes_are_sent_to_again() {
     assert_eq!(counts.get(Outcome::Delivered), 82 + 85);
     assert_eq!(counts.get(Outcome::NotFound), 83);
 
-    // Asked once more, there is none left, and nothing happens.
+    // A repeated request finds no device and changes nothing.
     let before = bench.rollout().await;
     let again = bench.done(retry(&["rejected", "expired"])).await;
     assert!(!again.changed);
     assert_eq!(
         again.note.as_deref(),
-        Some("no device is expired or rejected")
+        Some("no device has the outcome expired or rejected")
     );
     assert_eq!(bench.rollout().await, before);
 }
 
-/// Its devices have failed again by the time it comes for the second time.
+/// The devices have failed again when the command arrives for the second time.
 #[tokio::test(start_paused = true)]
 async fn a_retry_with_a_key_that_comes_late_is_no_further_attempt() {
     let bench = Bench::with_failures().await;
@@ -287,7 +289,7 @@ async fn a_retry_with_a_key_that_comes_late_is_no_further_attempt() {
     assert_eq!(bench.refused(command).await.cause, Cause::InvalidCommand);
 }
 
-/// As a driver leaves it that dies after the first of three batches.
+/// The state left by a driver that died after the first of three batches.
 #[tokio::test(start_paused = true)]
 async fn a_driver_that_died_while_preparing_is_gone_on_from() {
     let bench = Bench::with_failures().await;
@@ -309,7 +311,7 @@ async fn a_driver_that_died_while_preparing_is_gone_on_from() {
     // Another process on the same store.
     let orchestrator = Arc::new(Orchestrator {
         store: Arc::new(store.clone()),
-        roster: Arc::new(store.clone()),
+        registry: Arc::new(store.clone()),
         queue: Arc::new(InProcessQueue::new(10)),
         events: Arc::new(bench.told.clone()),
         hubs: Hubs::new(),
@@ -358,7 +360,7 @@ async fn what_cannot_be_retried_is_refused_with_what_can() {
     assert!(
         delivered
             .error
-            .contains("devices that are delivered are not sent to again")
+            .contains("devices with the outcome delivered cannot be retried")
             && delivered.error.ends_with("undeliverable, purged or failed"),
         "{delivered:?}"
     );
@@ -367,7 +369,7 @@ async fn what_cannot_be_retried_is_refused_with_what_can() {
     let elsewhere = bench.refused(elsewhere).await;
     assert_eq!(
         elsewhere.error,
-        "cannot retry stage moon of rollout r: it has no such stage; its stages are: all"
+        "cannot retry stage moon of rollout r: the rollout has no such stage; its stages: all"
     );
     let strange = bench.refused(retry(&["lost"])).await;
     assert_eq!(strange.cause, Cause::InvalidCommand);
@@ -375,7 +377,7 @@ async fn what_cannot_be_retried_is_refused_with_what_can() {
     let halt = Halt {
         reason: "wrong build".into(),
         by: Some("ann".to_owned()),
-        since: bench.intake.clock.now(),
+        since: bench.executor.clock.now(),
     };
     bench.store.set_halted(Some(&halt)).await.unwrap();
     let stopped = bench.refused(retry(&[])).await;

@@ -1,4 +1,5 @@
-//! Several orchestrators on doubles, with the time paused: who drives what, and what is told.
+//! Several orchestrators on test doubles, with paused time: the drivers of rollouts, and the
+//! published events.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, Rollouts as _, Roster,
+    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, RolloutRegistry, Rollouts as _,
 };
-use twincast_core::rollout::{Event, Phase, Rollout, Word};
+use twincast_core::rollout::{Attribution, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::trace::Tracer;
 use twincast_embedded::InProcessQueue;
@@ -21,9 +22,9 @@ use twincast_orchestrator::events::Events;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_orchestrator::view::RolloutRow;
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, ScriptedHub, build};
+use twincast_testkit::{FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, build};
 
-/// Remembers the ids of what was told; fails the first few times.
+/// Collects the ids of published events. The first few publications fail.
 #[derive(Debug, Clone, Default)]
 struct Told {
     ids: Arc<Mutex<Vec<String>>>,
@@ -50,14 +51,14 @@ impl Events for Told {
 struct Bench {
     clock: Arc<dyn Clock>,
     store: MemoryStore,
-    /// The orchestrators' way to it.
-    way: AwayStore,
+    /// The orchestrators' access to the store.
+    faulty_store: FaultyStore,
     queue: Arc<InProcessQueue>,
     hub: ScriptedHub,
     told: Told,
 }
 
-/// An orchestrator at work. Dropping it is a crash.
+/// A running orchestrator. Dropping the value is a crash.
 struct Working {
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -75,7 +76,7 @@ impl Bench {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
         let store = MemoryStore::new(Arc::clone(&clock));
         Self {
-            way: AwayStore::new(&store),
+            faulty_store: FaultyStore::new(&store),
             store,
             clock,
             queue: Arc::new(InProcessQueue::new(1_000)),
@@ -95,8 +96,8 @@ impl Bench {
         };
         let status = Arc::new(OrchestratorStatus::default());
         let orchestrator = Arc::new(Orchestrator {
-            store: Arc::new(self.way.clone()),
-            roster: Arc::new(self.store.clone()),
+            store: Arc::new(self.faulty_store.clone()),
+            registry: Arc::new(self.store.clone()),
             queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
             events: Arc::new(self.told.clone()),
             hubs: Hubs::from([(build::hub("a"), handle)]),
@@ -137,7 +138,7 @@ impl Bench {
         }
     }
 
-    /// Does the work of all dispatches, for ever.
+    /// Handles all dispatches, forever.
     fn work(&self) -> JoinHandle<()> {
         let (store, queue) = (self.store.clone(), Arc::clone(&self.queue));
         tokio::spawn(async move {
@@ -161,7 +162,7 @@ impl Bench {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rollouts_are_shared_and_everything_is_told_once() {
+async fn rollouts_are_shared_and_every_event_is_published_once() {
     let bench = Bench::new(300);
     *bench.told.failures.lock().unwrap() = 3;
     let names: Vec<_> = (0..12).map(|n| format!("r{n:02}")).collect();
@@ -231,14 +232,14 @@ async fn a_paused_rollout_is_still_driven_and_goes_on_when_resumed() {
     bench.accept("r").await;
     let _one = bench.start("one");
     let running = bench.until("r", |phase| *phase == Phase::Running).await;
-    let paused = build::step(&bench.store, &running, build::paused()).await;
+    let paused = build::apply(&bench.store, &running, build::pause_requested()).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     let worker = bench.work();
-    build::step(
+    build::apply(
         &bench.store,
         &paused,
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
     )
     .await;
@@ -271,11 +272,11 @@ async fn what_was_halted_too_late_goes_on_by_itself() {
     bench.accept("r").await;
     let _one = bench.start("one");
     let running = bench.until("r", |phase| *phase == Phase::Running).await;
-    // By a driver that saw the switch just before it was turned off.
+    // A driver has halted the rollout by a switch read just before the reset.
     let halt = Event::HaltRequested {
         reason: "wrong build".into(),
     };
-    build::step(&bench.store, &running, halt).await;
+    build::apply(&bench.store, &running, halt).await;
     bench.until("r", |phase| *phase == Phase::Running).await;
 }
 
@@ -290,8 +291,8 @@ async fn a_hub_that_is_away_while_planning_is_told_with_the_next_try() {
     assert_eq!(rollout.phase, Phase::Planning);
     let row = RolloutRow::of(&rollout, &[], bench.clock.now());
     let waits = row.waits_for.unwrap();
-    let start = "its devices to be found: cannot find the devices of hub a: cannot list devices on the scripted hub: it is \
-                 down; in vain since ";
+    let start = "its devices to be found: cannot find the devices of hub a: cannot list devices on \
+         the scripted hub: it is down; failing since ";
     assert!(waits.starts_with(start), "{waits}");
     assert_eq!(
         row.state.reason.as_deref(),
@@ -303,10 +304,10 @@ async fn a_hub_that_is_away_while_planning_is_told_with_the_next_try() {
         "{trouble}"
     );
     assert!(trouble.next_try > Some(bench.clock.now()), "{trouble}");
-    // Each try is one write more.
+    // Each try costs one write.
     assert!(rollout.plan_id.0 < 40, "{:?}", rollout.plan_id);
 
-    // Another orchestrator shows it, too, and goes on.
+    // Another orchestrator shows the trouble, too, and continues.
     bench.hub.set_down(false);
     tokio::time::sleep(Duration::from_secs(60)).await;
     let rollout = bench.rollout("r").await;
@@ -316,7 +317,7 @@ async fn a_hub_that_is_away_while_planning_is_told_with_the_next_try() {
     );
 }
 
-/// A claim is good for 10 s, and half a second passes before somebody looks.
+/// A claim holds for 10 s, and up to half a second passes until the next poll.
 #[tokio::test(start_paused = true)]
 async fn many_rollouts_are_taken_over_within_twelve_seconds() {
     const MANY: i64 = 150;
@@ -342,7 +343,7 @@ async fn many_rollouts_are_taken_over_within_twelve_seconds() {
     assert!(took < Duration::from_secs(12), "{took:?}");
 }
 
-/// One that is paused, one outside its window, and one that waits for an approval.
+/// A paused rollout, a rollout outside its window, and a rollout with a missing approval.
 #[tokio::test(start_paused = true)]
 async fn rollouts_with_nothing_to_do_ask_for_next_to_nothing() {
     let bench = Bench::new(10);
@@ -353,7 +354,7 @@ async fn rollouts_with_nothing_to_do_ask_for_next_to_nothing() {
         let spec = RolloutSpec::read("test", &format!("{{name: {name}, {target}, {more}}}"));
         let mut rollout = Rollout::accepted(spec.unwrap(), Default::default(), bench.clock.now());
         if name == "paused" {
-            rollout = build::after(&rollout, build::paused());
+            rollout = build::after(&rollout, build::pause_requested());
         }
         bench.store.create(&rollout).await.unwrap();
     }
@@ -364,20 +365,20 @@ async fn rollouts_with_nothing_to_do_ask_for_next_to_nothing() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     worker.abort();
     let gated = bench.until("gated", running).await;
-    assert!(gated.stages[0].ripe_at.is_some());
+    assert!(gated.stages[0].approval_awaited_at.is_some());
     let is_paused = |phase: &Phase| matches!(phase, Phase::Paused { .. });
     bench.until("paused", is_paused).await;
     tokio::time::sleep(Duration::from_secs(120)).await;
-    let before = bench.way.calls();
+    let before = bench.faulty_store.calls();
     tokio::time::sleep(Duration::from_secs(300)).await;
-    let calls = bench.way.calls() - before;
+    let calls = bench.faulty_store.calls() - before;
     assert!(calls < 3 * 300 / 2, "{calls} calls in 300 s");
 
-    // And yet what is said is heard at once.
-    let word = Word::default();
+    // Changes are noticed at once nevertheless.
+    let attribution = Attribution::default();
     let stage = gated.stages[0].name.clone();
-    let approved = Event::Approved { stage, word };
-    let _approved = build::step(&bench.store, &gated, approved).await;
+    let approved = Event::Approved { stage, attribution };
+    let _approved = build::apply(&bench.store, &gated, approved).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert!(bench.rollout("gated").await.stages[0].passed_at.is_some());
 }

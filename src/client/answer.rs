@@ -1,4 +1,4 @@
-//! What a server answers, and what is in the way of an answer.
+//! Answers of a server, and the errors of missing or unusable answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,42 +14,42 @@ use twincast_core::time::friendly;
 use twincast_orchestrator::command::{Cause, Refusal};
 
 use crate::engine;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 
-/// The largest answer that is read; streams are read in pieces.
-const LARGEST: usize = 64 * 1024 * 1024;
+/// The largest answer read as a whole, in bytes; streams are read in pieces.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// Why there is no answer that can be used.
+/// The cause of a missing or unusable answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
-    /// It is not there, or went away.
-    #[error("it cannot be reached")]
+pub(super) enum RequestError {
+    /// The server is unreachable or closed the connection.
+    #[error("connection failed")]
     Transit(#[source] BoxError),
-    /// It may be somebody else.
-    #[error("its certificate is not trusted")]
+    /// The server's identity is in doubt.
+    #[error("the certificate of the server is not trusted")]
     Certificate(#[source] reqwest::Error),
-    /// It says nothing.
-    #[error("it did not answer within {}", friendly(*.after))]
+    /// The server stays silent.
+    #[error("no answer within {}", friendly(*.after))]
     Silent { after: Duration },
-    /// Its answer has no end.
-    #[error("it answered with more than {LARGEST} bytes")]
+    /// The answer exceeds the size limit.
+    #[error("the answer has more than {MAX_BYTES} bytes")]
     TooLarge,
-    /// It said why not.
-    #[error("{}", .problem.in_words())]
+    /// The server refused the request with a reason.
+    #[error("{}", .problem.describe())]
     Refused {
         status: StatusCode,
         problem: Box<Problem>,
         retry_after: Option<Duration>,
     },
-    /// What answers is no Twincast, or something between it and us.
-    #[error("it answered {status}, and not as Twincast does")]
+    /// The answer comes from another program, or from a proxy on the way.
+    #[error("the answer {status} does not come from Twincast")]
     Strange { status: StatusCode },
-    /// What the store says, of this process.
+    /// An error of the store in this process.
     #[error(transparent)]
     Store(StoreError),
 }
 
-/// What a server says is wrong: `application/problem+json`.
+/// A server's error document: `application/problem+json`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Problem {
     detail: String,
@@ -60,13 +60,13 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    fn in_words(&self) -> String {
+    fn describe(&self) -> String {
         let lines = [std::slice::from_ref(&self.detail), &self.details].concat();
         lines.join("\n    ")
     }
 }
 
-impl Trouble {
+impl RequestError {
     pub(super) fn transit(error: reqwest::Error) -> Self {
         let error = error.without_url();
         if is_about_trust(&error) {
@@ -76,16 +76,16 @@ impl Trouble {
         }
     }
 
-    /// The same request may be answered later.
-    pub(super) fn may_pass(&self) -> bool {
+    /// Returns true for a transient error: the same request may succeed later.
+    pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Transit(_) | Self::Silent { .. } => true,
-            Self::Refused { status, .. } | Self::Strange { status } => is_passing(*status),
+            Self::Refused { status, .. } | Self::Strange { status } => is_transient_status(*status),
             Self::Certificate(_) | Self::TooLarge | Self::Store(_) => false,
         }
     }
 
-    /// Not before so long from now.
+    /// Returns the minimum delay before the next attempt.
     pub(super) fn retry_after(&self) -> Duration {
         match self {
             Self::Refused { retry_after, .. } => retry_after.unwrap_or_default(),
@@ -93,36 +93,43 @@ impl Trouble {
         }
     }
 
-    /// What it means for the user of the server that is shown so.
-    pub(super) fn failure(self, shown: &str) -> Failure {
-        let cannot = |code, trouble: Self| {
-            let error = anyhow::Error::new(trouble);
-            Failure::new(code, error.context(format!("{shown} cannot be asked")))
+    /// Converts the error into a failure for the user. `target_name` is the name of the server.
+    pub(super) fn failure(self, target_name: &str) -> Failure {
+        let cannot = |code, error: Self| {
+            let error = anyhow::Error::new(error);
+            Failure::new(
+                code,
+                error.context(format!("request to {target_name} failed")),
+            )
         };
         match self {
             Self::Transit(_) => cannot(ExitCode::Services, self).hint(
-                "check the address (--server), and that an orchestrator answers there (api.listen)",
+                "check the address (--server), and that an orchestrator listens there (api.listen)",
             ),
             Self::Certificate(_) => cannot(ExitCode::Services, self).hint(
-                "give the certificate of the authority that signed it as server.ca_file, and use the name that is in it",
+                "set server.ca_file to the certificate of the signing authority, and use the host \
+                 name of the server's certificate",
             ),
             Self::Silent { .. } => cannot(ExitCode::Services, self)
-                .hint("doing it again does no harm: what was done is not done twice"),
+                .hint("run the command again: a completed change is not made twice"),
             Self::TooLarge => cannot(ExitCode::Unexpected, self),
-            Self::Strange { status } if is_passing(status) => cannot(ExitCode::Services, self)
-                .hint("is an orchestrator running behind it?"),
-            Self::Strange { .. } => cannot(ExitCode::Refused, self)
-                .hint("check the address (--server): the API is at /api/v1 below it"),
+            Self::Strange { status } if is_transient_status(status) => {
+                cannot(ExitCode::Services, self)
+                    .hint("check that an orchestrator is running behind this address")
+            }
+            Self::Strange { .. } => cannot(ExitCode::Refused, self).hint(
+                "check the address (--server): the API must be at /api/v1 below this address",
+            ),
             Self::Store(error) => engine::store_failure(error),
             Self::Refused {
                 status, problem, ..
-            } => refused(shown, status, *problem),
+            } => refused(target_name, status, *problem),
         }
     }
 }
 
-fn refused(shown: &str, status: StatusCode, problem: Problem) -> Failure {
-    let words = problem.in_words();
+fn refused(target_name: &str, status: StatusCode, problem: Problem) -> Failure {
+    let words = problem.describe();
     let with = |code, message: String, otherwise: Option<&str>| {
         let failure = Failure::message(code, message);
         match problem.hint.as_deref().or(otherwise) {
@@ -133,29 +140,30 @@ fn refused(shown: &str, status: StatusCode, problem: Problem) -> Failure {
     match status {
         StatusCode::UNAUTHORIZED => with(
             ExitCode::Refused,
-            format!("{shown} does not know who asks: {words}"),
+            format!("authentication at {target_name} failed: {words}"),
             Some(
-                "give its token as TWINCAST_TOKEN, or in a file named by server.token_file; `twincast token NAME` makes one",
+                "set TWINCAST_TOKEN to a token of the server, or server.token_file to a file with \
+                 the token; `twincast token NAME` creates a token",
             ),
         ),
         StatusCode::FORBIDDEN => with(
             ExitCode::Refused,
-            format!("{shown} does not allow that: {words}"),
-            Some("use a token of a role that may"),
+            format!("{target_name} denied the request: {words}"),
+            Some("use a token with a permitted role"),
         ),
         StatusCode::INTERNAL_SERVER_ERROR => with(
             ExitCode::Unexpected,
-            format!("{shown} failed: {words}"),
-            Some("its log says more"),
+            format!("{target_name} failed: {words}"),
+            Some("read the log of the server"),
         ),
-        status if is_passing(status) => with(
+        status if is_transient_status(status) => with(
             ExitCode::Services,
-            format!("{shown} cannot do that now: {words}"),
-            Some("do it again later; what was done is not done twice"),
+            format!("{target_name} cannot serve the request now: {words}"),
+            Some("retry later; a completed change is not made twice"),
         ),
         _ => match problem.cause {
-            // In the same words as over the queue.
-            Some(cause) => of_refusal(&Refusal {
+            // The wording matches an answer over the queue.
+            Some(cause) => refusal_failure(&Refusal {
                 details: problem.details,
                 ..Refusal::new(cause, problem.detail)
             }),
@@ -164,56 +172,58 @@ fn refused(shown: &str, status: StatusCode, problem: Problem) -> Failure {
     }
 }
 
-/// What it means for the user that a command is refused.
-pub(crate) fn of_refusal(refusal: &Refusal) -> Failure {
+/// Converts the refusal of a command into a failure for the user.
+pub(crate) fn refusal_failure(refusal: &Refusal) -> Failure {
     let message = [vec![refusal.error.clone()], refusal.details.clone()].concat();
     let failure = Failure::message(ExitCode::Refused, message.join("\n    "));
     match refusal.cause {
-        Cause::Conflict => failure.hint(
-            "a rollout never changes once it is started: give this one another name, or undo the change",
-        ),
+        Cause::Conflict => {
+            failure.hint("choose another name, or undo the change: a started rollout never changes")
+        }
         _ => failure,
     }
 }
 
-/// A response, if it is a good one.
-pub(super) async fn good(mut response: Response<Body>) -> Result<Response<Body>, Trouble> {
+/// Returns a successful response; converts any other response into an error.
+pub(super) async fn check_status(
+    mut response: Response<Body>,
+) -> Result<Response<Body>, RequestError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
-    let in_the_way = response.extensions_mut().remove::<Arc<StoreError>>();
-    if let Some(error) = in_the_way.and_then(Arc::into_inner) {
-        return Err(Trouble::Store(error));
+    let store_error = response.extensions_mut().remove::<Arc<StoreError>>();
+    if let Some(error) = store_error.and_then(Arc::into_inner) {
+        return Err(RequestError::Store(error));
     }
     let retry_after = response.headers().get(RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
     let body = body(response).await?;
     Err(match serde_json::from_slice(&body) {
-        Ok(problem) => Trouble::Refused {
+        Ok(problem) => RequestError::Refused {
             status,
             problem: Box::new(problem),
             retry_after: retry_after.map(Duration::from_secs),
         },
-        Err(_) => Trouble::Strange { status },
+        Err(_) => RequestError::Strange { status },
     })
 }
 
-/// The whole of an answer.
-pub(super) async fn body(response: Response<Body>) -> Result<Vec<u8>, Trouble> {
+/// Reads an answer to the end.
+pub(super) async fn body(response: Response<Body>) -> Result<Vec<u8>, RequestError> {
     let mut pieces = response.into_body().into_data_stream();
     let mut body = Vec::new();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| Trouble::Transit(error.into()))?;
-        if body.len() + piece.len() > LARGEST {
-            return Err(Trouble::TooLarge);
+        let piece = piece.map_err(|error| RequestError::Transit(error.into()))?;
+        if body.len() + piece.len() > MAX_BYTES {
+            return Err(RequestError::TooLarge);
         }
         body.extend_from_slice(&piece);
     }
     Ok(body)
 }
 
-fn is_passing(status: StatusCode) -> bool {
+fn is_transient_status(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::TOO_MANY_REQUESTS
@@ -223,7 +233,8 @@ fn is_passing(status: StatusCode) -> bool {
     )
 }
 
-/// It failed for the server's certificate. Errors of the system may hold others, in which they are not their causes.
+/// Returns true for an error about the server's certificate. An I/O error may wrap an error without
+/// reporting the wrapped error as a source, so wrapped errors are searched, too.
 fn is_about_trust(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(found) = error.downcast_ref::<rustls::Error>() {
         return matches!(found, rustls::Error::InvalidCertificate(_));

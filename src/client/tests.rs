@@ -37,9 +37,9 @@ fn an_operation_says_what_its_path_does_not() {
         ..Command::about(Kind::Approve, Some(name))
     };
     let expected = json!({ "stage": "s", "reason": "why" });
-    assert_eq!(said(&command), expected);
+    assert_eq!(command_body(&command), expected);
     let all = Command::about(Kind::StopAll, None);
-    assert_eq!(said(&all), json!({}));
+    assert_eq!(command_body(&all), json!({}));
 }
 
 fn client(of: &MockServer) -> Client {
@@ -57,7 +57,7 @@ fn answer(status: u16, body: &Value) -> ResponseTemplate {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_asked_again_and_with_the_token() {
+async fn transient_errors_are_retried_with_the_token() {
     let server = MockServer::start().await;
     let of_hubs = || {
         Mock::given(method("GET"))
@@ -79,7 +79,7 @@ async fn what_may_pass_is_asked_again_and_with_the_token() {
     );
 }
 
-/// The first answer may be lost on its way.
+/// The first answer may be lost in transit.
 #[tokio::test]
 async fn an_operation_that_is_asked_for_again_has_the_same_key() {
     let server = MockServer::start().await;
@@ -116,7 +116,7 @@ async fn refusals_end_with_what_to_do() {
             403,
             json!({ "detail": "this needs admin" }),
             ExitCode::Refused,
-            "role that may",
+            "permitted role",
         ),
         (
             404,
@@ -130,7 +130,7 @@ async fn refusals_end_with_what_to_do() {
             500,
             json!({ "detail": "damaged" }),
             ExitCode::Unexpected,
-            "its log",
+            "log of the server",
         ),
     ];
     for (status, body, code, hint) in table {
@@ -147,14 +147,14 @@ async fn refusals_end_with_what_to_do() {
                 details: vec!["ttl: 1h, 2h".to_owned()],
                 ..Refusal::new(Cause::Conflict, "taken")
             };
-            assert_eq!(failure.lines(), of_refusal(&refusal).lines());
+            assert_eq!(failure.lines(), refusal_failure(&refusal).lines());
         }
     }
 }
 
 #[test]
-fn what_has_not_ended_is_never_cut_off() {
-    // Name, whether it has ended, when it began.
+fn active_entries_are_never_truncated() {
+    // Name, ended, start time.
     let all = [
         ("a", false, 1),
         ("b", true, 5),
@@ -163,8 +163,13 @@ fn what_has_not_ended_is_never_cut_off() {
     ];
     for (most, kept, cut) in [(9, "dacb", 0), (3, "dac", 1), (2, "da", 2), (1, "da", 2)] {
         let mut list = all.to_vec();
-        let stands = |(_, is_ended, began): &(&str, bool, u64)| (*is_ended, Timestamp(*began));
-        assert_eq!(cut_to(&mut list, most, stands), cut, "{most}");
+        let end_and_start =
+            |(_, is_ended, began): &(&str, bool, u64)| (*is_ended, Timestamp(*began));
+        assert_eq!(
+            sort_and_truncate(&mut list, most, end_and_start),
+            cut,
+            "{most}"
+        );
         let names: String = list.iter().map(|(name, ..)| *name).collect();
         assert_eq!(names, kept, "{most}");
     }

@@ -1,11 +1,11 @@
-//! `twincast agent`: the device agent, as `twincast-agent` runs it alone.
+//! `twincast agent`: the device agent, also available as the program `twincast-agent`.
 
 use twincast_agent::config::{Config, ConfigError};
 use twincast_agent::{Agent, AgentError};
 
 use crate::args::Args;
 use crate::config::{LogFormat, LogSettings};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 use crate::signal::asked_to_stop;
 
@@ -13,7 +13,7 @@ pub(crate) fn agent(args: &Args, output: &Output) -> Result<ExitCode, Failure> {
     let Some(path) = &args.config else {
         return Err(
             Failure::message(ExitCode::Usage, "the agent has no configuration")
-                .hint("twincast agent --config agent.toml; docs/devices.md says what is in it"),
+                .hint("run twincast agent --config agent.toml; docs/reference/device-agent.md lists the keys"),
         );
     };
     let mut config = Config::load(path).map_err(refused)?;

@@ -1,17 +1,18 @@
-//! `twincast pause`, `resume`, `abort`, `approve`, `reject`, `promote`, `retry`, `stop-all`, `resume-all`.
+//! `twincast pause`, `resume`, `abort`, `approve`, `reject`, `promote`, `retry`, `stop-all`,
+//! `resume-all`.
 
 use twincast_core::ids::{CommandKey, InvalidName, RolloutName, StageName};
 use twincast_orchestrator::command::{Command, Kind};
 
-use crate::args::{AllArgs, ApproveArgs, ChangeArgs, PromoteArgs, RetryArgs, Who};
-use crate::commander::{self, Commander};
+use crate::args::{AllArgs, ApproveArgs, CallerArgs, ChangeArgs, PromoteArgs, RetryArgs};
+use crate::command_sender::{self, CommandSender};
 use crate::commands::report::named;
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, does, one_line};
+use crate::failure::{ExitCode, Failure};
+use crate::output::{Output, escape_line, phase_predicate};
 
-/// Changes one rollout.
-pub(crate) async fn one(
+/// Changes a single rollout.
+pub(crate) async fn change_rollout(
     kind: Kind,
     args: &ChangeArgs,
     settings: &Settings,
@@ -19,13 +20,13 @@ pub(crate) async fn one(
 ) -> Result<ExitCode, Failure> {
     let command = Command {
         reason: args.reason.clone(),
-        ..about(kind, &args.name)?
+        ..command_about(kind, &args.name)?
     };
-    change(command, &args.who, settings, output).await
+    send_change(command, &args.caller, settings, output).await
 }
 
-/// Says yes or no to a stage.
-pub(crate) async fn judge(
+/// Approves or rejects a stage.
+pub(crate) async fn decide_gate(
     kind: Kind,
     args: &ApproveArgs,
     settings: &Settings,
@@ -35,9 +36,9 @@ pub(crate) async fn judge(
     let command = Command {
         reason: args.change.reason.clone(),
         stage: stage.map_err(refused)?,
-        ..about(kind, &args.change.name)?
+        ..command_about(kind, &args.change.name)?
     };
-    change(command, &args.change.who, settings, output).await
+    send_change(command, &args.change.caller, settings, output).await
 }
 
 /// Overrides a stage's gate.
@@ -49,12 +50,12 @@ pub(crate) async fn promote(
     let command = Command {
         reason: Some(args.reason.clone()),
         stage: Some(StageName::new(&args.stage).map_err(refused)?),
-        ..about(Kind::Promote, &args.name)?
+        ..command_about(Kind::Promote, &args.name)?
     };
-    change(command, &args.who, settings, output).await
+    send_change(command, &args.caller, settings, output).await
 }
 
-/// Sends to devices again.
+/// Retries failed devices.
 pub(crate) async fn retry(
     args: &RetryArgs,
     settings: &Settings,
@@ -65,14 +66,14 @@ pub(crate) async fn retry(
         reason: args.change.reason.clone(),
         stage: stage.map_err(refused)?,
         outcomes: named(&args.outcome)?,
-        ..about(Kind::Retry, &args.change.name)?
+        ..command_about(Kind::Retry, &args.change.name)?
     };
-    change(command, &args.change.who, settings, output).await
+    send_change(command, &args.change.caller, settings, output).await
 }
 
-pub(super) fn about(kind: Kind, name: &str) -> Result<Command, Failure> {
+pub(super) fn command_about(kind: Kind, name: &str) -> Result<Command, Failure> {
     let name = RolloutName::new(name).map_err(refused)?;
-    // It may be made again when its answer is lost, and come again from the broker.
+    // A command is repeated after a lost answer, and may be redelivered by the broker.
     let key = CommandKey::new(uuid::Uuid::new_v4().to_string()).expect("digits and hyphens");
     Ok(Command {
         key: Some(key),
@@ -84,68 +85,77 @@ fn refused(error: InvalidName) -> Failure {
     Failure::new(ExitCode::Refused, error)
 }
 
-async fn change(
+async fn send_change(
     command: Command,
-    who: &Who,
+    caller: &CallerArgs,
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let kind = command.command;
-    let commander = Commander::connect(settings, who).await?;
-    let answer = commander.ask(command).await;
-    commander.close().await;
+    let sender = CommandSender::connect(settings, caller).await?;
+    let answer = sender.ask(command).await;
+    sender.close().await;
     let answer = answer?;
-    let state = commander::one(&answer)?;
+    let state = command_sender::only_rollout(&answer)?;
     let already = if answer.changed { "" } else { " already" };
     let stage = state
         .stage
         .map(|stage| stage.to_string())
         .unwrap_or_default();
-    let does = does(&state.phase);
+    let predicate = phase_predicate(&state.phase);
     let text = match (kind, answer.changed) {
         (Kind::Approve, true) => {
-            format!("{} is approved, and {does}, at stage {stage}", state.name)
+            format!(
+                "{} is approved, and {predicate}, at stage {stage}",
+                state.name
+            )
         }
         (Kind::Promote, true) => {
-            format!("{} is promoted, and {does}, at stage {stage}", state.name)
+            format!(
+                "{} is promoted, and {predicate}, at stage {stage}",
+                state.name
+            )
         }
-        (Kind::Retry, true) => format!("{} is to be retried, and {does}", state.name),
+        (Kind::Retry, true) => format!("{} will be retried, and {predicate}", state.name),
         (Kind::Retry, false) => match &answer.note {
             Some(note) => format!(
-                "nothing to retry: {}; {} {does}",
-                one_line(note),
+                "nothing to retry: {}; {} {predicate}",
+                escape_line(note),
                 state.name
             ),
-            None => format!("{} {does}, and its retry is under way already", state.name),
+            None => format!(
+                "{} {predicate}, and its retry is already under way",
+                state.name
+            ),
         },
-        _ => format!("{} {does}{already}", state.name),
+        _ => format!("{} {predicate}{already}", state.name),
     };
     output.result(&answer, &text);
-    if commander.still().is_some() && state.phase == "running" {
-        output.note("The `twincast run` that began it goes on with it.");
+    if sender.idle_folder().is_some() && state.phase == "running" {
+        output.note("To continue, run the same `twincast run` again.");
     }
     Ok(ExitCode::Success)
 }
 
 /// Changes all rollouts.
-pub(crate) async fn all(
+pub(crate) async fn change_all(
     kind: Kind,
     args: &AllArgs,
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let commander = Commander::of_engine(settings, &args.who).await?;
-    let answer = commander
+    let sender = CommandSender::of_engine(settings, &args.caller).await?;
+    let answer = sender
         .ask(Command {
             reason: args.reason.clone(),
             ..Command::about(kind, None)
         })
         .await?;
-    commander.close().await;
+    sender.close().await;
     let headline = match (kind, answer.changed) {
-        (Kind::StopAll, _) => "Nothing is sent by any rollout until `twincast resume-all`.",
-        (_, true) => "Rollouts that were stopped go on.",
-        (_, false) => "Nothing was stopped.",
+        (Kind::StopAll, _) => "All rollouts are stopped until `twincast resume-all`.",
+        (_, true) => "The stopped rollouts continue.",
+        (_, false) => "No rollouts were stopped.",
     };
     let mut lines = vec![headline.to_owned()];
     let states = answer.rollouts.iter();

@@ -1,117 +1,121 @@
-//! `twincast check`: whether everything that is configured can be reached and used, and what to do where it cannot.
+//! `twincast check`: tests every configured connection, and advises on failures.
 
 use futures::future::join_all;
 use serde::Serialize;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::HubName;
-use twincast_hub_adapter::{trouble_of_link, trouble_of_request};
+use twincast_hub_adapter::{classify_link_failure, classify_request_error};
 use twincast_iothub::{
     C2dSender, Client, ClockOffset, ConnectionFailure, FeedbackReceiver, Transport,
 };
 
 use crate::config::{HubSettings, Settings};
-use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, Style, counted, thousands};
+use crate::failure::{ExitCode, Failure};
+use crate::output::{Output, Style, thousands, with_noun};
 use crate::{engine, prometheus, services, stores};
 
-/// A query that each Prometheus server can answer.
+/// A query answered by every Prometheus server.
 const ANY_QUERY: &str = "vector(1)";
 
-/// All that was found out.
+/// The results of all checks.
 #[derive(Debug, Serialize)]
 struct Report {
     ok: bool,
     checks: Vec<Check>,
 }
 
-/// One thing that was tried.
+/// The result of a single check.
 #[derive(Debug, Serialize)]
 struct Check {
-    /// What it was tried at: `hub eu`, `RabbitMQ`.
-    of: String,
-    /// What was tried.
+    /// The checked service: `hub eu`, `RabbitMQ`.
+    service: String,
+    /// The name of the check.
     check: &'static str,
-    result: Outcome,
-    /// What was found.
-    found: String,
-    /// What to do, if something is to be done.
+    result: CheckResult,
+    /// The finding.
+    finding: String,
+    /// The advised action, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
-    to_do: Option<String>,
+    advice: Option<String>,
     #[serde(skip)]
     code: ExitCode,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Outcome {
+enum CheckResult {
     Ok,
     Warning,
     Failed,
 }
 
 impl Check {
-    fn ok(of: &str, check: &'static str, found: impl Into<String>) -> Self {
+    fn ok(service: &str, check: &'static str, finding: impl Into<String>) -> Self {
         Self {
-            of: of.to_owned(),
+            service: service.to_owned(),
             check,
-            result: Outcome::Ok,
-            found: found.into(),
-            to_do: None,
+            result: CheckResult::Ok,
+            finding: finding.into(),
+            advice: None,
             code: ExitCode::Success,
         }
     }
 
-    fn warning(of: &str, check: &'static str, found: impl Into<String>, to_do: &str) -> Self {
+    fn warning(
+        service: &str,
+        check: &'static str,
+        finding: impl Into<String>,
+        advice: &str,
+    ) -> Self {
         Self {
-            result: Outcome::Warning,
-            to_do: Some(to_do.to_owned()),
-            ..Self::ok(of, check, found)
+            result: CheckResult::Warning,
+            advice: Some(advice.to_owned()),
+            ..Self::ok(service, check, finding)
         }
     }
 
-    fn failed(of: &str, check: &'static str, failure: &Failure) -> Self {
+    fn failed(service: &str, check: &'static str, failure: &Failure) -> Self {
         Self {
-            result: Outcome::Failed,
-            to_do: failure.hint.clone(),
+            result: CheckResult::Failed,
+            advice: failure.hint.clone(),
             code: failure.code,
-            ..Self::ok(of, check, in_words(&*failure.error))
+            ..Self::ok(service, check, describe(&*failure.error))
         }
     }
 }
 
 pub(crate) async fn check(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
-    // Files and values that are wrong are told at once, as by all commands.
+    // Wrong files and values are reported at once, as in all commands.
     let hubs = settings.hubs.iter().map(|(name, hub)| {
-        let (address, credentials, options) = engine::reach(name, hub, settings)?;
+        let (address, credentials, options) = engine::connection_parameters(name, hub, settings)?;
         let client = Client::with_credentials(&address, credentials, options);
         let client = client.map_err(|error| Failure::new(ExitCode::Refused, error))?;
         Ok((name, hub, client))
     });
     let hubs = hubs.collect::<Result<Vec<_>, Failure>>()?;
-    let of_hubs = join_all(
+    let hub_checks = join_all(
         hubs.iter()
-            .map(|(name, hub, client)| of_hub(name, hub, client)),
+            .map(|(name, hub, client)| check_hub(name, hub, client)),
     );
-    let (of_hubs, broker, store, metrics) = tokio::join!(
-        of_hubs,
-        of_broker(settings),
-        of_store(settings),
-        of_metrics(settings)
+    let (hub_checks, broker, store, metrics) = tokio::join!(
+        hub_checks,
+        check_broker(settings),
+        check_store(settings),
+        check_metrics(settings)
     );
-    let mut checks: Vec<Check> = of_hubs.into_iter().flatten().collect();
+    let mut checks: Vec<Check> = hub_checks.into_iter().flatten().collect();
     checks.extend(broker);
     checks.extend(store);
     checks.extend(metrics);
     if checks.is_empty() {
-        return Err(Failure::message(
-            ExitCode::Refused,
-            "nothing is configured that could be tried",
-        )
-        .hint("give the configuration file with --config"));
+        return Err(
+            Failure::message(ExitCode::Refused, "no service is configured")
+                .hint("pass the configuration file by --config"),
+        );
     }
     let failed = checks
         .iter()
-        .find(|check| check.result == Outcome::Failed)
+        .find(|check| check.result == CheckResult::Failed)
         .map(|check| check.code);
     let text = text(&checks, output);
     let ok = failed.is_none();
@@ -123,56 +127,57 @@ fn text(checks: &[Check], output: &Output) -> String {
     let mut text = String::new();
     let mut last = "";
     for check in checks {
-        if check.of != last {
+        if check.service != last {
             let gap = if last.is_empty() { "" } else { "\n" };
-            text += &format!("{gap}{}\n", output.paint(Style::Bold, &check.of));
-            last = &check.of;
+            text += &format!("{gap}{}\n", output.paint(Style::Bold, &check.service));
+            last = &check.service;
         }
         let (style, mark) = match check.result {
-            Outcome::Ok => (Style::Good, "ok"),
-            Outcome::Warning => (Style::Warn, "warning"),
-            Outcome::Failed => (Style::Bad, "failed"),
+            CheckResult::Ok => (Style::Good, "ok"),
+            CheckResult::Warning => (Style::Warn, "warning"),
+            CheckResult::Failed => (Style::Bad, "failed"),
         };
         let mark = output.paint(style, &format!("{mark:<7}"));
-        text += &format!("  {mark}  {:<9}  {}\n", check.check, check.found);
-        if let Some(to_do) = &check.to_do {
-            text += &format!("           What to do: {to_do}\n");
+        text += &format!("  {mark}  {:<9}  {}\n", check.check, check.finding);
+        if let Some(advice) = &check.advice {
+            text += &format!("           What to do: {advice}\n");
         }
     }
     let count = |result| checks.iter().filter(|check| check.result == result).count() as u64;
-    let (failed, warnings) = (count(Outcome::Failed), count(Outcome::Warning));
+    let (failed, warnings) = (count(CheckResult::Failed), count(CheckResult::Warning));
     text += &match (failed, warnings) {
-        (0, 0) => "\nEverything that is configured can be used.".to_owned(),
+        (0, 0) => "\nAll configured services can be used.".to_owned(),
         (0, _) => format!(
             "\nUsable, with {}.",
-            counted(warnings, "warning", "warnings")
+            with_noun(warnings, "warning", "warnings")
         ),
-        _ => format!("\n{} failed.", counted(failed, "check", "checks")),
+        _ => format!("\n{} failed.", with_noun(failed, "check", "checks")),
     };
     text
 }
 
-async fn of_hub(name: &HubName, hub: &HubSettings, client: &Client) -> Vec<Check> {
-    let of = format!("hub {name}");
-    let mut checks = vec![quota(&of, hub)];
+async fn check_hub(name: &HubName, hub: &HubSettings, client: &Client) -> Vec<Check> {
+    let service = format!("hub {name}");
+    let mut checks = vec![quota(&service, hub)];
     checks.push(match client.count(None).await {
         Ok(devices) => {
-            let devices = counted(devices, "device", "devices");
-            let found = format!(
+            let devices = with_noun(devices, "device", "devices");
+            let finding = format!(
                 "{} answers; queries are allowed; {devices}",
                 client.host_name()
             );
-            Check::ok(&of, "https", found)
+            Check::ok(&service, "https", finding)
         }
         Err(error) => {
-            let (code, hint) = engine::hub_trouble(trouble_of_request(&error));
+            let (code, hint) = engine::hub_trouble(classify_request_error(&error));
             let failure = engine::with_hint(Failure::new(code, error), hint);
-            Check::failed(&of, "https", &failure)
+            Check::failed(&service, "https", &failure)
         }
     });
     checks.extend(client.clock_offset().map(|offset| {
-        let to_do = "set this machine's clock; tokens and expiries go by the hub's meanwhile";
-        clock(&of, offset, "the hub's", to_do)
+        let advice =
+            "set this machine's clock; until then, tokens and expiry times follow the hub's clock";
+        clock(&service, offset, "the hub's", advice)
     }));
     match C2dSender::connect(client).await {
         Ok(sender) => {
@@ -180,44 +185,44 @@ async fn of_hub(name: &HubName, hub: &HubSettings, client: &Client) -> Vec<Check
             let transport = match client.transport() {
                 Some(Transport::AmqpWs) => "a WebSocket on port 443",
                 Some(_) => "port 5671",
-                None => "the transport that is configured",
+                None => "the configured transport",
             };
-            let found = format!("messages can be sent, over {transport}");
-            checks.push(Check::ok(&of, "messages", found));
+            let finding = format!("messages can be sent, over {transport}");
+            checks.push(Check::ok(&service, "messages", finding));
         }
-        Err(failure) => checks.push(link_failed(&of, "messages", failure)),
+        Err(failure) => checks.push(link_failed(&service, "messages", failure)),
     }
-    // No message is taken: a link that asks for none gets none.
+    // No message is consumed: the hub sends no feedback to a link without credit.
     match FeedbackReceiver::connect(client).await {
         Ok(feedback) => {
             feedback.close();
-            checks.push(Check::ok(&of, "feedback", "feedback can be received"));
+            checks.push(Check::ok(&service, "feedback", "feedback can be received"));
         }
-        Err(failure) => checks.push(link_failed(&of, "feedback", failure)),
+        Err(failure) => checks.push(link_failed(&service, "feedback", failure)),
     }
     checks
 }
 
-fn link_failed(of: &str, check: &'static str, failure: ConnectionFailure) -> Check {
-    let (code, hint) = engine::hub_trouble(trouble_of_link(&failure));
+fn link_failed(service: &str, check: &'static str, failure: ConnectionFailure) -> Check {
+    let (code, hint) = engine::hub_trouble(classify_link_failure(&failure));
     let hint = match &failure {
         ConnectionFailure::Connect(error) => Some(error.hint()),
         _ => hint,
     };
     Check::failed(
-        of,
+        service,
         check,
         &engine::with_hint(Failure::new(code, failure), hint),
     )
 }
 
-fn quota(of: &str, hub: &HubSettings) -> Check {
-    if let Some(guess) = hub.guess() {
+fn quota(service: &str, hub: &HubSettings) -> Check {
+    if let Some(assumed) = hub.assumed_limits() {
         return Check::warning(
-            of,
+            service,
             "quota",
-            guess,
-            "set tier and units, as the portal shows them",
+            assumed,
+            "set tier and units as shown in the Azure portal",
         );
     }
     let limits = hub.limits();
@@ -225,35 +230,35 @@ fn quota(of: &str, hub: &HubSettings) -> Check {
         || "no limit".to_owned(),
         |rate| format!("{} messages a minute", thousands(rate as u64)),
     );
-    Check::ok(of, "quota", rate)
+    Check::ok(service, "quota", rate)
 }
 
-/// Compares this machine's clock with another's, named `theirs`.
-fn clock(of: &str, offset: ClockOffset, theirs: &str, to_do: &str) -> Check {
+/// Compares this machine's clock with another clock, named `theirs`.
+fn clock(service: &str, offset: ClockOffset, theirs: &str, advice: &str) -> Check {
     if offset.is_disagreement() {
-        let found = format!("this machine's clock is {offset} {theirs}");
-        Check::warning(of, "clock", found, to_do)
+        let finding = format!("this machine's clock is {offset} {theirs}");
+        Check::warning(service, "clock", finding, advice)
     } else {
-        let found = format!("this machine's clock agrees with {theirs}");
-        Check::ok(of, "clock", found)
+        let finding = format!("this machine's clock agrees with {theirs}");
+        Check::ok(service, "clock", finding)
     }
 }
 
-async fn of_broker(settings: &Settings) -> Option<Check> {
+async fn check_broker(settings: &Settings) -> Option<Check> {
     if !settings.amqp.is_configured() {
         return None;
     }
     Some(match services::broker(settings, "check").await {
         Ok(amqp) => {
             amqp.close().await;
-            let found = "connected; queues and exchanges can be declared";
-            Check::ok("RabbitMQ", "topology", found)
+            let finding = "connected; queues and exchanges can be declared";
+            Check::ok("RabbitMQ", "topology", finding)
         }
         Err(failure) => Check::failed("RabbitMQ", "topology", &failure),
     })
 }
 
-async fn of_store(settings: &Settings) -> Vec<Check> {
+async fn check_store(settings: &Settings) -> Vec<Check> {
     if !settings.redis.is_configured() {
         return Vec::new();
     }
@@ -270,7 +275,7 @@ async fn of_store(settings: &Settings) -> Vec<Check> {
         Ok(()) => Check::ok("Redis", "writing", "keys can be written"),
         Err(error) => {
             let failure = Failure::new(ExitCode::Services, error)
-                .hint("check the permissions of the user, and that the server has memory left");
+                .hint("check the user's permissions and the server's free memory");
             Check::failed("Redis", "writing", &failure)
         }
     });
@@ -281,7 +286,7 @@ async fn of_store(settings: &Settings) -> Vec<Check> {
     checks
 }
 
-async fn of_metrics(settings: &Settings) -> Option<Check> {
+async fn check_metrics(settings: &Settings) -> Option<Check> {
     let source = match prometheus::server(settings) {
         Ok(source) => source?,
         Err(failure) => return Some(Check::failed("Prometheus", "query", &failure)),
@@ -289,8 +294,8 @@ async fn of_metrics(settings: &Settings) -> Option<Check> {
     Some(match source.ask(ANY_QUERY).await {
         Ok(_) => Check::ok("Prometheus", "query", "queries are answered"),
         Err(error) => {
-            let failure = Failure::message(ExitCode::Services, in_words(&error))
-                .hint("check prometheus.url, and what the server asks for: token, user, headers");
+            let failure = Failure::message(ExitCode::Services, describe(&error))
+                .hint("check prometheus.url and the credentials: token, user, headers");
             Check::failed("Prometheus", "query", &failure)
         }
     })

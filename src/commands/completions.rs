@@ -1,4 +1,4 @@
-//! `twincast completions` and `twincast man`: made from the command line's grammar.
+//! `twincast completions` and `twincast man`: generated from the grammar of the command line.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -8,10 +8,10 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use crate::args::Args;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 
-/// Writes the completions of a shell to standard output.
+/// Prints the completions of a shell to standard output.
 pub(crate) fn completions(shell: Shell) -> Result<ExitCode, Failure> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "twincast", &mut text);
@@ -22,7 +22,7 @@ pub(crate) fn completions(shell: Shell) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Writes a command's page, and those of its own commands.
+/// Writes the man pages of a command and of all subcommands.
 fn page(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
     for below in command.get_subcommands().filter(|it| !it.is_hide_set()) {
         page(below, folder)?;
@@ -35,12 +35,12 @@ fn page(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
         .manual("Twincast");
     let mut text = Vec::new();
     man.render(&mut text)?;
-    // What stands after the help is the exit codes.
+    // The text after the help lists the exit codes.
     let text = String::from_utf8_lossy(&text).replace(".SH EXTRA\n", ".SH \"EXIT STATUS\"\n");
     std::fs::write(folder.join(format!("{name}.1")), text)
 }
 
-/// Writes a page for the program and one for each command into a folder.
+/// Writes man pages into a folder: a page for the program and a page per command.
 pub(crate) fn man(folder: &Path, output: &Output) -> Result<ExitCode, Failure> {
     let written = std::fs::create_dir_all(folder)
         .and_then(|()| {

@@ -1,4 +1,4 @@
-//! `twincast delete`: removes a rollout that has ended.
+//! `twincast delete`: removes an ended rollout.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IntoInnerError, Write as _};
@@ -6,16 +6,16 @@ use std::path::Path;
 
 use twincast_orchestrator::command::{Command, Kind};
 use twincast_orchestrator::view::RolloutView;
-use twincast_orchestrator::view::devices::{Format, Wanted};
+use twincast_orchestrator::view::devices::{DeviceFilter, Format};
 
-use super::change::about;
+use super::change::command_about;
 use super::report::{Pieces, ReportError, each};
 use crate::args::DeleteArgs;
 use crate::client::Client;
-use crate::commander::Commander;
+use crate::command_sender::CommandSender;
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, one_line};
+use crate::failure::{ExitCode, Failure};
+use crate::output::{Output, escape_line};
 
 pub(crate) async fn delete(
     args: &DeleteArgs,
@@ -25,33 +25,33 @@ pub(crate) async fn delete(
     let name = &args.change.name;
     let command = Command {
         reason: args.change.reason.clone(),
-        ..about(Kind::Delete, name)?
+        ..command_about(Kind::Delete, name)?
     };
     if let Some(path) = &args.archive {
-        let client = Client::to_look(settings).await?;
+        let client = Client::for_reading(settings).await?;
         let archived = archive(&client, name, path).await;
         client.close().await;
         archived?;
-        output.note(&format!("Its record is in {}.", path.display()));
+        output.note(&format!("Archive written: {}", path.display()));
     }
-    let commander = Commander::connect(settings, &args.change.who).await?;
-    let answer = commander.ask(command).await;
-    commander.close().await;
+    let sender = CommandSender::connect(settings, &args.change.caller).await?;
+    let answer = sender.ask(command).await;
+    sender.close().await;
     let answer = answer?;
     let text = match &answer.note {
-        Some(note) => format!("nothing to delete: {}", one_line(note)),
+        Some(note) => format!("nothing to delete: {}", escape_line(note)),
         None => format!("{name} is deleted"),
     };
     output.result(&answer, &text);
     Ok(ExitCode::Success)
 }
 
-/// Writes a rollout and its devices to a new file, and waits until they are on disk. A file that could not be written
-/// whole is removed.
+/// Writes a rollout and the devices to a new file, and syncs the file to disk. Removes an
+/// incomplete file.
 async fn archive(client: &Client, name: &str, path: &Path) -> Result<(), Failure> {
     let rollout = client.rollout(name).await?;
     let devices = client
-        .devices(name, &Wanted::all(), Format::JsonLines)
+        .devices(name, &DeviceFilter::all(), Format::JsonLines)
         .await?;
     let failed = |error| {
         let error = anyhow::Error::new(error);

@@ -1,5 +1,5 @@
-//! `twincast demo`: the whole story on this machine, with nothing left behind. A bad build stops at the canaries, its
-//! fix reaches the fleet.
+//! `twincast demo`: a full demonstration on this machine, with nothing left behind. A bad build
+//! stops at the canaries; the fixed build reaches the fleet.
 
 mod canaries;
 mod files;
@@ -24,22 +24,23 @@ use canaries::{CANARIES, Canaries, FIRST_VERSION};
 use files::FileServer;
 
 use crate::args::DemoArgs;
-use crate::commands::run::{self, How, Ran};
+use crate::commands::run::{self, RunOptions, RunResult};
 use crate::config::{Overrides, Settings};
 use crate::engine::{self, Engine};
-use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, Style, one_line, table, thousands};
-use crate::page::Page;
+use crate::failure::{ExitCode, Failure};
+use crate::live_page::LivePage;
+use crate::output::{Output, Style, escape_line, table, thousands};
 use crate::signal::asked_to_stop;
 
 const TIER: Tier = Tier::S3;
 const UNITS: u32 = 10;
-/// The build that does not work on real hardware.
-const BAD: &str = "1.4.0";
-/// Its fix.
-const GOOD: &str = "1.4.1";
+/// The build that fails on real hardware.
+const FAULTY_BUILD: &str = "1.4.0";
+/// The fixed build.
+const FIXED_BUILD: &str = "1.4.1";
 
-/// Simulated refrigerators that answer, and the canaries, which are not simulated.
+/// Returns the fleet: simulated refrigerators with answers, and the canaries, which are not
+/// simulated.
 fn fleet(devices: u64) -> Result<Fleet, Failure> {
     let text = format!(
         "seed: 1\n\
@@ -48,14 +49,14 @@ fn fleet(devices: u64) -> Result<Fleet, Failure> {
          - count: {devices}\n  id: 'fridge-{{index:06}}'\n\
          \x20 tags: {{ type: fridge, ring: main, region: {{ $weighted: {{ eu-north: 40, eu-south: 25, us-east: 20, us-west: 15 }} }} }}\n\
          \x20 reported: {{ firmware: '{FIRST_VERSION}' }}\n\
-         \x20 reported_after_delivery: {{ firmware: '{GOOD}' }}\n\
+         \x20 reported_after_delivery: {{ firmware: '{FIXED_BUILD}' }}\n\
          \x20 behaviour:\n    latency: 50ms..400ms\n    answers: {{ after: 500ms..3s, fails: 0.2%, error: 'disk_full: 3 MB are missing' }}\n"
     );
-    let fleet = Fleet::from_yaml(&text).context("the demo's fleet is refused")?;
+    let fleet = Fleet::from_yaml(&text).context("the demo's fleet is invalid")?;
     Ok(fleet)
 }
 
-/// A rollout of the message to all refrigerators, canaries first.
+/// Returns a rollout of the message to all refrigerators, canaries first.
 fn rollout(version: &str, message: &Value) -> Result<RolloutSpec, Failure> {
     let spec = json!({
         "name": format!("firmware-{version}"),
@@ -71,8 +72,8 @@ fn rollout(version: &str, message: &Value) -> Result<RolloutSpec, Failure> {
         .map_err(|error| Failure::new(ExitCode::Unexpected, error))
 }
 
-/// What the demo runs on.
-struct Stage {
+/// The environment of the demo.
+struct DemoEnvironment {
     hub: RunningHub,
     hubs: Hubs,
     client: Client,
@@ -81,14 +82,14 @@ struct Stage {
     files: FileServer,
     key: SecretKey,
     canaries: Canaries,
-    /// Everything that is written; deleted at the end.
+    /// The folder of all written files; deleted at the end.
     #[expect(dead_code, reason = "it is held")]
-    room: TempDir,
+    folder: TempDir,
 }
 
-impl Stage {
-    async fn set(devices: u64) -> Result<Self, Failure> {
-        let room = tempfile::tempdir().context("cannot make a temporary folder")?;
+impl DemoEnvironment {
+    async fn start(devices: u64) -> Result<Self, Failure> {
+        let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
         let config = HubConfig {
             tier: twincast_emulator::Tier::S3,
             units: UNITS,
@@ -97,9 +98,9 @@ impl Stage {
         };
         let hub = twincast_emulator::start(config).await;
         let hub = hub.context("cannot start the emulator")?;
-        let files = FileServer::start(&[(BAD, false), (GOOD, true)]).await?;
-        let (key, _) = SecretKey::new().context("cannot make a key to sign with")?;
-        let canaries = Canaries::start(room.path(), &hub, &key.public()).await?;
+        let files = FileServer::start(&[(FAULTY_BUILD, false), (FIXED_BUILD, true)]).await?;
+        let (key, _) = SecretKey::new().context("cannot create a signing key")?;
+        let canaries = Canaries::start(folder.path(), &hub, &key.public()).await?;
         let settings = Settings::load(None, Overrides::default())?;
         let (connection, options) = connection(&hub)?;
         let client = Client::new(&connection, options.clone());
@@ -115,13 +116,13 @@ impl Stage {
         Ok(Self {
             hubs: engine::single("demo", handle),
             client: client.context("cannot connect to the emulator")?,
-            store: Arc::new(store.context("cannot make a store in memory")?),
+            store: Arc::new(store.context("cannot create a store in memory")?),
             hub,
             settings,
             files,
             key,
             canaries,
-            room,
+            folder,
         })
     }
 
@@ -137,29 +138,29 @@ impl Stage {
     }
 
     /// Rolls a build out.
-    async fn roll_out(&self, version: &str, output: &Output) -> Result<Ran, Failure> {
+    async fn roll_out(&self, version: &str, output: &Output) -> Result<RunResult, Failure> {
         let message = self.files.signed(version, &self.key)?;
         let spec = rollout(version, &message)?;
-        let how = How {
-            again: None,
-            waits: true,
-            resumes: false,
+        let options = RunOptions {
+            command_to_continue: None,
+            waits_for_answers: true,
+            resumes_paused: false,
         };
         let files = BTreeMap::new();
-        run::take_through(self.engine(), spec, files, &self.settings, &how, output).await
+        run::accept_and_run(self.engine(), spec, files, &self.settings, &options, output).await
     }
 
-    /// How many devices run which version, by what they report.
+    /// Counts the devices of each reported version.
     async fn versions(&self) -> Result<BTreeMap<String, u64>, Failure> {
         let by_version = "SELECT properties.reported.firmware AS version, COUNT() AS devices FROM devices \
                           GROUP BY properties.reported.firmware";
         let pages = self.client.query(by_version, 100);
-        let mut pages = pages.context("cannot ask the hub who runs what")?;
+        let mut pages = pages.context("cannot query the firmware of the devices")?;
         let mut versions = BTreeMap::new();
         while let Some(page) = pages
             .next_page()
             .await
-            .context("cannot ask the hub who runs what")?
+            .context("cannot query the firmware of the devices")?
         {
             for row in page.items {
                 let version = row["version"].as_str().unwrap_or("unknown").to_owned();
@@ -169,24 +170,24 @@ impl Stage {
         Ok(versions)
     }
 
-    /// A line for each canary: what it says of the last update, and what it runs.
-    async fn what_canaries_say(&self) -> Result<String, Failure> {
-        self.canaries_have_answered().await?;
+    /// Returns a table of the canaries: the last answer and the running version of each.
+    async fn canary_table(&self) -> Result<String, Failure> {
+        self.wait_for_canaries().await?;
         let all = "SELECT deviceId AS id, properties.reported.update AS answer, properties.reported.firmware AS runs FROM devices \
                    WHERE tags.ring = 'canary'";
         let pages = self
             .client
             .query(all, 100)
-            .context("cannot ask for the canaries")?;
+            .context("cannot query the canaries")?;
         let mut pages = pages;
         let mut rows = Vec::new();
         while let Some(page) = pages
             .next_page()
             .await
-            .context("cannot ask for the canaries")?
+            .context("cannot query the canaries")?
         {
             rows.extend(page.items.iter().map(|row| {
-                let text = |value: &Value| one_line(value.as_str().unwrap_or("-"));
+                let text = |value: &Value| escape_line(value.as_str().unwrap_or("-"));
                 let answer = &row["answer"];
                 vec![
                     text(&row["id"]),
@@ -197,15 +198,16 @@ impl Stage {
             }));
         }
         rows.sort();
-        Ok(table(&["device", "answers", "because", "runs"], &rows))
+        Ok(table(&["device", "answer", "reason", "firmware"], &rows))
     }
 
-    /// Waits until each canary has answered the last update for good, for a few seconds at the most.
-    async fn canaries_have_answered(&self) -> Result<(), Failure> {
+    /// Waits until every canary has given a final answer to the last update, for about ten seconds
+    /// at most.
+    async fn wait_for_canaries(&self) -> Result<(), Failure> {
         let condition = "tags.ring = 'canary' AND properties.reported.update.state IN ['applied', 'rolled_back', 'failed', 'refused']";
         for _ in 0..100 {
             let count = self.client.count(Some(condition)).await;
-            if count.context("cannot ask for the canaries")? >= CANARIES as u64 {
+            if count.context("cannot query the canaries")? >= CANARIES as u64 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -213,7 +215,7 @@ impl Stage {
         Ok(())
     }
 
-    async fn clear(self) {
+    async fn shut_down(self) {
         let Self {
             hub,
             hubs,
@@ -226,89 +228,90 @@ impl Stage {
         canaries.end().await;
         files.end().await;
         store.close().await;
-        // Whoever is connected would complain.
+        // Connected clients would log errors.
         drop((hubs, client));
         hub.shutdown().await;
     }
 }
 
 pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, Failure> {
-    let stage = Stage::set(args.devices).await?;
+    let environment = DemoEnvironment::start(args.devices).await?;
     let page = match args.page {
-        true => Some(Page::open(&stage.engine(), &stage.settings).await?),
+        true => Some(LivePage::open(&environment.engine(), &environment.settings).await?),
         false => None,
     };
-    let code = play(args, &stage, page.as_ref(), output).await;
+    let code = run_steps(args, &environment, page.as_ref(), output).await;
     if let (Some(page), Ok(ExitCode::Success)) = (page, &code) {
         output.note(&format!(
-            "\nThe live page stays at {} until Ctrl-C.",
+            "\nThe live page stays available at {} until Ctrl-C.",
             page.url()
         ));
         asked_to_stop().await;
         page.close().await;
     }
-    stage.clear().await;
+    environment.shut_down().await;
     code
 }
 
-async fn play(
+async fn run_steps(
     args: &DemoArgs,
-    stage: &Stage,
-    page: Option<&Page>,
+    environment: &DemoEnvironment,
+    page: Option<&LivePage>,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let act = |number: u32, title: &str, text: &str| {
+    let print_step = |number: u32, title: &str, text: &str| {
         let title = output.paint_note(Style::Bold, &format!("{number}  {title}"));
         output.note(&format!("\n{title}\n{text}\n"));
     };
-    act(
+    print_step(
         1,
         "The fleet",
         &format!(
             "An emulated IoT Hub ({TIER}, {UNITS} units) with {} simulated refrigerators, and {CANARIES} canaries:\n\
-             device agents in processes of their own, connected over MQTT. All run firmware {FIRST_VERSION}.",
+             device agents in separate processes, connected over MQTT. All devices run firmware {FIRST_VERSION}.",
             thousands(args.devices)
         ),
     );
     if let Some(page) = page {
-        output.note(&format!("Watch it at {}", page.url()));
+        output.note(&format!("Live page: {}", page.url()));
     }
-    act(
+    print_step(
         2,
-        &format!("Firmware {BAD}, which does not work"),
-        "The pipeline has built and signed it. Nobody knows yet that its health check fails on real\n\
-         hardware. The rollout begins with the canaries, and goes on if at least 80 % of them say that\n\
-         they have applied it.",
+        &format!("Firmware {FAULTY_BUILD}, a faulty build"),
+        "The pipeline has built and signed the firmware, but its health check fails on real hardware.\n\
+         The rollout starts with the canaries, and continues if at least 80 % of the canaries report\n\
+         that they have applied the firmware.",
     );
-    let bad = stage.roll_out(BAD, output).await?;
-    if bad.interrupted {
-        output.note("Interrupted. Nothing of the demo is kept: run again, it begins anew.");
+    let faulty = environment.roll_out(FAULTY_BUILD, output).await?;
+    if faulty.interrupted {
+        output.note("Interrupted. The demo keeps nothing: run the same command to start from the beginning.");
         return Ok(ExitCode::Interrupted);
     }
-    output.note(&bad.text(output));
-    output.note(&format!("\n{}", stage.what_canaries_say().await?));
+    output.note(&faulty.text(output));
+    output.note(&format!("\n{}", environment.canary_table().await?));
     output.note(&format!(
-        "\nThe gate has stopped the rollout. Nobody else was sent {BAD}, and the canaries are back on {FIRST_VERSION}."
+        "\nThe gate has stopped the rollout. No other device was sent {FAULTY_BUILD}, and the \
+         canaries run {FIRST_VERSION} again."
     ));
-    act(
+    print_step(
         3,
-        &format!("Firmware {GOOD}, the fix"),
-        "The same again: canaries first, then everybody.",
+        &format!("Firmware {FIXED_BUILD}, the fix"),
+        "The same rollout with the fixed build: canaries first, then all devices.",
     );
-    let good = stage.roll_out(GOOD, output).await?;
-    if good.interrupted {
-        output.note("Interrupted. Nothing of the demo is kept: run again, it begins anew.");
+    let fixed = environment.roll_out(FIXED_BUILD, output).await?;
+    if fixed.interrupted {
+        output.note("Interrupted. The demo keeps nothing: run the same command to start from the beginning.");
         return Ok(ExitCode::Interrupted);
     }
-    output.note(&good.text(output));
-    output.note(&format!("\n{}", stage.what_canaries_say().await?));
-    let versions = stage.versions().await?;
-    act(4, "Who runs what", "As the devices themselves report it:");
+    output.note(&fixed.text(output));
+    output.note(&format!("\n{}", environment.canary_table().await?));
+    let versions = environment.versions().await?;
+    print_step(4, "Firmware of the devices", "As reported by the devices:");
     let rows = versions
         .iter()
         .map(|(version, devices)| vec![version.clone(), thousands(*devices)]);
     let text = table(&["firmware", "devices"], &rows.collect::<Vec<_>>());
-    let value = json!({ "stopped": bad.summary, "done": good.summary, "versions": versions });
+    let value = json!({ "stopped": faulty.summary, "done": fixed.summary, "versions": versions });
     output.result(&value, &text);
     if !output.is_json() {
         output.note(&try_next(&program()));
@@ -316,7 +319,8 @@ async fn play(
     Ok(ExitCode::Success)
 }
 
-/// How this program is called from here: by its name where that leads to it, else by its path.
+/// Returns the command to start this program: the name if `PATH` leads to this program, otherwise
+/// the path.
 fn program() -> String {
     let name = "twincast";
     let Ok(this) = std::env::current_exe() else {
@@ -332,15 +336,15 @@ fn program() -> String {
     }
     let here = std::env::current_dir().ok();
     let below = here.and_then(|here| Some(this.strip_prefix(here).ok()?.to_owned()));
-    // A name alone would be looked for elsewhere.
+    // The shell looks a bare name up in `PATH`.
     let below = below.map(|below| std::path::Path::new(".").join(below));
     below.unwrap_or(this).display().to_string()
 }
 
-/// What to do after the demo. The emulator is as fast as the demo's.
+/// Returns suggestions for after the demo. The suggested emulator is as fast as the demo's.
 fn try_next(program: &str) -> String {
     format!(
-        "\nTry next, with an emulator that stays up, and in another terminal the rollout to it:\n  \
+        "\nNext, start an emulator that keeps running, and start a rollout in another terminal:\n  \
          {program} hub --tier S3 --units 10 --devices 10000\n\n  \
          {program} --config twincast-hub/twincast.toml plan examples/firmware.yaml\n  \
          {program} --config twincast-hub/twincast.toml run --no-wait examples/firmware.yaml\n  \
@@ -348,10 +352,10 @@ fn try_next(program: &str) -> String {
     )
 }
 
-/// The emulator as a client reaches it.
+/// Returns the connection string and the client options of the emulator.
 fn connection(hub: &RunningHub) -> anyhow::Result<(ConnectionString, ClientOptions)> {
     let connection = hub.connection_string().parse();
-    let connection = connection.context("the emulator's connection string is refused")?;
+    let connection = connection.context("the emulator's connection string is invalid")?;
     let mut options = ClientOptions::default();
     options.roots = Roots::Only(hub.ca_pem().to_owned());
     options.amqp.port = Some(hub.amqp_addr().port());

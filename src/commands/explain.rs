@@ -1,13 +1,13 @@
-//! `twincast explain`: where a device is in a rollout, why, and what it waits for.
+//! `twincast explain`: a device's position in a rollout, with the reason and the awaited condition.
 
 use twincast_core::ids::DeviceId;
-use twincast_orchestrator::view::explain::{DevicePlace, Explanation, Times, Try};
+use twincast_orchestrator::view::explain::{AttemptView, DevicePlace, Explanation, Times};
 
 use crate::args::ExplainArgs;
 use crate::client::Client;
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, Style, counted, does, one_line, thousands};
+use crate::failure::{ExitCode, Failure};
+use crate::output::{Output, Style, escape_line, phase_predicate, thousands};
 
 pub(crate) async fn explain(
     args: &ExplainArgs,
@@ -16,7 +16,7 @@ pub(crate) async fn explain(
 ) -> Result<ExitCode, Failure> {
     let device = DeviceId::new(args.device.as_str());
     let device = device.map_err(|error| Failure::new(ExitCode::Refused, error))?;
-    let client = Client::to_look(settings).await?;
+    let client = Client::for_reading(settings).await?;
     let explained = client.explain(&args.rollout, &device).await;
     client.close().await;
     let explanation = explained?;
@@ -25,9 +25,9 @@ pub(crate) async fn explain(
 }
 
 fn text(explanation: &Explanation, output: &Output) -> String {
-    let mut phase = does(&explanation.phase);
+    let mut phase = phase_predicate(&explanation.phase);
     if let Some(reason) = &explanation.reason {
-        phase = format!("{phase}: {}", one_line(reason));
+        phase = format!("{phase}: {}", escape_line(reason));
     }
     let device = output.paint(Style::Bold, &explanation.device);
     let head = format!("{device} in {}, which {phase}", explanation.rollout);
@@ -51,19 +51,19 @@ fn lines_of(place: &DevicePlace) -> Vec<String> {
             "stage",
             format_args!(
                 "{} ({} of {}): {}",
-                stage.name, stage.number, stage.of, stage.because
+                stage.name, stage.number, stage.of, stage.reason
             ),
         ),
     ];
     let passed = stage.passed_over.iter();
-    lines.extend(passed.map(|it| line("", format_args!("not {}: {}", it.stage, it.because))));
+    lines.extend(passed.map(|it| line("", format_args!("not {}: {}", it.stage, it.reason))));
     lines.push(line(
         "batch",
         format_args!(
-            "{}, as number {} of {}; {}",
+            "{}, device {} of {}; {}",
             place.batch,
-            thousands(u64::from(place.position) + 1),
-            counted(place.batch_devices.into(), "device", "devices"),
+            thousands(u64::from(place.index) + 1),
+            thousands(place.batch_devices.into()),
             place.group
         ),
     ));
@@ -71,26 +71,26 @@ fn lines_of(place: &DevicePlace) -> Vec<String> {
         "outcome",
         format_args!("{}: {}", place.outcome, place.reason),
     ));
-    lines.push(line("class", place.class.in_words()));
+    lines.push(line("class", place.class.describe()));
     let attempts = place.attempts.iter();
-    lines.extend(attempts.map(|it| line("attempt", in_words(it))));
+    lines.extend(attempts.map(|it| line("attempt", describe(it))));
     let waits = place.waits_for.as_deref().unwrap_or("nothing");
     lines.push(line("waits for", waits));
     lines.extend(times(&place.times, &stage.name));
     lines
 }
 
-fn in_words(tried: &Try) -> String {
+fn describe(tried: &AttemptView) -> String {
     let text = format!("{}, message id {}", tried.attempt, tried.message_id);
     let Some(request) = &tried.request else {
         return text;
     };
     let outcomes = request.outcomes.iter().map(|outcome| outcome.as_str());
     format!(
-        "{text}, if it was {} at {}; asked for by {}",
+        "{text}, if the device was {} at {}; requested by {}",
         outcomes.collect::<Vec<_>>().join(" or "),
         request.requested_at,
-        request.word
+        request.attribution
     )
 }
 
@@ -112,7 +112,7 @@ fn times(known: &Times, stage: &str) -> Vec<String> {
 }
 
 fn line(heading: &str, text: impl std::fmt::Display) -> String {
-    format!("  {heading:<10} {}", one_line(&text.to_string()))
+    format!("  {heading:<10} {}", escape_line(&text.to_string()))
 }
 
 #[cfg(test)]
@@ -125,9 +125,9 @@ mod tests {
     fn entries_of_a_hub_are_told_apart() {
         let hub = |entry: usize, entries: usize| {
             let place = json!({
-                "hub": "eu", "entry": entry, "entries": entries, "group": "all", "batch": 0, "position": 0,
+                "hub": "eu", "entry": entry, "entries": entries, "group": "all", "batch": 0, "index": 0,
                 "batch_devices": 1, "outcome": "pending", "class": "pending", "reason": "not sent yet", "attempts": [],
-                "stage": { "name": "late", "number": 2, "of": 2, "because": "so", "passed_over": [] },
+                "stage": { "name": "late", "number": 2, "of": 2, "reason": "so", "passed_over": [] },
                 "times": { "accepted_at": "2026-09-21T14:00:00Z" },
             });
             lines_of(&serde_json::from_value(place).expect("a place")).swap_remove(0)

@@ -10,12 +10,12 @@ use twincast_emulator::{
 };
 
 use crate::args::{HubArgs, HubTier};
-use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, Style, counted};
+use crate::failure::{ExitCode, Failure};
+use crate::output::{Output, Style, with_noun};
 use crate::signal::asked_to_stop;
 use crate::textfile;
 
-/// Refrigerators over four regions, some of them away, a few of them difficult.
+/// Returns a fleet file: refrigerators in four regions, some offline, a few with faults.
 pub(crate) fn refrigerators(devices: u64, seed: u64) -> String {
     format!(
         "\
@@ -57,12 +57,12 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         ),
     };
     let fleet = Fleet::from_yaml(&text)
-        .with_context(|| format!("{origin} is refused"))
+        .with_context(|| format!("{origin} is invalid"))
         .map_err(refused)?;
     let (tier, _) = tiers(args.tier);
     let faults = match &args.faults {
         Some(json) => serde_json::from_str(json)
-            .context("--faults is refused")
+            .context("--faults is invalid")
             .map_err(refused)?,
         None => Faults::default(),
     };
@@ -109,7 +109,8 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
         let failure = Failure::new(ExitCode::Refused, error);
         if is_port {
             failure.hint(
-                "choose other ports with --amqp-port, --https-port and --mqtt-port; 0 takes a free one",
+                "choose other ports with --amqp-port, --https-port and --mqtt-port; 0 chooses a \
+                 free port",
             )
         } else {
             failure
@@ -123,22 +124,22 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
 }
 
 fn read_enrollments(path: &Path, seed: u64) -> anyhow::Result<Enrollments> {
-    let text = textfile::read("the file of enrolments", path)?;
-    Enrollments::read(&text, seed).with_context(|| format!("{} is refused", path.display()))
+    let text = textfile::read("the enrollments file", path)?;
+    Enrollments::read(&text, seed).with_context(|| format!("{} is invalid", path.display()))
 }
 
-/// The principals of Microsoft Entra ID, if their tokens are taken.
+/// Returns the principals of Microsoft Entra ID, if the emulator accepts such tokens.
 fn directory(args: &HubArgs) -> anyhow::Result<Option<Directory>> {
     let Some(path) = &args.entra_file else {
         return Ok(args.entra.then(|| Directory::of_one(args.seed)));
     };
-    let text = textfile::read("the file of principals", path)?;
+    let text = textfile::read("the principals file", path)?;
     let directory = Directory::read(&text, args.seed);
-    let directory = directory.with_context(|| format!("{} is refused", path.display()))?;
+    let directory = directory.with_context(|| format!("{} is invalid", path.display()))?;
     Ok(Some(directory))
 }
 
-/// A tier in the emulator's words and in the engine's.
+/// Converts a tier into the emulator's type and the engine's type.
 fn tiers(tier: HubTier) -> (Tier, twincast_core::hub::Tier) {
     use twincast_core::hub::Tier as Ours;
     match tier {
@@ -149,7 +150,7 @@ fn tiers(tier: HubTier) -> (Tier, twincast_core::hub::Tier) {
     }
 }
 
-/// The files that a hub leaves for its clients.
+/// The files written for clients of the hub.
 struct Files {
     ca: String,
     connection_string: String,
@@ -165,7 +166,7 @@ impl Files {
         };
         let config = client_config(hub, args);
         let written = std::fs::create_dir_all(out)
-            .with_context(|| format!("cannot make the folder {}", out.display()))
+            .with_context(|| format!("cannot create the folder {}", out.display()))
             .and_then(|()| write("ca.pem", hub.ca_pem()))
             .and_then(|()| write("connection-string", &hub.connection_string()))
             .and_then(|()| write("twincast.toml", &config));
@@ -179,7 +180,7 @@ impl Files {
     }
 }
 
-/// A configuration file for this program, beside the certificate.
+/// Returns a configuration file for this program, to be placed beside the certificate.
 fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
     let limits = if args.unlimited {
         "unlimited = true\n".to_owned()
@@ -205,7 +206,7 @@ fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
         }
     };
     format!(
-        "# Made by `twincast hub` for its clients.\n[hubs.emulator]\n{shown}\
+        "# Written by `twincast hub` for its clients.\n[hubs.emulator]\n{shown}\
          ca_file = \"ca.pem\"\namqp_port = {}\nhttps_port = {}\naddress = \"{}\"\n{limits}feedback_batching = \"{}\"\nfeedback_lock = \"{}\"\nquery_lag = \"{}\"\n",
         hub.amqp_addr().port(),
         hub.https_addr().port(),
@@ -216,7 +217,7 @@ fn client_config(hub: &RunningHub, args: &HubArgs) -> String {
     )
 }
 
-/// Where the token service is.
+/// Returns the URL of the token service.
 fn authority_host(hub: &RunningHub) -> String {
     format!("https://localhost:{}", hub.https_addr().port())
 }
@@ -257,9 +258,9 @@ fn announce(hub: &RunningHub, devices: u64, files: &Files, output: &Output) {
         format!("\n  Entra ID           {host}, tenant {tenant}\n                     client {client}{secret}")
     });
     let text = format!(
-        "{} with {} is up. Ctrl-C ends it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  MQTT               {}\n  registrations      id scope {}{group}{entra}\n  look inside        curl {}/summary\n  be a device        curl {}/devices/ID/connection-string\n\n  Roll out to it:    twincast --config {} run rollout.yaml",
+        "{} with {} is running. Press Ctrl-C to stop it.\n\n  connection string  {}\n  certificate        {}\n  AMQP, HTTPS        {}, {}\n  MQTT               {}\n  registrations      id scope {}{group}{entra}\n  inspect            curl {}/summary\n  act as a device    curl {}/devices/ID/connection-string\n\n  Start a rollout:   twincast --config {} run rollout.yaml",
         output.paint(Style::Bold, "IoT Hub emulator"),
-        counted(devices, "device", "devices"),
+        with_noun(devices, "device", "devices"),
         hub.connection_string(),
         files.ca,
         hub.amqp_addr(),

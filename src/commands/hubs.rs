@@ -1,14 +1,14 @@
-//! `twincast hubs`: the hubs, with their quotas and what their limiters give now.
+//! `twincast hubs`: the hubs, with quotas and the current state of the limiters.
 
 use twincast_orchestrator::view::hubs::{FeedbackView, HubView, LinksView};
 
 use crate::client::Client;
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::{Output, table, thousands};
 
 pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
-    let client = Client::to_look(settings).await?;
+    let client = Client::for_reading(settings).await?;
     let found = client.hubs().await;
     client.close().await;
     let list = found?;
@@ -20,13 +20,13 @@ pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCod
         let rows: Vec<_> = list.hubs.iter().map(row).collect();
         let headings = [
             "hub",
-            "a minute",
-            "a day",
-            "now",
-            "wanted by",
+            "per minute",
+            "per day",
+            "rate now",
+            "rollouts",
             "waiting",
             "workers",
-            "sending",
+            "links",
             "feedback",
         ];
         table(&headings, &rows)
@@ -35,26 +35,26 @@ pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCod
     Ok(ExitCode::Success)
 }
 
-/// Until when a hub was heard, and why no longer.
+/// Describes the time until which a hub was heard, and the current obstacle.
 fn heard(feedback: &FeedbackView) -> String {
     let heard = feedback
         .heard_until
-        .map(|until| format!("heard until {until}"));
-    let parts: Vec<_> = heard
-        .into_iter()
-        .chain(feedback.in_the_way.clone())
-        .collect();
+        .map(|until| format!("received until {until}"));
+    let parts: Vec<_> = heard.into_iter().chain(feedback.obstacle.clone()).collect();
     parts.join("; ")
 }
 
-/// Whether workers can send through a hub, and why not.
+/// Describes whether workers can send through a hub, and the obstacle if not.
 fn sending(links: &LinksView) -> String {
     let trouble = links.trouble.as_ref().zip(links.since);
     let trouble = trouble.map(|(trouble, since)| match links.open {
-        0 => format!("nothing since {since}: it {trouble}"),
-        _ => format!("{} cannot since {since}: it {trouble}", links.hindered),
+        0 => format!("none open since {since}: the hub {trouble}"),
+        _ => format!(
+            "{} blocked since {since}: the hub {trouble}",
+            links.hindered
+        ),
     });
-    let open = (links.open > 0).then(|| format!("by {}", thousands(links.open)));
+    let open = (links.open > 0).then(|| format!("{} open", thousands(links.open)));
     let parts: Vec<_> = open.into_iter().chain(trouble).collect();
     if parts.is_empty() {
         return "-".to_owned();
@@ -66,8 +66,8 @@ fn row(hub: &HubView) -> Vec<String> {
     let permits = &hub.permits;
     let count = |number: Option<u64>| number.map_or("-".to_owned(), thousands);
     let rate = |rate: Option<f64>| rate.map_or("no limit".to_owned(), |it| thousands(it as u64));
-    let now = match permits.shut_until {
-        Some(until) => format!("nothing until {until}"),
+    let now = match permits.paused_until {
+        Some(until) => format!("paused until {until}"),
         None => rate(permits.per_minute),
     };
     vec![

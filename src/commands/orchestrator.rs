@@ -8,43 +8,43 @@ use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use twincast_amqp::{Amqp, AmqpError, CommandBody, CommandConsumer, IncomingCommand};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::Holder;
-use twincast_core::ports::{Roster, Store, StoreError};
+use twincast_core::ports::{RolloutRegistry, Store, StoreError};
 use twincast_orchestrator::Hubs;
 use twincast_orchestrator::command::{Answer, Cause, Command, Refusal};
-use twincast_orchestrator::http::{Api, TIME};
-use twincast_orchestrator::intake::{Attempted, Intake, NotDone};
+use twincast_orchestrator::command_executor::{Attempted, CommandError, CommandExecutor};
+use twincast_orchestrator::http::{Api, REQUEST_TIMEOUT};
 use twincast_orchestrator::metrics::Metrics;
 use twincast_orchestrator::retention::Retention;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_retry::Policy;
 
 use crate::api::Listener;
-use crate::commands::dead_letters::BrokerLetters;
+use crate::commands::dead_letters::BrokerDeadLetters;
 use crate::config::Settings;
 use crate::engine;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::otlp;
 use crate::output::Output;
 use crate::process::Process;
 use crate::prometheus;
 use crate::services::{BrokerEvents, Services};
 
-/// Commands that this process holds: the others are for other orchestrators meanwhile. More than one, because an answer waits
-/// until the effect is durable.
-const AT_ONCE: usize = 32;
-/// How often dead letters are counted.
-const COUNTED_EVERY: Duration = Duration::from_secs(5);
-/// How long a command waits whose effect could not be stored.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// The largest number of commands held by this process; other orchestrators take the remaining
+/// commands. Greater than 1, because an answer waits until the effect is durable.
+const MAX_CONCURRENT_COMMANDS: usize = 32;
+/// The interval of counting dead letters.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+/// The delay before a command is tried again after a failed write to the store.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(crate) async fn orchestrator(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let hubs = engine::all_hubs(settings, None)?;
-    engine::note_guesses(&hubs, settings, output);
+    engine::note_assumed_limits(&hubs, settings, output);
     let listener = Listener::bind(settings).await?;
     let metric_source = prometheus::server(settings)?;
     let traces = otlp::start(settings, "orchestrator")?;
@@ -54,22 +54,22 @@ pub(crate) async fn orchestrator(
     let services = &process.services;
     engine::bind_hubs(&*services.store(), &hubs).await?;
     let clock = engine::clock();
-    let roster = services.store() as Arc<dyn Roster>;
-    let intake = Arc::new(Intake {
+    let rollout_registry = services.store() as Arc<dyn RolloutRegistry>;
+    let executor = Arc::new(CommandExecutor {
         clock: Arc::clone(&clock),
         tracer: traces.tracer(),
-        ..engine::intake_of(services.store(), Some(roster), settings)
+        ..engine::command_executor(services.store(), Some(rollout_registry), settings)
     });
     let status = Arc::new(OrchestratorStatus::default());
     let api = listener.map(|listener| {
         listener.announce(output);
-        let (hubs, intake, status) = (hubs.clone(), Arc::clone(&intake), Arc::clone(&status));
-        let api = api(services, settings, &listener, hubs, intake, status);
+        let (hubs, executor, status) = (hubs.clone(), Arc::clone(&executor), Arc::clone(&status));
+        let api = api(services, settings, &listener, hubs, executor, status);
         (listener, api.router())
     });
     let service = Arc::new(Orchestrator {
         store: services.store() as Arc<dyn Store>,
-        roster: services.store() as Arc<dyn Roster>,
+        registry: services.store() as Arc<dyn RolloutRegistry>,
         queue: Arc::new(services.amqp.queue()),
         events: Arc::new(BrokerEvents(services.amqp.clone())),
         hubs,
@@ -93,17 +93,17 @@ pub(crate) async fn orchestrator(
     let work = async {
         tokio::join!(
             Arc::clone(&service).run(stop.clone()),
-            take(&services.amqp, &intake, metrics, &stop),
+            take_commands(&services.amqp, &executor, metrics, &stop),
             answering
         )
     };
     let ((), taken, ()) = tokio::select! {
         worked = process.until_stopped(work) => worked,
         () = count_dead_letters(&services.amqp, metrics) => unreachable!("it counts for ever"),
-        () = keep_to(settings.retention.rule(), &intake) => unreachable!("it deletes for ever"),
+        () = apply_retention(settings.retention.rule(), &executor) => unreachable!("it deletes for ever"),
     };
     process.end().await;
-    traces.close(otlp::LAST).await;
+    traces.close(otlp::FINAL_EXPORT_TIMEOUT).await;
     taken.map_err(crate::services::broker_failure)?;
     Ok(ExitCode::Success)
 }
@@ -113,7 +113,7 @@ fn api(
     settings: &Settings,
     listener: &Listener,
     hubs: Hubs,
-    intake: Arc<Intake>,
+    executor: Arc<CommandExecutor>,
     status: Arc<OrchestratorStatus>,
 ) -> Api {
     Api {
@@ -121,38 +121,39 @@ fn api(
         queue: Some(Arc::new(services.amqp.queue())),
         limits: settings.limits(),
         hubs,
-        intake,
-        letters: Some(Arc::new(BrokerLetters(services.amqp.clone()))),
-        door: listener.door(),
+        executor,
+        dead_letters: Some(Arc::new(BrokerDeadLetters(services.amqp.clone()))),
+        access: listener.access(),
         status,
-        time: TIME,
+        request_timeout: REQUEST_TIMEOUT,
     }
 }
 
-/// Deletes rollouts that ended long ago, until dropped. Without a rule it deletes nothing.
-async fn keep_to(rule: Option<Retention>, intake: &Intake) {
+/// Deletes old ended rollouts, until dropped. Without a rule, deletes nothing.
+async fn apply_retention(rule: Option<Retention>, executor: &CommandExecutor) {
     match rule {
-        Some(rule) => rule.keep_to(intake).await,
+        Some(rule) => rule.apply_repeatedly(executor).await,
         None => std::future::pending().await,
     }
 }
 
-/// Keeps count of the dead letters, until dropped.
+/// Updates the count of dead letters, until dropped.
 async fn count_dead_letters(amqp: &Amqp, metrics: &Metrics) {
     loop {
-        if let Ok(letters) = amqp.dead_letters_waiting().await {
-            let letters = i64::try_from(letters).unwrap_or(i64::MAX);
-            metrics.dead_letters.set(letters);
+        if let Ok(count) = amqp.dead_letters_waiting().await {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            metrics.dead_letters.set(count);
         }
-        tokio::time::sleep(COUNTED_EVERY).await;
+        tokio::time::sleep(COUNT_INTERVAL).await;
     }
 }
 
-/// Takes commands until `stop`, and does one after the other; answers follow when the effects are durable. Another
-/// orchestrator may do later ones meanwhile: who cares for an order waits for each answer.
-async fn take(
+/// Takes and performs commands in sequence until `stop`. Each answer follows once the effect is
+/// durable. Another orchestrator may perform later commands meanwhile: a caller in need of an order
+/// waits for each answer.
+async fn take_commands(
     amqp: &Amqp,
-    intake: &Intake,
+    executor: &CommandExecutor,
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<(), AmqpError> {
@@ -166,19 +167,19 @@ async fn take(
             Some(()) = answering.next() => continue,
             command = commands.next() => command?,
         };
-        // One that is put down here comes again.
+        // The broker redelivers a command dropped here.
         let done = tokio::select! {
             () = stop.cancelled() => break,
-            done = attempt(&command, intake) => done,
+            done = attempt(&command, executor) => done,
         };
-        answering.push(answer(command, done, intake, metrics));
+        answering.push(answer(command, done, executor, metrics));
     }
-    // What was done is answered for.
+    // Performed commands are still answered.
     while answering.next().await.is_some() {}
     Ok(())
 }
 
-/// Begins to take commands, trying for as long as it takes. `None` when `stop` comes first.
+/// Subscribes to the command queue, retrying without limit. Returns `None` if `stop` comes first.
 async fn subscribe(
     amqp: &Amqp,
     stop: &CancellationToken,
@@ -187,7 +188,7 @@ async fn subscribe(
     loop {
         let subscribed = tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            subscribed = amqp.commands(AT_ONCE) => subscribed,
+            subscribed = amqp.commands(MAX_CONCURRENT_COMMANDS) => subscribed,
         };
         let error = match subscribed {
             Ok(commands) => return Ok(Some(commands)),
@@ -196,9 +197,9 @@ async fn subscribe(
         };
         let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
         tracing::warn!(
-            error = in_words(&error),
+            error = describe(&error),
             ?wait,
-            "waiting for the queue of commands"
+            "waiting for the command queue"
         );
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
@@ -207,42 +208,47 @@ async fn subscribe(
     }
 }
 
-/// Does one command.
-async fn attempt(command: &IncomingCommand, intake: &Intake) -> Result<Attempted, Refusal> {
+/// Performs a single command.
+async fn attempt(
+    command: &IncomingCommand,
+    executor: &CommandExecutor,
+) -> Result<Attempted, Refusal> {
     let body = match &command.body {
         CommandBody::Whole(body) => body,
         CommandBody::TooLarge { size, .. } => return Err(too_large(*size)),
     };
-    let begun = intake.begin(command.traceparent.as_deref());
-    let log = tracing::error_span!("command", trace_id = %begun.context.trace);
+    let span = executor.begin(command.traceparent.as_deref());
+    let log = tracing::error_span!("command", trace_id = %span.context.trace);
     let command = Command {
-        begun: Some(begun),
+        span: Some(span),
         ..Command::read(body, command.content_type.as_deref())?
     };
-    patiently(|| intake.attempt(&command)).instrument(log).await
+    retry_until_stored(|| executor.attempt(&command))
+        .instrument(log)
+        .await
 }
 
-/// Answers for a command once its effect is durable.
+/// Answers a command once the effect is durable.
 async fn answer(
     command: IncomingCommand,
     done: Result<Attempted, Refusal>,
-    intake: &Intake,
+    executor: &CommandExecutor,
     metrics: &Metrics,
 ) {
     let done = match done {
-        Ok(attempted) => patiently(|| intake.confirm(attempted.clone())).await,
+        Ok(attempted) => retry_until_stored(|| executor.confirm(attempted.clone())).await,
         Err(refusal) => Err(refusal),
     };
-    metrics.answered(done.as_ref());
+    metrics.count_answer(done.as_ref());
     if let Err(error) = reply(command, done).await {
         tracing::warn!(
-            error = in_words(&error),
-            "a command was not answered for, it comes again"
+            error = describe(&error),
+            "command not answered, the broker redelivers the command"
         );
     }
 }
 
-/// Says what came of a command, and takes it off the queue.
+/// Replies with the result of a command, and removes the command from the queue.
 async fn reply(command: IncomingCommand, done: Result<Answer, Refusal>) -> Result<(), AmqpError> {
     let refusal = match done {
         Ok(answer) => {
@@ -259,7 +265,7 @@ async fn reply(command: IncomingCommand, done: Result<Answer, Refusal>) -> Resul
     );
     command.reply(json(&refusal)).await;
     if command.reply_to.is_some() && cause.is_about_the_rollout() {
-        // Whoever asked knows; the command itself was sound.
+        // The caller knows the reason; the command itself was well-formed.
         return command.ack().await;
     }
     let detail = [vec![refusal.error], refusal.details].concat();
@@ -268,27 +274,27 @@ async fn reply(command: IncomingCommand, done: Result<Answer, Refusal>) -> Resul
         .await
 }
 
-/// Does something about a command, waiting for the store as long as it takes.
-async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, Refusal>
+/// Repeats a call until the store is available, without limit.
+async fn retry_until_stored<T, F>(call: impl Fn() -> F) -> Result<T, Refusal>
 where
-    F: Future<Output = Result<T, NotDone>>,
+    F: Future<Output = Result<T, CommandError>>,
 {
     let mut has_waited = false;
     loop {
         match call().await {
             Ok(done) => return Ok(done),
-            Err(NotDone::Refused(refusal)) => return Err(refusal),
-            Err(NotDone::Store(error @ StoreError::Newer { .. })) => {
-                return Err(Refusal::new(Cause::NewerRelease, in_words(&error)));
+            Err(CommandError::Refused(refusal)) => return Err(refusal),
+            Err(CommandError::Store(error @ StoreError::Newer { .. })) => {
+                return Err(Refusal::new(Cause::NewerRelease, describe(&error)));
             }
-            Err(NotDone::Store(error @ StoreError::Corrupt { .. })) => {
-                return Err(Refusal::new(Cause::Damaged, in_words(&error)));
+            Err(CommandError::Store(error @ StoreError::Corrupt { .. })) => {
+                return Err(Refusal::new(Cause::Damaged, describe(&error)));
             }
-            Err(NotDone::Store(error)) => {
+            Err(CommandError::Store(error)) => {
                 if !std::mem::replace(&mut has_waited, true) {
-                    tracing::warn!(error = in_words(&error), "a command waits for the store");
+                    tracing::warn!(error = describe(&error), "command waits for the store");
                 }
-                tokio::time::sleep(TRY_AGAIN).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
         }
     }
@@ -298,7 +304,7 @@ fn too_large(size: usize) -> Refusal {
     let most = twincast_amqp::MAX_COMMAND_BYTES;
     Refusal::new(
         Cause::TooLarge,
-        format!("the command has {size} bytes; at most {most} are taken"),
+        format!("the command has {size} bytes; at most {most} are allowed"),
     )
 }
 

@@ -1,4 +1,4 @@
-//! `twincast plan`: what would happen, nothing sent.
+//! `twincast plan`: a preview of a rollout; sends nothing.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use twincast_core::plan::{Forecast, PlanSummary};
 use twincast_core::spec::Continuous;
 use twincast_core::time::{Timestamp, friendly};
 use twincast_orchestrator::planner::{self, PlanProgress, Planner};
-use twincast_orchestrator::view::plan::{self, PlanView, StagePlanView, Unplanned};
+use twincast_orchestrator::view::plan::{self, PlanView, PreviewError, StagePlanView};
 
 use crate::args::PlanArgs;
 use crate::client::Client;
 use crate::config::Settings;
 use crate::engine;
-use crate::exit::{ExitCode, Failure};
-use crate::left_out;
-use crate::output::{Output, Style, counted, message, one_line, table, thousands};
-use crate::overlaps;
+use crate::failure::{ExitCode, Failure};
+use crate::omissions;
+use crate::output::{Output, Style, escape_line, message, table, thousands, with_noun};
+use crate::overlapping_rollouts;
 use crate::progress::Progress;
 use crate::prometheus;
 use crate::specfile::{self, SpecFile};
@@ -28,22 +28,26 @@ pub(crate) async fn plan(
     let file = specfile::read(&args.spec)?;
     let view = match Client::of_server(settings)? {
         Some(server) => {
-            output.note("The server asks its hubs for all devices, which takes as long as their quota for queries says.");
+            output.note("The server queries its hubs for all devices. The duration depends on the hubs' query quota.");
             server.plan(&file.self_contained()?).await?
         }
-        None => here(&file, settings, output).await?,
+        None => plan_in_process(&file, settings, output).await?,
     };
     output.result(&view, &text(&view, output));
     Ok(ExitCode::Success)
 }
 
-/// Plans with the hubs that are configured here.
-async fn here(file: &SpecFile, settings: &Settings, output: &Output) -> Result<PlanView, Failure> {
+/// Plans with the hubs configured in this process.
+async fn plan_in_process(
+    file: &SpecFile,
+    settings: &Settings,
+    output: &Output,
+) -> Result<PlanView, Failure> {
     let hubs = engine::hubs_of(&file.spec, settings)?;
     if let Some(what) = prometheus::missing(&file.spec, settings) {
-        output.note(&format!("Note: {what}: it would be refused."));
+        output.note(&format!("Note: {what}: the rollout would be refused."));
     }
-    engine::note_guesses(&hubs, settings, output);
+    engine::note_assumed_limits(&hubs, settings, output);
     let progress = PlanProgress::default();
     let planner = Planner {
         spec: &file.spec,
@@ -54,22 +58,22 @@ async fn here(file: &SpecFile, settings: &Settings, output: &Output) -> Result<P
     };
     let clock = engine::clock();
     let planned = plan::read(&planner, &*clock);
-    let view = show_while(planned, &planner, output).await;
-    let mut view = view.map_err(unplanned)?;
-    view.overlaps = overlaps::find(&file.spec, &view.hubs(), settings, output).await;
+    let view = show_progress_during(planned, &planner, output).await;
+    let mut view = view.map_err(preview_failure)?;
+    view.overlaps = overlapping_rollouts::find(&file.spec, &view.hubs(), settings, output).await;
     Ok(view)
 }
 
-fn unplanned(error: Unplanned) -> Failure {
+fn preview_failure(error: PreviewError) -> Failure {
     let hint = error.hint();
     let failure = match error {
-        Unplanned::Plan(error) => engine::plan_failure(error),
+        PreviewError::Plan(error) => engine::plan_failure(error),
         error => Failure::new(ExitCode::Refused, error),
     };
     engine::with_hint(failure, hint)
 }
 
-async fn show_while<T>(
+async fn show_progress_during<T>(
     planning: impl Future<Output = T>,
     planner: &Planner<'_>,
     output: &Output,
@@ -84,10 +88,10 @@ async fn show_while<T>(
                 return result;
             }
             _ = ticks.tick() => {
-                let trouble = planner::hindrance(planner.spec, planner.hubs);
-                let trouble = trouble.map(|(hub, it)| format!("hub {hub}: {}", it.reason));
+                let obstacle = planner::query_obstacle(planner.spec, planner.hubs);
+                let obstacle = obstacle.map(|(hub, it)| format!("hub {hub}: {}", it.reason));
                 let found = planner.progress.devices.load(std::sync::atomic::Ordering::Relaxed);
-                shown.planning(found, trouble.as_deref());
+                shown.planning(found, obstacle.as_deref());
             }
         }
     }
@@ -99,8 +103,8 @@ fn text(view: &PlanView, output: &Output) -> String {
         format!(
             "{}: {} in {}",
             output.paint(Style::Bold, &view.rollout),
-            counted(plan.devices, "device", "devices"),
-            counted(plan.batches.into(), "batch", "batches")
+            with_noun(plan.devices, "device", "devices"),
+            with_noun(plan.batches.into(), "batch", "batches")
         ),
         format!("  message: {}", message(&view.message)),
         String::new(),
@@ -110,13 +114,13 @@ fn text(view: &PlanView, output: &Output) -> String {
         lines.push(String::new());
         lines.push(stage_table(&view.stages));
     }
-    lines.extend(limits(view));
+    lines.extend(limit_lines(view));
     lines.extend(group_lines(view));
-    lines.extend(left_out_lines(plan));
+    lines.extend(omission_lines(plan));
     lines.push(String::new());
-    lines.push(times(view));
+    lines.push(time_text(view));
     for overlapping in &view.overlaps {
-        lines.push(format!("  {}", overlapping.in_words()));
+        lines.push(format!("  {}", overlapping.describe()));
     }
     for warning in &view.warnings {
         lines.push(output.paint(Style::Warn, &format!("  Warning: {warning}")));
@@ -178,31 +182,31 @@ fn group_lines(view: &PlanView) -> Vec<String> {
     lines
 }
 
-fn left_out_lines(plan: &PlanSummary) -> Vec<String> {
+fn omission_lines(plan: &PlanSummary) -> Vec<String> {
     let mut lines = Vec::new();
-    let left_out = left_out::lines(plan);
-    if !plan.excluded.is_empty() || !left_out.is_empty() {
+    let omitted = omissions::lines(plan);
+    if !plan.excluded.is_empty() || !omitted.is_empty() {
         lines.push(String::new());
         lines.push("  Left out:".into());
         for excluded in &plan.excluded {
             let reason = excluded
                 .reason
                 .as_ref()
-                .map(|reason| format!(": {}", one_line(reason)))
+                .map(|reason| format!(": {}", escape_line(reason)))
                 .unwrap_or_default();
             lines.push(format!(
                 "  {:>9}  {}{reason}",
                 thousands(excluded.devices),
-                one_line(&excluded.rule.to_string())
+                escape_line(&excluded.rule.to_string())
             ));
         }
-        lines.extend(left_out.iter().map(|line| format!("  {line}")));
+        lines.extend(omitted.iter().map(|line| format!("  {line}")));
     }
     lines
 }
 
-/// How long it takes, and when it is over.
-fn times(view: &PlanView) -> String {
+/// Describes the duration and the end of a rollout.
+fn time_text(view: &PlanView) -> String {
     let Forecast {
         from,
         stages,
@@ -217,49 +221,50 @@ fn times(view: &PlanView) -> String {
     let starts_at = stages.iter().map(|stage| stage.starts_at).min();
     let first = match starts_at.filter(|starts_at| starts_at > from) {
         Some(starts_at) => format!(
-            "sends its first message at {}, and is",
+            "sends its first message at {}, and ends",
             to_the_second(starts_at)
         ),
-        None => "is".to_owned(),
+        None => "ends".to_owned(),
     };
     let over = to_the_second(*ends_at);
     let latest = if ends_at_latest > ends_at {
         let latest = to_the_second(*ends_at_latest);
-        format!(", at {latest} when devices are silent")
+        format!(", or at {latest} if devices are silent")
     } else {
         String::new()
     };
     let approvals = match approvals {
         0 => "",
-        _ => ", and later by what approvals take",
+        _ => ", plus the time for approvals",
     };
-    let looks = looks(view);
+    let scan_text = scan_text(view);
     format!(
-        "  {sending}Nothing was sent.\n  Begun now, it {first} over at {over}{latest}{approvals}.{looks}"
+        "  {sending}Nothing was sent.\n  Started now, the rollout {first} at \
+         {over}{latest}{approvals}.{scan_text}"
     )
 }
 
-/// How it goes on when all that is planned is over.
-fn looks(view: &PlanView) -> String {
+/// Describes the scans of a continuous rollout after the planned part.
+fn scan_text(view: &PlanView) -> String {
     let Some(Continuous { every, until }) = &view.continuous else {
         return String::new();
     };
     let until = match until {
         Some(until) => format!("until {until}"),
-        None => "until it is aborted".to_owned(),
+        None => "until the rollout is aborted".to_owned(),
     };
-    format!("\n  Then it goes on with devices that join: looked for every {every}, {until}.")
+    format!("\n  Afterwards, the rollout scans for late joiners every {every}, {until}.")
 }
 
-/// A line for each ramp and budget, after an empty one.
-fn limits(view: &PlanView) -> Vec<String> {
+/// Returns a line per ramp and budget, after an empty line.
+fn limit_lines(view: &PlanView) -> Vec<String> {
     let whole = view.ramp.iter();
     let whole = whole.map(|ramp| format!("  Ramp: {ramp}"));
     let of_stage = |stage: &StagePlanView| {
         let ramp = stage.ramp.as_ref()?;
         Some(format!("  Ramp of stage {}: {ramp}", stage.forecast.name))
     };
-    let budget = |budget: &String| format!("  Budget: {budget}; not part of the times");
+    let budget = |budget: &String| format!("  Budget: {budget}; not included in the times");
     let mut lines: Vec<_> = whole
         .chain(view.stages.iter().filter_map(of_stage))
         .chain(view.budgets.iter().map(budget))
@@ -285,13 +290,13 @@ fn stage_table(stages: &[StagePlanView]) -> String {
     });
     table(
         &[
-            "stage", "devices", "batches", "takes", "starts", "over", "gate",
+            "stage", "devices", "batches", "takes", "starts", "ends", "gate",
         ],
         &rows.collect::<Vec<_>>(),
     )
 }
 
-/// A time as people want it: the next whole second.
+/// Rounds a time up to the next second.
 fn to_the_second(time: Timestamp) -> Timestamp {
     Timestamp(time.0.div_ceil(1_000) * 1_000)
 }

@@ -1,4 +1,4 @@
-//! `twincast report`: what became of each device.
+//! `twincast report`: the outcome of each device.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -7,16 +7,16 @@ use std::str::FromStr;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::stream::BoxStream;
-use twincast_core::outcome::Class;
-use twincast_orchestrator::view::devices::{DeviceRow, Format, Wanted};
+use twincast_core::outcome::OutcomeClass;
+use twincast_orchestrator::view::devices::{DeviceFilter, DeviceRow, Format};
 use twincast_orchestrator::view::outcomes::reason_in;
 
 use crate::args::{ReportArgs, ReportFormat};
 use crate::client::Client;
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
-use crate::left_out;
-use crate::output::{Output, one_line};
+use crate::failure::{ExitCode, Failure};
+use crate::omissions;
+use crate::output::{Output, escape_line};
 use crate::summary;
 
 pub(crate) async fn report(
@@ -24,18 +24,18 @@ pub(crate) async fn report(
     settings: &Settings,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let wanted = wanted(args)?;
+    let filter = device_filter(args)?;
     if output.is_json() && !matches!(args.format, ReportFormat::Table) {
-        let message = "--json writes one JSON object, and this --format a line for each device: give one of them";
+        let message = "--json cannot be combined with this --format: --json writes one JSON object, this --format writes one line per device";
         return Err(Failure::message(ExitCode::Usage, message));
     }
-    let client = Client::to_look(settings).await?;
+    let client = Client::for_reading(settings).await?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let written = write(&client, args, &wanted, output, &mut out).await;
+    let written = write(&client, args, &filter, output, &mut out).await;
     let flushed = written.and_then(|()| out.flush().map_err(ReportError::Write));
-    // The object of `--json` has the plan.
+    // The object of `--json` contains the plan.
     let whole = match flushed {
-        Ok(()) if !output.is_json() => note_left_out(&client, args, output).await,
+        Ok(()) if !output.is_json() => note_omissions(&client, args, output).await,
         flushed => flushed,
     };
     client.close().await;
@@ -53,17 +53,17 @@ pub(crate) async fn report(
     }
 }
 
-/// The devices of rows that nobody understood are in no list, so they are named beside it.
-async fn note_left_out(
+/// Prints the rows left out of the plan, since the devices of unreadable rows appear in no list.
+async fn note_omissions(
     client: &Client,
     args: &ReportArgs,
     output: &Output,
 ) -> Result<(), ReportError> {
     let rollout = client.rollout(&args.name).await?;
     let plan = summary::plan_of(&rollout);
-    let lines = plan.as_ref().map(left_out::lines).unwrap_or_default();
+    let lines = plan.as_ref().map(omissions::lines).unwrap_or_default();
     if !lines.is_empty() {
-        output.note("Left out of the plan, and so of this report:");
+        output.note("Left out of the plan and of this report:");
         lines.iter().for_each(|line| output.note(line));
     }
     Ok(())
@@ -72,7 +72,7 @@ async fn note_left_out(
 async fn write(
     client: &Client,
     args: &ReportArgs,
-    wanted: &Wanted,
+    filter: &DeviceFilter,
     output: &Output,
     out: &mut impl Write,
 ) -> Result<(), ReportError> {
@@ -81,7 +81,7 @@ async fn write(
         ReportFormat::Spreadsheet => Format::Spreadsheet,
         _ => Format::JsonLines,
     };
-    let devices = client.devices(&args.name, wanted, format).await?;
+    let devices = client.devices(&args.name, filter, format).await?;
     if output.is_json() {
         return write_object(client, args, devices, out).await;
     }
@@ -93,7 +93,7 @@ async fn write(
     }
 }
 
-/// One object, streamed: the summary with the list of devices at its end.
+/// Streams a single object: the summary, with the list of devices at the end.
 async fn write_object(
     client: &Client,
     args: &ReportArgs,
@@ -143,29 +143,31 @@ async fn write_table(
         writeln!(
             out,
             "{:<32} {:<12} {outcome:<14} {class:<10} {:<28} {}",
-            one_line(&row.device),
-            one_line(&row.hub),
-            one_line(&row.group),
-            one_line(&reason)
+            escape_line(&row.device),
+            escape_line(&row.hub),
+            escape_line(&row.group),
+            escape_line(&reason)
         )
     })
     .await
 }
 
-fn wanted(args: &ReportArgs) -> Result<Wanted, Failure> {
+fn device_filter(args: &ReportArgs) -> Result<DeviceFilter, Failure> {
     if args.failed {
-        let failures = Class::ALL.into_iter().filter(|class| class.is_failure());
-        Ok(Wanted::Classes(failures.collect()))
+        let failures = OutcomeClass::ALL
+            .into_iter()
+            .filter(|class| class.is_failure());
+        Ok(DeviceFilter::Classes(failures.collect()))
     } else if !args.class.is_empty() {
-        named(&args.class).map(Wanted::Classes)
+        named(&args.class).map(DeviceFilter::Classes)
     } else if !args.outcome.is_empty() {
-        named(&args.outcome).map(Wanted::Outcomes)
+        named(&args.outcome).map(DeviceFilter::Outcomes)
     } else {
-        Ok(Wanted::all())
+        Ok(DeviceFilter::all())
     }
 }
 
-/// Outcomes or classes by their names.
+/// Parses outcomes or classes by name.
 pub(crate) fn named<T>(names: &[String]) -> Result<Vec<T>, Failure>
 where
     T: FromStr<Err: Error + Send + Sync + 'static>,
@@ -193,7 +195,7 @@ impl From<io::Error> for ReportError {
     }
 }
 
-/// Text in pieces, cut anywhere.
+/// Text in pieces, cut at arbitrary positions.
 pub(super) type Pieces = BoxStream<'static, Result<Bytes, Failure>>;
 
 pub(super) async fn each(
@@ -206,21 +208,22 @@ pub(super) async fn each(
     Ok(())
 }
 
-/// The lines of a text, without their ends. It holds a piece and a line at a time.
+/// Passes each line of a text to `write`, without the line end. Holds a single piece and a single
+/// line in memory.
 async fn each_line(
     pieces: Pieces,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<(), ReportError> {
-    let mut begun = Vec::new();
+    let mut partial = Vec::new();
     each(pieces, |piece| {
         let mut rest = &piece[..];
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            begun.extend_from_slice(&rest[..end]);
-            write(&begun)?;
-            begun.clear();
+            partial.extend_from_slice(&rest[..end]);
+            write(&partial)?;
+            partial.clear();
             rest = &rest[end + 1..];
         }
-        begun.extend_from_slice(rest);
+        partial.extend_from_slice(rest);
         Ok(())
     })
     .await

@@ -1,4 +1,4 @@
-//! `twincast run`: a rollout from this machine, resumable.
+//! `twincast run`: a resumable rollout from this machine.
 
 mod watcher;
 
@@ -10,37 +10,37 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::{HubName, RolloutName, StageName};
-use twincast_core::outcome::Ends;
+use twincast_core::outcome::ClassCounts;
 use twincast_core::ports::{Disposition, Tally};
-use twincast_core::rollout::{Event, Owed, Phase, Rollout, Word};
+use twincast_core::rollout::{Attribution, Duty, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
 use twincast_core::time::friendly;
 use twincast_core::trace::Span;
 use twincast_core::waiting::Waiting;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::Hubs;
-use twincast_orchestrator::accept::{Accepted, accept};
+use twincast_orchestrator::accept::{SubmitResult, accept};
+use twincast_orchestrator::command_executor::CommandExecutor;
 use twincast_orchestrator::driver::{DriveError, Driver};
-use twincast_orchestrator::intake::Intake;
 use twincast_orchestrator::planner::{self, PlanError};
 use twincast_orchestrator::traces;
 use twincast_retry::Policy;
 use twincast_worker::WorkerError;
 
-use watcher::{Watcher, Why};
+use watcher::{StopReason, Watcher};
 
 use crate::args::RunArgs;
 use crate::config::Settings;
 use crate::engine::{self, Engine};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::otlp;
-use crate::output::{Output, counted, one_line};
+use crate::output::{Output, escape_line, with_noun};
 use crate::progress::Progress;
 use crate::prometheus;
 use crate::signal::asked_to_stop;
-use crate::socket::Desk;
+use crate::socket::StateSocketServer;
 use crate::specfile::{self, SpecFile};
 use crate::stores;
 use crate::summary::{self, Summary};
@@ -51,38 +51,45 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let file = specfile::read(&args.spec)?;
-    let how = How {
-        again: Some(this_command()),
-        waits: !args.no_wait,
-        resumes: args.resume,
+    let options = RunOptions {
+        command_to_continue: Some(this_command()),
+        waits_for_answers: !args.no_wait,
+        resumes_paused: args.resume,
     };
     prometheus::check(&file.spec, settings)?;
     let hubs = engine::hubs_of(&file.spec, settings)?;
-    engine::note_guesses(&hubs, settings, output);
-    let store = stores::work_on(&settings.state).await?;
-    roll_out(file, hubs, store, settings, &how, output).await
+    engine::note_assumed_limits(&hubs, settings, output);
+    let store = stores::open_or_create_folder(&settings.state).await?;
+    roll_out(file, hubs, store, settings, &options, output).await
 }
 
-/// How a rollout is run.
-pub(crate) struct How {
-    /// The command that goes on after an interruption; `None` where nothing is kept.
-    pub(crate) again: Option<String>,
-    /// It ends when the devices' answers were heard, or their messages are over.
-    pub(crate) waits: bool,
-    /// A rollout that is paused is resumed.
-    pub(crate) resumes: bool,
+/// Options of a run.
+pub(crate) struct RunOptions {
+    /// The command to continue after an interruption; `None` if no state is kept.
+    pub(crate) command_to_continue: Option<String>,
+    /// The run waits until the devices' answers were heard or the messages have expired.
+    pub(crate) waits_for_answers: bool,
+    /// The run resumes a paused rollout.
+    pub(crate) resumes_paused: bool,
 }
 
-impl How {
-    /// Answers others for as long as the rollout is run, where something is kept that they could ask for.
-    fn desk(&self, engine: &Engine, settings: &Settings) -> Result<Option<Desk>, Failure> {
-        let is_kept = self.again.is_some();
-        is_kept.then(|| Desk::open(engine, settings)).transpose()
+impl RunOptions {
+    /// Opens the state folder's socket to other commands for the duration of the run, if state is
+    /// kept.
+    fn serve_state_socket(
+        &self,
+        engine: &Engine,
+        settings: &Settings,
+    ) -> Result<Option<StateSocketServer>, Failure> {
+        let is_kept = self.command_to_continue.is_some();
+        is_kept
+            .then(|| StateSocketServer::open(engine, settings))
+            .transpose()
     }
 }
 
-/// The command line of this process, as one types it into a shell: options such as `--state` are
-/// needed to go on, too.
+/// Returns the command line of this process as typed into a shell. Continuing needs options such as
+/// `--state`, too.
 fn this_command() -> String {
     let words = std::env::args_os().enumerate().map(|(index, word)| {
         let word = word.to_string_lossy();
@@ -104,103 +111,109 @@ pub(crate) async fn roll_out(
     hubs: Hubs,
     store: Arc<EmbeddedStore>,
     settings: &Settings,
-    how: &How,
+    options: &RunOptions,
     output: &Output,
 ) -> Result<ExitCode, Failure> {
-    let told = otlp::start(settings, "run")?;
-    let tracer = &told.tracer();
+    let exporter = otlp::start(settings, "run")?;
+    let tracer = &exporter.tracer();
     let mut engine = Engine::new(store, hubs, &settings.worker, file.base, tracer);
     engine.driver.metric_source = prometheus::server(settings)?;
-    engine.driver.config.leave_when_sent = !how.waits;
+    engine.driver.config.stop_when_sent = !options.waits_for_answers;
     let store = Arc::clone(&engine.store);
-    let intake = engine.intake(settings);
-    let ended = match how.desk(&engine, settings) {
-        Ok(desk) => {
-            let ran = take_through(engine, file.spec, file.files, settings, how, output).await;
-            let ended = ran.map(|ran| {
-                output.result(&ran.summary, &ran.text(output));
-                outcome_of_run(&ran.rollout, ran.interrupted, &ran.summary, how, output)
+    let executor = engine.command_executor(settings);
+    let ended = match options.serve_state_socket(&engine, settings) {
+        Ok(state_socket) => {
+            let result =
+                accept_and_run(engine, file.spec, file.files, settings, options, output).await;
+            let ended = result.map(|result| {
+                output.result(&result.summary, &result.text(output));
+                outcome_of_run(
+                    &result.rollout,
+                    result.interrupted,
+                    &result.summary,
+                    options,
+                    output,
+                )
             });
             if let Ok(ExitCode::Success | ExitCode::FinishedWithFailures) = ended {
-                tidy_up(&intake, settings, output).await;
+                apply_retention(&executor, settings, output).await;
             }
-            if let Some(desk) = desk {
-                desk.close().await;
+            if let Some(state_socket) = state_socket {
+                state_socket.close().await;
             }
             ended
         }
         Err(failure) => Err(failure),
     };
     store.close().await;
-    told.close(otlp::LAST).await;
+    exporter.close(otlp::FINAL_EXPORT_TIMEOUT).await;
     ended
 }
 
-/// Deletes rollouts that ended long ago. One that cannot be deleted now is left to the next `run`.
-async fn tidy_up(intake: &Intake, settings: &Settings, output: &Output) {
+/// Deletes old ended rollouts. A failed deletion is left to the next `run`.
+async fn apply_retention(executor: &CommandExecutor, settings: &Settings, output: &Output) {
     let Some(rule) = settings.retention.rule() else {
         return;
     };
-    match rule.pass(intake, Duration::ZERO).await {
+    match rule.apply_once(executor, Duration::ZERO).await {
         Ok(0) => {}
         Ok(deleted) => {
-            let rollouts = counted(deleted as u64, "rollout", "rollouts");
+            let rollouts = with_noun(deleted as u64, "rollout", "rollouts");
             output.note(&format!(
                 "Deleted {rollouts} that ended more than {} ago (retention.keep).",
                 friendly(rule.keep)
             ));
         }
         Err(error) => {
-            tracing::warn!(
-                error = in_words(&error),
-                "rollouts that ended long ago are not deleted"
-            );
+            tracing::warn!(error = describe(&error), "cannot delete expired rollouts");
         }
     }
 }
 
-/// A rollout, as far as it was run.
-pub(crate) struct Ran {
+/// A rollout at the end of a run.
+pub(crate) struct RunResult {
     pub(crate) rollout: Rollout,
-    /// The user has stopped it.
+    /// The user stopped the run.
     pub(crate) interrupted: bool,
     pub(crate) summary: Summary,
-    /// How long this process has worked on it, if something was left to do.
+    /// The working time of this process, if any work was left.
     took: Option<Duration>,
 }
 
-impl Ran {
-    /// The summary for people.
+impl RunResult {
+    /// Returns the summary as text.
     pub(crate) fn text(&self, output: &Output) -> String {
         self.summary.text(output, self.took)
     }
 }
 
-/// Accepts a rollout and runs it, until it owes nothing or is interrupted.
-pub(crate) async fn take_through(
+/// Accepts a rollout and runs the rollout until no work is due or the user interrupts.
+pub(crate) async fn accept_and_run(
     engine: Engine,
     spec: RolloutSpec,
     files: BTreeMap<String, String>,
     settings: &Settings,
-    how: &How,
+    options: &RunOptions,
     output: &Output,
-) -> Result<Ran, Failure> {
+) -> Result<RunResult, Failure> {
     engine::bind_hubs(&*engine.store, &engine.driver.hubs).await?;
-    let rollout = match take_in(&engine.driver, spec, files).await? {
-        Accepted::New(rollout) => *rollout,
-        Accepted::Same(rollout) if let Some(refused) = not_configured(&rollout, settings) => {
+    let rollout = match accept_or_replace(&engine.driver, spec, files).await? {
+        SubmitResult::New(rollout) => *rollout,
+        SubmitResult::Same(rollout) if let Some(refused) = not_configured(&rollout, settings) => {
             return Err(refused);
         }
-        Accepted::Same(rollout) => take_up(*rollout, &engine.driver, how, output).await?,
-        Accepted::Conflict {
+        SubmitResult::Same(rollout) => {
+            continue_existing(*rollout, &engine.driver, options, output).await?
+        }
+        SubmitResult::Conflict {
             existing,
             difference,
         } => return Err(conflict(&existing, &difference, settings)),
-        Accepted::NotAdmitted(refused) => return Err(Failure::new(ExitCode::Refused, refused)),
+        SubmitResult::NotAdmitted(refused) => return Err(Failure::new(ExitCode::Refused, refused)),
     };
     let store = Arc::clone(&engine.store);
     let mut took = None;
-    let result = if rollout.owed() == Owed::Nothing {
+    let result = if rollout.duty() == Duty::Nothing {
         Ok((rollout, false))
     } else {
         let started = Instant::now();
@@ -212,7 +225,7 @@ pub(crate) async fn take_through(
     let summary = summary::read(&*store, &rollout)
         .await
         .map_err(engine::store_failure)?;
-    Ok(Ran {
+    Ok(RunResult {
         rollout,
         interrupted,
         summary,
@@ -220,50 +233,57 @@ pub(crate) async fn take_through(
     })
 }
 
-/// Says how to go on, where there is something to go on with, and gives the exit code.
+/// Prints how to continue, if the run can continue, and returns the exit code.
 fn outcome_of_run(
     rollout: &Rollout,
     interrupted: bool,
     summary: &Summary,
-    how: &How,
+    options: &RunOptions,
     output: &Output,
 ) -> ExitCode {
     let name = &rollout.spec.name;
-    let again = |what: &str, flag: &str| match &how.again {
+    let again = |what: &str, flag: &str| match &options.command_to_continue {
         Some(again) => format!(" {what}: {again}{flag}"),
         None => String::new(),
     };
     if interrupted {
-        let again = again("To go on where this left off", "");
+        let again = again("To continue", "");
         output.note(&format!("Interrupted.{again}"));
         return ExitCode::Interrupted;
     }
     if let Phase::Paused { reason } = &rollout.phase {
-        let flag = if how.resumes { "" } else { " --resume" };
-        let again = again("To go on", flag);
-        output.note(&format!("{name} is paused: {}.{again}", one_line(reason)));
+        let flag = if options.resumes_paused {
+            ""
+        } else {
+            " --resume"
+        };
+        let again = again("To continue", flag);
+        output.note(&format!(
+            "{name} is paused: {}.{again}",
+            escape_line(reason)
+        ));
         return ExitCode::NotRolledOut;
     }
-    if let Some(waits @ Waiting::Line { .. }) = rollout.waits_to_be_planned() {
-        let again = again("When that one has ended, to go on", "");
+    if let Some(waits @ Waiting::GroupQueue { .. }) = rollout.waits_to_be_planned() {
+        let again = again("To continue after the end of that rollout", "");
         output.note(&format!("{name} waits for {waits}.{again}"));
         return ExitCode::NotRolledOut;
     }
-    if let Some(stage) = awaited(rollout) {
-        let again = again("Then, to go on", "");
+    if let Some(stage) = stage_awaiting_approval(rollout) {
+        let again = again("Then, to continue", "");
         output.note(&format!(
-            "Stage {stage} waits for an approval. To give it: twincast approve {name}.{again}"
+            "Stage {stage} waits for an approval. To approve: twincast approve {name}.{again}"
         ));
         return ExitCode::NotRolledOut;
     }
     if rollout.phase == Phase::Running && rollout.sent_at.is_some() {
-        let ends = Ends::of(&summary.rollout.counts, true);
-        let again = again("To take in what they say", "");
+        let by_class = ClassCounts::of(&summary.rollout.counts, true);
+        let again = again("To collect their answers", "");
         output.note(&format!(
             "{} not answered yet.{again}",
-            counted(ends.silent, "device has", "devices have")
+            with_noun(by_class.silent, "device has", "devices have")
         ));
-        return match ends.failed() {
+        return match by_class.failed() {
             0 => ExitCode::Success,
             _ => ExitCode::FinishedWithFailures,
         };
@@ -271,28 +291,29 @@ fn outcome_of_run(
     ExitCode::of(rollout.phase.as_str())
 }
 
-/// The stage that somebody must approve before the rollout goes on.
-fn awaited(rollout: &Rollout) -> Option<&StageName> {
+/// Returns the stage awaiting approval.
+fn stage_awaiting_approval(rollout: &Rollout) -> Option<&StageName> {
     let stage = rollout.stage_progress()?;
-    let waits =
-        rollout.phase == Phase::Running && stage.ripe_at.is_some() && stage.approved.is_none();
+    let waits = rollout.phase == Phase::Running
+        && stage.approval_awaited_at.is_some()
+        && stage.approved.is_none();
     waits.then_some(&stage.name)
 }
 
-/// Accepts a rollout. One of its name that was never planned has sent nothing, and nobody else
-/// can be planning it in a state folder that is ours: it gives way.
-async fn take_in(
+/// Accepts a rollout. An unplanned rollout of the same name is replaced: such a rollout has sent
+/// nothing, and no other process can be planning in a state folder held by this process.
+async fn accept_or_replace(
     driver: &Driver,
     spec: RolloutSpec,
     files: BTreeMap<String, String>,
-) -> Result<Accepted, Failure> {
+) -> Result<SubmitResult, Failure> {
     let now = driver.clock.now();
-    let begun = traces::begin(&driver.tracer, otlp::caller());
-    let wanted = Rollout::accepted(spec, files, now).traced_to(begun.context);
+    let start = traces::begin(&driver.tracer, otlp::caller());
+    let wanted = Rollout::accepted(spec, files, now).with_trace(start.context);
     let name = wanted.spec.name.clone();
     let accepted = accept(&*driver.store, wanted.clone()).await;
     let accepted = match accepted.map_err(engine::store_failure)? {
-        Accepted::Conflict { existing, .. }
+        SubmitResult::Conflict { existing, .. }
             if existing.plan.is_none() && !existing.phase.is_ended() =>
         {
             let reason = "replaced by another spec before it was planned".to_owned();
@@ -306,28 +327,29 @@ async fn take_in(
         }
         accepted => accepted,
     };
-    if let Accepted::New(_) = &accepted {
+    if let SubmitResult::New(_) = &accepted {
         let time = now..driver.clock.now();
-        let span = Span::new(begun.context, begun.parent, "command", time);
+        let span = Span::new(start.context, start.parent, "command", time);
         let span = span
-            .with("twincast.command", "run")
-            .with("twincast.rollout", &name);
-        driver.tracer.tell([span]);
+            .with_text("twincast.command", "run")
+            .with_text("twincast.rollout", &name);
+        driver.tracer.emit([span]);
     }
     Ok(accepted)
 }
 
-/// The same rollout again: says where it stands. One that is paused stays so, unless it is to be resumed.
-async fn take_up(
+/// Resumes work on an accepted rollout, and prints the progress. A paused rollout stays paused,
+/// unless the options ask to resume.
+async fn continue_existing(
     rollout: Rollout,
     driver: &Driver,
-    how: &How,
+    options: &RunOptions,
     output: &Output,
 ) -> Result<Rollout, Failure> {
     let name = &rollout.spec.name;
     planner::check_hosts(&rollout, &driver.hubs).map_err(engine::plan_failure)?;
     if rollout.phase.is_ended() {
-        output.note(&format!("{name} is over already; this is its summary. To send again, give the rollout another name."));
+        output.note(&format!("{name} has already ended; its summary follows. To send again, choose another rollout name."));
         return Ok(rollout);
     }
     if rollout.plan.is_some() {
@@ -338,27 +360,27 @@ async fn take_up(
             .map_err(engine::store_failure)?;
         let counts = Tally::sum(&tallies);
         output.note(&format!(
-            "{name}: going on, {} of {} devices are done",
+            "{name}: continuing, {} of {} devices are done",
             counts.settled(),
             counts.total()
         ));
     }
     if let Phase::Paused { .. } = rollout.phase
-        && how.resumes
+        && options.resumes_paused
     {
-        let word = Word {
+        let attribution = Attribution {
             by: None,
             reason: Some("run --resume".to_owned()),
         };
         return driver
-            .apply(&rollout, Event::ResumeRequested { word })
+            .apply(&rollout, Event::ResumeRequested { attribution })
             .await
             .map_err(engine::drive_failure);
     }
     Ok(rollout)
 }
 
-/// What is said of a rollout with something left to do on a hub that is not in the configuration any more.
+/// Returns a failure if a rollout with work left needs a hub missing from the configuration.
 fn not_configured(rollout: &Rollout, settings: &Settings) -> Option<Failure> {
     let plan = rollout.plan.as_ref()?;
     let hubs = plan.hubs.iter().filter(|part| part.devices > 0);
@@ -371,13 +393,14 @@ fn not_configured(rollout: &Rollout, settings: &Settings) -> Option<Failure> {
     }
     let configured: Vec<_> = settings.hubs.keys().map(HubName::as_str).collect();
     let message = format!(
-        "rollout {} has devices on hub {}, which is not configured; configured are: {}",
+        "rollout {} has devices on hub {}, which is not configured; configured hubs: {}",
         rollout.spec.name,
         missing.join(", "),
         configured.join(", ")
     );
     Some(Failure::message(ExitCode::Refused, message).hint(format!(
-        "configure the hub again under this name, and the same command goes on; or end the rollout with `twincast abort {}`",
+        "configure the hub under this name again, and run the same command to continue; or end the \
+         rollout with `twincast abort {}`",
         rollout.spec.name
     )))
 }
@@ -385,18 +408,19 @@ fn not_configured(rollout: &Rollout, settings: &Settings) -> Option<Failure> {
 fn conflict(existing: &Rollout, difference: &[String], settings: &Settings) -> Failure {
     let name = &existing.spec.name;
     let message = format!(
-        "rollout {name} was started at {} with another spec; what differs:\n    {}",
+        "rollout {name} was started at {} with another spec; differences:\n    {}",
         existing.created_at,
         difference.join("\n    ")
     );
     Failure::message(ExitCode::Refused, message).hint(format!(
-        "a rollout never changes once it is started: give this one another name, or undo the change to go on with {name} (it is kept in {})",
+        "choose another name, or undo the change to continue {name} (kept in {}): a started \
+         rollout never changes",
         settings.state.display()
     ))
 }
 
-/// Runs worker and driver side by side until the rollout owes nothing, or until something stops
-/// them. The flag says that the user did.
+/// Runs worker and driver side by side until no work is due or the run is stopped. The flag is true
+/// if the user stopped the run.
 async fn work(
     engine: Engine,
     rollout: &Rollout,
@@ -412,7 +436,7 @@ async fn work(
     } = engine;
     let status = worker.status();
     let mut worker = tokio::spawn(worker.run(stop.clone()));
-    let mut worked = None;
+    let mut worker_result = None;
     let mut progress = Progress::new(output.clone());
     let watcher = Watcher {
         store: &store,
@@ -422,75 +446,76 @@ async fn work(
         give_up_after: settings.run.give_up_after.0,
     };
 
-    let stopped = {
+    let end = {
         let drive = drive(&driver, name, &stop).instrument(traces::log_span(rollout.trace));
         let mut drive = std::pin::pin!(drive);
         let watch = watcher.watch(&mut progress);
         tokio::select! {
-            driven = &mut drive => Stopped::Driven(driven.map_err(engine::drive_failure)),
-            why = watch => {
+            driven = &mut drive => RunEnd::Finished(driven.map_err(engine::drive_failure)),
+            reason = watch => {
                 stop.cancel();
                 let driven = drive.await.map_err(engine::drive_failure);
-                match why {
-                    Why::Signal => Stopped::ByUser(driven),
-                    Why::Hub(failure) => Stopped::Driven(Err(failure)),
-                    Why::NotFound(failure) => {
-                        // For those who look at the rollout later.
+                match reason {
+                    StopReason::Signal => RunEnd::ByUser(driven),
+                    StopReason::HubUnavailable(failure) => RunEnd::Finished(Err(failure)),
+                    StopReason::DevicesUnavailable(failure) => {
+                        // Readers of the rollout see the reason later.
                         let why = failure.lines().join(": ");
                         driver.note_failed_try(name, &why, None).await;
-                        Stopped::Driven(Err(failure))
+                        RunEnd::Finished(Err(failure))
                     }
                 }
             }
-            // Before anyone told it to: it has failed.
+            // The worker ended without being stopped: the worker failed.
             ended = &mut worker => {
-                worked = Some(ended);
+                worker_result = Some(ended);
                 stop.cancel();
-                Stopped::Driven(drive.await.map_err(engine::drive_failure))
+                RunEnd::Finished(drive.await.map_err(engine::drive_failure))
             }
         }
     };
     stop.cancel();
-    if let Stopped::ByUser(_) = &stopped {
-        progress.print("Stopping: recording what is in flight. Once more to stop at once.");
+    if let RunEnd::ByUser(_) = &end {
+        progress.print("Stopping: recording the sends in flight. Interrupt again to stop at once.");
     }
-    let drained = drain(worked, worker).await;
+    let recorded = wait_for_worker(worker_result, worker).await;
     progress.finish();
-    drained?;
-    match stopped {
-        Stopped::Driven(driven) => Ok((driven?, false)),
-        Stopped::ByUser(driven) => driven.map(|rollout| (rollout, true)),
+    recorded?;
+    match end {
+        RunEnd::Finished(driven) => Ok((driven?, false)),
+        RunEnd::ByUser(driven) => driven.map(|rollout| (rollout, true)),
     }
 }
 
-/// Waits for a worker that was told to stop and has not `ended`, unless the user asks again.
-async fn drain(
-    ended: Option<WorkerEnd>,
+/// Waits for a stopping worker, unless `ended` already holds the result. A second signal of the
+/// user ends the wait.
+async fn wait_for_worker(
+    ended: Option<WorkerResult>,
     worker: JoinHandle<Result<(), WorkerError>>,
 ) -> Result<(), Failure> {
-    let drain = async {
+    let result = async {
         match ended {
             Some(ended) => ended,
             None => worker.await,
         }
     };
     tokio::select! {
-        ended = drain => ended
+        ended = result => ended
             .map_err(|error| Failure::new(ExitCode::Unexpected, error))?
             .map_err(engine::worker_failure),
         () = asked_to_stop() => {
-            let message = "stopped before everything in flight was recorded";
+            let message = "stopped before all sends in flight were recorded";
             Err(Failure::message(ExitCode::Interrupted, message)
-                .hint("run the same command again: up to a window of sends for each batch under way may be repeated"))
+                .hint("run the same command again: up to one window of sends may repeat for each batch under way"))
         }
     }
 }
 
-/// What a worker's task has ended with.
-type WorkerEnd = Result<Result<(), WorkerError>, JoinError>;
+/// The result of a worker's task.
+type WorkerResult = Result<Result<(), WorkerError>, JoinError>;
 
-/// Drives a rollout. A hub that does not let it be planned is asked again: the watcher decides when that makes no sense any
-/// more.
+/// Drives a rollout. Planning is retried after a transient error of a hub; the watcher decides when
+/// to give up.
 async fn drive(
     driver: &Driver,
     name: &RolloutName,
@@ -499,14 +524,16 @@ async fn drive(
     let mut delays = Policy::reconnect().delays();
     loop {
         let (error, wait) = match driver.drive(name, stop).await {
-            Err(DriveError::Plan { source, .. }) if may_pass(&source) && !stop.is_cancelled() => {
+            Err(DriveError::Plan { source, .. })
+                if is_transient(&source) && !stop.is_cancelled() =>
+            {
                 let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
                 (source, wait)
             }
             ended => return ended,
         };
         driver
-            .note_failed_try(name, &in_words(&error), Some(wait))
+            .note_failed_try(name, &describe(&error), Some(wait))
             .await;
         tokio::select! {
             () = stop.cancelled() => {}
@@ -515,16 +542,16 @@ async fn drive(
     }
 }
 
-/// Whether a hub may answer later what it has not answered now, as with sends.
-fn may_pass(error: &PlanError) -> bool {
+/// Returns true for a transient error of a hub, by the same rule as for sends.
+fn is_transient(error: &PlanError) -> bool {
     let PlanError::Hub { source, .. } = error else {
         return false;
     };
     source.disposition() == Disposition::Retry
 }
 
-/// What ended the work.
-enum Stopped {
-    Driven(Result<Rollout, Failure>),
+/// The end of the work: by itself, or by the user.
+enum RunEnd {
+    Finished(Result<Rollout, Failure>),
     ByUser(Result<Rollout, Failure>),
 }

@@ -11,7 +11,7 @@ use twincast_agent::envelope::{self, PublicKey, SecretKey};
 use twincast_agent::manifest::{Artifact, Manifest, SCHEMA};
 
 use crate::args::{KeyAction, SignAction, SignArgs, SignUpdateArgs, SignVerifyArgs};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 
 pub(crate) fn sign(args: &SignArgs, output: &Output) -> Result<ExitCode, Failure> {
@@ -29,9 +29,9 @@ fn key(action: &KeyAction, output: &Output) -> anyhow::Result<()> {
         KeyAction::New { file } => {
             let (key, pem) = SecretKey::new()?;
             let mut options = OpenOptions::new();
-            // A key that is there is never overwritten: what it has signed could not be renewed.
+            // An existing key is never overwritten: its signatures could not be renewed.
             let made = options.write(true).create_new(true).mode(0o600).open(file);
-            let mut made = made.with_context(|| format!("cannot make {}", file.display()))?;
+            let mut made = made.with_context(|| format!("cannot create {}", file.display()))?;
             made.write_all(pem.as_bytes())?;
             made.sync_all()?;
             key.public()
@@ -39,8 +39,9 @@ fn key(action: &KeyAction, output: &Output) -> anyhow::Result<()> {
         KeyAction::Show { file } => secret_key(file)?.public(),
     };
     let (key, id) = (public.to_string(), public.id());
-    let text =
-        format!("public key {key}\nkey id     {id}\n\nDevices have the public key in update.keys.");
+    let text = format!(
+        "public key {key}\nkey id     {id}\n\nAdd the public key to update.keys of the devices."
+    );
     output.result(&json!({ "public_key": key, "keyid": id }), &text);
     Ok(())
 }
@@ -63,7 +64,7 @@ fn sign_update(args: &SignUpdateArgs, output: &Output) -> anyhow::Result<()> {
             size,
             sha256,
         },
-        expires: expires.context("--expires is no time like 2027-01-01T00:00:00Z")?,
+        expires: expires.context("--expires is not a time like 2027-01-01T00:00:00Z")?,
         force: args.force,
     };
     manifest
@@ -79,7 +80,8 @@ fn sign_update(args: &SignUpdateArgs, output: &Output) -> anyhow::Result<()> {
     fs::write(&args.out, &body).with_context(|| format!("cannot write {out}"))?;
     let ids: Vec<_> = keys.iter().map(|key| key.public().id()).collect();
     let text = format!(
-        "{out}: {} {}, {size} bytes, signed by {}\n\nA rollout sends it: message: {{ body: {{ file: {out} }}, properties: {{ kind: update }} }}",
+        "{out}: {} {}, {size} bytes, signed by {}\n\nTo send the update, write in the spec: \
+         message: {{ body: {{ file: {out} }}, properties: {{ kind: update }} }}",
         manifest.name,
         manifest.version,
         ids.join(" and "),
@@ -103,8 +105,7 @@ fn check(args: &SignVerifyArgs, output: &Output) -> anyhow::Result<()> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let file = args.file.display();
     let body = fs::read(&args.file).with_context(|| format!("cannot read {file}"))?;
-    let payload =
-        envelope::open(&body, &keys).with_context(|| format!("{file} is not to be trusted"))?;
+    let payload = envelope::open(&body, &keys).with_context(|| format!("{file} is not trusted"))?;
     let manifest: Manifest = serde_json::from_slice(&payload)
         .with_context(|| format!("{file} has no valid manifest"))?;
     manifest
@@ -119,7 +120,8 @@ fn check(args: &SignVerifyArgs, output: &Output) -> anyhow::Result<()> {
         } = &manifest.artifact;
         anyhow::ensure!(
             size == *wanted && sha256.eq_ignore_ascii_case(digest),
-            "{} is not the artefact of {file}: it has {size} bytes and the SHA-256 {sha256}, and the manifest says {wanted} and {digest}",
+            "{} is not the artefact of {file}: found {size} bytes and SHA-256 {sha256}; the \
+             manifest has {wanted} bytes and SHA-256 {digest}",
             path.display(),
         );
     }
@@ -134,7 +136,7 @@ fn secret_key(path: &Path) -> anyhow::Result<SecretKey> {
     SecretKey::from_pem(&pem).map_err(|error| anyhow::anyhow!("{path_shown} {error}"))
 }
 
-/// The size and the SHA-256 of a file.
+/// Returns the size and the SHA-256 of a file.
 fn measure(path: &Path) -> anyhow::Result<(u64, String)> {
     let measured = File::open(path).and_then(|mut file| {
         let size = file.metadata()?.len();

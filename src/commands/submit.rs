@@ -1,23 +1,23 @@
-//! `twincast submit`: a plain publisher of the documented `start` message, which may wait.
+//! `twincast submit`: publishes the documented `start` message, and optionally waits for the end.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
-use twincast_orchestrator::command::{Answer, Command, Kind, State};
+use twincast_orchestrator::command::{Answer, Command, Kind, RolloutState};
 
 use crate::args::SubmitArgs;
-use crate::commander::{self, Commander};
+use crate::command_sender::{self, CommandSender};
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 use crate::signal::asked_to_stop;
 use crate::specfile;
 use crate::summary;
 
-/// How often a waiting submit asks.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// How often progress is shown while nothing else changes.
-const SHOW_EVERY: Duration = Duration::from_secs(10);
+/// The polling interval of a waiting submit.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// The interval of progress lines while the phase stays the same.
+const SHOW_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(crate) async fn submit(
     args: &SubmitArgs,
@@ -25,39 +25,39 @@ pub(crate) async fn submit(
     output: &Output,
 ) -> Result<ExitCode, Failure> {
     let spec = specfile::read(&args.spec)?.self_contained()?;
-    let commander = Commander::of_engine(settings, &args.who).await?;
+    let sender = CommandSender::of_engine(settings, &args.caller).await?;
     let command = Command {
         spec: Some(spec),
         ..Command::about(Kind::Start, None)
     };
-    let answer = commander.ask(command).await?;
-    let state = commander::one(&answer)?;
+    let answer = sender.ask(command).await?;
+    let state = command_sender::only_rollout(&answer)?;
     if !answer.changed {
-        output.note(&format!(
-            "{} is there already, as the same rollout",
-            state.name
-        ));
+        output.note(&format!("{} already exists with the same spec", state.name));
     }
-    let text = |state: &State| match state.is_ended() {
+    let text = |state: &RolloutState| match state.is_ended() {
         true => summary::headline(state, output),
         false => progress(state),
     };
     if !args.wait {
-        commander.close().await;
+        sender.close().await;
         output.result(&answer, &text(&state));
-        output.note(&format!("Follow it with `twincast watch {}`.", state.name));
+        output.note(&format!(
+            "Follow the rollout with `twincast watch {}`.",
+            state.name
+        ));
         return Ok(ExitCode::Success);
     }
     if !state.is_ended() {
         output.note(&progress(&state));
     }
     let ended = tokio::select! {
-        ended = until_ended(&commander, state, output) => Some(ended),
+        ended = until_ended(&sender, state, output) => Some(ended),
         () = asked_to_stop() => None,
     };
-    commander.close().await;
+    sender.close().await;
     let Some(state) = ended else {
-        output.note("Not waited for any more. The rollout goes on.");
+        output.note("Stopped waiting. The rollout continues.");
         return Ok(ExitCode::Interrupted);
     };
     let state = state?;
@@ -72,27 +72,28 @@ pub(crate) async fn submit(
 }
 
 async fn until_ended(
-    commander: &Commander,
-    mut state: State,
+    sender: &CommandSender,
+    mut state: RolloutState,
     output: &Output,
-) -> Result<State, Failure> {
+) -> Result<RolloutState, Failure> {
     let question = Command::about(Kind::Status, Some(state.name.clone()));
-    // What it waits for is told at once, and then like all else.
-    let gist = |state: &State| (state.phase.clone(), state.reason.is_some());
+    // A new phase, and a reason that appears or disappears, are shown at once; other changes at the
+    // interval.
+    let gist = |state: &RolloutState| (state.phase.clone(), state.reason.is_some());
     let mut shown = (gist(&state), Instant::now());
     loop {
         if state.is_ended() {
             return Ok(state);
         }
-        if shown.0 != gist(&state) || shown.1.elapsed() >= SHOW_EVERY {
+        if shown.0 != gist(&state) || shown.1.elapsed() >= SHOW_INTERVAL {
             output.note(&progress(&state));
             shown = (gist(&state), Instant::now());
         }
-        tokio::time::sleep(ASK_AGAIN).await;
-        match commander.ask(question.clone()).await {
-            Ok(answer) => state = commander::one(&answer)?,
-            // Services come back; what was refused stays refused.
-            Err(failure) if failure.may_pass() => {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        match sender.ask(question.clone()).await {
+            Ok(answer) => state = command_sender::only_rollout(&answer)?,
+            // Service outages are transient; refusals are permanent.
+            Err(failure) if failure.is_transient() => {
                 output.note(&format!("waiting: {}", failure.lines().join(": ")));
             }
             Err(failure) => return Err(failure),
@@ -100,14 +101,14 @@ async fn until_ended(
     }
 }
 
-/// Where a rollout is that has not ended.
-fn progress(state: &State) -> String {
+/// Describes the progress of an active rollout.
+fn progress(state: &RolloutState) -> String {
     let mut text = format!("{} is {}", state.name, state.phase);
     if let Some(reason) = &state.reason {
         text.push_str(&format!(" ({reason})"));
     }
-    if state.ends.total() > 0 {
-        let (done, classes) = state.ends.so_far();
+    if state.by_class.total() > 0 {
+        let (done, classes) = state.by_class.progress_texts();
         let classes = classes.map(|classes| format!(", {classes}"));
         text.push_str(&format!(": {done}{}", classes.unwrap_or_default()));
     }

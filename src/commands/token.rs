@@ -5,14 +5,14 @@ use twincast_orchestrator::http::auth::Role;
 use twincast_orchestrator::http::auth::tokens::new_token;
 
 use crate::args::{TokenArgs, TokenRole};
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 
 pub(crate) fn token(args: &TokenArgs, output: &Output) -> Result<ExitCode, Failure> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || "-._@+".contains(c);
     if args.name.is_empty() || args.name.len() > 64 || !args.name.chars().all(is_name) {
         let message = format!(
-            "{:?} cannot be the name of a token's bearer: 1 to 64 letters, digits, and -._@+",
+            "{:?} is not a valid name of a bearer; allowed: 1 to 64 letters, digits, and -._@+",
             args.name
         );
         return Err(Failure::message(ExitCode::Refused, message));
@@ -25,7 +25,8 @@ pub(crate) fn token(args: &TokenArgs, output: &Output) -> Result<ExitCode, Failu
     };
     let (token, line) = new_token(&args.name, role);
     let text = format!(
-        "{token}\n\nThis is shown once. The line for api.tokens_file, which does not give it away:\n\n{line}"
+        "{token}\n\nThe token is shown only once. Add this line to api.tokens_file; the line does \
+         not reveal the token:\n\n{line}"
     );
     output.result(&json!({ "token": token, "line": line }), &text);
     Ok(ExitCode::Success)

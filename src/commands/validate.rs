@@ -8,7 +8,7 @@ use twincast_orchestrator::view::plan::MessageView;
 use crate::args::ValidateArgs;
 use crate::config::Settings;
 use crate::engine;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::output::{Output, message};
 use crate::prometheus;
 use crate::specfile;
@@ -29,7 +29,7 @@ pub(crate) fn validate(
         return Err(Failure::new(ExitCode::Refused, problems));
     }
     if let Some(what) = prometheus::missing(&file.spec, settings) {
-        output.note(&format!("Note: {what}: it would be refused."));
+        output.note(&format!("Note: {what}: the rollout would be refused."));
     }
     for advice in advice::of_spec(&file.spec) {
         output.note(&format!("Note: {advice}."));

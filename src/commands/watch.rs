@@ -5,8 +5,8 @@ use twincast_orchestrator::view::RolloutView;
 use crate::args::WatchArgs;
 use crate::client::Client;
 use crate::config::Settings;
-use crate::exit::{ExitCode, Failure};
-use crate::output::{Output, does, one_line};
+use crate::failure::{ExitCode, Failure};
+use crate::output::{Output, escape_line, phase_predicate};
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
 use crate::stages;
@@ -24,7 +24,7 @@ pub(crate) async fn watch(
     };
     progress.finish();
     let Some(watched) = watched else {
-        output.note("Not watched any more. The rollout goes on.");
+        output.note("Stopped watching. The rollout continues.");
         return Ok(ExitCode::Interrupted);
     };
     let summary = watched?;
@@ -35,22 +35,23 @@ pub(crate) async fn watch(
         return Ok(ExitCode::of(&state.phase));
     }
     output.note(&format!(
-        "Nobody works on {} now. The `twincast run` that began it goes on with it.",
+        "No process works on {} now. To continue, run the same `twincast run` again.",
         state.name
     ));
     Ok(ExitCode::NotRolledOut)
 }
 
-/// Watches a rollout until it has ended, or nobody works on it any more; gives how it is then.
+/// Watches a rollout until the rollout has ended or no process works on it; returns the final
+/// summary.
 async fn watched(
     args: &WatchArgs,
     settings: &Settings,
     progress: &mut Progress,
 ) -> Result<Summary, Failure> {
     loop {
-        let client = Client::to_look(settings).await?;
+        let client = Client::for_reading(settings).await?;
         let seen = async {
-            if client.still().is_none() {
+            if client.idle_folder().is_none() {
                 let rollout = client.rollout(&args.name).await?;
                 until_ended(&client, rollout, progress).await?;
             }
@@ -59,14 +60,14 @@ async fn watched(
         let seen = seen.await;
         client.close().await;
         match seen {
-            // It has ended its work: the folder says how it left it.
-            Err(failure) if client.is_at_work() && failure.may_pass() => {}
+            // The process finished working on the folder: the folder holds the result.
+            Err(failure) if client.is_folder_owner() && failure.is_transient() => {}
             seen => return seen,
         }
     }
 }
 
-/// Shows what happens until the rollout has ended. A place that does not answer is waited for.
+/// Shows progress until the rollout has ended. Waits out transient errors of a server or store.
 async fn until_ended(
     client: &Client,
     mut rollout: RolloutView,
@@ -79,19 +80,19 @@ async fn until_ended(
         if state.is_ended() {
             return Ok(());
         }
-        let trouble = standstill(&rollout);
-        if phase != state.phase && trouble.is_none() {
-            progress.print(&format!("{} {}", state.name, does(&state.phase)));
+        let obstacle = waiting_reason(&rollout);
+        if phase != state.phase && obstacle.is_none() {
+            progress.print(&format!("{} {}", state.name, phase_predicate(&state.phase)));
         }
         if rollout.plan.is_some() {
             progress.sending(&Snapshot {
-                ends: state.ends,
+                by_class: state.by_class,
                 pace: rollout.rate_per_minute,
-                trouble,
+                obstacle,
                 answers: stages::answers(&rollout.stages),
             });
         } else {
-            progress.planning(rollout.devices_found.unwrap_or(0), trouble.as_deref());
+            progress.planning(rollout.devices_found.unwrap_or(0), obstacle.as_deref());
         }
         phase.clone_from(&state.phase);
         let name = state.name.clone();
@@ -99,7 +100,7 @@ async fn until_ended(
             tokio::time::sleep(client.pace()).await;
             match client.rollout(name.as_str()).await {
                 Ok(rollout) => break rollout,
-                Err(failure) if failure.may_pass() && !client.is_at_work() => {
+                Err(failure) if failure.is_transient() && !client.is_folder_owner() => {
                     if !std::mem::replace(&mut is_away, true) {
                         progress.print(&format!("waiting: {}", failure.lines().join(": ")));
                     }
@@ -111,10 +112,10 @@ async fn until_ended(
     }
 }
 
-/// Why nothing is being sent, if that is so.
-fn standstill(rollout: &RolloutView) -> Option<String> {
+/// Returns the reason if nothing is being sent.
+fn waiting_reason(rollout: &RolloutView) -> Option<String> {
     let state = &rollout.row.state;
-    let reason = one_line(state.reason.as_deref().unwrap_or_default());
+    let reason = escape_line(state.reason.as_deref().unwrap_or_default());
     match &*state.phase {
         "paused" => Some(format!("paused: {reason}")),
         "halted" => Some(format!("all rollouts are stopped: {reason}")),

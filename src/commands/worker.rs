@@ -1,4 +1,4 @@
-//! `twincast worker`: sends to the devices of batches that orchestrators release.
+//! `twincast worker`: sends to the devices of released batches.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use twincast_worker::{HubState, Worker, WorkerConfig, WorkerHub, WorkerStatus};
 
 use crate::config::Settings;
 use crate::engine;
-use crate::exit::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure};
 use crate::otlp;
 use crate::output::Output;
 use crate::process::Process;
 
-/// For how long a hub is out of reach before the log says so.
-const WORTH_TELLING: Duration = Duration::from_secs(5);
+/// The minimum duration of a hub's outage to be logged.
+const LOG_AFTER: Duration = Duration::from_secs(5);
 
 pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitCode, Failure> {
     let hubs = engine::all_hubs(settings, None)?;
-    engine::note_guesses(&hubs, settings, output);
+    engine::note_assumed_limits(&hubs, settings, output);
     let traces = otlp::start(settings, "worker")?;
     let Some(process) = Process::start("worker", settings, output).await? else {
         return Ok(ExitCode::Success);
@@ -33,7 +33,7 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
     let store = services.store() as Arc<dyn Store>;
     let hubs = engine::all_hubs(settings, Some(&store))?;
     engine::bind_hubs(&*store, &hubs).await?;
-    let ways: Vec<_> = hubs
+    let links: Vec<_> = hubs
         .iter()
         .map(|(name, handle)| (name.clone(), Arc::clone(&handle.hub)))
         .collect();
@@ -53,38 +53,38 @@ pub(crate) async fn worker(settings: &Settings, output: &Output) -> Result<ExitC
     process.export(|registry| status.register(registry))?;
     process.export(|registry| traces.register(registry))?;
     let stop = process.stop.clone();
-    let watch = tell_of_hubs(&status, &ways);
+    let watch = log_hub_outages(&status, &links);
     let worked = tokio::select! {
         worked = process.until_stopped(worker.run(stop)) => worked,
         () = watch => unreachable!("it watches for ever"),
     };
     process.end().await;
-    traces.close(otlp::LAST).await;
+    traces.close(otlp::FINAL_EXPORT_TIMEOUT).await;
     worked.map_err(engine::worker_failure)?;
     Ok(ExitCode::Success)
 }
 
-/// Says in the log when a hub cannot be sent through, and when it can again.
-async fn tell_of_hubs(status: &WorkerStatus, hubs: &[(HubName, Arc<dyn Hub>)]) {
-    let mut told: Vec<Option<String>> = vec![None; hubs.len()];
+/// Logs when a hub becomes unusable for sending, and when the hub recovers.
+async fn log_hub_outages(status: &WorkerStatus, hubs: &[(HubName, Arc<dyn Hub>)]) {
+    let mut logged: Vec<Option<String>> = vec![None; hubs.len()];
     loop {
-        for ((name, hub), told) in hubs.iter().zip(&mut told) {
-            let shut = status.hubs().find(|(of, _)| *of == name);
-            let shut = shut.and_then(|(_, status)| match status.state() {
-                HubState::Shut { reason, .. } => Some(reason),
+        for ((name, hub), logged) in hubs.iter().zip(&mut logged) {
+            let unavailable = status.hubs().find(|(of, _)| *of == name);
+            let unavailable = unavailable.and_then(|(_, status)| match status.state() {
+                HubState::Unavailable { reason, .. } => Some(reason),
                 HubState::Serving => None,
             });
-            // A link that is replaced within moments is no news.
-            let hindrance = hub.hindrance().filter(|is| is.lasting >= WORTH_TELLING);
-            let now = shut.or(hindrance.map(|is| is.reason));
-            match (told.is_some(), now.is_some()) {
+            // A link replaced within moments is not worth a log line.
+            let obstacle = hub.obstacle().filter(|it| it.lasting >= LOG_AFTER);
+            let now = unavailable.or(obstacle.map(|it| it.reason));
+            match (logged.is_some(), now.is_some()) {
                 (false, true) => {
                     tracing::warn!(hub = %name, reason = now, "nothing can be sent through this hub, its batches wait");
                 }
-                (true, false) => tracing::info!(hub = %name, "the hub takes messages again"),
+                (true, false) => tracing::info!(hub = %name, "the hub accepts messages again"),
                 _ => {}
             }
-            *told = now;
+            *logged = now;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -1,4 +1,4 @@
-//! Microsoft Entra ID: who this process is, as it is configured.
+//! Configuration of this process's identity in Microsoft Entra ID.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use twincast_entra::{Identity, ManagedId, Proof};
 
 use super::values::{SecretText, source_of};
 
-/// An identity: its method alone, as in `auth = "managed_identity"`, or a table with what the method needs.
+/// An identity: only the method, as in `auth = "managed_identity"`, or a table with the parameters
+/// of the method.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub(crate) struct AuthSettings(Table);
 
-/// How the identity is proven.
+/// The method to prove the identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum AuthMethod {
@@ -78,8 +79,8 @@ impl<'de> Deserialize<'de> for AuthSettings {
 }
 
 impl AuthSettings {
-    /// What is wrong with it: where, below the key of its section, and what must be.
-    pub(super) fn mistakes(&self) -> Vec<(&'static str, String)> {
+    /// Returns the problems: the key below the section's key, and the rule.
+    pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
         use AuthMethod as M;
         let table = &self.0;
         let method = table.method;
@@ -130,35 +131,35 @@ impl AuthSettings {
                 &[M::ClientCertificate],
             ),
         ];
-        let mut mistakes: Vec<_> = given
+        let mut problems: Vec<_> = given
             .iter()
             .filter(|(_, is_given, methods)| *is_given && !methods.contains(&method))
             .map(|(key, _, methods)| {
                 let names: Vec<_> = methods.iter().map(|method| method.name()).collect();
                 (
                     *key,
-                    format!("is for the methods {} only", names.join(", ")),
+                    format!("is allowed only for the methods {}", names.join(", ")),
                 )
             })
             .collect();
         if table.client_secret.is_some() && table.client_secret_file.is_some() {
             let what = "must have only one of client_secret and client_secret_file";
-            mistakes.push((".auth", what.to_owned()));
+            problems.push((".auth", what.to_owned()));
         }
         let ids = [&table.client_id, &table.object_id, &table.resource_id];
         if method == M::ManagedIdentity && ids.iter().filter(|id| id.is_some()).count() > 1 {
             let what = "must have only one of client_id, object_id and resource_id";
-            mistakes.push((".auth", what.to_owned()));
+            problems.push((".auth", what.to_owned()));
         }
-        mistakes
+        problems
     }
 
-    /// The token service, if it is not that of Azure's public cloud.
+    /// Returns the token service, if different from the service of Azure's public cloud.
     pub(crate) fn authority_host(&self) -> Option<&str> {
         self.0.authority_host.as_deref()
     }
 
-    /// The identity; `base` is what relative paths are below of, `at` the key of these settings.
+    /// Returns the identity. Relative paths are below `base`; `at` is the key of these settings.
     pub(crate) fn identity(&self, at: &str, base: &Path) -> Identity {
         let table = &self.0;
         let (tenant_id, client_id) = (table.tenant_id.clone(), table.client_id.clone());
@@ -191,7 +192,7 @@ impl AuthSettings {
 }
 
 impl AuthMethod {
-    /// The methods of an application of its own.
+    /// The methods of an application registration.
     const APPLICATIONS: [Self; 3] = [
         Self::WorkloadIdentity,
         Self::ClientSecret,

@@ -1,4 +1,4 @@
-//! Hubs, as they are configured.
+//! Configuration of hubs.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -6,21 +6,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use twincast_core::hub::{FeedbackQueue, FeedbackRules, HubLimits, Tier};
-use twincast_core::spec::Span;
+use twincast_core::spec::HumanDuration;
 use twincast_iothub::{Proxy, ProxyUrlError, Transport};
 
 use super::auth::AuthSettings;
 use super::values::{SecretText, Share};
-use crate::output::counted;
+use crate::output::with_noun;
 
-/// What a hub's lock on feedback, and its batching, may be: locks are 5 s to 5 min long, and emulators are quicker.
+/// Bounds of a hub's feedback lock and feedback batching: locks of IoT Hub last 5 s to 5 min;
+/// emulators are faster.
 const FEEDBACK_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
-/// Twin queries of a hub are documented to lag behind by "a few minutes".
+/// The default query lag. Microsoft documents that twin queries lag behind by "a few minutes".
 const QUERY_LAG: Duration = Duration::from_secs(300);
-/// What a hub's query lag may be.
+/// Bounds of a hub's query lag.
 const QUERY_LAGS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
-/// Below a second, a hub that only slows us down would be taken for one that does not answer;
-/// beyond an hour, a lost answer would hold its batch up for longer than any hub is out of reach.
+/// Bounds of the send timeout. Below a second, a slow hub would count as unresponsive; beyond an
+/// hour, a lost answer would hold up a batch for longer than any outage of a hub.
 const SEND_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 
@@ -61,18 +62,18 @@ pub(crate) struct HubSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) address: Option<std::net::IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) send_timeout: Option<Span>,
+    pub(crate) send_timeout: Option<HumanDuration>,
     #[serde(default)]
     pub(crate) feedback: FeedbackQueue,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) feedback_lock: Option<Span>,
+    pub(crate) feedback_lock: Option<HumanDuration>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) feedback_batching: Option<Span>,
+    pub(crate) feedback_batching: Option<HumanDuration>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) query_lag: Option<Span>,
+    pub(crate) query_lag: Option<HumanDuration>,
 }
 
-/// What carries AMQP to a hub.
+/// The transport of AMQP to a hub.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum HubTransport {
@@ -93,25 +94,26 @@ impl From<HubTransport> for Transport {
 }
 
 impl HubSettings {
-    /// The proxy; that of the environment if none is configured.
+    /// Returns the proxy; the environment's proxy if none is configured.
     pub(crate) fn proxy(&self) -> Proxy {
         let text = self.proxy.as_ref().map(SecretText::expose);
         text.and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 
-    /// What is kept to, if nothing says what the hub's quota is.
-    pub(crate) fn guess(&self) -> Option<String> {
+    /// Describes the assumed limits of a hub without a configured quota.
+    pub(crate) fn assumed_limits(&self) -> Option<String> {
         if self.unlimited || self.tier.is_some() {
             return None;
         }
-        let units = counted(self.units.unwrap_or(1).into(), "unit", "units");
+        let units = with_noun(self.units.unwrap_or(1).into(), "unit", "units");
         let rate = self.limits().sends_per_minute.unwrap_or_default();
         Some(format!(
-            "its tier is not configured, so that of the smallest is kept to (S1, {units}, {rate} messages a minute). Set tier and units."
+            "tier is not configured; using the limits of the smallest paid tier (S1, {units}, \
+             {rate} messages a minute). Set tier and units."
         ))
     }
 
-    /// How fast the hub may be used. Without a word on it, as the smallest paid hub.
+    /// Returns the limits of the hub. The default is the smallest paid hub.
     pub(crate) fn limits(&self) -> HubLimits {
         let limits = match (self.unlimited, self.tier, self.units) {
             (true, ..) => HubLimits::unlimited(),
@@ -122,12 +124,14 @@ impl HubSettings {
         let defaults = FeedbackRules::default();
         let feedback = FeedbackRules {
             queue: self.feedback,
-            lock: self.feedback_lock.map_or(defaults.lock, |span| span.0),
+            lock: self
+                .feedback_lock
+                .map_or(defaults.lock, |duration| duration.0),
             batching: self
                 .feedback_batching
-                .map_or(defaults.batching, |span| span.0),
+                .map_or(defaults.batching, |duration| duration.0),
         };
-        let query_lag = self.query_lag.map_or(QUERY_LAG, |span| span.0);
+        let query_lag = self.query_lag.map_or(QUERY_LAG, |duration| duration.0);
         HubLimits {
             feedback,
             query_lag,
@@ -135,8 +139,8 @@ impl HubSettings {
         }
     }
 
-    /// What is wrong with it: where, below its own key, and what must be.
-    pub(super) fn mistakes(&self) -> Vec<(&'static str, String)> {
+    /// Returns the problems: the key below the hub's key, and the rule.
+    pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
         let strings = [
             self.connection_string.is_some(),
             self.connection_string_file.is_some(),
@@ -149,8 +153,8 @@ impl HubSettings {
         let given = |of: &[bool]| of.iter().filter(|given| **given).count();
         let (tier, units) = (self.tier.unwrap_or(Tier::S1), self.units.unwrap_or(1));
         let most = tier.max_units();
-        let is_in = |span: Option<Span>, range: &RangeInclusive<Duration>| {
-            span.is_none_or(|span| range.contains(&span.0))
+        let is_in = |duration: Option<HumanDuration>, range: &RangeInclusive<Duration>| {
+            duration.is_none_or(|duration| range.contains(&duration.0))
         };
         let rules = [
             (
@@ -168,7 +172,7 @@ impl HubSettings {
             (
                 given(&seconds) == 0 || self.host.is_none(),
                 "",
-                "must have a connection string if it has a secondary one".to_owned(),
+                "must have a connection string besides the secondary connection string".to_owned(),
             ),
             (
                 self.host.is_some() == self.auth.is_some(),
@@ -210,7 +214,7 @@ impl HubSettings {
             .map(|text| text.expose().parse::<Proxy>());
         let of_proxy = proxy.and_then(Result::err);
         let of_proxy = of_proxy.map(|error: ProxyUrlError| (".proxy", error.to_string()));
-        let of_auth = self.auth.iter().flat_map(AuthSettings::mistakes);
+        let of_auth = self.auth.iter().flat_map(AuthSettings::problems);
         broken.chain(of_proxy).chain(of_auth).collect()
     }
 }

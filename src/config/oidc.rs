@@ -1,11 +1,11 @@
-//! The OpenID Connect issuer whose tokens the HTTP API takes, as it is configured.
+//! Configuration of the OpenID Connect issuer of tokens for the HTTP API.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use twincast_orchestrator::http::auth::Role;
 
-/// Whose tokens are taken, and what they say here.
+/// The accepted issuer and audience, and the claims with name and roles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OidcSettings {
@@ -24,7 +24,7 @@ pub(crate) struct OidcSettings {
     pub(crate) roles: RoleValues,
 }
 
-/// The values of the roles claim that stand for each role.
+/// The values of the roles claim for each role.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RoleValues {
@@ -38,10 +38,10 @@ pub(crate) struct RoleValues {
     admin: Vec<String>,
 }
 
-/// The environment has no lists.
+/// Accepts a single text or a list: the environment has no lists.
 fn one_or_some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a text, or a list of some")]
+    #[serde(untagged, expecting = "a text, or a list of texts")]
     enum OneOrSome {
         One(String),
         Some(Vec<String>),
@@ -61,7 +61,7 @@ fn name_claim() -> String {
 }
 
 impl RoleValues {
-    /// Each value with its role.
+    /// Returns all values, each with the role.
     pub(crate) fn all(&self) -> Vec<(String, Role)> {
         let of = |role| match role {
             Role::Viewer => &self.viewer,
@@ -75,8 +75,8 @@ impl RoleValues {
 }
 
 impl OidcSettings {
-    /// What is wrong with it: where, and what must be.
-    pub(crate) fn mistakes(&self) -> Vec<(&'static str, &'static str)> {
+    /// Returns the problems: the key, and the rule.
+    pub(crate) fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let roles = self.roles.all();
         let urls = [Some(&self.issuer), self.keys_url.as_ref()];
         let rules = [
@@ -91,7 +91,7 @@ impl OidcSettings {
                 "must not be empty",
             ),
             (
-                // They are shown.
+                // Both URLs appear in output.
                 !urls.into_iter().flatten().any(|url| url.contains('@')),
                 "api.oidc",
                 "must have no user and password in issuer and keys_url",
@@ -104,7 +104,8 @@ impl OidcSettings {
             (
                 !roles.is_empty() && roles.iter().all(|(value, _)| !value.is_empty()),
                 "api.oidc.roles",
-                "must have values for a role, none of them empty; without one, no token gives any",
+                "must have values for at least one role, and no empty value; without a value, no \
+                 token gives a role",
             ),
         ];
         let broken = rules.into_iter().filter(|(holds, ..)| !holds);

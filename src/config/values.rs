@@ -1,4 +1,4 @@
-//! Values of the configuration: secrets, and parts of something.
+//! Types of configuration values: secrets and shares.
 
 use std::fmt;
 use std::path::Path;
@@ -6,16 +6,16 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use twincast_secret::{Secret, SecretSource};
 
-/// A text that is never shown.
+/// A text never shown.
 #[derive(Clone)]
 pub(crate) struct SecretText(pub(super) String);
 
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer);
-        // What was found would be shown.
+        // The library's error would show the found value.
         text.map(Self).map_err(|_| {
-            serde::de::Error::custom("must be a text, in quotes; what was found is not shown")
+            serde::de::Error::custom("must be a text, in quotes; the found value is not shown")
         })
     }
 }
@@ -26,7 +26,8 @@ impl SecretText {
     }
 }
 
-/// The source of a secret: the text of `setting`, or the file that `{setting}_file` names, below `base`.
+/// Returns the source of a secret: the text of `setting`, or the file named by `{setting}_file`,
+/// below `base`.
 pub(crate) fn source_of(
     setting: &str,
     text: Option<&SecretText>,
@@ -55,13 +56,13 @@ impl Serialize for SecretText {
     }
 }
 
-/// A part of something, written like `90%`.
+/// A share of a whole, written like `90%`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Share(pub(super) f64);
 
 impl Share {
-    /// The part of one that it is.
+    /// Returns the share as a fraction: 0.9 for `90%`.
     pub(crate) fn of_one(self) -> f64 {
         self.0
     }

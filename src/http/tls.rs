@@ -1,4 +1,4 @@
-//! The certificate of a server, as its files say now.
+//! The certificate of a server, reloaded from files.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -8,15 +8,15 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 
 use crate::textfile;
 
-/// How often the files are looked at. The whole of them: a mounted secret changes by a link to another folder, and the
-/// times of its files say nothing.
-const EVERY: Duration = Duration::from_secs(5);
+/// The interval of reading the files. The whole content is compared: a mounted secret changes by a
+/// link to another folder, so the files' times reveal no change.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A certificate with its key, from files that may change.
+/// A certificate and a key, from files subject to change.
 pub(crate) struct Tls {
     certificate: PathBuf,
     key: PathBuf,
@@ -28,26 +28,26 @@ struct Held {
     config: Arc<ServerConfig>,
 }
 
-/// What the files say.
+/// The content of the files.
 #[derive(PartialEq)]
 struct Files {
     certificate: String,
     key: String,
 }
 
-/// Why the files cannot be used.
+/// The error of unusable files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
-    /// One cannot be read.
+    /// A file cannot be read.
     #[error(transparent)]
     Read(#[from] anyhow::Error),
     /// There is no certificate.
-    #[error("{} holds no certificate in PEM", path.display())]
+    #[error("{} has no certificate in PEM", path.display())]
     NoCertificate { path: PathBuf },
     /// There is no key.
-    #[error("{} holds no private key in PEM", path.display())]
+    #[error("{} has no private key in PEM", path.display())]
     NoKey { path: PathBuf },
-    /// They do not belong together, or are of a kind that nobody uses.
+    /// Certificate and key do not match, or are of an unsupported kind.
     #[error("the certificate and the key cannot be used together")]
     Pair(#[source] rustls::Error),
 }
@@ -58,7 +58,8 @@ impl Tls {
     /// # Errors
     /// [`TlsError`].
     pub(crate) fn open(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
-        // The library asks for one that the whole process uses; there may be one already.
+        // The TLS library needs a provider for the whole process; a provider may be installed
+        // already.
         _ = rustls::crypto::ring::default_provider().install_default();
         let files = read(&certificate, &key)?;
         let config = config(&files, &certificate, &key)?;
@@ -69,37 +70,37 @@ impl Tls {
         })
     }
 
-    /// What encrypts a new connection.
+    /// Returns the acceptor of new connections.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         TlsAcceptor::from(Arc::clone(&held.config))
     }
 
-    /// Reads the files again and again, until dropped. If they are bad, what was good goes on: one may be written
-    /// before the other.
+    /// Reloads the files periodically, until dropped. While the files are bad, the last good files
+    /// stay in use: a file may be written before the other.
     pub(crate) async fn follow(&self) {
-        let mut told = None;
+        let mut reported = None;
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(RELOAD_INTERVAL).await;
             let file = self.certificate.display();
             match self.renew() {
-                Ok(false) => told = None,
+                Ok(false) => reported = None,
                 Ok(true) => {
-                    told = None;
+                    reported = None;
                     tracing::info!(%file, "the certificate of the API has changed");
                 }
                 Err(error) => {
-                    let error = in_words(&error);
-                    if told.as_ref() != Some(&error) {
-                        tracing::error!(%file, error, "the certificate of the API cannot be used; it stays as it was");
-                        told = Some(error);
+                    let error = describe(&error);
+                    if reported.as_ref() != Some(&error) {
+                        tracing::error!(%file, error, "cannot use the new certificate of the API, keeping the previous certificate");
+                        reported = Some(error);
                     }
                 }
             }
         }
     }
 
-    /// Whether the files say something new.
+    /// Reloads the files; returns true if the content is new.
     fn renew(&self) -> Result<bool, TlsError> {
         let files = read(&self.certificate, &self.key)?;
         let is_known = {
@@ -116,7 +117,8 @@ impl Tls {
     }
 }
 
-/// They are small, and read at once; a mounted secret is in memory.
+/// Reads both files. Blocking is acceptable: the files are small, and a mounted secret is in
+/// memory.
 fn read(certificate: &Path, key: &Path) -> anyhow::Result<Files> {
     Ok(Files {
         certificate: textfile::read("the certificate", certificate)?,
@@ -165,14 +167,14 @@ mod tests {
         assert!(matches!(error, TlsError::Pair(_)), "{error}");
         write("key", "");
         let error = tls.renew().unwrap_err().to_string();
-        assert!(error.contains("holds no private key"), "{error}");
+        assert!(error.contains("has no private key"), "{error}");
         assert_eq!(held(), old.cert.pem());
         write("key", &new.signing_key.serialize_pem());
         assert!(tls.renew().unwrap());
         assert_eq!(held(), new.cert.pem());
         write("crt", "no certificate");
         let error = tls.renew().unwrap_err().to_string();
-        assert!(error.contains("holds no certificate"), "{error}");
+        assert!(error.contains("has no certificate"), "{error}");
         std::fs::write(path("crt"), vec![b'#'; 1024 * 1024 + 1]).unwrap();
         let error = tls.renew().unwrap_err().to_string();
         assert!(error.contains("is larger than"), "{error}");

@@ -1,8 +1,10 @@
 //! The variables of the OpenTelemetry standard about traces.
 //!
-//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables>, and for the exporter
-//! <https://opentelemetry.io/docs/specs/otel/protocol/exporter>. An empty variable counts as not set. A variable that is
-//! not understood is noted, and counts as not set.
+//! Specification of the variables:
+//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables>, and of the
+//! exporter's variables: <https://opentelemetry.io/docs/specs/otel/protocol/exporter>.
+//!
+//! An empty variable counts as not set. An invalid variable is noted, and counts as not set.
 
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
@@ -10,20 +12,20 @@ use reqwest::header::{HeaderMap, HeaderName};
 use twincast_otlp::Sampling;
 
 use crate::config::{address, endpoint};
-use crate::peer::secret;
+use crate::http_client::secret;
 
 /// The variables of a process.
 pub(super) struct Standard<V> {
     variables: V,
-    /// A text for each variable that was not understood: its name, the allowed values, and the value in force.
-    pub(super) odd: Vec<String>,
+    /// A text per invalid variable: the name, the allowed values, and the value in force.
+    pub(super) invalid: Vec<String>,
 }
 
 impl<V: Fn(&str) -> Option<String>> Standard<V> {
     pub(super) fn new(variables: V) -> Self {
         Self {
             variables,
-            odd: Vec::new(),
+            invalid: Vec::new(),
         }
     }
 
@@ -33,7 +35,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    /// Whether traces are switched off altogether.
+    /// Returns true if traces are switched off altogether.
     pub(super) fn is_disabled(&mut self) -> bool {
         let name = "OTEL_SDK_DISABLED";
         match self.get(name) {
@@ -41,8 +43,8 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
             Some(value) if value.eq_ignore_ascii_case("true") => true,
             Some(value) => {
                 if !value.eq_ignore_ascii_case("false") {
-                    self.odd.push(format!(
-                        "{name} is {value:?}; true or false is allowed, and false holds"
+                    self.invalid.push(format!(
+                        "{name} is {value:?}; allowed: true, false; using false"
                     ));
                 }
                 false
@@ -50,22 +52,22 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
         }
     }
 
-    /// Whether the environment wants traces to be exported.
+    /// Returns true if the environment asks for the export of traces.
     pub(super) fn exports(&mut self) -> bool {
         let name = "OTEL_TRACES_EXPORTER";
         match self.get(name).as_deref() {
             None | Some("otlp") => true,
             Some("none") => false,
             Some(value) => {
-                self.odd.push(format!(
-                    "{name} is {value:?}; otlp and none are supported, and otlp holds"
+                self.invalid.push(format!(
+                    "{name} is {value:?}; supported: otlp, none; using otlp"
                 ));
                 true
             }
         }
     }
 
-    /// The destination of traces. An address for traces alone is used unchanged.
+    /// Returns the destination of traces. An address for traces alone is used unchanged.
     pub(super) fn endpoint(&mut self, allow_http: bool) -> Option<Url> {
         let of_traces = |text: &str| endpoint(text, allow_http);
         let of_all = |text: &str| address(text, allow_http).map(with_path);
@@ -80,11 +82,11 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
     ) -> Option<T> {
         let text = self.get(name)?;
         read(&text)
-            .map_err(|error| self.odd.push(format!("{name}: {error}")))
+            .map_err(|error| self.invalid.push(format!("{name}: {error}")))
             .ok()
     }
 
-    /// The choice of traces.
+    /// Returns the choice of traces.
     pub(super) fn sampling(&mut self) -> Sampling {
         let name = "OTEL_TRACES_SAMPLER";
         let sampler = self.get(name);
@@ -100,8 +102,9 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
             Some("always_off") => of(false, 0.0),
             Some("traceidratio") => of(false, self.ratio()),
             Some(other) => {
-                self.odd.push(format!(
-                    "{name} is {other:?}; always_on, always_off, traceidratio and the same with parentbased_ before are supported, and parentbased_always_on holds"
+                self.invalid.push(format!(
+                    "{name} is {other:?}; supported: always_on, always_off, traceidratio, each \
+                     also with the prefix parentbased_; using parentbased_always_on"
                 ));
                 of(true, 1.0)
             }
@@ -114,12 +117,12 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
                 .parse()
                 .ok()
                 .filter(|ratio| (0.0..=1.0).contains(ratio));
-            ratio.ok_or_else(|| format!("{text:?} is not a number from 0 to 1, and 1 holds"))
+            ratio.ok_or_else(|| format!("{text:?} is not a number from 0 to 1; using 1"))
         });
         ratio.unwrap_or(1.0)
     }
 
-    /// The headers of each request. Values are percent-encoded.
+    /// Returns the headers of each request. Values are percent-encoded.
     pub(super) fn headers(&mut self) -> HeaderMap {
         let name = [
             "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
@@ -141,8 +144,9 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
             match pair {
                 Some((name, value)) => drop(headers.insert(name, value)),
                 // The part may be a secret, so the text does not show the part.
-                None => self.odd.push(format!(
-                    "{name} must be name=value, with commas between them and values percent-encoded; a part is left out"
+                None => self.invalid.push(format!(
+                    "{name} must be comma-separated name=value pairs with percent-encoded values; \
+                     leaving out a pair"
                 )),
             }
         }
@@ -150,7 +154,7 @@ impl<V: Fn(&str) -> Option<String>> Standard<V> {
     }
 }
 
-/// The address at which a collector takes traces.
+/// Returns the address of a collector for traces.
 pub(super) fn with_path(mut url: Url) -> Url {
     let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
     url.set_path(&path);

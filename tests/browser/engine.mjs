@@ -1,5 +1,5 @@
-// The whole engine for a test: RabbitMQ, Redis, an emulated hub, an orchestrator and a worker, each a process of the
-// test's own on free ports.
+// The whole engine for a test: RabbitMQ, Redis, an emulated hub, an orchestrator and a worker, as private processes on
+// free ports.
 
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
@@ -16,7 +16,7 @@ const program = join(target, 'debug', 'twincast');
 const services = join(root, 'scripts', 'services');
 const run = promisify(execFile);
 
-/** Asks again until there is an answer. */
+/** Polls until there is a result. */
 export async function eventually(what, look, within = 60_000) {
   const until = Date.now() + within;
   for (;;) {
@@ -29,7 +29,7 @@ export async function eventually(what, look, within = 60_000) {
   }
 }
 
-/** All processes that were started, for the case that the test ends early. */
+/** All started processes, killed at the end of the test process. */
 const started = new Set();
 process.on('exit', () => started.forEach((child) => child.kill('SIGKILL')));
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
@@ -40,7 +40,7 @@ export class Engine {
   #children = [];
   #folder;
 
-  /** Starts everything but orchestrator and worker: `devices` refrigerators behind a hub of the given tier. */
+  /** Starts the services and a hub of the given tier with `devices` refrigerators, without orchestrator and worker. */
   static async start({ devices, tier }) {
     const engine = new Engine();
     try {
@@ -54,7 +54,7 @@ export class Engine {
 
   async #start(devices, tier) {
     this.#folder = await mkdtemp(join(tmpdir(), 'twincast-browser-'));
-    // It kills the services when this process is gone, and removes their folder.
+    // The guard kills the services after the end of this process, and removes the folder.
     this.guard = spawn(services, ['guard', join(this.#folder, 'services')], { stdio: ['pipe', 'inherit', 'inherit'] });
     const [rabbitmq, redis] = await Promise.all([this.#service('rabbitmq'), this.#service('redis')]);
     this.spawn('hub', ['hub', '--devices', String(devices), '--tier', tier, '--amqp-port', '0', '--out', 'hub']);
@@ -122,7 +122,7 @@ ${hub}`);
 
   async #ask(path, request) {
     const headers = { Authorization: `Bearer ${this.admin}`, 'Content-Type': 'application/json' };
-    // A machine that is busy with other tests may not answer in time; asked again, nothing is done twice.
+    // A busy machine may not answer in time; a repeated request has no second effect.
     const response = await eventually(path, async () => {
       const answer = await fetch(`${this.address}/api/v1${path}`, { headers, ...request });
       return answer.status === 503 ? null : answer;
@@ -132,13 +132,13 @@ ${hub}`);
     return JSON.parse(text);
   }
 
-  /** Ends one process as an operator would. */
+  /** Ends a process with SIGTERM. */
   async end({ child, over }) {
     child.kill('SIGTERM');
     await over;
   }
 
-  /** What the processes have said, for when something is wrong. */
+  /** Returns the ends of the processes' logs, for a failed test. */
   logs() {
     return this.#children.map(({ name, log }) => `--- ${name}\n${log().slice(-3000)}`).join('\n');
   }

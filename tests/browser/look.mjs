@@ -1,11 +1,11 @@
-// A staged rollout on an emulated fleet, watched and decided upon in a real browser.
+// Tests a staged rollout on an emulated fleet, watched and operated in a real browser.
 
 import assert from 'node:assert/strict';
 import { mkdir, readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { chromium } from 'playwright-core';
 
+import { launch } from './browser.mjs';
 import { Engine, eventually } from './engine.mjs';
 
 const DEVICES = 400;
@@ -14,7 +14,7 @@ const NARROW = { width: 360, height: 740 };
 const pictures = join(process.env.CARGO_TARGET_DIR ?? 'target', 'screenshots');
 const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
-/** As long as a name may be. */
+/** A name of the maximum length. */
 const SECOND = 'early-adopters-of-all-regions-that-have-a-maintenance-contract';
 
 const spec = {
@@ -33,7 +33,7 @@ const spec = {
 const began = Date.now();
 const step = (what) => console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(5)} s  ${what}`);
 
-/** A browser window of somebody's. What it complains of fails the test at its end. */
+/** A browser window of a person. Errors and warnings of the browser fail the test at the end. */
 class Visitor {
   static complaints = [];
 
@@ -47,7 +47,7 @@ class Visitor {
     visitor.page.setDefaultTimeout(30_000);
     visitor.page.on('pageerror', (error) => Visitor.complaints.push(String(error)));
     visitor.page.on('console', (said) => {
-      // That somebody who has no token yet is told so is in order.
+      // The 401 before the sign-in is expected.
       const isExpected = /status of 401/.test(said.text()) && said.location().url.endsWith('/whoami');
       if (['error', 'warning'].includes(said.type()) && !isExpected) {
         Visitor.complaints.push(`${said.text()} (${said.location().url})`);
@@ -68,7 +68,7 @@ class Visitor {
     await this.page.getByRole('heading', { name: 'Rollouts' }).waitFor();
   }
 
-  /** Takes pictures, light and dark, wide and narrow; checks that nothing is cut off and everybody can use it. */
+  /** Takes screenshots, light and dark, wide and narrow; checks the width and the accessibility. */
   async look(name) {
     for (const [scheme, size, viewport] of [
       ['light', 'wide', WIDE], ['dark', 'wide', WIDE], ['light', 'narrow', NARROW], ['dark', 'narrow', NARROW],
@@ -79,7 +79,7 @@ class Visitor {
       const [inner, outer] = await this.page.evaluate(
         () => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
       assert.ok(inner <= outer, `${name}, ${size}: ${inner} px wide, and the window ${outer}`);
-      // Not a script of the page's, so that its policy need not allow it.
+      // Evaluated outside the page's scripts, so the content security policy does not apply.
       const { violations } = await this.page.evaluate(`${axe}; axe.run({ resultTypes: ['violations'] })`);
       const told = violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html).join(' ')}`);
       assert.deepEqual(told, [], `${name}, ${size}, ${scheme}`);
@@ -89,7 +89,7 @@ class Visitor {
   }
 }
 
-/** Presses Tab until something is focused that is so called. */
+/** Presses Tab until the element with this text is focused. */
 async function tabTo(page, name) {
   for (let presses = 0; presses < 40; presses += 1) {
     await page.keyboard.press('Tab');
@@ -112,7 +112,7 @@ async function watch(engine, browser) {
   step('signed in');
   await page.getByText('No rollouts yet.').waitFor();
 
-  // It appears by itself.
+  // The rollout appears without a reload.
   await engine.post('/rollouts', spec);
   await page.getByRole('link', { name: spec.name }).click();
   await page.getByRole('heading', { level: 1, name: spec.name }).waitFor();
@@ -125,9 +125,9 @@ async function watch(engine, browser) {
   await waitsFor(viewer.page, 'Stage canary waits for an approval');
   assert.equal(await viewer.page.locator('button[data-operation]').count(), 0, 'who looks only has no buttons');
 
-  // By click, with a reason that is text whatever it looks like.
+  // Approve by click, with a reason that looks like HTML.
   await page.getByRole('button', { name: 'Approve canary' }).click();
-  await page.getByRole('dialog').getByLabel(/^Why/).fill('looks <b>well</b>');
+  await page.getByRole('dialog').getByLabel(/^Reason/).fill('looks <b>well</b>');
   await ann.look('dialog');
   await page.getByRole('dialog').getByRole('button', { name: 'Approve' }).click();
   await page.getByText('Done: approve.').waitFor({ state: 'attached' });
@@ -135,7 +135,7 @@ async function watch(engine, browser) {
   step('approved by click');
 
   await page.getByRole('button', { name: 'Pause' }).click();
-  await page.getByRole('dialog').getByLabel(/^Why/).fill('lunch');
+  await page.getByRole('dialog').getByLabel(/^Reason/).fill('lunch');
   await page.getByRole('dialog').getByRole('button', { name: 'Pause' }).click();
   await page.locator('.badge', { hasText: 'paused' }).waitFor();
   await page.getByText('lunch (pause by ann)').first().waitFor();
@@ -147,7 +147,7 @@ async function watch(engine, browser) {
 
   await waitsFor(page, `Stage ${SECOND} waits for an approval`);
   await ann.look('half');
-  // More have ended than a page of the list holds, and their names come first.
+  // More rollouts have ended than fit on a page of the list, and their names sort first.
   const names = Array.from({ length: 101 }, (_, n) => `archive-${n + 100}`);
   while (names.length > 0) {
     await Promise.all(names.splice(0, 10).map((name) => engine.post('/rollouts', { ...spec, name, target: { tags: { type: 'none' } } })));
@@ -157,29 +157,29 @@ async function watch(engine, browser) {
   await page.getByRole('link', { name: 'archive-199' }).waitFor();
   assert.match(await page.locator('tbody tr').first().textContent(), new RegExp(`^${spec.name}`), 'what runs comes first');
   await ann.look('rollouts');
-  await page.getByRole('button', { name: 'More' }).click();
+  await page.getByRole('button', { name: 'Next page' }).click();
   await page.getByRole('link', { name: 'archive-200' }).waitFor();
-  await page.getByRole('button', { name: 'From the first' }).click();
+  await page.getByRole('button', { name: 'First page' }).click();
   await page.getByRole('link', { name: spec.name }).waitFor();
   await page.goto(`/#/rollouts/${spec.name}`);
 
   await byKeyboard(engine, browser);
   step('approved by keyboard');
 
-  // Devices that are away do not take it within its life.
+  // Offline devices do not accept the message before it expires.
   await page.locator('.badge', { hasText: 'finished with failures' }).waitFor({ timeout: 180_000 });
   await page.locator('.figure', { hasText: `${DEVICES} of ${DEVICES} devices done` }).waitFor();
   await page.locator('.legend', { hasText: 'not taken: the hub had the message' }).waitFor();
   await page.getByRole('row', { name: /^not found not sent/ }).waitFor();
   await page.getByRole('rowheader', { name: 'not found' }).waitFor();
-  await page.getByRole('cell', { name: 'the hub does not know the device, or has it disabled' }).waitFor();
+  await page.getByRole('cell', { name: 'the device is unknown to the hub, or disabled' }).waitFor();
   await page.locator('.devices code', { hasText: 'fridge-' }).first().waitFor();
-  await page.getByText('devices a minute at the most').waitFor();
+  await page.getByText('devices per minute at most').waitFor();
   assert.equal(await page.locator('button[data-operation="abort"]').count(), 0, 'what is over cannot be aborted');
-  const { phase, ends } = await engine.get(`/rollouts/${spec.name}`);
+  const { phase, by_class } = await engine.get(`/rollouts/${spec.name}`);
   assert.equal(phase, 'finished_with_failures');
-  assert.equal(ends.pending, 0);
-  const all = Object.values(ends).reduce((sum, devices) => sum + devices, 0);
+  assert.equal(by_class.pending, 0);
+  const all = Object.values(by_class).reduce((sum, devices) => sum + devices, 0);
   assert.equal(all, DEVICES, 'classes add up to the devices');
   step('it has finished');
   await ann.look('finished');
@@ -198,7 +198,7 @@ async function watch(engine, browser) {
   const unasked = Visitor.complaints.filter((said) => !/status of 404.*(there-is-none|100%25)/.test(said));
   assert.deepEqual(unasked, [], 'what the browser complained of');
 
-  // Nothing is ever quietly out of date.
+  // Outdated data are always marked.
   await page.goto('/#/');
   await page.getByRole('link', { name: 'archive-100' }).waitFor();
   await engine.end(engine.orchestrator);
@@ -219,7 +219,7 @@ async function visit(engine, browser) {
   return { page, look: (name) => ann.look(name) };
 }
 
-/** From the first key to the gate's approval without a pointer. */
+/** Signs in and approves a gate with the keyboard alone. */
 async function byKeyboard(engine, browser) {
   const { page, context } = await Visitor.of(browser, engine.address);
   await page.goto('/');
@@ -242,7 +242,7 @@ async function byKeyboard(engine, browser) {
   await page.keyboard.press('Enter');
   await page.getByRole('cell', { name: 'ann: no complaints' }).waitFor();
   await page.getByRole('dialog').waitFor({ state: 'hidden' });
-  // The button that opened the dialog has gone.
+  // The button that opened the dialog is gone.
   await page.waitForFunction(() => document.activeElement.tagName === 'H1');
   await context.close();
 }
@@ -252,8 +252,7 @@ const engine = await Engine.start({ devices: DEVICES, tier: 'S3' });
 step(`the engine is up: ${engine.address}`);
 let browser;
 try {
-  // Its sandbox wants rights that a container may not have; what it opens is our own page.
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage'] });
+  browser = await launch();
   await watch(engine, browser);
   step(`all well; pictures are in ${pictures}`);
 } catch (error) {

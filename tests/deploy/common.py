@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Common definitions of the tests in this folder."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# The program itself: it says whether a configuration is one.
+# The program validates configurations.
 TWINCAST = Path(os.environ.get("TWINCAST") or Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/twincast")
 if not TWINCAST.exists():
     sys.exit(f"{TWINCAST} is not there: run `cargo build` first, or name another one in TWINCAST")

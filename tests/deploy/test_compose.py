@@ -1,5 +1,5 @@
-"""The image and the compose file: held against their schema and against each other. What they start
-is tried elsewhere; an engine that could start it is not at hand."""
+"""Tests the image and the compose file against their schemas and against each other. The containers are
+not started, because no container engine is available; other tests run the processes."""
 
 import json
 import re
@@ -21,12 +21,12 @@ CONFIG = tomllib.loads((DEPLOY / "compose/twincast.toml").read_text())
 
 
 def mounts(service):
-    """What is at which path: {path: source}."""
+    """Returns the mounted sources by path: {path: source}."""
     return {volume.split(":")[1]: volume.split(":")[0] for volume in service.get("volumes", [])}
 
 
 def option(service, name):
-    """The value of a command's --name=value."""
+    """Returns the value of a command's --name=value."""
     [value] = [part.removeprefix(f"--{name}=") for part in service["command"] if part.startswith(f"--{name}=")]
     return value
 
@@ -107,7 +107,7 @@ class Compose(unittest.TestCase):
             )
             self.assertEqual(shown.returncode, 0, shown.stderr)
         for name in [*PROCESSES, "hub"]:
-            # Options of the command itself are read before its help is shown.
+            # The program checks the command's own options before showing the help.
             helped = subprocess.run([TWINCAST, *SERVICES[name]["command"], "--help"], capture_output=True, text=True)
             self.assertEqual(helped.returncode, 0, helped.stderr)
 
@@ -176,7 +176,7 @@ class Image(unittest.TestCase):
         [user] = re.findall(r"^USER (\S+)$", last, re.M)
         ids = yaml.safe_load((ROOT / "helm/twincast/values.yaml").read_text())["security"]
         self.assertEqual(user, f"{ids['runAsUser']}:{ids['runAsGroup']}")
-        # The emulator's volume takes its owner from this folder.
+        # The emulator's volume inherits the owner of this folder.
         [folder] = re.findall(r"^WORKDIR (\S+)$", last, re.M)
         self.assertIn(f"install -d -o {ids['runAsUser']} -g {ids['runAsGroup']} {folder}", last)
         self.assertEqual(folder, option(SERVICES["hub"], "out"))

@@ -1,5 +1,5 @@
-"""The steps of docs/pipelines: checked against the schemas of those who run them, and run, with a
-real RabbitMQ and Redis, an orchestrator, a worker, and the emulator."""
+"""Tests the steps of docs/how-to/pipelines: checks the files against the schemas of the pipeline systems, and runs
+the steps with a real RabbitMQ and Redis, an orchestrator, a worker, and the emulator."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import yaml
 
 from common import HERE, ROOT, TWINCAST
 
-PIPELINES = ROOT / "docs/pipelines"
+PIPELINES = ROOT / "docs/how-to/pipelines"
 FILES = {"azure-devops": "azure-pipelines", "github-actions": "github-workflows", "gitlab-ci": "gitlab-ci"}
 PARSED = {name: yaml.safe_load((PIPELINES / f"{name}.yml").read_text()) for name in FILES}
 
@@ -32,7 +32,7 @@ groups:
 
 
 def step(name):
-    """What the step that tells the fleet runs, as its system runs it."""
+    """Returns the script of the rollout step, in the form run by the pipeline system."""
     pipeline = PARSED[name]
     if name == "gitlab-ci":
         return "set -eo pipefail\n" + "\n".join(pipeline["rollout"]["script"])
@@ -69,7 +69,7 @@ class Files(unittest.TestCase):
             text = (PIPELINES / f"{name}.yml").read_text()
             self.assertRegex(text, r"VERSION: \$")
             self.assertRegex(text, r"TWINCAST__AMQP__URL: \$.*TWINCAST_AMQP_URL")
-            # What a tag's author writes is never a part of the script itself.
+            # The text of a tag must never be part of the script.
             self.assertNotRegex(step(name), r"\$\(|\$\{\{")
 
     def test_actions_are_pinned_by_their_hashes(self):
@@ -84,13 +84,13 @@ class Files(unittest.TestCase):
 
 
 class Steps(unittest.TestCase):
-    """The steps at work."""
+    """Runs the steps."""
 
     @classmethod
     def setUpClass(cls):
         cls.folder = Path(tempfile.mkdtemp(prefix="twincast-pipelines-"))
         services = ROOT / "scripts/services"
-        # Ends the services when this process is no more, however it ended.
+        # Ends the services after any end of this process.
         guard = subprocess.Popen([services, "guard", cls.folder / "services"], stdin=subprocess.PIPE)
         cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
         cls.addClassCleanup(guard.wait)
@@ -111,7 +111,7 @@ class Steps(unittest.TestCase):
 
         def run(*args):
             with open(cls.folder / f"{args[-1]}.log", "wb") as log:
-                # Ends by itself, should nobody be left to end it.
+                # `timeout` ends the process if the test cannot.
                 process = subprocess.Popen(["timeout", "300", TWINCAST, *args], env=env, stdout=subprocess.PIPE, stderr=log, cwd=cls.folder)
             cls.addClassCleanup(process.wait)
             cls.addClassCleanup(process.terminate)
@@ -120,7 +120,7 @@ class Steps(unittest.TestCase):
 
         (cls.folder / "fleet.yaml").write_text(FLEET)
         hub = run("--json", "hub", "--amqp-port=0", "--tier=S3", "--fleet=fleet.yaml", "--out=hub")
-        # It says so when it is up.
+        # The hub prints this line when ready.
         answer = json.loads(hub.stdout.readline())
         assert "config_file" in answer, answer
         config = answer["config_file"]
@@ -130,7 +130,7 @@ class Steps(unittest.TestCase):
 
     @classmethod
     def await_queue(cls, orchestrator):
-        """Waits until the queue of commands is there."""
+        """Waits until the queue of commands exists."""
         until = time.monotonic() + 60
         connection = pika.BlockingConnection(pika.URLParameters(cls.url))
         while True:
@@ -143,7 +143,7 @@ class Steps(unittest.TestCase):
                 connection.sleep(0.1)
 
     def publish(self, *args, url=None):
-        """Runs the example with a command that somebody would wait for. Gives its exit code."""
+        """Runs the example with `--wait`. Returns the exit code."""
         ran = subprocess.run(
             [sys.executable, ROOT / "examples/publish.py", ROOT / "examples/start.json", "--wait", "--timeout=3", *args],
             env={"PATH": os.environ["PATH"], "TWINCAST__AMQP__URL": url or self.url},
@@ -174,7 +174,7 @@ class Steps(unittest.TestCase):
                     self.assertNotIn("uid=", self.output)
 
     def run_step(self, script, version="1", change=lambda spec: None):
-        """Runs a step in a repository as the README asks for. Gives its exit code."""
+        """Runs a step in a repository laid out as in the README. Returns the exit code."""
         with tempfile.TemporaryDirectory() as repository:
             rollout = Path(repository) / "rollout"
             rollout.mkdir()
@@ -192,7 +192,7 @@ class Steps(unittest.TestCase):
             return ran.returncode
 
     def ask(self, rollout):
-        """What the README has for later: waits for the end, whoever started it."""
+        """Runs the README's command for waiting for the end of a rollout of any origin."""
         readme = (PIPELINES / "README.md").read_text()
         [command] = re.findall(r"^(echo .*\"status\".* --wait)$", readme, re.M)
         return self.run_step(command.replace("firmware-v1.4.2", rollout))
@@ -201,7 +201,7 @@ class Steps(unittest.TestCase):
         for name in FILES:
             with self.subTest(name):
                 self.assertEqual(self.run_step(step(name), f"v1-{name}"), 0, self.output)
-                # Run again: the same rollout.
+                # A second run finds the same rollout.
                 self.assertEqual(self.run_step(step(name), f"v1-{name}"), 0, self.output)
                 self.assertIn('"changed": false', self.output)
                 self.assertEqual(self.ask(f"firmware-v1-{name}"), 0, self.output)

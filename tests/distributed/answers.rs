@@ -1,5 +1,5 @@
-//! From the pipeline's message to the installed version: real device agents on MQTT and simulated devices, a build that
-//! does not work, and its fix.
+//! From the pipeline's message to the installed version: real device agents on MQTT and simulated
+//! devices, a faulty build, and the fixed build.
 
 use std::fs;
 use std::process::Command;
@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::harness::{Fleet, Hub, Running};
 use crate::pipeline::{about, start_with};
 use crate::services::{Access, wait};
-use crate::waiting::{long_or, within};
+use crate::waiting::{long_or, poll_until};
 
 const WORDS: &str = "the door sensor does not answer";
 const LIMIT: Duration = Duration::from_secs(300);
@@ -30,7 +30,7 @@ fn simulated() -> u64 {
     long_or(100_000, 3_000)
 }
 
-/// Canaries that are agents, and simulated devices that answer.
+/// Returns a fleet of canaries with agents, and of simulated devices with answers.
 fn fleet() -> Fleet {
     let (agents, simulated) = (agents(), simulated());
     Fleet::written(&format!(
@@ -43,7 +43,7 @@ fn fleet() -> Fleet {
     ))
 }
 
-/// A build, which its device's health check runs.
+/// Returns a build, run by the device's health check.
 fn build(works: bool) -> String {
     match works {
         true => "exit 0\n".to_owned(),
@@ -51,7 +51,7 @@ fn build(works: bool) -> String {
     }
 }
 
-/// What the lab has beside the engine: a file server, a key, and devices.
+/// The parts of the test beside the engine: a file server, and a client of the hub.
 struct Lab<'a> {
     engine: &'a Engine,
     files: MockServer,
@@ -83,7 +83,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// The key of a device, as its hub knows it.
+    /// Returns the key of a device, as known to the hub.
     fn device_key(&self, hub: &Hub, device: &str) -> String {
         let key = STANDARD.decode(hub.key()).expect("base64");
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -107,7 +107,7 @@ impl<'a> Lab<'a> {
             .to_owned()
     }
 
-    /// Starts the agents; all are connected when this returns.
+    /// Starts the agents, and waits until all are connected.
     fn agents(&self, public_key: &str) -> Vec<Running> {
         let hub = &self.engine.hubs[0].1;
         let (mqtt, https, ca) = (hub.port("mqtt"), hub.https_port(), hub.ca());
@@ -134,13 +134,13 @@ impl<'a> Lab<'a> {
             Running::start(command.env_clear().arg("--config").arg(file).arg("agent"))
         };
         let agents: Vec<_> = (0..agents()).map(agent).collect();
-        within(LIMIT, "all agents to be connected", || {
+        poll_until(LIMIT, "all agents to be connected", || {
             (hub.summary().connected_devices == agents.len() as u64).then_some(())
         });
         agents
     }
 
-    /// The signed message of an update.
+    /// Returns the signed message of an update.
     fn signed(&self, version: &str) -> Value {
         let room = &self.engine.room;
         let build = room.write("build", &build(version == "1.4.1"));
@@ -169,7 +169,7 @@ impl<'a> Lab<'a> {
         serde_json::from_slice(&message).expect("JSON")
     }
 
-    /// The pipeline's message.
+    /// Returns the pipeline's message.
     fn start(&self, version: &str) -> Value {
         let message = json!({ "body": { "json": self.signed(version) }, "properties": { "kind": "update" }, "ttl": "10m" });
         let gate = json!({ "counts": "applied", "success_at_least": "80%", "failure_above": "20%", "min_sample": agents() });
@@ -197,7 +197,7 @@ fn a_bad_build_stops_at_the_canaries_and_its_fix_is_installed_everywhere() {
     let running = lab.agents(key.as_str().expect("a text"));
     let devices = agents() as u64 + simulated();
 
-    pipeline.order(&lab.start("1.4.0"));
+    pipeline.command_ok(&lab.start("1.4.0"));
     let status = engine.until_phase("firmware-1.4.0", "paused", LIMIT);
     let reason = status["reason"].as_str().unwrap_or_default();
     assert!(
@@ -209,8 +209,8 @@ fn a_bad_build_stops_at_the_canaries_and_its_fix_is_installed_everywhere() {
         .find(|event| event["data"]["phase"] == "paused");
     let paused = paused.expect("an event of the pause");
     assert!(paused.to_string().contains(WORDS), "{paused}");
-    assert_eq!(status["ends"]["pending"], simulated(), "{status}");
-    within(LIMIT, "all canaries to be back", || {
+    assert_eq!(status["by_class"]["pending"], simulated(), "{status}");
+    poll_until(LIMIT, "all canaries to be back", || {
         let status = engine.status("firmware-1.4.0");
         (status["stages"][0]["answers"]["failed"] == agents()).then_some(())
     });
@@ -221,13 +221,13 @@ fn a_bad_build_stops_at_the_canaries_and_its_fix_is_installed_everywhere() {
         agents() as u64,
         "nobody else was sent it"
     );
-    pipeline.order(&about("abort", "firmware-1.4.0"));
+    pipeline.command_ok(&about("abort", "firmware-1.4.0"));
 
     let began = Instant::now();
-    pipeline.order(&lab.start("1.4.1"));
+    pipeline.command_ok(&lab.start("1.4.1"));
     let done = engine.until_phase("firmware-1.4.1", "succeeded", LIMIT);
     println!("{devices} devices in {:?}", began.elapsed());
-    assert_eq!(done["ends"]["applied"], devices, "{done}");
+    assert_eq!(done["by_class"]["applied"], devices, "{done}");
     for number in 0..agents() {
         let current = format!("canary-{number}/slots/current/artifact");
         let installed = fs::read_to_string(engine.room.path().join(current));

@@ -1,5 +1,6 @@
-//! The HTTP API of a real orchestrator, over TLS: a rollout is started, approved and exported with nothing else, and the
-//! command line over it does and says what it does with the services themselves.
+//! The HTTP API of a real orchestrator, over TLS: a rollout is started, approved and exported
+//! through the API alone, and the command line has the same effects and output over the API as over
+//! the services.
 
 use std::time::Duration;
 
@@ -12,12 +13,12 @@ use wiremock::{Mock, MockServer, ResponseTemplate};
 use crate::engine::{Engine, get};
 use crate::harness::{Ended, Fleet, Hub, Room, eventually};
 use crate::services::{Access, wait};
-use crate::waiting::within;
+use crate::waiting::poll_until;
 
 const DEVICES: u64 = 300;
-const SOON: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// An issuer on this machine, with its discovery document.
+/// Starts an issuer on this machine, with a discovery document.
 async fn issuer(signer: &TokenSigner) -> MockServer {
     let server = MockServer::start().await;
     let discovery = json!({ "issuer": server.uri(), "jwks_uri": format!("{}/keys", server.uri()) });
@@ -100,7 +101,7 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
     let authority = Certificate::from_pem(key.cert.pem().as_bytes()).expect("a certificate");
     let client = Client::builder()
         .tls_certs_only([authority])
-        .timeout(SOON)
+        .timeout(TIME_LIMIT)
         .build();
     let client = client.expect("a client");
     let admin = Visitor {
@@ -136,7 +137,7 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
     );
     let started = admin.json(Method::POST, "/rollouts", Some(spec));
     assert_eq!(started["changed"], true, "{started}");
-    let waiting = within(SOON, "the gate to wait", || {
+    let waiting = poll_until(TIME_LIMIT, "the gate to wait", || {
         let rollout = viewer.json(Method::GET, "/rollouts/over-http", None);
         (rollout["waits_for"] == "an approval").then_some(rollout)
     });
@@ -150,7 +151,7 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
         Some(json!({ "reason": "looks well" })),
     );
     assert_eq!(approved["changed"], true, "{approved}");
-    engine.until_phase("over-http", "succeeded", SOON);
+    engine.until_phase("over-http", "succeeded", TIME_LIMIT);
     let ended = viewer.json(Method::GET, "/rollouts/over-http", None);
     let approved = &ended["stages"][0]["approved"];
     assert_eq!(approved["by"], "rita", "{ended}");
@@ -184,14 +185,14 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
         ],
     );
     let probes = engine.orchestrators[0].probes();
-    let (_, told) = get(probes, "/metrics").expect("metrics");
+    let (_, exported) = get(probes, "/metrics").expect("metrics");
     for sample in [
         "{result=\"done\"} 2",
         "{result=\"denied\"} 1",
         "{result=\"conflict\"} 0",
     ] {
         let sample = format!("twincast_commands_total{sample}\n");
-        assert!(told.contains(&sample), "{sample}: {told}");
+        assert!(exported.contains(&sample), "{sample}: {exported}");
     }
     let remote = Remote {
         server: admin.base.trim_end_matches("/api/v1").to_owned(),
@@ -209,8 +210,8 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
     engine.stop_all();
 }
 
-/// One line of the audit trail has all these. A process's log is read as it arrives, so
-/// the answer to a request may be here before its line.
+/// Asserts that a line of the audit trail contains all words. A process's log is read as it
+/// arrives, so the answer to a request may arrive before the line.
 #[track_caller]
 fn is_audited(engine: &Engine, words: &[&str]) {
     eventually(&format!("a line of the audit trail with {words:?}"), || {
@@ -262,7 +263,7 @@ fn a_log_in_json_has_no_other_lines() {
     }
 }
 
-/// Users who have nothing but the server.
+/// Users with access to the server only.
 struct Remote {
     server: String,
     certificate: String,
@@ -278,7 +279,8 @@ impl Remote {
             .set("TWINCAST_TOKEN", token)
     }
 
-    /// Of a rollout that is over, the same bytes and the same exit code, by every command.
+    /// Asserts that every command on a finished rollout prints the same bytes and returns the same
+    /// exit code over the API.
     fn says_what_the_services_say(&self, engine: &Engine) {
         let remote = self.with(&self.viewer);
         let rows = engine.room.report("over-http");
@@ -300,7 +302,7 @@ impl Remote {
             &["--json", "explain", name, device],
             &["dead-letters"],
             &["--json", "dead-letters"],
-            // What there is not.
+            // Missing rollouts and devices.
             &["status", "nobody"],
             &["explain", name, "nobody"],
             &["--json", "explain", name, "nobody"],
@@ -316,7 +318,7 @@ impl Remote {
         assert_eq!(hubs["hubs"][0]["permits"]["rollouts"], json!([]), "{hubs}");
     }
 
-    /// A rollout through all its changes, by commands over the server alone.
+    /// Drives a rollout through all changes, by commands over the server alone.
     fn does_what_the_services_do(&self, engine: &Engine) {
         let remote = self.with(&self.admin);
         let name = "remote";
@@ -333,8 +335,8 @@ impl Remote {
         let submitted = remote.run(&["submit", &file]).expect(0);
         assert!(submitted.stdout.starts_with("remote is "), "{submitted}");
         let again = remote.run(&["submit", &file]).expect(0);
-        again.says(&["remote is there already, as the same rollout"]);
-        within(SOON, "the gate to wait", || {
+        again.says(&["remote already exists with the same spec"]);
+        poll_until(TIME_LIMIT, "the gate to wait", || {
             let status = remote.run(&["--json", "status", name]).expect(0).json();
             (status["waits_for"] == "an approval").then_some(())
         });
@@ -384,28 +386,32 @@ impl Remote {
             .set("TWINCAST_SERVER", &self.server)
             .set("TWINCAST__SERVER__CA_FILE", &self.certificate);
         let asked = none.run(&["status"]).expect(3);
-        asked.says(&["does not know who asks", "TWINCAST_TOKEN"]);
+        asked.says(&["authentication at the server at ", "TWINCAST_TOKEN"]);
         let viewer = self.with(&self.viewer);
         let asked = viewer.run(&["pause", "over-http"]).expect(3);
-        asked.says(&["viewer has the role viewer; this needs operator or admin"]);
+        asked
+            .says(&["viewer has the role viewer; the request requires the role operator or admin"]);
         let asked = viewer.run(&["dead-letters", "replay", "--all"]).expect(3);
-        asked.says(&["dead-letters replay does not work over a server"]);
+        asked.says(&["dead-letters replay is not available over the HTTP API"]);
         let asked = viewer.run(&["run", "spec.yaml"]).expect(3);
-        asked.says(&["run does not work over a server"]);
+        asked.says(&["run is not available over the HTTP API"]);
         let away = self
             .with(&self.viewer)
             .set("TWINCAST_SERVER", "https://localhost:1")
             .set("TWINCAST__SERVER__TIMEOUT", "1s");
         let asked = away.run(&["status"]).expect(9);
         asked.says(&[
-            "the server at https://localhost:1 cannot be asked",
+            "request to the server at https://localhost:1 failed",
             "--server",
         ]);
         let stranger = Room::bare()
             .set("TWINCAST_SERVER", &self.server)
             .set("TWINCAST_TOKEN", &self.viewer);
         let asked = stranger.run(&["status"]).expect(9);
-        asked.says(&["its certificate is not trusted", "server.ca_file"]);
+        asked.says(&[
+            "the certificate of the server is not trusted",
+            "server.ca_file",
+        ]);
         let in_clear = self
             .server
             .replace("https://localhost", "http://example.org");
@@ -423,7 +429,7 @@ impl Remote {
     }
 }
 
-/// What a command says, and how it ends. What it logs of its connections does not count.
+/// Returns the exit code and the output of a command, without log lines about connections.
 fn said(room: &Room, arguments: &[&str]) -> (Option<i32>, String, String) {
     let Ended {
         code,

@@ -1,5 +1,5 @@
-//! Whatever happens to processes, services and connections: everyone gets the message, what came
-//! twice is accounted for, and all counts agree.
+//! Failures of processes, services and connections: every device gets the message, repeats are
+//! accounted for, and all counts agree.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use crate::engine::{Engine, Member, scattered};
 use crate::harness::{Chance, Hub, assert_same_ids};
 use crate::pipeline::start_scattered;
-use crate::repeats::{self, Batches, Budget};
+use crate::repeats::{self, BatchLog, RepeatBudget};
 use crate::services::{OwnServices, wait};
 use crate::waiting::long_or;
 
 const ROLLOUT: &str = "chaos";
 const WORKERS: usize = 4;
-/// What Redis forgets when the power fails and it writes to disk each second.
-const FORGETS: Duration = Duration::from_secs(1);
+/// The writes lost by Redis in a power failure with a sync to disk each second.
+const MAX_LOST_WRITES: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disturbance {
@@ -27,7 +27,7 @@ enum Disturbance {
     PurgeDispatches,
     RestartRedis,
     KillRedis,
-    /// As if the machine lost power: what was not on disk a second ago is gone.
+    /// A power failure of the machine: data not yet on disk a second ago is lost.
     PowerCutRedis,
     CutRedis,
 }
@@ -40,9 +40,9 @@ struct Chaos {
     /// Devices of each of two hubs, and the hubs' units of tier S3.
     devices: u64,
     units: u64,
-    /// When Redis writes to disk.
+    /// The interval of Redis' syncs to disk.
     fsync: &'static str,
-    /// What happens, in an order that follows from the seed.
+    /// The disturbances, in an order derived from the seed.
     disturbances: Vec<Disturbance>,
 }
 
@@ -98,12 +98,12 @@ fn a_redis_that_forgets_again_and_again_costs_repeats_only() {
     chaos.run();
 }
 
-/// A run while it goes on.
+/// A run in progress.
 struct Run {
     services: OwnServices,
     engine: Engine,
     chance: Chance,
-    budget: Budget,
+    budget: RepeatBudget,
 }
 
 impl Chaos {
@@ -118,19 +118,19 @@ impl Chaos {
                 &scattered(self.devices),
                 &["--tier", "S3", "--units", &units],
             );
-            // Answers take a while, so that there is something to be hit.
+            // Answers take a while, so disturbances hit messages in flight.
             hub.faults(r#"{"disposition_delay_ms": 60}"#);
             hub
         };
         let mut engine = Engine::new(&services.access(), vec![("north", hub()), ("south", hub())]);
         engine.grow(2, WORKERS);
-        engine.pipeline().order(&start_scattered(ROLLOUT));
+        engine.pipeline().command_ok(&start_scattered(ROLLOUT));
 
         let mut run = Run {
             services,
             engine,
             chance,
-            budget: Budget::default(),
+            budget: RepeatBudget::default(),
         };
         let began = Instant::now();
         let all = 2 * self.devices;
@@ -156,13 +156,14 @@ impl Run {
                 let at = self.chance.within(0..WORKERS as u64) as usize;
                 let newcomer = self.engine.member("worker");
                 let killed = std::mem::replace(&mut self.engine.workers[at], newcomer);
-                self.budget.allow(&killed.kill().stderr, ROLLOUT);
+                self.budget.permit_losses_in(&killed.kill().stderr, ROLLOUT);
             }
             D::StopWorker => {
                 let at = self.chance.within(0..WORKERS as u64) as usize;
                 let newcomer = self.engine.member("worker");
                 let stopped = std::mem::replace(&mut self.engine.workers[at], newcomer);
-                self.budget.allow(&stopped.stop().stderr, ROLLOUT);
+                self.budget
+                    .permit_losses_in(&stopped.stop().stderr, ROLLOUT);
             }
             D::KillOrchestrator => {
                 let at = self.chance.within(0..2) as usize;
@@ -172,33 +173,33 @@ impl Run {
             D::RestartRabbitMq => wait(services.rabbitmq.restart()),
             D::KillRabbitMq => wait(async {
                 services.rabbitmq.kill().await;
-                services.rabbitmq.start_again().await;
+                services.rabbitmq.start_stopped().await;
             }),
             D::CutRabbitMq => services.to_rabbitmq.cut(),
             D::PurgeDispatches => wait(services.rabbitmq.purge("twincast.dispatch.north")),
             D::RestartRedis => wait(services.redis.restart()),
             D::KillRedis => wait(async {
                 services.redis.kill().await;
-                services.redis.start_again().await;
+                services.redis.start_stopped().await;
             }),
             D::PowerCutRedis => self.power_cut_redis(),
             D::CutRedis => services.to_redis.cut(),
         }
     }
 
-    /// Kills Redis, and takes from its file what came in the last second.
+    /// Kills Redis, and cuts the last second of writes from the file.
     fn power_cut_redis(&mut self) {
         let sent = self.engine.accepted();
-        let bytes = self.services.power_cut(FORGETS);
+        let bytes = self.services.power_cut(MAX_LOST_WRITES);
         let forgotten = self.engine.accepted() - sent;
         println!("Redis forgets {bytes} bytes, {forgotten} sends");
-        self.budget.forgot(self.in_hand(), forgotten);
+        self.budget.permit_lost_records(self.in_hand(), forgotten);
     }
 
-    /// Batches that some worker has in hand, or has had.
+    /// Returns the batches ever leased by a running worker.
     fn in_hand(&self) -> BTreeSet<u32> {
         let logs = self.engine.workers.iter().map(Member::log);
-        logs.flat_map(|log| Batches::of(&log, ROLLOUT).touched)
+        logs.flat_map(|log| BatchLog::of(&log, ROLLOUT).touched)
             .collect()
     }
 
@@ -206,10 +207,10 @@ impl Run {
         let limit = Duration::from_secs(long_or(600, 180));
         let ended = self.engine.until_phase(ROLLOUT, "succeeded", limit);
         assert_eq!(ended["counts"], serde_json::json!({ "enqueued": devices }));
-        let rows = self.engine.assert_accounts_agree(ROLLOUT);
+        let rows = self.engine.assert_reports_match_hubs(ROLLOUT);
         assert_eq!(rows.len() as u64, devices);
         for (name, hub) in &self.engine.hubs {
-            assert_same_ids(&hub.account());
+            assert_same_ids(&hub.message_log());
             let seen = hub.summary();
             let quota = seen.accepted_in_any_minute_max;
             println!(
@@ -218,7 +219,7 @@ impl Run {
             );
         }
         for worker in &self.engine.workers {
-            self.budget.allow(&worker.log(), ROLLOUT);
+            self.budget.permit_losses_in(&worker.log(), ROLLOUT);
         }
         let repeats = repeats::by_batch(&self.engine, ROLLOUT);
         println!(
@@ -226,8 +227,8 @@ impl Run {
             self.engine.repeats(),
             self.budget
         );
-        self.budget.covers(&repeats);
-        // Those that lived through it all are as sound as those that came later.
+        self.budget.assert_covers(&repeats);
+        // Surviving processes are as healthy as replacements.
         self.engine.until_ready();
     }
 }

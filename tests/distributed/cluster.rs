@@ -1,5 +1,5 @@
-//! A RabbitMQ of three nodes, of which any node may die: its clients go on over another node, and every queue has members
-//! on all nodes.
+//! A RabbitMQ of three nodes, tolerating the loss of any node: clients continue over another node,
+//! and every queue has members on all nodes.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use twincast_testkit::services::{RabbitMq, RabbitMqCluster, Redis};
 use crate::engine::{Engine, Member, scattered};
 use crate::harness::{Hub, assert_same_ids};
 use crate::pipeline::start_scattered;
-use crate::repeats::{self, Budget};
+use crate::repeats::{self, RepeatBudget};
 use crate::services::{Access, wait};
-use crate::waiting::{long_or, within};
+use crate::waiting::{long_or, poll_until};
 
 const ROLLOUT: &str = "clustered";
-const SOON: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(90);
 
 #[test]
 fn a_node_of_the_cluster_may_die_in_the_middle_of_a_rollout() {
@@ -30,24 +30,28 @@ fn a_node_of_the_cluster_may_die_in_the_middle_of_a_rollout() {
     let hub = || Hub::start(&scattered(devices), &["--tier", "S3", "--units", "1"]);
     let mut engine = Engine::new(&access, vec![("north", hub()), ("south", hub())]);
     engine.grow(2, 3);
-    // A client of the first node, which is needed until the command is done.
+    // A client of the first node; the node is needed until the command is done.
     let first = Access {
         amqp_url: cluster.nodes()[0].url(),
         ..access.clone()
     };
-    crate::pipeline::Pipeline::connect(&first).order(&start_scattered(ROLLOUT));
+    crate::pipeline::Pipeline::connect(&first).command_ok(&start_scattered(ROLLOUT));
 
     for part in [1, 3] {
-        engine.until_accepted(2 * devices * part / 6, SOON);
+        engine.until_accepted(2 * devices * part / 6, TIME_LIMIT);
         let dying = node_of(&cluster, &engine.workers[0]);
         println!("{} dies", dying.address());
         wait(dying.kill());
-        within(SOON, "the worker to be connected to another node", || {
-            let node = node_of(&cluster, &engine.workers[0]);
-            (node.address() != dying.address()).then_some(())
-        });
+        poll_until(
+            TIME_LIMIT,
+            "the worker to be connected to another node",
+            || {
+                let node = node_of(&cluster, &engine.workers[0]);
+                (node.address() != dying.address()).then_some(())
+            },
+        );
         engine.until_ready();
-        // Queues are made and used while the node is away.
+        // Queues are declared and used while the node is down.
         let prefix = format!("late{part}");
         let late = wait(Amqp::connect(twincast_amqp::Settings {
             prefix: prefix.clone(),
@@ -57,26 +61,26 @@ fn a_node_of_the_cluster_may_die_in_the_middle_of_a_rollout() {
         let sent = late.send_command(b"{}".to_vec(), twincast_amqp::COMMAND_TYPE, None);
         wait(sent).expect("the queue takes it");
         wait(late.close());
-        wait(dying.start_again());
+        wait(dying.start_stopped());
         assert_on_all_nodes(&cluster, &["twincast", &prefix]);
     }
 
-    engine.until_phase(ROLLOUT, "succeeded", 3 * SOON);
-    let rows = engine.assert_accounts_agree(ROLLOUT);
+    engine.until_phase(ROLLOUT, "succeeded", 3 * TIME_LIMIT);
+    let rows = engine.assert_reports_match_hubs(ROLLOUT);
     assert_eq!(rows.len() as u64, 2 * devices);
     for (_, hub) in &engine.hubs {
-        assert_same_ids(&hub.account());
+        assert_same_ids(&hub.message_log());
     }
-    let mut budget = Budget::default();
+    let mut budget = RepeatBudget::default();
     for worker in &engine.workers {
-        budget.allow(&worker.log(), ROLLOUT);
+        budget.permit_losses_in(&worker.log(), ROLLOUT);
     }
     let repeats = repeats::by_batch(&engine, ROLLOUT);
     println!("{} repeats: {repeats:?}; {budget:?}", engine.repeats());
-    budget.covers(&repeats);
+    budget.assert_covers(&repeats);
 }
 
-/// The node of a process's latest connection.
+/// Returns the node of a process's latest connection.
 fn node_of<'a>(cluster: &'a RabbitMqCluster, member: &Member) -> &'a RabbitMq {
     let log = member.log();
     let connected = log
@@ -88,10 +92,10 @@ fn node_of<'a>(cluster: &'a RabbitMqCluster, member: &Member) -> &'a RabbitMq {
     node.unwrap_or_else(|| panic!("{connected:?} names a node"))
 }
 
-/// All queues of these prefixes must have a member on each node that is up.
+/// Asserts that all queues with these prefixes have a member on each running node.
 fn assert_on_all_nodes(cluster: &RabbitMqCluster, prefixes: &[&str]) {
     let mut last = String::new();
-    within(SOON, "all members of all queues to be there", || {
+    poll_until(TIME_LIMIT, "all members of all queues to be there", || {
         last = wait(cluster.nodes()[0].ctl(&["list_queues", "name", "online"]));
         let ours = last.lines().filter(|line| {
             let is_of = |prefix: &&str| line.starts_with(&format!("{prefix}."));

@@ -1,4 +1,5 @@
-//! A continuous rollout on the distributed engine: it finds who has joined its target, whichever orchestrator is left to look.
+//! A continuous rollout on the distributed engine: any remaining orchestrator finds the late
+//! joiners of the target.
 
 use std::time::Duration;
 
@@ -8,13 +9,13 @@ use crate::engine::{Engine, of_rollout};
 use crate::harness::{Fleet, Hub, from_now, repeats};
 use crate::pipeline::start_with;
 use crate::services::Access;
-use crate::waiting::within;
+use crate::waiting::poll_until;
 
 const OLD: u64 = 300;
 const NEW: u64 = 100;
-/// When the rollout looks for the last time. By then the update must have reached all devices.
+/// The time until the last scan. The update must reach all devices before.
 const LAST_LOOK: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(90);
 
 fn fleet() -> Fleet {
     Fleet::written(&format!(
@@ -24,7 +25,7 @@ fn fleet() -> Fleet {
     ))
 }
 
-/// How many devices have the new firmware, as the hubs say.
+/// Returns the number of devices with the new firmware, as reported by the hubs.
 fn updated(engine: &Engine) -> Option<u64> {
     let text = "name: counted\ntarget: { where: \"properties.reported.firmware = '2'\" }\nmessage: { body: { text: hello } }\n";
     engine.room.write("counted.yaml", text);
@@ -44,14 +45,14 @@ fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
         "target": { "where": "properties.reported.firmware = '2'" },
         "continuous": { "every": "1m", "until": until.to_string() },
     });
-    pipeline.order(&start_with("moving", spec));
-    engine.until_accepted(NEW, SOON);
+    pipeline.command_ok(&start_with("moving", spec));
+    engine.until_accepted(NEW, TIME_LIMIT);
 
-    // Another rollout brings the others into its target.
+    // Another rollout brings the remaining devices into the target.
     let spec = json!({ "target": { "where": "properties.reported.firmware = '1'" } });
-    pipeline.order(&start_with("update", spec));
-    engine.until_phase("update", "succeeded", SOON);
-    within(SOON, "the devices to report", || {
+    pipeline.command_ok(&start_with("update", spec));
+    engine.until_phase("update", "succeeded", TIME_LIMIT);
+    poll_until(TIME_LIMIT, "the devices to report", || {
         (updated(&engine)? == OLD + NEW).then_some(())
     });
     assert_eq!(engine.status("moving")["phase"], "running", "all in time");
@@ -60,7 +61,7 @@ fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
     }
     engine.grow(1, 0);
 
-    let ended = engine.until_phase("moving", "succeeded", SOON);
+    let ended = engine.until_phase("moving", "succeeded", TIME_LIMIT);
     let stages = ended["stages"].as_array().expect("stages");
     let of = |name: &str| {
         let found = stages.iter().find(|stage| stage["name"] == name);
@@ -68,7 +69,7 @@ fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
     };
     assert_eq!(of("all"), Some(json!(NEW)), "{ended}");
     assert_eq!(of("late"), Some(json!(OLD)), "{ended}");
-    let rows = engine.assert_accounts_agree("moving");
+    let rows = engine.assert_reports_match_hubs("moving");
     assert_eq!(rows.len() as u64, OLD + NEW);
     let (_, hub) = &engine.hubs[0];
     let repeated = repeats(&of_rollout(hub, "moving"));

@@ -1,4 +1,4 @@
-//! Pause, stop and abort take hold at once on every worker; nothing that was done is done again.
+//! Pause, stop and abort take effect at once on every worker, and finished work is never repeated.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,13 @@ use crate::engine::Engine;
 use crate::harness::{Fleet, Hub};
 use crate::pipeline::{Pipeline, about, about_all, start, start_with};
 use crate::services::{OwnServices, wait};
-use crate::waiting::{long_or, throughout};
+use crate::waiting::{long_or, poll_for};
 
-/// From a command's answer to the last message that arrives at a hub.
+/// The limit from a command's answer to the last message arriving at a hub.
 const TAKES_HOLD_WITHIN: Duration = Duration::from_secs(1);
-/// How long nothing must happen then.
+/// The following period without any message.
 const QUIET: Duration = Duration::from_secs(3);
-const SOON: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
@@ -26,9 +26,9 @@ fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
     let mut engine = Engine::alone(&services.access(), hubs);
     engine.grow(2, workers);
     let mut pipeline = engine.pipeline();
-    pipeline.order(&start("big"));
-    // Until all workers send at full rate.
-    engine.until_accepted(3_000, SOON);
+    pipeline.command_ok(&start("big"));
+    // Wait until all workers send at full rate.
+    engine.until_accepted(3_000, TIME_LIMIT);
 
     stops(&engine, &mut pipeline, &about("pause", "big"), "paused");
     goes_on(&engine, &mut pipeline, &about("resume", "big"));
@@ -46,12 +46,12 @@ fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
     engine.grow(2, workers);
     assert_still(&engine, "halted");
     let mut pipeline = engine.pipeline();
-    // What is started now waits as well.
+    // A rollout started now waits as well.
     let few = json!({ "target": { "devices": ["d-000001", "d-000002"] } });
-    pipeline.order(&start_with("small", few));
-    engine.until_phase("small", "halted", SOON);
+    pipeline.command_ok(&start_with("small", few));
+    engine.until_phase("small", "halted", TIME_LIMIT);
     goes_on(&engine, &mut pipeline, &about_all("resume-all"));
-    engine.until_phase("small", "succeeded", SOON);
+    engine.until_phase("small", "succeeded", TIME_LIMIT);
 
     stops(&engine, &mut pipeline, &about("abort", "big"), "aborted");
     engine.room.run(&["watch", "big"]).expect(8);
@@ -62,19 +62,19 @@ fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
     assert!(skipped.as_u64() > Some(0), "nothing was left to abort");
     let transfers = engine.hubs.iter().map(|(_, hub)| hub.summary().transfers);
     assert_eq!(transfers.sum::<u64>(), engine.accepted(), "sent twice");
-    engine.assert_accounts_agree("big");
-    engine.assert_accounts_agree("small");
+    engine.assert_reports_match_hubs("big");
+    engine.assert_reports_match_hubs("small");
 }
 
-/// Gives a command after which nothing more may be sent, and measures.
+/// Performs a stopping command, and measures the time to the last message.
 #[track_caller]
 fn stops(engine: &Engine, pipeline: &mut Pipeline, command: &Value, phase: &str) {
-    // It sends at this moment, or there is nothing to stop.
-    engine.until_accepted(engine.accepted() + 1, SOON);
-    pipeline.order(command);
+    // Sends must be in progress, or there is nothing to stop.
+    engine.until_accepted(engine.accepted() + 1, TIME_LIMIT);
+    pipeline.command_ok(command);
     let answered = Instant::now();
     let mut seen = (engine.accepted(), answered);
-    throughout(QUIET, || {
+    poll_for(QUIET, || {
         let accepted = engine.accepted();
         if accepted != seen.0 {
             seen = (accepted, Instant::now());
@@ -86,26 +86,26 @@ fn stops(engine: &Engine, pipeline: &mut Pipeline, command: &Value, phase: &str)
         took < TAKES_HOLD_WITHIN,
         "{command} took hold after {took:?}"
     );
-    engine.until_phase("big", phase, SOON);
+    engine.until_phase("big", phase, TIME_LIMIT);
 }
 
 #[track_caller]
 fn assert_still(engine: &Engine, phase: &str) {
     let before = engine.accepted();
-    throughout(QUIET, || assert_eq!(engine.accepted(), before, "it sends"));
+    poll_for(QUIET, || assert_eq!(engine.accepted(), before, "it sends"));
     assert_eq!(engine.status("big")["phase"], phase);
 }
 
-/// Gives a command after which it is sent again, from where it stood.
+/// Performs a command to continue, and waits for further sends.
 #[track_caller]
 fn goes_on(engine: &Engine, pipeline: &mut Pipeline, command: &Value) {
     let before = engine.accepted();
-    pipeline.order(command);
+    pipeline.command_ok(command);
     let answered = Instant::now();
-    engine.until_accepted(before + 1, SOON);
+    engine.until_accepted(before + 1, TIME_LIMIT);
     println!(
         "{command}: the first message came {:?} after the answer",
         answered.elapsed()
     );
-    engine.until_accepted(before + 1_000, SOON);
+    engine.until_accepted(before + 1_000, TIME_LIMIT);
 }

@@ -1,4 +1,5 @@
-//! The engine under test: hubs, orchestrators and workers, each a process that ends with the test.
+//! The engine under test: hubs, orchestrators and workers, each a process killed at the end of the
+//! test.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -7,20 +8,22 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Account, Ended, Fleet, Hub, Room, Row, Running, Signal, agree, eventually};
+use crate::harness::{
+    Ended, Fleet, Hub, MessageLog, Room, Row, Running, Signal, assert_report_matches, eventually,
+};
 use crate::pipeline::Pipeline;
 use crate::services::Access;
-use crate::waiting::within;
+use crate::waiting::poll_until;
 
-/// How long processes may take to be at work, or to be so again.
-const READY_WITHIN: Duration = Duration::from_secs(90);
+/// Time limit for processes to become ready, at the start or again.
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Batches that a worker works on at once for each hub, and devices of each that may have been
-/// sent to without a record. Small, so that what a crash may repeat is little.
+/// Batches per worker and hub in parallel, and devices per batch possibly sent to without a record.
+/// Small, so a crash can repeat little.
 pub(crate) const SLOTS: u64 = 4;
 pub(crate) const WINDOW: u64 = 64;
 
-/// Tests that measure time have the machine for themselves.
+/// Tests with time measurements run alone on the machine.
 static MACHINE: RwLock<()> = RwLock::new(());
 
 #[expect(dead_code, reason = "what matters is how long they are held")]
@@ -29,47 +32,47 @@ enum Turn {
     Alone(RwLockWriteGuard<'static, ()>),
 }
 
-/// A hub by its name in the configuration.
+/// A hub with a name in the configuration.
 pub(crate) type Named = (&'static str, Hub);
 
-/// What an engine is made of.
+/// The parts of an engine.
 pub(crate) struct Engine {
     pub(crate) access: Access,
     pub(crate) hubs: Vec<Named>,
     pub(crate) orchestrators: Vec<Member>,
     pub(crate) workers: Vec<Member>,
-    /// Where operators give their commands, with the configuration of all processes.
+    /// The folder for operators' commands, with the configuration of all processes.
     pub(crate) room: Room,
     started: u32,
     _turn: Turn,
 }
 
 impl Engine {
-    /// An engine beside those of other tests. Nothing but the hubs runs yet.
+    /// Creates an engine, to run beside the engines of other tests. Only the hubs run yet.
     pub(crate) fn new(access: &Access, hubs: Vec<Named>) -> Self {
         let turn = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
         Self::taking(Turn::WithOthers(turn), access, hubs)
     }
 
-    /// Another configuration of the same engine: the services are the same, the hubs are not.
+    /// Creates an engine with the same services and other hubs.
     pub(crate) fn beside(&self, hubs: Vec<Named>) -> Self {
         Self::new(&self.access, hubs)
     }
 
-    /// An engine that runs while no other one does.
+    /// Creates an engine, to run while no other engine runs.
     pub(crate) fn alone(access: &Access, hubs: Vec<Named>) -> Self {
         let turn = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
         Self::taking(Turn::Alone(turn), access, hubs)
     }
 
-    /// The same engine, with workers as they are by default: with places for batches of several
-    /// rollouts at once.
+    /// Gives workers the default settings, with slots for batches of several rollouts at the same
+    /// time.
     pub(crate) fn with_default_workers(mut self) -> Self {
         self.room = Room::configured(&configuration(&self.access, &self.hubs, ""));
         self
     }
 
-    /// Sets an environment variable for the processes that are started from here on.
+    /// Sets an environment variable for processes started later.
     pub(crate) fn set(&mut self, key: &str, value: &str) {
         self.room.set_for_all(key, value);
     }
@@ -87,7 +90,7 @@ impl Engine {
         }
     }
 
-    /// Starts so many more of each, and waits until they are at work.
+    /// Starts further orchestrators and workers, and waits until all are ready.
     pub(crate) fn grow(&mut self, orchestrators: usize, workers: usize) {
         for _ in 0..orchestrators {
             let member = self.member("orchestrator");
@@ -100,7 +103,7 @@ impl Engine {
         self.until_ready();
     }
 
-    /// Starts a process. It is the caller's to put it where it belongs.
+    /// Starts a process. The caller adds the process to the engine.
     pub(crate) fn member(&mut self, role: &str) -> Member {
         self.started += 1;
         Member {
@@ -109,33 +112,34 @@ impl Engine {
         }
     }
 
-    /// All its processes.
+    /// Returns all processes of the engine.
     pub(crate) fn members(&mut self) -> impl Iterator<Item = &mut Member> {
         self.orchestrators.iter_mut().chain(&mut self.workers)
     }
 
-    /// Waits until all processes say that they are ready.
+    /// Waits until all processes report ready.
     pub(crate) fn until_ready(&mut self) {
         for member in self.members() {
             member.until_ready();
         }
     }
 
-    /// Ends all processes as a power cut would.
+    /// Kills all processes, as in a power cut.
     pub(crate) fn kill_all(&mut self) {
         for member in self.orchestrators.drain(..).chain(self.workers.drain(..)) {
             member.kill();
         }
     }
 
-    /// Ends all processes in good order.
+    /// Stops all processes gracefully.
     pub(crate) fn stop_all(&mut self) {
         for member in self.orchestrators.drain(..).chain(self.workers.drain(..)) {
             member.stop();
         }
     }
 
-    /// Makes a token of a role for the HTTP API: the token, and its line for the tokens file.
+    /// Creates a token of a role for the HTTP API: returns the token, and the line for the tokens
+    /// file.
     pub(crate) fn token(&self, role: &str) -> (String, String) {
         let made = self.room.run(&["--json", "token", role, "--role", role]);
         let made = made.expect(0).json();
@@ -143,17 +147,17 @@ impl Engine {
         (part("token"), part("line"))
     }
 
-    /// A client of RabbitMQ that knows nothing of Twincast but its documented messages.
+    /// Returns a client of RabbitMQ with knowledge only of the documented messages.
     pub(crate) fn pipeline(&self) -> Pipeline {
         Pipeline::connect(&self.access)
     }
 
-    /// Messages that all hubs have accepted.
+    /// Returns the number of messages accepted by all hubs.
     pub(crate) fn accepted(&self) -> u64 {
         self.sum(|hub| hub.summary().accepted)
     }
 
-    /// Messages that were accepted for devices that had one before.
+    /// Returns the number of messages accepted for devices with an earlier message.
     pub(crate) fn repeats(&self) -> u64 {
         self.sum(|hub| hub.summary().repeats_by_device)
     }
@@ -162,14 +166,14 @@ impl Engine {
         self.hubs.iter().map(|(_, hub)| of(hub)).sum()
     }
 
-    /// Waits until the hubs have accepted so many.
+    /// Waits until the hubs have accepted the given number of messages.
     #[track_caller]
     pub(crate) fn until_accepted(&self, messages: u64, limit: Duration) {
         let what = format!("{messages} messages at the hubs");
-        within(limit, &what, || (self.accepted() >= messages).then_some(()));
+        poll_until(limit, &what, || (self.accepted() >= messages).then_some(()));
     }
 
-    /// Where a rollout is, by the command line.
+    /// Returns a rollout's state, as shown by the command line.
     #[track_caller]
     pub(crate) fn status(&self, name: &str) -> Value {
         self.room.run(&["--json", "status", name]).expect(0).json()
@@ -179,14 +183,14 @@ impl Engine {
     #[track_caller]
     pub(crate) fn until_phase(&self, name: &str, phase: &str, limit: Duration) -> Value {
         let mut last = Value::Null;
-        within(limit, &format!("{name} to be {phase}"), || {
+        poll_until(limit, &format!("{name} to be {phase}"), || {
             let asked = self.room.run(&["--json", "status", name]);
             last = serde_json::from_str(&asked.stdout).unwrap_or_default();
             (last["phase"] == phase).then(|| last.clone())
         })
     }
 
-    /// The messages that could not be used.
+    /// Returns the dead letters.
     #[track_caller]
     pub(crate) fn dead_letters(&self) -> Vec<Value> {
         let ended = self.room.run(&["--json", "dead-letters", "list"]).expect(0);
@@ -194,16 +198,16 @@ impl Engine {
         serde_json::from_value(letters).expect("a list")
     }
 
-    /// The report of a rollout must say what the hubs say; gives it.
+    /// Asserts that a rollout's report agrees with the hubs; returns the rows.
     #[track_caller]
-    pub(crate) fn assert_accounts_agree(&self, rollout: &str) -> Vec<Row> {
+    pub(crate) fn assert_reports_match_hubs(&self, rollout: &str) -> Vec<Row> {
         let report = self.room.run(&["--json", "report", rollout]).expect(0);
         let report = report.json();
         let rows: Vec<Row> =
             serde_json::from_value(report["devices_list"].clone()).expect("rows of devices");
         for (name, hub) in &self.hubs {
             let of_hub = rows.iter().filter(|row| row.hub == *name).cloned();
-            agree(&of_hub.collect::<Vec<_>>(), &of_rollout(hub, rollout));
+            assert_report_matches(&of_hub.collect::<Vec<_>>(), &of_rollout(hub, rollout));
         }
         let mut counted = serde_json::Map::new();
         for row in &rows {
@@ -219,19 +223,19 @@ impl Engine {
     }
 }
 
-/// What a hub has of one rollout's messages.
-pub(crate) fn of_rollout(hub: &Hub, rollout: &str) -> Account {
+/// Returns a hub's messages of a single rollout.
+pub(crate) fn of_rollout(hub: &Hub, rollout: &str) -> MessageLog {
     let prefix = format!("{rollout}.");
-    let mut account = hub.account();
-    account.retain(|_, ids| {
+    let mut message_log = hub.message_log();
+    message_log.retain(|_, ids| {
         ids.retain(|id| id.starts_with(&prefix));
         !ids.is_empty()
     });
-    account
+    message_log
 }
 
 impl Drop for Engine {
-    /// Of a failed test the ends of all logs are shown.
+    /// After a failed test, prints the end of every log.
     fn drop(&mut self) {
         if std::thread::panicking() {
             for member in self.members() {
@@ -248,7 +252,7 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// What it has written so far.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         self.running.stderr()
     }
@@ -265,7 +269,7 @@ impl Member {
         role.unwrap_or_default().to_owned()
     }
 
-    /// Where it answers probes.
+    /// Returns the address of the probes.
     pub(crate) fn probes(&mut self) -> SocketAddr {
         eventually("the address of the probes", || {
             assert!(
@@ -280,7 +284,7 @@ impl Member {
         })
     }
 
-    /// Its answer to `/readyz`.
+    /// Returns the answer of `/readyz`.
     pub(crate) fn readiness(&mut self) -> (u16, Value) {
         let (code, body) = get(self.probes(), "/readyz").unwrap_or_else(|error| {
             panic!("{} answers no probes: {error}\n{}", self.name, self.log())
@@ -288,29 +292,29 @@ impl Member {
         (code, serde_json::from_str(&body).unwrap_or_default())
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until the process reports ready.
     #[track_caller]
     pub(crate) fn until_ready(&mut self) {
         let what = format!("{} to be ready", self.name);
         let mut last = Value::Null;
-        within(READY_WITHIN, &what, || {
+        poll_until(READY_TIMEOUT, &what, || {
             let (code, answer) = self.readiness();
             last = answer;
             (code == 200).then_some(())
         });
     }
 
-    /// Waits until it says that it waits for a service.
+    /// Waits until the process reports waiting for a service.
     #[track_caller]
     pub(crate) fn until_waiting_for(&mut self, service: &str) {
         let what = format!("{} to wait for {service}", self.name);
-        within(READY_WITHIN, &what, || {
+        poll_until(READY_TIMEOUT, &what, || {
             let (code, answer) = self.readiness();
             (code == 503 && answer["waiting_for"][service].is_string()).then_some(())
         });
     }
 
-    /// The most memory that it has had so far, in bytes.
+    /// Returns the peak memory so far, in bytes.
     pub(crate) fn most_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.id()));
         let status = status.expect("it runs");
@@ -320,28 +324,28 @@ impl Member {
             .expect("the system counts it")
     }
 
-    /// Ends it as a power cut would.
+    /// Kills the process, as in a power cut.
     pub(crate) fn kill(self) -> Ended {
         self.running.kill()
     }
 
-    /// Asks it to stop.
+    /// Asks the process to stop.
     pub(crate) fn ask_to_stop(&self) {
         self.running.signal(Signal::Terminate);
     }
 
-    /// Whether it has ended.
+    /// Returns true if the process has ended.
     pub(crate) fn is_over(&mut self) -> bool {
         self.running.is_over()
     }
 
-    /// Waits until it has stopped, in good order.
+    /// Waits for a graceful end.
     #[track_caller]
     pub(crate) fn stopped(self) -> Ended {
         self.running.wait().expect(0)
     }
 
-    /// Asks it to stop, and waits until it has; in good order.
+    /// Asks the process to stop, and waits for a graceful end.
     #[track_caller]
     pub(crate) fn stop(self) -> Ended {
         self.ask_to_stop();
@@ -349,10 +353,10 @@ impl Member {
     }
 }
 
-/// One HTTP/1.0 request, so that the answer ends with the connection.
+/// Sends an HTTP/1.0 request, so the answer ends with the connection.
 pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, READY_WITHIN)?;
-    stream.set_read_timeout(Some(READY_WITHIN))?;
+    let mut stream = TcpStream::connect_timeout(&address, READY_TIMEOUT)?;
+    stream.set_read_timeout(Some(READY_TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -367,7 +371,7 @@ fn configuration(access: &Access, hubs: &[Named], worker: &str) -> String {
         redis_url,
         prefix,
     } = access;
-    // A path leads to a file with the URL.
+    // A path names a file with the URL.
     let key = |url: &str| {
         if url.starts_with('/') {
             "url_file"
@@ -402,8 +406,8 @@ listen = \"127.0.0.1:0\"
     toml
 }
 
-/// Refrigerators of four regions and ten sites, for many small batches: there is always one that
-/// comes or goes.
+/// Returns refrigerators of four regions and ten sites, for many small batches: at any time some
+/// batch is starting or ending.
 pub(crate) fn scattered(devices: u64) -> Fleet {
     Fleet::written(&format!(
         "\

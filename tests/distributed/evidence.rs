@@ -1,5 +1,5 @@
-//! Gates on evidence, with processes that come and go: a verdict depends on the answers of devices, and not on the
-//! processes that listened.
+//! Gates on evidence, with processes that come and go: a verdict depends on the answers of devices,
+//! and not on the processes that listened.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use crate::engine::Engine;
 use crate::harness::{Chance, Fleet, Hub};
 use crate::pipeline::start_with;
 use crate::services::Access;
-use crate::waiting::{throughout, within};
+use crate::waiting::{poll_for, poll_until};
 
-const SOON: Duration = Duration::from_secs(120);
+const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// Devices behind the canaries of each rollout.
 const OTHERS: u64 = 20;
 
@@ -57,7 +57,7 @@ fn hub(fleet: &Fleet) -> Hub {
 }
 
 /// A rollout to a set of devices, with a gate behind its canaries.
-fn order(set: usize, gate: &Value) -> Value {
+fn start_command(set: usize, gate: &Value) -> Value {
     let mut gate = gate.clone();
     gate["counts"] = json!("delivered");
     let spec = json!({
@@ -76,7 +76,7 @@ fn distinct(engine: &Engine) -> u64 {
 /// Waits for the gate's verdict: `passed` or the rollout's phase, with the status.
 fn verdict(engine: &Engine, set: usize) -> (String, Value) {
     let name = format!("r{set}");
-    within(SOON, &format!("the verdict on {name}"), || {
+    poll_until(TIME_LIMIT, &format!("the verdict on {name}"), || {
         let asked = engine.room.run(&["--json", "status", &name]);
         let status: Value = serde_json::from_str(&asked.stdout).ok()?;
         let canary = &status["stages"][0];
@@ -110,23 +110,26 @@ fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(1, 1);
     let mut pipeline = engine.pipeline();
-    pipeline.order(&order(0, &json!({"failure_above": "5%", "deadline": "3s"})));
+    pipeline.command_ok(&start_command(
+        0,
+        &json!({"failure_above": "5%", "deadline": "3s"}),
+    ));
     let gate = json!({
         "failure_above": "5%", "success_at_least": "90%", "deadline": "3s", "on_failure": "abort",
     });
-    pipeline.order(&order(1, &gate));
-    engine.until_accepted(30, SOON);
+    pipeline.command_ok(&start_command(1, &gate));
+    engine.until_accepted(30, TIME_LIMIT);
     // Outcomes are recorded every 50 ms, and the hub sends feedback after a second.
-    throughout(Duration::from_millis(300), || ());
+    poll_for(Duration::from_millis(300), || ());
     engine.kill_all();
     let (_, hub) = &engine.hubs[0];
-    within(SOON, "the answers at the hub", || {
+    poll_until(TIME_LIMIT, "the answers at the hub", || {
         let seen = hub.summary();
         (seen.feedback_made >= 29).then_some(())
     });
     // The deadline is long over when processes start again.
     let until = Instant::now() + Duration::from_secs(5);
-    within(SOON, "time to pass", || {
+    poll_until(TIME_LIMIT, "time to pass", || {
         (Instant::now() >= until).then_some(())
     });
     engine.grow(1, 1);
@@ -138,8 +141,8 @@ fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
         "{reason}"
     );
     assert_eq!(verdict(&engine, 1).0, "passed");
-    engine.until_accepted(30 + OTHERS, SOON);
-    engine.until_phase("r1", "succeeded", SOON);
+    engine.until_accepted(30 + OTHERS, TIME_LIMIT);
+    engine.until_phase("r1", "succeeded", TIME_LIMIT);
     assert_eq!(
         distinct(&engine),
         30 + OTHERS,
@@ -173,14 +176,14 @@ fn kills_around_twenty_deadlines_change_no_verdict() {
         "failure_above": "20%", "success_at_least": "85%", "deadline": "4s", "min_sample": 12,
     });
     for set in 0..ROLLOUTS {
-        pipeline.order(&order(set, &gate));
+        pipeline.command_ok(&start_command(set, &gate));
     }
     let all: u64 = canaries.iter().map(|canaries| canaries.all()).sum();
-    engine.until_accepted(all, SOON);
+    engine.until_accepted(all, TIME_LIMIT);
     let mut chance = Chance::seeded(7);
     for round in 0..6 {
         let wait = Duration::from_millis(chance.within(0..1_500));
-        throughout(wait, || ());
+        poll_for(wait, || ());
         let worker = engine.workers.swap_remove(round % 2);
         worker.kill();
         if round % 3 == 2 {
@@ -195,7 +198,7 @@ fn kills_around_twenty_deadlines_change_no_verdict() {
         assert_eq!(found, expected, "r{set}: {status}");
     }
     let passed = OTHERS * ROLLOUTS as u64 / 2;
-    within(SOON, "all that passed", || {
+    poll_until(TIME_LIMIT, "all that passed", || {
         (distinct(&engine) >= all + passed).then_some(())
     });
     assert_eq!(
@@ -241,18 +244,18 @@ fn a_hub_that_is_away_over_the_deadlines_is_waited_for_and_too_little_is_no_pass
     let gate = json!({"failure_above": "5%", "deadline": "3s", "on_failure": "abort"});
     let mut pipeline = engine.pipeline();
     for set in 0..3 {
-        pipeline.order(&order(set, &gate));
+        pipeline.command_ok(&start_command(set, &gate));
     }
     let gate = json!({"failure_above": "5%", "deadline": "3s", "too_little": "pass"});
-    pipeline.order(&order(3, &gate));
+    pipeline.command_ok(&start_command(3, &gate));
     let sent = canaries.iter().map(|canaries| canaries.all()).sum();
-    engine.until_accepted(sent, SOON);
+    engine.until_accepted(sent, TIME_LIMIT);
     // Outcomes are recorded every 50 ms, and the hub sends feedback after three seconds.
-    throughout(Duration::from_millis(300), || ());
+    poll_for(Duration::from_millis(300), || ());
     engine.kill_all();
     engine.hubs[0].1.faults(r#"{"refuse_connections": true}"#);
     engine.grow(1, 1);
-    within(SOON, "the word on what is in the way", || {
+    poll_until(TIME_LIMIT, "the word on what is in the way", || {
         let said = engine.room.run(&["status", "r0"]).stdout;
         said.contains(
             "waits for evidence of 10 silent devices: hub north: its feedback is not received: ",
@@ -266,7 +269,7 @@ fn a_hub_that_is_away_over_the_deadlines_is_waited_for_and_too_little_is_no_pass
         ("aborted", "gate of stage canary failed: 19 of "),
         (
             "paused",
-            "too little measured: 8 of 10 devices, 2 silent; 10 are needed",
+            "the sample is too small: 8 of 10 devices measured, 2 silent; 10 are needed",
         ),
         ("passed", ""),
     ];
@@ -276,7 +279,7 @@ fn a_hub_that_is_away_over_the_deadlines_is_waited_for_and_too_little_is_no_pass
         let said = status["reason"].as_str().unwrap_or_default();
         assert!(said.contains(reason), "{set}: {said}");
     }
-    engine.until_accepted(sent + OTHERS, SOON);
+    engine.until_accepted(sent + OTHERS, TIME_LIMIT);
     assert_eq!(distinct(&engine), sent + OTHERS);
 }
 
@@ -292,9 +295,9 @@ fn a_bake_rests_while_all_is_stopped() {
     engine.grow(1, 1);
     let mut pipeline = engine.pipeline();
     let gate = json!({"success_at_least": "90%", "bake": "6s"});
-    pipeline.order(&order(0, &gate));
+    pipeline.command_ok(&start_command(0, &gate));
     let sent_at = |engine: &Engine| engine.status("r0")["stages"][0]["sent_at"].is_string();
-    within(SOON, "all canaries to be sent to", || {
+    poll_until(TIME_LIMIT, "all canaries to be sent to", || {
         sent_at(&engine).then_some(())
     });
     engine
@@ -303,7 +306,7 @@ fn a_bake_rests_while_all_is_stopped() {
         .expect(0);
     // Longer than the rest of the bake.
     let stopped = Instant::now();
-    throughout(Duration::from_secs(8), || ());
+    poll_for(Duration::from_secs(8), || ());
     assert_eq!(engine.status("r0")["phase"], "halted");
     engine.room.run(&["resume-all"]).expect(0);
     let resumed = Instant::now();
@@ -333,16 +336,16 @@ fn what_others_do_not_read_is_looked_past_and_where_nobody_else_reads_removed() 
         let flags = "--unlimited --feedback-batching 1s --feedback-lock 5s --feedback-records 1";
         let flags: Vec<_> = flags.split(' ').collect();
         let hub = Hub::start(&fleet(&canaries), &flags);
-        // Answers for a rollout of another engine, which no process reads any more.
+        // Answers for a rollout of another engine, without any process left to read the answers.
         let mut other = Engine::new(&Access::shared(), vec![("north", hub)]);
         other.grow(1, 1);
         other
             .pipeline()
-            .order(&order(0, &json!({"failure_above": "50%"})));
-        other.until_accepted(70, SOON);
+            .command_ok(&start_command(0, &json!({"failure_above": "50%"})));
+        other.until_accepted(70, TIME_LIMIT);
         other.kill_all();
         let hub = other.hubs.remove(0).1;
-        within(SOON, "the answers at the hub", || {
+        poll_until(TIME_LIMIT, "the answers at the hub", || {
             (hub.summary().feedback_made >= 70).then_some(())
         });
         let left = hub.summary().feedback_waiting;
@@ -352,7 +355,7 @@ fn what_others_do_not_read_is_looked_past_and_where_nobody_else_reads_removed() 
         engine.set("TWINCAST__HUBS__NORTH__FEEDBACK", queue);
         engine.grow(1, 1);
         let gate = json!({"failure_above": "5%", "deadline": "60s", "on_failure": "abort"});
-        engine.pipeline().order(&order(1, &gate));
+        engine.pipeline().command_ok(&start_command(1, &gate));
         let (found, status) = verdict(&engine, 1);
         assert_eq!(found, "aborted", "{queue}, with {left} in front: {status}");
         let (_, hub) = &engine.hubs[0];

@@ -1,4 +1,5 @@
-//! Rollouts of one group that start at the same moment, with several orchestrators over RabbitMQ and Redis.
+//! Rollouts of a concurrency group, started at the same moment with several orchestrators over
+//! RabbitMQ and Redis.
 
 use std::time::Duration;
 
@@ -10,21 +11,21 @@ use crate::pipeline::start_with;
 use crate::services::Access;
 
 const DEVICES: u64 = 500;
-const SOON: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn of_those_that_start_at_the_same_moment_one_is_taken() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(3, 1);
-    // It stays active: after its first device it waits for somebody's word.
+    // The rollout stays active: after the first device, the gate waits for an approval.
     let stages = json!([{ "name": "canary", "max_devices": 1, "gate": { "approval": {} } }]);
     let answers: Vec<Value> = std::thread::scope(|scope| {
         let publishers = (0..6).map(|number| {
-            let spec = json!({ "group": "firmware", "stages": stages });
+            let spec = json!({ "concurrency": { "group": "firmware" }, "stages": stages });
             let command = start_with(&format!("rival-{number}"), spec);
             let mut pipeline = engine.pipeline();
-            scope.spawn(move || pipeline.ask(&command))
+            scope.spawn(move || pipeline.command(&command))
         });
         let publishers: Vec<_> = publishers.collect();
         let answers = publishers.into_iter();
@@ -42,13 +43,13 @@ fn of_those_that_start_at_the_same_moment_one_is_taken() {
     assert_eq!(all["rollouts"].as_array().expect("a list").len(), 1);
 
     let older = taken[0]["rollouts"][0]["name"].as_str().expect("a name");
-    engine.until_accepted(1, SOON);
-    let newer = json!({ "group": "firmware", "conflict": "supersede" });
-    engine.pipeline().order(&start_with("newer", newer));
-    engine.until_phase("newer", "succeeded", SOON);
+    engine.until_accepted(1, TIME_LIMIT);
+    let newer = json!({ "concurrency": { "group": "firmware", "policy": "supersede" } });
+    engine.pipeline().command_ok(&start_with("newer", newer));
+    engine.until_phase("newer", "succeeded", TIME_LIMIT);
     let older = engine.status(older);
     assert_eq!(older["reason"], "superseded by newer", "{older}");
     assert_eq!(older["counts"]["skipped"], DEVICES - 1, "{older}");
-    // The canary of the older one got its message, too.
+    // The canary of the older rollout got the message, too.
     assert_eq!(engine.accepted(), DEVICES + 1);
 }

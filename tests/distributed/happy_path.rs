@@ -1,5 +1,5 @@
-//! A rollout on a good day: started by whoever speaks AMQP, done by several processes, told to
-//! whoever listens.
+//! A rollout without failures: started over plain AMQP, performed by several processes, with
+//! published events.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::engine::{Engine, Member};
-use crate::harness::{Collector, Fleet, Hub, Told, assert_same_ids};
+use crate::harness::{Collector, Fleet, Hub, ReceivedSpan, assert_same_ids};
 use crate::pipeline::{about, start, start_with};
 use crate::services::Access;
-use crate::waiting::within;
+use crate::waiting::poll_until;
 
 const DEVICES: u64 = 3_000;
-/// The pipeline's trace, and its span.
+/// The trace and the span of the pipeline.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
@@ -28,13 +28,13 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     let tried = engine.room.run(&["--json", "check"]).expect(0).json();
     for of in ["hub north", "hub south", "RabbitMQ", "Redis"] {
         let checks = tried["checks"].as_array().expect("a list");
-        assert!(checks.iter().any(|check| check["of"] == of), "{tried}");
+        assert!(checks.iter().any(|check| check["service"] == of), "{tried}");
     }
     let mut pipeline = engine.pipeline();
     let mut listener = pipeline.listen();
 
     let caller = format!("00-{TRACE}-{CALLER}-01");
-    let answer = pipeline.order_as(&start("firmware"), &caller);
+    let answer = pipeline.command_ok_in_span(&start("firmware"), &caller);
     assert_eq!(answer["changed"], true);
     assert_eq!(answer["rollouts"][0]["name"], "firmware");
 
@@ -54,9 +54,9 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
             "{name}"
         );
         assert_eq!(seen.transfers, DEVICES, "nothing was tried twice");
-        assert_same_ids(&hub.account());
+        assert_same_ids(&hub.message_log());
     }
-    engine.assert_accounts_agree("firmware");
+    engine.assert_reports_match_hubs("firmware");
 
     let phases = ["accepted", "planning", "running", "succeeded"];
     for (version, phase) in (1..).zip(phases) {
@@ -76,10 +76,10 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     let all = all["rollouts"].as_array().expect("a list");
     assert_eq!(all.len(), 1);
     assert_eq!(all[0]["name"], "firmware");
-    assert_eq!(all[0]["ends"]["sent"], 2 * DEVICES);
+    assert_eq!(all[0]["by_class"]["sent"], 2 * DEVICES);
     assert_eq!(all[0]["version"], phases.len());
 
-    // Both hubs have a device of this id.
+    // Both hubs have a device with this id.
     let device = ["--json", "explain", "firmware", "d-000042"];
     let explained = engine.room.run(&device).expect(0).json();
     let places = explained["places"].as_array().expect("a list");
@@ -87,40 +87,41 @@ fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
     hubs.sort_unstable_by_key(|hub| hub.as_str());
     assert_eq!(hubs, ["north", "south"]);
 
-    // The same in YAML, by our own client: it is there already, and nothing is sent again.
+    // The same spec in YAML, from the command line: the rollout exists, and nothing is sent again.
     let spec = engine.room.rollout("firmware", "");
     let again = engine
         .room
         .run(&["--json", "submit", &spec, "--wait"])
         .expect(0);
     assert_eq!(again.json()["rollouts"][0]["phase"], "succeeded");
-    again.says(&["as the same rollout"]);
+    again.says(&["already exists with the same spec"]);
     assert_eq!(engine.accepted(), 2 * DEVICES);
 }
 
-/// From the pipeline's own span to the batches, on all processes.
+/// Asserts a single trace from the pipeline's span to the batches, across all processes.
 #[track_caller]
 fn assert_one_trace(collector: &Collector) {
     let of_trace = || {
-        let told = collector.told().into_iter();
-        told.filter(|span| span.trace() == TRACE)
+        let spans = collector.received().into_iter();
+        spans
+            .filter(|span| span.trace() == TRACE)
             .collect::<Vec<_>>()
     };
-    let sent = |told: &[Told]| {
-        let batches = told.iter().filter(|span| span.name() == "batch");
+    let sent = |spans: &[ReceivedSpan]| {
+        let batches = spans.iter().filter(|span| span.name() == "batch");
         let sent = batches.map(|it| it.attribute("twincast.outcome.enqueued"));
         sent.map(|it| it.parse::<u64>().unwrap_or_default())
             .sum::<u64>()
     };
-    // The last spans come with the next request.
-    let told = within(Duration::from_secs(30), "all spans", || {
-        let told = of_trace();
-        let is_over = told.iter().any(|span| span.name() == "rollout");
-        (is_over && sent(&told) == 2 * DEVICES).then_some(told)
+    // The last spans arrive with the next request.
+    let spans = poll_until(Duration::from_secs(30), "all spans", || {
+        let spans = of_trace();
+        let is_over = spans.iter().any(|span| span.name() == "rollout");
+        (is_over && sent(&spans) == 2 * DEVICES).then_some(spans)
     });
     let one = |name: &str| {
-        let all: Vec<_> = told.iter().filter(|span| span.name() == name).collect();
-        assert_eq!(all.len(), 1, "{name}: {told:#?}");
+        let all: Vec<_> = spans.iter().filter(|span| span.name() == name).collect();
+        assert_eq!(all.len(), 1, "{name}: {spans:#?}");
         all[0]
     };
     let (command, stage) = (one("command"), one("stage"));
@@ -129,7 +130,7 @@ fn assert_one_trace(collector: &Collector) {
         assert_eq!(one(name).parent(), command.id(), "{name}");
         assert_eq!(one(name).service, "twincast-orchestrator");
     }
-    let batches: Vec<_> = told.iter().filter(|span| span.name() == "batch").collect();
+    let batches: Vec<_> = spans.iter().filter(|span| span.name() == "batch").collect();
     let workers: BTreeSet<_> = batches.iter().map(|batch| &batch.process).collect();
     assert_eq!(workers.len(), 2, "{batches:#?}");
     for batch in batches {
@@ -138,9 +139,9 @@ fn assert_one_trace(collector: &Collector) {
             (stage.id(), "twincast-worker")
         );
     }
-    let ids: BTreeSet<_> = told.iter().map(Told::id).collect();
-    assert_eq!(ids.len(), told.len(), "each has an id of its own");
-    assert!(told.iter().all(Told::is_in_order), "{told:#?}");
+    let ids: BTreeSet<_> = spans.iter().map(ReceivedSpan::id).collect();
+    assert_eq!(ids.len(), spans.len(), "each has an id of its own");
+    assert!(spans.iter().all(ReceivedSpan::is_in_order), "{spans:#?}");
 }
 
 #[track_caller]
@@ -153,7 +154,7 @@ fn assert_event(event: &Value, rollout: &str, version: u64, phase: &str) {
     assert_eq!(event["data"]["phase"], phase);
 }
 
-/// Canaries, a gate, and people: nothing of the second stage is sent before somebody has said yes.
+/// Canaries, a gate, and an approval: the second stage sends nothing before the approval.
 #[test]
 fn a_stage_waits_for_its_gate_and_for_a_word() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
@@ -164,8 +165,8 @@ fn a_stage_waits_for_its_gate_and_for_a_word() {
         { "name": "canary", "percent": "5%", "gate": { "success_at_least": "100%", "approval": {} } },
         { "name": "half", "percent": "50%", "gate": { "failure_above": "0%" } },
     ]);
-    pipeline.order(&start_with("staged", json!({ "stages": stages })));
-    let waits = within(Duration::from_secs(60), "the gate to wait", || {
+    pipeline.command_ok(&start_with("staged", json!({ "stages": stages })));
+    let waits = poll_until(Duration::from_secs(60), "the gate to wait", || {
         let status = engine.status("staged");
         let state = status["stages"][0]["state"].as_str()?;
         (state == "waits for an approval").then(|| status.clone())
@@ -174,18 +175,18 @@ fn a_stage_waits_for_its_gate_and_for_a_word() {
     assert_eq!(engine.accepted(), DEVICES / 20);
 
     let word = json!({ "command": "promote", "rollout": "staged", "stage": "canary" });
-    let refused = pipeline.ask(&word);
+    let refused = pipeline.command(&word);
     assert_eq!(refused["cause"], "invalid_command", "{refused}");
     let word = json!({ "command": "reject", "rollout": "staged", "reason": "noisy", "by": "bob" });
-    assert_eq!(pipeline.order(&word)["rollouts"][0]["phase"], "paused");
-    pipeline.order(&about("resume", "staged"));
+    assert_eq!(pipeline.command_ok(&word)["rollouts"][0]["phase"], "paused");
+    pipeline.command_ok(&about("resume", "staged"));
     assert_eq!(
         engine.accepted(),
         DEVICES / 20,
         "asked again, the gate needs another word"
     );
     let word = json!({ "command": "approve", "rollout": "staged", "stage": "canary", "by": "ann" });
-    let answer = pipeline.order(&word);
+    let answer = pipeline.command_ok(&word);
     assert_eq!(answer["changed"], true, "{answer}");
     let ended = engine.until_phase("staged", "succeeded", Duration::from_secs(60));
     assert_eq!(ended["stages"].as_array().map(Vec::len), Some(3));
@@ -193,7 +194,7 @@ fn a_stage_waits_for_its_gate_and_for_a_word() {
     assert!(state.ends_with("approved by ann"), "{state}");
     assert_eq!(engine.accepted(), DEVICES);
     assert_eq!(engine.repeats(), 0);
-    engine.assert_accounts_agree("staged");
+    engine.assert_reports_match_hubs("staged");
 }
 
 #[test]
@@ -211,16 +212,16 @@ fn exit_codes_say_how_a_rollout_ended() {
     let ended = &ended["rollouts"][0];
     assert_eq!(ended["phase"], "finished_with_failures");
     assert_eq!(
-        (&ended["ends"]["sent"], &ended["ends"]["not_sent"]),
+        (&ended["by_class"]["sent"], &ended["by_class"]["not_sent"]),
         (&json!(970), &json!(30))
     );
     room.run(&["watch", "some-disabled"]).expect(4);
-    engine.assert_accounts_agree("some-disabled");
+    engine.assert_reports_match_hubs("some-disabled");
 
-    // A target without devices is no success: somebody mistyped a tag.
+    // A target without devices is no success, because a tag was probably mistyped.
     let mut pipeline = engine.pipeline();
     let nobody = json!({ "target": { "tags": { "type": "toaster" } } });
-    pipeline.order(&start_with("nobody", nobody));
+    pipeline.command_ok(&start_with("nobody", nobody));
     let failed = engine.until_phase("nobody", "failed", Duration::from_secs(30));
     assert_eq!(failed["reason"], "the target matches no device");
     room.run(&["watch", "nobody"]).expect(3);

@@ -1,11 +1,11 @@
-//! The distributed engine as it runs in production: orchestrators and workers in processes of
-//! their own, over a real RabbitMQ and a real Redis, against emulated hubs, with real kills.
+//! The distributed engine as in production: orchestrators and workers in separate processes, over a
+//! real RabbitMQ and a real Redis, against emulated hubs, with real kills.
 //!
-//! Each test has its own hubs, folder and ports, and either its own names in services that all
-//! tests share or, if it stops them, services of its own. A test waits for something that it can
-//! see. What it believes about sends it takes from the hubs' accounts.
+//! Each test has separate hubs, a separate folder and separate ports. A test uses services shared
+//! by all tests, under names of the test's own, or starts separate services in order to stop them.
+//! A test waits for an observable condition. Facts about sends come from the hubs' accounts.
 //!
-//! `TWINCAST_LONG=1` runs the same tests at their full size, for an hour or so.
+//! `TWINCAST_LONG=1` runs the same tests at full size, for about an hour.
 
 #![expect(
     clippy::print_stdout,
@@ -34,14 +34,14 @@ mod continuous;
 mod control;
 mod evidence;
 mod failover;
-mod forgetting;
 mod groups;
 mod happy_path;
+mod lost_writes;
 mod metrics;
 mod outages;
+mod overload;
 mod quota;
 mod refusals;
 mod rotation;
-mod siege;
 mod upgrade;
 mod versions;

@@ -1,5 +1,5 @@
-//! What the processes export, as a real Prometheus sees it: all of it documented, and every query of the
-//! dashboards and alerts that we ship finds something.
+//! The exported metrics, as seen by a real Prometheus: every metric is documented, and every query
+//! of the shipped dashboards and alerts returns data.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,10 +14,10 @@ use crate::engine::{Engine, get};
 use crate::harness::{Fleet, Hub, Room, Running, eventually};
 use crate::pipeline::start_with;
 use crate::services::Access;
-use crate::waiting::within;
+use crate::waiting::poll_until;
 
 const DEVICES: u64 = 400;
-const SOON: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn every_metric_is_documented_and_every_panel_and_alert_finds_its_data() {
@@ -27,7 +27,7 @@ fn every_metric_is_documented_and_every_panel_and_alert_finds_its_data() {
     engine.grow(1, 1);
     let mut pipeline = engine.pipeline();
     let stages = json!([{ "name": "canary", "percent": "50%", "gate": { "approval": {} } }]);
-    pipeline.order(&start_with(
+    pipeline.command_ok(&start_with(
         "watched",
         json!({ "stages": stages, "answers": true }),
     ));
@@ -40,12 +40,17 @@ fn every_metric_is_documented_and_every_panel_and_alert_finds_its_data() {
         let (_, address) = of_role.expect("there is one");
         get(*address, "/metrics").expect("metrics").1
     };
-    // The rollout waits, so what is told of it stays.
-    within(SOON, "the orchestrator to tell of the approval", || {
-        let told = metrics("orchestrator");
-        let awaits = told.contains("twincast_rollout_awaits_approval{rollout=\"watched\"} 1");
-        (awaits && told.contains("state=\"applied\"} ")).then_some(())
-    });
+    // The rollout waits, so the metrics of the rollout stay.
+    poll_until(
+        TIME_LIMIT,
+        "the orchestrator to tell of the approval",
+        || {
+            let exported = metrics("orchestrator");
+            let awaits =
+                exported.contains("twincast_rollout_awaits_approval{rollout=\"watched\"} 1");
+            (awaits && exported.contains("state=\"applied\"} ")).then_some(())
+        },
+    );
     let (orchestrator, worker) = (metrics("orchestrator"), metrics("worker"));
     let accepted = format!(
         "twincast_messages_accepted_total{{hub=\"north\"}} {}",
@@ -58,9 +63,9 @@ fn every_metric_is_documented_and_every_panel_and_alert_finds_its_data() {
 
     let prometheus = Prometheus::scraping(&addresses);
     for (place, query) in shipped_queries() {
-        // Two scrapes are needed for a rate.
+        // A rate needs two scrapes.
         let mut last = Value::Null;
-        within(SOON, &format!("data for {place}: {query}"), || {
+        poll_until(TIME_LIMIT, &format!("data for {place}: {query}"), || {
             last = prometheus.ask(&query);
             assert_ne!(last["status"], "error", "{place}: {query}: {last}");
             let found = last["data"]["result"].as_array().map_or(0, Vec::len);
@@ -75,11 +80,15 @@ fn every_metric_is_documented_and_every_panel_and_alert_finds_its_data() {
         assert_eq!(rule["lastError"], Value::Null, "{rule}");
     }
     engine.room.run(&["approve", "watched"]).expect(0);
-    engine.until_phase("watched", "succeeded", SOON);
-    within(SOON, "the ended rollout to be told of no more", || {
-        let told = metrics("orchestrator");
-        (!told.contains("rollout=\"watched\"")).then_some(())
-    });
+    engine.until_phase("watched", "succeeded", TIME_LIMIT);
+    poll_until(
+        TIME_LIMIT,
+        "the ended rollout to be told of no more",
+        || {
+            let exported = metrics("orchestrator");
+            (!exported.contains("rollout=\"watched\"")).then_some(())
+        },
+    );
 }
 
 fn repository() -> &'static Path {
@@ -91,7 +100,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The names of what is exported, without what the Prometheus library says of any process.
+/// Returns the names of exported metrics, without the Prometheus library's process metrics.
 fn exported(texts: &[&str]) -> BTreeSet<String> {
     let lines = texts.iter().flat_map(|text| text.lines());
     let helped = lines.filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
@@ -102,9 +111,9 @@ fn exported(texts: &[&str]) -> BTreeSet<String> {
     names.filter(|name| !name.starts_with("process_")).collect()
 }
 
-/// The names in the first column of the tables of docs/metrics.md.
+/// Returns the names in the first column of the tables of docs/reference/metrics.md.
 fn documented() -> BTreeSet<String> {
-    let text = read("docs/metrics.md");
+    let text = read("docs/reference/metrics.md");
     let rows = text
         .lines()
         .filter_map(|line| line.strip_prefix("| `twincast_"));
@@ -112,7 +121,7 @@ fn documented() -> BTreeSet<String> {
     names.map(|name| format!("twincast_{name}")).collect()
 }
 
-/// Every query of every panel, and the metrics of every alert, each with its place.
+/// Returns every query of every panel, and the metrics of every alert, each with the place.
 fn shipped_queries() -> Vec<(String, String)> {
     let mut queries = Vec::new();
     for board in ["rollouts", "engine"] {
@@ -148,7 +157,7 @@ fn shipped_queries() -> Vec<(String, String)> {
     queries
 }
 
-/// A Prometheus of our own; it ends with the test.
+/// A Prometheus server for this test, killed with the test.
 struct Prometheus {
     address: SocketAddr,
     _running: Running,
@@ -191,7 +200,7 @@ impl Prometheus {
         }
     }
 
-    /// Null while it is not ready.
+    /// Returns null until the server is ready.
     fn get(&self, path: &str) -> Value {
         let (_, body) = get(self.address, path).expect("an answer of Prometheus");
         serde_json::from_str(&body).unwrap_or_default()

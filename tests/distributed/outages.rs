@@ -1,16 +1,16 @@
-//! A service that is away is waited for: by everyone, in so many words, and without a loss.
+//! Every process waits for an unavailable service, reports the wait, and loses nothing.
 
 use std::time::Duration;
 
 use crate::engine::{Engine, SLOTS, WINDOW, scattered};
 use crate::harness::{Hub, assert_same_ids, eventually};
 use crate::pipeline::start_scattered;
-use crate::repeats::{self, Budget};
+use crate::repeats::{self, RepeatBudget};
 use crate::services::{OwnServices, wait};
-use crate::waiting::{long_or, throughout, within};
+use crate::waiting::{long_or, poll_for, poll_until};
 
-const SOON: Duration = Duration::from_secs(90);
-/// Sends that a worker may make without a record: what it has in flight on two hubs.
+const TIME_LIMIT: Duration = Duration::from_secs(90);
+/// The largest number of sends of a worker without a record: the sends in flight on two hubs.
 const UNRECORDED: u64 = 2 * SLOTS * WINDOW;
 
 #[test]
@@ -22,8 +22,8 @@ fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
     let hubs = vec![("north", hub()), ("south", hub())];
     let mut engine = Engine::new(&services.access(), hubs);
     engine.grow(2, 2);
-    engine.pipeline().order(&start_scattered("patient"));
-    engine.until_accepted(500, SOON);
+    engine.pipeline().command_ok(&start_scattered("patient"));
+    engine.until_accepted(500, TIME_LIMIT);
 
     println!("RabbitMQ goes away");
     wait(services.rabbitmq.stop());
@@ -31,7 +31,7 @@ fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
     let newcomer = engine.member("worker");
     engine.workers.push(newcomer);
     waits_for(&mut engine, "rabbitmq", Duration::from_secs(1));
-    wait(services.rabbitmq.start_again());
+    wait(services.rabbitmq.start_stopped());
     goes_on(&mut engine, "connection to the broker lost");
     assert_eq!(
         engine.repeats(),
@@ -41,7 +41,7 @@ fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
 
     println!("Redis goes away");
     wait(services.redis.stop());
-    // What is in flight arrives; more is not sent, since it could not be recorded.
+    // Messages in flight arrive. Nothing more is sent, because no outcome could be recorded.
     let at_most = engine.accepted() + engine.workers.len() as u64 * UNRECORDED;
     waits_for(&mut engine, "redis", away);
     let newcomer = engine.member("worker");
@@ -54,35 +54,36 @@ fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
         sent <= at_most,
         "{sent} were sent, {at_most} at most expected"
     );
-    wait(services.redis.start_again());
+    wait(services.redis.start_stopped());
     goes_on(&mut engine, "Redis does not answer");
 
-    engine.until_phase("patient", "succeeded", 3 * SOON);
+    engine.until_phase("patient", "succeeded", 3 * TIME_LIMIT);
     assert_eq!(
-        engine.assert_accounts_agree("patient").len() as u64,
+        engine.assert_reports_match_hubs("patient").len() as u64,
         2 * devices
     );
     for (_, hub) in &engine.hubs {
-        assert_same_ids(&hub.account());
+        assert_same_ids(&hub.message_log());
     }
-    // Nothing crashed. But a lease lapses while Redis is away, and who is first to come back may
-    // take a batch over from a worker that could not record its last sends.
-    let mut budget = Budget::default();
+    // Nothing crashed. But leases lapse while Redis is down, and the first process to recover may
+    // take a batch over from a worker with unrecorded sends.
+    let mut budget = RepeatBudget::default();
     for worker in &engine.workers {
-        budget.allow(&worker.log(), "patient");
+        budget.permit_losses_in(&worker.log(), "patient");
     }
     let repeats = repeats::by_batch(&engine, "patient");
     println!("{} repeats: {repeats:?}; {budget:?}", engine.repeats());
-    budget.covers(&repeats);
+    budget.assert_covers(&repeats);
 }
 
-/// All processes must say what they wait for, and none may end, for so long.
+/// Asserts that all processes report the awaited service, and that no process ends, for the given
+/// time.
 #[track_caller]
 fn waits_for(engine: &mut Engine, service: &str, time: Duration) {
     for member in engine.members() {
         member.until_waiting_for(service);
     }
-    throughout(time, || {
+    poll_for(time, || {
         for member in engine.members() {
             let (code, answer) = member.readiness();
             assert_eq!(code, 503, "{}: {answer}", member.name);
@@ -91,7 +92,7 @@ fn waits_for(engine: &mut Engine, service: &str, time: Duration) {
     });
 }
 
-/// All processes must be ready again by themselves, have said so, and send.
+/// Asserts that all processes become ready again without help, log the recovery, and send.
 #[track_caller]
 fn goes_on(engine: &mut Engine, said: &str) {
     let before = engine.accepted();
@@ -99,7 +100,7 @@ fn goes_on(engine: &mut Engine, said: &str) {
     eventually(&format!("an orchestrator to say {said:?}"), || {
         engine.orchestrators[0].log().contains(said).then_some(())
     });
-    within(SOON, "sends to go on", || {
+    poll_until(TIME_LIMIT, "sends to go on", || {
         (engine.accepted() > before).then_some(())
     });
 }

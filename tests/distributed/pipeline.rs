@@ -1,5 +1,4 @@
-//! A release pipeline: any AMQP client, which knows the documented names and messages, and
-//! nothing else of Twincast.
+//! A release pipeline: an AMQP client with knowledge only of the documented names and messages.
 
 use std::time::Duration;
 
@@ -15,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::services::{Access, wait};
 
-/// How long an answer may take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Time limit for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Pipeline {
     /// Kept open.
@@ -50,12 +49,13 @@ impl Pipeline {
         })
     }
 
-    /// Puts a message on the queue of commands; it is there when this returns.
+    /// Publishes a message to the queue of commands; returns once the message is on the queue.
     pub(crate) fn publish(&self, body: &[u8], properties: BasicProperties) {
         self.publish_to("commands", body, properties);
     }
 
-    /// Puts a message on another queue of the engine's; it is there when this returns.
+    /// Publishes a message to another queue of the engine; returns once the message is on the
+    /// queue.
     pub(crate) fn publish_to(&self, queue: &str, body: &[u8], properties: BasicProperties) {
         let queue = format!("{}.{queue}", self.prefix);
         let options = BasicPublishOptions {
@@ -79,13 +79,13 @@ impl Pipeline {
         );
     }
 
-    /// Publishes a command and lets the answer come by and by.
-    pub(crate) fn send(&mut self, command: &Value) -> String {
-        self.send_with(command, FieldTable::default())
+    /// Publishes a command without waiting for the answer.
+    pub(crate) fn publish_command(&mut self, command: &Value) -> String {
+        self.publish_command_with(command, FieldTable::default())
     }
 
-    /// The same with headers.
-    fn send_with(&mut self, command: &Value, headers: FieldTable) -> String {
+    /// Publishes a command with headers, without waiting for the answer.
+    fn publish_command_with(&mut self, command: &Value, headers: FieldTable) -> String {
         self.asked += 1;
         let id = format!("question-{}", self.asked);
         let properties = BasicProperties::default()
@@ -97,7 +97,7 @@ impl Pipeline {
         id
     }
 
-    /// The next answer, with the id of what it answers.
+    /// Returns the next answer, with the id of the answered command.
     #[track_caller]
     pub(crate) fn answer(&mut self) -> (String, Value) {
         let delivery = wait(next(&mut self.answers));
@@ -107,36 +107,36 @@ impl Pipeline {
         (id, answer)
     }
 
-    /// Publishes a command and waits for its answer.
+    /// Publishes a command and waits for the answer.
     #[track_caller]
-    pub(crate) fn ask(&mut self, command: &Value) -> Value {
-        let asked = self.send(command);
+    pub(crate) fn command(&mut self, command: &Value) -> Value {
+        let asked = self.publish_command(command);
         let (id, answer) = self.answer();
         assert_eq!(id, asked, "the answer is to another question: {answer}");
         answer
     }
 
-    /// Publishes a command that must be done, and waits until it is.
+    /// Publishes a command and waits for success.
     #[track_caller]
-    pub(crate) fn order(&mut self, command: &Value) -> Value {
-        let answer = self.ask(command);
+    pub(crate) fn command_ok(&mut self, command: &Value) -> Value {
+        let answer = self.command(command);
         assert_eq!(answer["ok"], true, "{command}: {answer}");
         answer
     }
 
-    /// The same, of a command that is part of a span.
+    /// Publishes a command as part of a span, and waits for success.
     #[track_caller]
-    pub(crate) fn order_as(&mut self, command: &Value, traceparent: &str) -> Value {
+    pub(crate) fn command_ok_in_span(&mut self, command: &Value, traceparent: &str) -> Value {
         let mut headers = FieldTable::default();
         let value = AMQPValue::LongString(traceparent.into());
         headers.insert("traceparent".into(), value);
-        let asked = self.send_with(command, headers);
+        let asked = self.publish_command_with(command, headers);
         let (id, answer) = self.answer();
         assert_eq!((id, &answer["ok"]), (asked, &json!(true)), "{answer}");
         answer
     }
 
-    /// Listens to all events from now on.
+    /// Subscribes to all events from now on.
     pub(crate) fn listen(&self) -> Listener {
         let exchange = format!("{}.events", self.prefix);
         wait(async {
@@ -154,11 +154,11 @@ impl Pipeline {
     }
 }
 
-/// What is heard on the exchange of events.
+/// A subscription to the exchange of events.
 pub(crate) struct Listener(Consumer);
 
 impl Listener {
-    /// The next event, and what it was published under.
+    /// Returns the next event, with the topic.
     #[track_caller]
     pub(crate) fn next(&mut self) -> (String, Value) {
         let delivery = wait(next(&mut self.0));
@@ -191,20 +191,20 @@ async fn consume(channel: &Channel, queue: &ShortString) -> Consumer {
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
-    let next = tokio::time::timeout(ANSWER_WITHIN, consumer.next()).await;
+    let next = tokio::time::timeout(ANSWER_TIMEOUT, consumer.next()).await;
     let next = next.expect("waited in vain for a message");
     next.expect("the subscription goes on").expect("a message")
 }
 
-/// The `start` of a rollout to all refrigerators, batched by region: what [`Room::rollout`] writes
-/// into a file.
+/// Returns the `start` of a rollout to all refrigerators, batched by region: the same spec as the
+/// file of [`Room::rollout`].
 ///
 /// [`Room::rollout`]: crate::harness::Room::rollout
 pub(crate) fn start(name: &str) -> Value {
     start_with(name, json!({}))
 }
 
-/// The same with further fields.
+/// Like [`start`], with further fields.
 pub(crate) fn start_with(name: &str, more: Value) -> Value {
     let mut spec = json!({
         "name": name,
@@ -234,12 +234,12 @@ pub(crate) fn start_scattered(name: &str) -> Value {
     )
 }
 
-/// A command about one rollout.
+/// Returns a command about a single rollout.
 pub(crate) fn about(command: &str, rollout: &str) -> Value {
     json!({ "command": command, "rollout": rollout, "by": "a test" })
 }
 
-/// A command about all rollouts.
+/// Returns a command about all rollouts.
 pub(crate) fn about_all(command: &str) -> Value {
     json!({ "command": command, "by": "a test" })
 }

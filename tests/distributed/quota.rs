@@ -1,4 +1,4 @@
-//! A hub's quota with several rollouts and workers that come and go: never exceeded, and shared by
+//! A hub's quota with several rollouts and a changing set of workers: never exceeded, and shared by
 //! weight.
 
 use std::time::Duration;
@@ -9,11 +9,11 @@ use crate::engine::Engine;
 use crate::harness::{Fleet, Hub};
 use crate::pipeline::start_with;
 use crate::services::Access;
-use crate::waiting::{long_or, throughout};
+use crate::waiting::{long_or, poll_for};
 
 const ROLLOUTS: [(&str, u64); 3] = [("half", 5), ("third", 3), ("fifth", 2)];
-const SOON: Duration = Duration::from_secs(90);
-/// How far a share may be off its weight.
+const TIME_LIMIT: Duration = Duration::from_secs(90);
+/// The tolerated deviation of a share from the weight.
 const OFF: f64 = 0.05;
 
 #[test]
@@ -28,16 +28,16 @@ fn no_minute_exceeds_the_quota_whoever_comes_and_goes_and_weights_share_it() {
     engine.grow(1, 1);
     let mut pipeline = engine.pipeline();
     for (name, weight) in ROLLOUTS {
-        pipeline.order(&start_with(name, json!({ "weight": weight })));
+        pipeline.command_ok(&start_with(name, json!({ "weight": weight })));
     }
     for (name, _) in ROLLOUTS {
-        engine.until_phase(name, "running", SOON);
+        engine.until_phase(name, "running", TIME_LIMIT);
     }
 
     let before = sent(&engine);
     for workers in long_or(vec![1, 4, 16, 4], vec![1, 3, 2]) {
         resize(&mut engine, workers);
-        throughout(Duration::from_secs(long_or(75, 27)), || {});
+        poll_for(Duration::from_secs(long_or(75, 27)), || {});
     }
     let seen = engine.hubs[0].1.summary();
     println!(
@@ -69,7 +69,7 @@ fn no_minute_exceeds_the_quota_whoever_comes_and_goes_and_weights_share_it() {
     }
 }
 
-/// Lets workers come, or asks the oldest to leave.
+/// Starts workers, or stops the oldest workers.
 fn resize(engine: &mut Engine, workers: usize) {
     while engine.workers.len() > workers {
         engine.workers.remove(0).stop();
@@ -77,13 +77,13 @@ fn resize(engine: &mut Engine, workers: usize) {
     engine.grow(0, workers - engine.workers.len());
 }
 
-/// What each rollout has sent.
+/// Returns the number of sends of each rollout.
 fn sent(engine: &Engine) -> Vec<u64> {
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
     let all = all["rollouts"].as_array().expect("a list").clone();
     let of = |name: &str| all.iter().find(|rollout| rollout["name"] == name);
     let sent =
-        ROLLOUTS.map(|(name, _)| of(name).and_then(|rollout| rollout["ends"]["sent"].as_u64()));
+        ROLLOUTS.map(|(name, _)| of(name).and_then(|rollout| rollout["by_class"]["sent"].as_u64()));
     sent.into_iter()
         .map(|sent| sent.expect("a number"))
         .collect()

@@ -1,4 +1,5 @@
-//! What is wrong is named and put aside; nothing is done by halves, done twice or held up by it.
+//! Bad messages are named and put aside; no command is performed partly or twice, and no other
+//! command is held up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,10 +11,10 @@ use crate::engine::Engine;
 use crate::harness::{Fleet, Hub};
 use crate::pipeline::{Pipeline, start, start_with};
 use crate::services::Access;
-use crate::waiting::within;
+use crate::waiting::poll_until;
 
 const DEVICES: u64 = 1_000;
-const SOON: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 fn engine(orchestrators: usize) -> Engine {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
@@ -38,8 +39,8 @@ fn a_process_that_knows_another_hub_by_the_same_name_is_refused() {
         ended.says(&words);
     }
     let mut pipeline = engine.pipeline();
-    pipeline.order(&start("bound"));
-    engine.until_phase("bound", "succeeded", SOON);
+    pipeline.command_ok(&start("bound"));
+    engine.until_phase("bound", "succeeded", TIME_LIMIT);
     assert_eq!((engine.accepted(), other.accepted()), (DEVICES, 0));
 }
 
@@ -52,7 +53,7 @@ fn a_start_that_comes_a_hundred_times_is_one_rollout() {
                 let mut pipeline = engine.pipeline();
                 scope.spawn(move || {
                     for _ in 0..25 {
-                        pipeline.send(&start("often"));
+                        pipeline.publish_command(&start("often"));
                     }
                     let answers = (0..25).map(|_| pipeline.answer().1);
                     answers
@@ -71,14 +72,14 @@ fn a_start_that_comes_a_hundred_times_is_one_rollout() {
         changed, 1,
         "so many answers say that they began the rollout"
     );
-    engine.until_phase("often", "succeeded", SOON);
+    engine.until_phase("often", "succeeded", TIME_LIMIT);
     assert_eq!((engine.accepted(), engine.repeats()), (DEVICES, 0));
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
     assert_eq!(all["rollouts"].as_array().expect("a list").len(), 1);
     assert_eq!(engine.dead_letters(), Vec::<Value>::new());
 }
 
-/// Ten kinds of messages that cannot be done, with the cause that each is put aside for.
+/// Ten kinds of bad messages, each with the cause of being put aside.
 fn malformed() -> Vec<(Vec<u8>, Option<&'static str>, &'static str)> {
     let json = |value: Value| value.to_string().into_bytes();
     let v2 = "application/vnd.twincast.command.v2+json";
@@ -115,12 +116,12 @@ fn fifty_malformed_messages_are_dead_letters_and_hold_nothing_up() {
             expected.insert(id, cause.to_owned());
         }
     }
-    // Behind them on the same queue.
-    pipeline.order(&start("sound"));
-    engine.until_phase("sound", "succeeded", SOON);
+    // A good command behind the bad messages on the same queue.
+    pipeline.command_ok(&start("sound"));
+    engine.until_phase("sound", "succeeded", TIME_LIMIT);
     assert_eq!((engine.accepted(), engine.repeats()), (DEVICES, 0));
 
-    let letters = within(SOON, "50 dead letters", || {
+    let letters = poll_until(TIME_LIMIT, "50 dead letters", || {
         Some(engine.dead_letters()).filter(|letters| letters.len() >= 50)
     });
     let found: BTreeMap<String, String> = letters
@@ -149,17 +150,17 @@ fn shown_replayed_and_discarded(engine: &Engine, letters: &[Value]) {
     let shown = room.run(&["--json", "dead-letters", "show", &id]).expect(0);
     assert_eq!(shown.json(), *unknown_hub);
     assert!(text(unknown_hub, "body").contains("bad-hub"));
-    assert!(text(unknown_hub, "detail").contains("configured are: north"));
+    assert!(text(unknown_hub, "detail").contains("configured hubs: north"));
     let table = room.run(&["dead-letters"]).expect(0).stdout;
     assert!(
         table.contains(&id) && table.contains("unknown_hub"),
         "{table}"
     );
 
-    // Replayed, it is tried again, and put aside again.
+    // A replayed message is tried again, and put aside again.
     let queue = text(unknown_hub, "queue");
     room.run(&["dead-letters", "replay", &id]).expect(0);
-    let again = within(SOON, "the replayed message to be put aside", || {
+    let again = poll_until(TIME_LIMIT, "the replayed message to be put aside", || {
         let letters = engine.dead_letters();
         let again = letters.iter().find(|letter| {
             letter["message_id"] == unknown_hub["message_id"] && letter["id"] != id.as_str()
@@ -206,7 +207,7 @@ fn whoever_asks_is_told_what_is_wrong() {
     let answer = refused(&mut pipeline, &start_with("nowhere", hub), "unknown_hub");
     assert!(text(&answer, "error").contains("atlantis"), "{answer}");
 
-    pipeline.order(&start("taken"));
+    pipeline.command_ok(&start("taken"));
     let other = json!({ "weight": 2 });
     let answer = refused(&mut pipeline, &start_with("taken", other), "conflict");
     assert!(answer["details"].to_string().contains("weight"), "{answer}");
@@ -219,19 +220,19 @@ fn whoever_asks_is_told_what_is_wrong() {
 
     let pause = json!({ "command": "pause", "rollout": "nothing" });
     refused(&mut pipeline, &pause, "unknown_rollout");
-    engine.until_phase("taken", "succeeded", SOON);
+    engine.until_phase("taken", "succeeded", TIME_LIMIT);
     let resume = json!({ "command": "resume", "rollout": "taken" });
     refused(&mut pipeline, &resume, "not_possible");
 
-    // What is at fault itself is kept; what only came at the wrong time is not, whoever asked
-    // knows it. Nobody asked for this one.
+    // A faulty command is kept as a dead letter. A command at the wrong time is not kept if the
+    // caller receives the answer; this command has no reply address.
     pipeline.publish(
         start_with("taken", json!({ "weight": 2 }))
             .to_string()
             .as_bytes(),
         BasicProperties::default(),
     );
-    let letters = within(SOON, "three dead letters", || {
+    let letters = poll_until(TIME_LIMIT, "three dead letters", || {
         Some(engine.dead_letters()).filter(|letters| letters.len() >= 3)
     });
     let causes: Vec<_> = letters.iter().map(|letter| text(letter, "cause")).collect();
@@ -250,10 +251,10 @@ fn a_message_of_ten_megabytes_is_put_aside_in_part() {
         text(&answer, "error").contains(&size.to_string()),
         "{answer}"
     );
-    pipeline.order(&start("small"));
-    engine.until_phase("small", "succeeded", SOON);
+    pipeline.command_ok(&start("small"));
+    engine.until_phase("small", "succeeded", TIME_LIMIT);
 
-    let letters = within(SOON, "a dead letter", || {
+    let letters = poll_until(TIME_LIMIT, "a dead letter", || {
         Some(engine.dead_letters()).filter(|letters| !letters.is_empty())
     });
     assert_eq!(letters.len(), 1);
@@ -264,10 +265,10 @@ fn a_message_of_ten_megabytes_is_put_aside_in_part() {
     replay.says(&[&format!("of its {size} bytes")]);
 }
 
-/// The command must be refused for this cause; gives the answer.
+/// Asserts that the command is refused for this cause; returns the answer.
 #[track_caller]
 fn refused(pipeline: &mut Pipeline, command: &Value, cause: &str) -> Value {
-    let answer = pipeline.ask(command);
+    let answer = pipeline.command(command);
     assert_eq!(answer["ok"], false, "{answer}");
     assert_eq!(answer["cause"], cause, "{answer}");
     answer

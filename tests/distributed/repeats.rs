@@ -1,15 +1,15 @@
-//! Repeats, and what accounts for them.
+//! Repeated messages, and the permitted causes.
 //!
-//! A message that came twice is right only where somebody may have lost what he knew: a worker
-//! that was killed, or whose batch somebody else took over, or a store that forgot. Who had which
-//! batch is told by the workers' logs.
+//! A repeated message is permitted only after a possible loss of knowledge: by a killed worker, by
+//! a worker whose batch was taken over, or by a store after lost writes. The workers' logs show the
+//! holders of each batch.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::engine::{Engine, WINDOW, of_rollout};
 
-/// How many messages of each batch came again, by the hubs' accounts. A message id names its
-/// rollout, batch, device and attempt, so one that came again is the same message.
+/// Returns the number of repeated messages per batch, from the hubs' accounts. A message id
+/// contains rollout, batch, device and attempt, so equal ids mean the same message.
 pub(crate) fn by_batch(engine: &Engine, rollout: &str) -> BTreeMap<u32, u64> {
     let mut repeats = BTreeMap::new();
     for (_, hub) in &engine.hubs {
@@ -23,25 +23,25 @@ pub(crate) fn by_batch(engine: &Engine, rollout: &str) -> BTreeMap<u32, u64> {
     repeats
 }
 
-/// The batch of `<rollout>.<batch>.<index>.<attempt>`, in base 36.
+/// Returns the batch of `<rollout>.<batch>.<index>.<attempt>`, in base 36.
 fn batch_of(id: &str) -> u32 {
     let batch = id.rsplit('.').nth(2);
     let batch = batch.and_then(|batch| u32::from_str_radix(batch, 36).ok());
     batch.unwrap_or_else(|| panic!("{id} is no message id of ours"))
 }
 
-/// What a worker's log says of batches.
+/// The batches in a worker's log.
 #[derive(Debug, Default)]
-pub(crate) struct Batches {
-    /// Those that it had in hand at the end of the log.
+pub(crate) struct BatchLog {
+    /// Batches held at the end of the log.
     pub(crate) held: BTreeSet<u32>,
-    /// Those that somebody else took over, as often as that happened.
+    /// Batches taken over by another worker, once per takeover.
     pub(crate) taken_over: Vec<u32>,
-    /// All that it ever had.
+    /// All batches ever held.
     pub(crate) touched: BTreeSet<u32>,
 }
 
-impl Batches {
+impl BatchLog {
     pub(crate) fn of(log: &str, rollout: &str) -> Self {
         let mut batches = Self::default();
         let about = format!("rollout={rollout} batch=");
@@ -52,10 +52,10 @@ impl Batches {
             let Some(batch) = rest.split(' ').next().and_then(|batch| batch.parse().ok()) else {
                 continue;
             };
-            if happened.contains("batch taken up") {
+            if happened.contains("batch leased") {
                 batches.held.insert(batch);
                 batches.touched.insert(batch);
-            } else if happened.contains("batch put down") {
+            } else if happened.contains("work on batch ended") {
                 batches.held.remove(&batch);
                 if rest.contains("ended=Fenced") {
                     batches.taken_over.push(batch);
@@ -66,48 +66,48 @@ impl Batches {
     }
 }
 
-/// What may have been sent twice, by what happened.
+/// The permitted repeats, by cause.
 #[derive(Debug, Default)]
-pub(crate) struct Budget {
-    /// How often a batch was held by somebody who lost what he knew.
+pub(crate) struct RepeatBudget {
+    /// The number of holders per batch that lost knowledge of their sends.
     losses: BTreeMap<u32, u64>,
-    /// Batches of which the store may have forgotten something, and how much it may have
-    /// forgotten of all of them.
-    forgotten: (BTreeSet<u32>, u64),
+    /// Batches with possibly lost records, and the largest number of lost records over all these
+    /// batches.
+    lost_records: (BTreeSet<u32>, u64),
 }
 
-impl Budget {
-    /// This is the log of a worker that was killed; or of one that lived until the rollout had ended:
-    /// what it holds then was taken over, and it has not noticed yet.
-    pub(crate) fn allow(&mut self, log: &str, rollout: &str) {
-        let batches = Batches::of(log, rollout);
+impl RepeatBudget {
+    /// Permits repeats from the log of a killed worker, or of a worker alive at the end of the
+    /// rollout. A batch still held in the log was taken over without the worker noticing.
+    pub(crate) fn permit_losses_in(&mut self, log: &str, rollout: &str) {
+        let batches = BatchLog::of(log, rollout);
         for batch in batches.held.into_iter().chain(batches.taken_over) {
             *self.losses.entry(batch).or_default() += 1;
         }
     }
 
-    /// The store forgot at most so many records, of these batches.
-    pub(crate) fn forgot(&mut self, batches: BTreeSet<u32>, records: u64) {
-        self.forgotten.0.extend(batches);
-        self.forgotten.1 += records;
+    /// Permits repeats after the store lost at most `records` records of these batches.
+    pub(crate) fn permit_lost_records(&mut self, batches: BTreeSet<u32>, records: u64) {
+        self.lost_records.0.extend(batches);
+        self.lost_records.1 += records;
     }
 
-    /// Every repeat must be accounted for.
+    /// Asserts that every repeat is permitted.
     #[track_caller]
-    pub(crate) fn covers(&self, repeats: &BTreeMap<u32, u64>) {
+    pub(crate) fn assert_covers(&self, repeats: &BTreeMap<u32, u64>) {
         let mut beyond = 0;
         for (batch, repeated) in repeats {
             let bound = WINDOW * self.losses.get(batch).copied().unwrap_or_default();
             if *repeated > bound {
                 assert!(
-                    self.forgotten.0.contains(batch),
+                    self.lost_records.0.contains(batch),
                     "{repeated} repeats in batch {batch}, at most {bound} expected: {self:?}"
                 );
                 beyond += repeated - bound;
             }
         }
         assert!(
-            beyond <= self.forgotten.1,
+            beyond <= self.lost_records.1,
             "{beyond} repeats that only the store's forgetting explains: {self:?}"
         );
     }

@@ -1,5 +1,5 @@
-//! A password that changes in the middle of a rollout: no process ends, and all processes use the new password once the
-//! file has it.
+//! A password changes in the middle of a rollout: no process ends, and all processes use the new
+//! password once the file contains the new password.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -9,10 +9,10 @@ use crate::engine::{Engine, scattered};
 use crate::harness::{Hub, assert_same_ids};
 use crate::pipeline::{Pipeline, start_scattered};
 use crate::services::{Access, OwnServices, wait};
-use crate::waiting::{long_or, within};
+use crate::waiting::{long_or, poll_until};
 
 const ROLLOUT: &str = "rotated";
-const SOON: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(90);
 
 #[test]
 fn a_changed_password_is_taken_from_its_file() {
@@ -34,14 +34,14 @@ fn a_changed_password_is_taken_from_its_file() {
     let hub = Hub::start(&scattered(devices), &["--tier", "S3", "--units", "1"]);
     let mut engine = Engine::new(&access, vec![("north", hub)]);
     engine.grow(2, 2);
-    Pipeline::connect(&as_operator).order(&start_scattered(ROLLOUT));
-    engine.until_accepted(devices / 4, SOON);
+    Pipeline::connect(&as_operator).command_ok(&start_scattered(ROLLOUT));
+    engine.until_accepted(devices / 4, TIME_LIMIT);
 
     wait(rabbitmq.ctl(&["change_password", "engine", "second"]));
     wait(rabbitmq.close_connections("rotated"));
     for member in engine.members() {
         let what = format!("{} to be refused", member.name);
-        within(SOON, &what, || {
+        poll_until(TIME_LIMIT, &what, || {
             let (_, answer) = member.readiness();
             let why = answer["waiting_for"]["rabbitmq"].as_str()?;
             why.contains("refuses user \"engine\"").then_some(())
@@ -50,10 +50,10 @@ fn a_changed_password_is_taken_from_its_file() {
     mount(mounted.path(), "..2", &url("second"));
     engine.until_ready();
 
-    engine.until_phase(ROLLOUT, "succeeded", SOON);
-    let rows = engine.assert_accounts_agree(ROLLOUT);
+    engine.until_phase(ROLLOUT, "succeeded", TIME_LIMIT);
+    let rows = engine.assert_reports_match_hubs(ROLLOUT);
     assert_eq!(rows.len() as u64, devices);
-    assert_same_ids(&engine.hubs[0].1.account());
+    assert_same_ids(&engine.hubs[0].1.message_log());
     assert_eq!(engine.repeats(), 0, "a broker that is away repeats nothing");
     for member in engine.members() {
         assert!(!member.is_over(), "{} ended", member.name);
@@ -64,7 +64,8 @@ fn a_changed_password_is_taken_from_its_file() {
     }
 }
 
-/// Replaces a mounted secret as the kubelet does: `..data` becomes a link to the new version in one step.
+/// Replaces a mounted secret as the kubelet does: `..data` becomes a link to the new version in a
+/// single step.
 fn mount(folder: &Path, version: &str, secret: &str) {
     let put = || {
         let (version_at, link) = (folder.join(version), folder.join("..new"));

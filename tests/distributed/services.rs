@@ -1,5 +1,5 @@
-//! RabbitMQ and Redis for an engine: those that all tests share, under names of its own, or a
-//! pair of its own that can be stopped, killed and cut off.
+//! RabbitMQ and Redis for an engine: services shared by all tests, under separate names, or a
+//! separate pair of services to be stopped, killed and disconnected.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -10,17 +10,17 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use twincast_testkit::services::{Proxy, RabbitMq, Redis};
 
-use crate::waiting::throughout;
+use crate::waiting::poll_for;
 
-/// What services and proxies run on. It outlives every test.
+/// The runtime of services and proxies, longer-lived than every test.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
 
-/// Waits for something asynchronous.
+/// Waits for a future.
 pub(crate) fn wait<T>(doing: impl Future<Output = T>) -> T {
     RUNTIME.block_on(doing)
 }
 
-/// How services are reached, and the names that an engine has in them.
+/// The addresses of services, and the engine's names in the services.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
     /// The URL of RabbitMQ, the URLs of its nodes, or the path of a file with either.
@@ -31,7 +31,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// The services that all tests share, under names that nobody else has.
+    /// Returns the services shared by all tests, under unique names.
     pub(crate) fn shared() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (rabbitmq, redis) = wait(async { tokio::join!(RabbitMq::shared(), Redis::shared()) });
@@ -43,7 +43,7 @@ impl Access {
     }
 }
 
-/// Services of one test's own, each behind a proxy.
+/// Services of a single test, each behind a proxy.
 pub(crate) struct OwnServices {
     pub(crate) rabbitmq: RabbitMq,
     pub(crate) redis: Redis,
@@ -52,7 +52,7 @@ pub(crate) struct OwnServices {
 }
 
 impl OwnServices {
-    /// Starts them; Redis with options of its own.
+    /// Starts the services; Redis with the given options.
     pub(crate) fn start(redis_options: &[&str]) -> Self {
         wait(async {
             let (rabbitmq, redis) = tokio::join!(RabbitMq::start(), Redis::start(redis_options));
@@ -67,28 +67,28 @@ impl OwnServices {
         })
     }
 
-    /// How many bytes Redis has written down of its changes.
+    /// Returns the size of Redis' append-only file, in bytes.
     pub(crate) fn written(&self) -> u64 {
         let file = append_only_file(&self.redis);
         std::fs::metadata(file).expect("it writes one").len()
     }
 
-    /// Kills Redis, and takes from its file what comes in this time from now on: as if its machine had lost power. Gives
-    /// how many bytes were lost.
+    /// Kills Redis after `lost`, and cuts the writes of this period from the file, as in a power
+    /// failure of the machine. Returns the number of lost bytes.
     pub(crate) fn power_cut(&self, lost: Duration) -> u64 {
         let on_disk = self.written();
-        throughout(lost, || {});
+        poll_for(lost, || {});
         wait(self.redis.kill());
         let forgotten = self.written() - on_disk;
         let file = append_only_file(&self.redis);
         let opened = std::fs::OpenOptions::new().write(true).open(file);
         let cut = opened.and_then(|file| file.set_len(on_disk));
         cut.expect("the file is ours");
-        wait(self.redis.start_again());
+        wait(self.redis.start_stopped());
         forgotten
     }
 
-    /// The way to them, through the proxies.
+    /// Returns the access through the proxies.
     pub(crate) fn access(&self) -> Access {
         Access {
             amqp_url: self.rabbitmq.url_via(&self.to_rabbitmq),
@@ -98,7 +98,7 @@ impl OwnServices {
     }
 }
 
-/// What a Redis writes down of each change.
+/// Returns the path of Redis' append-only file.
 fn append_only_file(redis: &Redis) -> PathBuf {
     let folder = redis.folder().join("data/appendonlydir");
     let files = std::fs::read_dir(folder).expect("it writes an append-only file");

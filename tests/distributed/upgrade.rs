@@ -1,5 +1,5 @@
-//! A release takes the place of another, process by process, as Kubernetes does it: nothing is lost, nothing doubled, and it
-//! goes on all the while.
+//! A release replaces another release, process by process, as under Kubernetes: no message is lost
+//! or repeated, and sending continues all the while.
 
 use std::time::{Duration, Instant};
 
@@ -9,22 +9,22 @@ use crate::engine::{Engine, Member, get, scattered};
 use crate::harness::{Hub, assert_same_ids};
 use crate::pipeline::{about, start_with};
 use crate::services::Access;
-use crate::waiting::{long_or, within};
+use crate::waiting::{long_or, poll_until};
 
 const ROLLOUT: &str = "upgraded";
 const WORKERS: usize = 3;
 const ORCHESTRATORS: usize = 2;
-/// Sends a minute, by the rollout's own rate.
+/// Sends a minute, by the rollout's rate limit.
 const RATE: u64 = 3_000;
-/// For how long nothing may be sent while processes come and go.
+/// The longest permitted pause in sending while processes are replaced.
 const SILENCE: Duration = Duration::from_secs(5);
-const SOON: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn all_processes_are_replaced_in_the_middle_of_a_rollout_and_it_goes_on() {
     let devices = long_or(30_000, 3_300);
     let hub = Hub::start(&scattered(devices), &["--tier", "S3"]);
-    // Whoever is asked to stop has something to wait for.
+    // A stopping process has answers to wait for.
     hub.faults(r#"{"disposition_delay_ms": 1000}"#);
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(ORCHESTRATORS, WORKERS);
@@ -41,22 +41,23 @@ fn all_processes_are_replaced_in_the_middle_of_a_rollout_and_it_goes_on() {
         "rate": format!("{RATE}/min"),
         "message": { "body": { "text": "hello" }, "ttl": "24h", "ack": "full" },
     });
-    pipeline.order(&start_with(ROLLOUT, spec));
-    within(SOON, "the gate to wait", || {
+    pipeline.command_ok(&start_with(ROLLOUT, spec));
+    poll_until(TIME_LIMIT, "the gate to wait", || {
         let status = engine.status(ROLLOUT);
         let state = status["stages"][0]["state"].as_str()?;
         (state == "waits for an approval").then_some(())
     });
 
-    // One of each kind while a gate waits, the others while all send.
+    // Replace a process of each kind while a gate waits, and the remaining processes while all
+    // workers send.
     replace_oldest(&mut engine, Kind::Orchestrator, &mut Watch::default());
     replace_oldest(&mut engine, Kind::Worker, &mut Watch::default());
     assert_eq!(
         engine.status(ROLLOUT)["stages"][0]["state"],
         "waits for an approval"
     );
-    pipeline.order(&about("approve", ROLLOUT));
-    engine.until_accepted(devices / 10, SOON);
+    pipeline.command_ok(&about("approve", ROLLOUT));
+    engine.until_accepted(devices / 10, TIME_LIMIT);
     let mut watch = Watch::default();
     for round in 1..WORKERS {
         replace_oldest(&mut engine, Kind::Worker, &mut watch);
@@ -65,14 +66,14 @@ fn all_processes_are_replaced_in_the_middle_of_a_rollout_and_it_goes_on() {
         }
     }
     let limit = Duration::from_secs(long_or(900, 180));
-    within(limit, "the last message", || {
+    poll_until(limit, "the last message", || {
         watch.look(&engine);
         (engine.accepted() >= devices).then_some(())
     });
     println!("nothing was sent for {:?} at the longest", watch.longest);
     assert!(watch.longest < SILENCE, "{:?}", watch.longest);
 
-    let ended = engine.until_phase(ROLLOUT, "succeeded", SOON);
+    let ended = engine.until_phase(ROLLOUT, "succeeded", TIME_LIMIT);
     assert_eq!(ended["devices"], devices);
     let counts = ended["counts"].as_object().expect("counts");
     let sent = ["enqueued", "delivered"].map(|outcome| counts.get(outcome)?.as_u64());
@@ -82,7 +83,7 @@ fn all_processes_are_replaced_in_the_middle_of_a_rollout_and_it_goes_on() {
         "{counts:?}"
     );
     let hub = &engine.hubs[0].1;
-    assert_same_ids(&hub.account());
+    assert_same_ids(&hub.message_log());
     let seen = hub.summary();
     assert_eq!(
         (seen.accepted, seen.transfers, seen.repeats_by_device),
@@ -99,14 +100,15 @@ enum Kind {
     Orchestrator,
 }
 
-/// How a deployment rolls: a newcomer is ready before the oldest is asked to stop. That one is not ready from then on, so
-/// that nobody counts on it, and ends when it has done what it had begun.
+/// Replaces the oldest process as a Kubernetes deployment does: the replacement is ready before the
+/// oldest process is asked to stop. The stopping process reports not ready, so no client relies on
+/// the process, and ends after finishing started work.
 fn replace_oldest(engine: &mut Engine, kind: Kind, watch: &mut Watch) {
     let mut newcomer = match kind {
         Kind::Worker => engine.member("worker"),
         Kind::Orchestrator => engine.member("orchestrator"),
     };
-    within(SOON, "the newcomer to be ready", || {
+    poll_until(TIME_LIMIT, "the newcomer to be ready", || {
         watch.look(engine);
         (newcomer.readiness().0 == 200).then_some(())
     });
@@ -120,7 +122,7 @@ fn replace_oldest(engine: &mut Engine, kind: Kind, watch: &mut Watch) {
     let has_work = kind == Kind::Worker && watch.is_sending(engine);
     oldest.ask_to_stop();
     let mut was_unready = false;
-    within(SOON, "the oldest to end", || {
+    poll_until(TIME_LIMIT, "the oldest to end", || {
         watch.look(engine);
         let ready = get(probes, "/readyz").map(|(code, _)| code);
         was_unready |= ready.is_ok_and(|code| code == 503);
@@ -130,13 +132,13 @@ fn replace_oldest(engine: &mut Engine, kind: Kind, watch: &mut Watch) {
     assert!(was_unready || !has_work, "it was ready until it ended");
 }
 
-/// Looks at the hub while something else goes on.
+/// Observes the hub's messages during other actions.
 #[derive(Debug, Default)]
 struct Watch {
     seen: Option<(u64, Instant)>,
-    /// When more messages were seen than before.
+    /// The time of the last new message.
     came_at: Option<Instant>,
-    /// For how long no message came, at the longest.
+    /// The longest period without a new message.
     longest: Duration,
 }
 
@@ -149,14 +151,14 @@ impl Watch {
             }
             before => {
                 let now = Instant::now();
-                // What was there at the first look may have come long ago.
+                // Messages seen by the first observation may be old.
                 self.came_at = before.map(|_| now).or(self.came_at);
                 self.seen = Some((accepted, now));
             }
         }
     }
 
-    /// Whether messages came lately.
+    /// Returns true if messages arrived recently.
     fn is_sending(&mut self, engine: &Engine) -> bool {
         self.look(engine);
         self.came_at.is_some_and(|at| at.elapsed() < SILENCE / 10)

@@ -1,4 +1,5 @@
-//! Releases beside each other: what an older one has written is read, what a newer one has written is left alone.
+//! Releases side by side: data of an older release is read, data of a newer release is left
+//! unchanged.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,14 @@ use crate::engine::{Engine, get};
 use crate::harness::{Fleet, Hub, assert_same_ids, eventually};
 use crate::pipeline::{about, about_all, start, start_with};
 use crate::services::{Access, wait};
-use crate::waiting::within;
+use crate::waiting::poll_until;
 
 const DEVICES: u64 = 1_000;
-const SOON: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 const DISPATCH_V1: &str = "application/vnd.twincast.dispatch.v1+json";
 const DISPATCH_V2: &str = "application/vnd.twincast.dispatch.v2+json";
 
-/// Neither lost nor taken for damaged, and nothing else is held up.
+/// Data of a newer release is neither lost nor treated as damaged, and holds up nothing else.
 #[test]
 fn what_a_newer_release_has_written_is_left_to_it() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
@@ -29,16 +30,16 @@ fn what_a_newer_release_has_written_is_left_to_it() {
     engine.grow(1, 1);
     let mut pipeline = engine.pipeline();
     let stages = json!([{ "name": "canary", "percent": "10%", "gate": { "approval": {} } }]);
-    pipeline.order(&start_with("newer", json!({ "stages": stages })));
+    pipeline.command_ok(&start_with("newer", json!({ "stages": stages })));
     until_an_approval_is_awaited(&engine, "newer");
 
-    // A newer release drives it from here on: that is what its format says.
+    // According to the format, a newer release drives the rollout from here on.
     engine.stop_all();
     let set_format = |format: u32| {
         let head = format!("{}:{{newer}}", access.prefix);
         wait(async {
             let redis = Redis::shared().await;
-            redis.ask(&format!("HSET {head} format {format}")).await
+            redis.command(&format!("HSET {head} format {format}")).await
         });
     };
     set_format(2);
@@ -48,25 +49,25 @@ fn what_a_newer_release_has_written_is_left_to_it() {
         let properties = BasicProperties::default().with_content_type(content_type.into());
         pipeline.publish_to("dispatch.north", body, properties);
     }
-    pipeline.order(&start("known"));
-    engine.until_phase("known", "succeeded", SOON);
-    pipeline.order(&about_all("stop-all"));
-    pipeline.order(&about_all("resume-all"));
-    let refused = pipeline.ask(&about("approve", "newer"));
+    pipeline.command_ok(&start("known"));
+    engine.until_phase("known", "succeeded", TIME_LIMIT);
+    pipeline.command_ok(&about_all("stop-all"));
+    pipeline.command_ok(&about_all("resume-all"));
+    let refused = pipeline.command(&about("approve", "newer"));
     assert_eq!(refused["cause"], "newer_release", "{refused}");
     assert_eq!(engine.accepted(), DEVICES + DEVICES / 10);
 
     let of_worker = "twincast_batches_ended_total{end=\"newer\",hub=\"north\"} 1";
-    for (role, sample, told) in [
+    for (role, sample, expected_lines) in [
         ("orchestrator", "twincast_rollouts_newer 1", 1),
-        // Of the rollout, and of dispatches.
+        // Once for the rollout, and once for dispatches.
         ("worker", of_worker, 2),
     ] {
         let members = engine.members();
         let mut of_role = members.filter(|member| member.role() == role);
         let member = of_role.next().expect("there is one");
         let probes = member.probes();
-        within(SOON, sample, || {
+        poll_until(TIME_LIMIT, sample, || {
             let metrics = get(probes, "/metrics").expect("metrics").1;
             metrics.contains(sample).then_some(())
         });
@@ -74,25 +75,30 @@ fn what_a_newer_release_has_written_is_left_to_it() {
             let log = member.log();
             log.matches(&format!("left to newer {role}s")).count()
         };
-        eventually("the log to say so", || (lines() >= told).then_some(()));
-        assert_eq!(lines(), told, "once each");
+        eventually("the log to say so", || {
+            (lines() >= expected_lines).then_some(())
+        });
+        assert_eq!(lines(), expected_lines, "once each");
     }
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
-    assert_eq!(all["newer"], json!(["newer"]));
+    assert_eq!(all["of_newer_release"], json!(["newer"]));
     assert_eq!(all["rollouts"].as_array().map(Vec::len), Some(1));
     let asked = engine.room.run(&["status", "newer"]).expect(7);
-    asked.says(&["rollout newer is of a newer release: format 2, and this release knows up to 1"]);
+    asked.says(&[
+        "rollout newer was written by a newer release: format 2, and this release knows \
+         formats up to 1",
+    ]);
     assert_eq!(engine.dead_letters(), [Value::Null; 0]);
 
-    // It is as it was: whoever knows it goes on.
+    // The data is unchanged: a release with knowledge of the format continues.
     engine.stop_all();
     set_format(1);
     engine.grow(1, 1);
-    pipeline.order(&about("approve", "newer"));
-    engine.until_phase("newer", "succeeded", SOON);
+    pipeline.command_ok(&about("approve", "newer"));
+    engine.until_phase("newer", "succeeded", TIME_LIMIT);
     assert_eq!(engine.accepted(), 2 * DEVICES);
-    engine.assert_accounts_agree("newer");
-    engine.assert_accounts_agree("known");
+    engine.assert_reports_match_hubs("newer");
+    engine.assert_reports_match_hubs("known");
 }
 
 #[test]
@@ -116,22 +122,22 @@ fn a_rollout_that_the_first_release_began_is_finished() {
     until_an_approval_is_awaited(&engine, "recorded");
     assert_eq!(engine.accepted(), 0, "it is sent before somebody said yes");
     let approve = std::fs::read_to_string(fixture("v0.1/approve.json")).expect("a command");
-    pipeline.order(&serde_json::from_str(&approve).expect("JSON"));
+    pipeline.command_ok(&serde_json::from_str(&approve).expect("JSON"));
 
-    let ended = engine.until_phase("recorded", "succeeded", SOON);
+    let ended = engine.until_phase("recorded", "succeeded", TIME_LIMIT);
     let devices = ended["devices"].as_u64().expect("a number");
     assert_eq!(engine.accepted(), devices - canaries);
     assert_eq!(engine.repeats(), 0);
-    assert_same_ids(&engine.hubs[0].1.account());
+    assert_same_ids(&engine.hubs[0].1.message_log());
     let start = std::fs::read_to_string(fixture("v0.1/start.json")).expect("a command");
-    let again = pipeline.order(&serde_json::from_str(&start).expect("JSON"));
+    let again = pipeline.command_ok(&serde_json::from_str(&start).expect("JSON"));
     assert_eq!(again["changed"], false, "it is the same rollout: {again}");
     assert_eq!(engine.dead_letters(), [Value::Null; 0]);
 }
 
 #[track_caller]
 fn until_an_approval_is_awaited(engine: &Engine, rollout: &str) {
-    within(SOON, "the gate to wait", || {
+    poll_until(TIME_LIMIT, "the gate to wait", || {
         let status: Value = engine.status(rollout);
         let state = status["stages"][0]["state"].as_str()?;
         (state == "waits for an approval").then_some(())
@@ -143,7 +149,7 @@ fn fixture(path: &str) -> PathBuf {
     Path::new(folder).join(path)
 }
 
-/// Gives the recorded commands to Redis, as if they had been recorded with the hub of this host name.
+/// Loads the recorded commands into Redis, with the hub's host name replaced by `host`.
 fn restore(commands: &Path, host: &str) {
     let address = wait(async { Redis::shared().await.address() });
     let recorded = std::fs::read_to_string(commands).expect("the file");

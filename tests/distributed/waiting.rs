@@ -1,29 +1,29 @@
-//! Waiting for what takes its time by its nature.
+//! Waiting for slow conditions.
 
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at: calmly, since most looks ask another process.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The polling interval: long, because most polls start another process.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The tests run at their full size.
+/// Returns true if the tests run at full size.
 pub(crate) fn is_long() -> bool {
     std::env::var_os("TWINCAST_LONG").is_some_and(|value| !value.is_empty())
 }
 
-/// The first of the two in the long form of a test, else the second.
+/// Returns `long` at full size, otherwise `short`.
 pub(crate) fn long_or<T>(long: T, short: T) -> T {
     if is_long() { long } else { short }
 }
 
-/// Looks again and again until `look` gives something.
+/// Polls until `poll` returns a value.
 ///
 /// # Panics
-/// When that takes longer than `limit`.
+/// After `limit`.
 #[track_caller]
-pub(crate) fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn poll_until<T>(limit: Duration, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = poll() {
             return found;
         }
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
@@ -31,11 +31,11 @@ pub(crate) fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> O
     }
 }
 
-/// Looks again and again for a time, at what must hold all the while.
-pub(crate) fn throughout(time: Duration, mut look: impl FnMut()) {
+/// Polls a condition for a period; the condition must hold every time.
+pub(crate) fn poll_for(time: Duration, mut poll: impl FnMut()) {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        look();
+        poll();
         pause();
     }
 }
@@ -45,5 +45,5 @@ pub(crate) fn throughout(time: Duration, mut look: impl FnMut()) {
     reason = "other processes are looked at, there is nothing to await"
 )]
 fn pause() {
-    std::thread::sleep(LOOK_EVERY);
+    std::thread::sleep(POLL_INTERVAL);
 }

@@ -1,9 +1,10 @@
-// Drives the hub emulator with Azure's own Node device SDKs, each over all of its transports.
+// Tests the hub emulator with Azure's own Node device SDKs, over all transports.
 //
 //   NODE_EXTRA_CA_CERTS=ca.pem DEVICES='{...}' node devices.mjs
 //
-// `DEVICES` says where the hub is and who may do what; `crates/emulator/tests/device_sdks.rs` writes it. Prints a table of
-// transports and features and exits with 1 if a cell failed. What an SDK cannot do has a dash, and its reason is here.
+// `DEVICES` has the hub's address and credentials, set by `crates/emulator/tests/device_sdks.rs`. Prints a table of
+// transports and features, and exits with 1 if a cell failed. A dash marks a feature that an SDK does not support; the
+// reasons are in `cannot`.
 
 import assert from 'node:assert/strict';
 import { createHmac, randomUUID } from 'node:crypto';
@@ -34,7 +35,7 @@ const features = [
 ];
 const overMqtt = 'over MQTT a message can only be acknowledged; the SDK refuses';
 const overHttp = 'HTTPS has no connection: the SDK refuses';
-// Why a cell cannot be. Where the SDK refuses, the refusal is checked.
+// The reasons for unsupported cells. If the SDK refuses, the refusal is checked.
 const cannot = {
   mqtt: { reject: overMqtt, abandon: overMqtt },
   'mqtt-ws': { reject: overMqtt, abandon: overMqtt },
@@ -47,7 +48,7 @@ const only = process.argv.slice(2);
 const started = Date.now();
 const table = {};
 
-// Runs one cell. A cell that cannot be may run too, to show that it cannot.
+// Runs a cell. An unsupported cell may run too, to check the refusal.
 async function cell(transport, feature, action) {
   const begun = Date.now();
   table[transport] ??= {};
@@ -74,7 +75,7 @@ function within(ms, what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-// --- the service's side ---
+// --- service side ---
 
 const registry = iothub.Registry.fromConnectionString(hub.connectionString);
 const service = iothub.Client.fromConnectionString(hub.connectionString);
@@ -93,7 +94,7 @@ async function openService() {
   });
 }
 
-// Sends a message and returns its id and its verdict to come.
+// Sends a message, and returns the id and a promise of the verdict.
 async function send(deviceId, properties = {}, body = 'body') {
   const message = new messages.Message(body);
   message.messageId = `m-${randomUUID()}`;
@@ -107,7 +108,7 @@ async function send(deviceId, properties = {}, body = 'body') {
   return { id: message.messageId, verdict };
 }
 
-// The service SDK over each of its transports, with a key and with a token of the emulated Entra ID.
+// Tests the service SDK over each transport, with a key and with a token of the emulated Entra ID.
 async function services() {
   await create('for-services');
   const credential = {
@@ -152,7 +153,7 @@ async function create(deviceId, authentication) {
   return `HostName=${hub.host};DeviceId=${deviceId};SharedAccessKey=${key}`;
 }
 
-// --- the device's side ---
+// --- device side ---
 
 class Received {
   constructor(client) {
@@ -184,7 +185,7 @@ async function opened(client, transport) {
   return client;
 }
 
-// Every odd character in a name and in a value. Names are those that the hub allows; HTTPS carries both in headers.
+// Returns properties with all special characters allowed by the hub, in names and values; HTTPS sends both in headers.
 function oddProperties(transport) {
   const properties = { empty: '', plain: 'value', kind: 'update' };
   const names = [..."!#$%&'*+-.^_`|~"];
@@ -197,7 +198,7 @@ function oddProperties(transport) {
   return properties;
 }
 
-// Over HTTPS the SDK gives the headers' names, which are in lower case, and over MQTT the hub's own properties, too.
+// Over HTTPS, the SDK returns the lower-case header names; over MQTT, it also returns the hub's own properties.
 function propertiesOf(message, transport) {
   const entries = message.properties.propertyList.map(({ key, value }) => [key, value]);
   if (transport === 'http') return Object.fromEntries(entries.map(([key, value]) => [key.replace(/^iothub-app-/, ''), value]));
@@ -264,7 +265,7 @@ async function twin(deviceId, client, transport) {
   const change = new Promise((resolve) => {
     twin.on('properties.desired', (delta) => { if (delta.interval === 5) resolve(delta); });
   });
-  // Not `update`: in the SDK's object a property of that name takes the place of the method.
+  // Not `update`: in the SDK's object, a property of this name would replace the method.
   const reported = { progress: { state: 'installing' }, list: ['a', 1], odd: '/ % + é' };
   await within(15_000, 'report', new Promise((resolve, reject) => {
     twin.properties.reported.update(reported, (error) => (error ? reject(error) : resolve()));
@@ -274,7 +275,7 @@ async function twin(deviceId, client, transport) {
   assert.deepEqual(seen.properties.reported.list, reported.list);
   assert.equal(seen.properties.reported.odd, reported.odd);
   assert.equal(seen.connectionState, 'Connected');
-  // The subscription has no answer that the SDK waits for: the change is made until it arrives.
+  // The SDK does not wait for the subscription, so the change is repeated until a change arrives.
   let heard = false;
   change.then(() => { heard = true; });
   for (let n = 0; !heard && n < 50; n += 1) {
@@ -284,7 +285,7 @@ async function twin(deviceId, client, transport) {
   const delta = await within(15_000, 'push', change);
   assert.ok(delta.$version >= 2, JSON.stringify(delta));
   assert.equal(twin.properties.desired.interval, 5);
-  // What the hub does not take is an error here.
+  // A refusal by the hub is an error here.
   const wrong = { deep: [...'abcdefghijkl'].reduce((inner, key) => ({ [key]: inner }), 1) };
   await assert.rejects(within(15_000, 'refusal', new Promise((resolve, reject) => {
     twin.properties.reported.update(wrong, (error) => (error ? reject(error) : resolve()));
@@ -304,7 +305,7 @@ async function method(deviceId, client, transport) {
   assert.deepEqual(answer, { status: 207, payload: { got: { in: ['s', 5, null] } } });
 }
 
-// A token ends while the device works, and nothing is lost.
+// A token expires during the work of the device, and nothing is lost.
 async function renewal(transport) {
   const deviceId = `node-${transport}-renewal`;
   const connection = await create(deviceId);

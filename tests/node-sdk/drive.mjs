@@ -1,9 +1,9 @@
-// Drives the hub emulator with Azure's own Node service SDK.
+// Tests the hub emulator with Azure's own Node service SDK.
 //
 //   NODE_EXTRA_CA_CERTS=ca.pem node drive.mjs <connection string> <device id prefix>
 //
-// The fleet must have at least 250 devices "<prefix>000" and up, with a tag `kind` of "fridge", that complete
-// their messages. Prints one JSON object per check and exits with 1 if any check failed.
+// The fleet must have at least 250 devices "<prefix>000" and up, with the tag `kind` "fridge", completing all messages.
+// Prints a JSON object per check, and exits with 1 if any check failed.
 
 import assert from 'node:assert/strict';
 import https from 'node:https';
@@ -17,7 +17,7 @@ const [connectionString, prefix] = process.argv.slice(2);
 assert.ok(connectionString && prefix, 'usage: drive.mjs <connection string> <device id prefix>');
 const [host, port] = /HostName=([^;]+)/.exec(connectionString)[1].split(':');
 
-// The SDK's REST half takes the whole host name, port included, for a DNS name. Its connections are made here.
+// The SDK's REST client uses the whole host name, including the port, as a DNS name, so connections are opened here.
 class PortAgent extends https.Agent {
   createConnection(options, callback) {
     return super.createConnection({ ...options, host, servername: host, port: Number(port ?? 443) }, callback);
@@ -73,7 +73,7 @@ await check('feedback receiver', async () => {
 for (const [n, ack] of ['none', 'positive', 'negative', 'full'].entries()) {
   await check(`send with ack ${ack}`, async () => {
     const message = new Message(JSON.stringify({ ack }));
-    // The SDK encodes an id that looks like a uuid as one.
+    // The SDK encodes an id in the form of a UUID as a UUID.
     message.messageId = ack === 'full' ? 'a1b2c3d4-0000-4000-8000-0123456789ab' : `node-${ack}`;
     message.ack = ack;
     message.contentType = 'application/json';
@@ -219,7 +219,7 @@ await check('create with certificates, as an edge device', async () => {
     assert.deepEqual(found.capabilities, capabilities);
     const { responseBody: twin } = await registry.getTwin(deviceId);
     assert.equal(twin.authenticationType, found.authentication.type);
-    // An update says all: without a reason there is none, and without the capability it is gone.
+    // An update replaces the whole identity: a missing reason or capability is removed.
     const { responseBody: updated } = await registry.update({ deviceId, authentication });
     assert.equal(updated.statusReason, null);
     assert.deepEqual(updated.capabilities, { iotEdge: false });
@@ -271,7 +271,7 @@ await check('file notifications leave the connection alone', async () => {
   const { result, message } = await within(30_000, 'receiver', client.getFileNotificationReceiver());
   const receiver = message ?? result ?? (await client.getFileNotificationReceiver());
   receiver.on('errorReceived', (error) => { lost = error; });
-  // The answer to the first shows that all which came with the link has been read, and the next need the connection.
+  // The first answer shows that all data sent with the link were read; the next sends need the connection.
   for (const n of [1, 2, 3]) {
     const after = new Message('after the receiver');
     after.messageId = `after-${n}`;

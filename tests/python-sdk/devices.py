@@ -1,10 +1,11 @@
-"""Drives the hub emulator with Azure's own Python device SDK, over both of its transports.
+"""Tests the hub emulator with Azure's own Python device SDK, over both transports.
 
     python devices.py prepare FOLDER
     HUB=FOLDER/hub python devices.py drive FOLDER
 
-The first makes certificates (`authority.pem`, `*.pem`) and enrolments (`enrollments.json`), with which the hub is started;
-the second prints a table of transports and features, and exits with 1 if a cell failed. What the SDK cannot do has a dash.
+The first command creates certificates (`authority.pem`, `*.pem`) and enrolments (`enrollments.json`) for the hub. The
+second prints a table of transports and features, and exits with 1 if a cell failed. A dash marks features that the SDK
+does not support.
 """
 
 import base64
@@ -30,7 +31,7 @@ action, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 TRANSPORTS = {"mqtt": False, "mqtt-ws": True}
 ID_SCOPE = "0ne00PYTHON"
 KEY = base64.b64encode(b"k" * 32).decode()
-# Over MQTT a message can only be acknowledged, and the SDK has no call for that: paho does it on arrival.
+# MQTT allows only the acknowledgement of a message. The SDK has no call for it: paho acknowledges on arrival.
 CANNOT = ["reject", "abandon"]
 
 # --- before the hub starts ---
@@ -95,7 +96,7 @@ def common(transport):
 
 
 class Device:
-    """A connected client, and the messages that it has got."""
+    """A connected client, and its received messages."""
 
     def __init__(self, client):
         self.client, self.messages = client, []
@@ -300,7 +301,7 @@ def cells(transport):
     return cell
 
 
-# The SDK renews a token two minutes before its end, and has no setting for that.
+# The SDK renews a token two minutes before the expiry, without a setting.
 pipeline_stages_base.SasTokenStage.DEFAULT_TOKEN_UPDATE_MARGIN = 2
 started = time.monotonic()
 hear_feedback()
@@ -319,5 +320,5 @@ for feature in FEATURES:
     print(f"{feature:{width}}  " + " ".join(f"{value:8}" for value in row))
 print(f"{failed} failed, in {time.monotonic() - started:.1f} s")
 sys.stdout.flush()
-# Threads of the SDK that are still there have nothing to say.
+# Remaining threads of the SDK are ignored.
 os._exit(1 if failed else 0)

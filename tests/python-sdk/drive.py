@@ -1,9 +1,9 @@
-"""Drives the hub emulator with Azure's own Python service SDK.
+"""Tests the hub emulator with Azure's own Python service SDK.
 
     REQUESTS_CA_BUNDLE=ca.pem python drive.py CONNECTION_STRING DEVICE_ID
 
-The device must be connected and complete its messages, and the hub must tell feedback soon. Prints one JSON object per
-check and exits with 1 if any check failed.
+The device must be connected and complete its messages, and the hub must deliver feedback soon. Prints a JSON object per
+check, and exits with 1 if any check failed.
 """
 
 import base64
@@ -27,8 +27,8 @@ connection_string, connected = sys.argv[1:]
 host = dict(pair.split("=", 1) for pair in connection_string.split(";"))["HostName"]
 port = int(host.partition(":")[2] or 5671)
 
-# The SDK's HTTPS half honours a port in the host name. Its AMQP half has neither a setting for the port nor for the
-# certificate; both are given here.
+# The SDK's HTTPS client honours a port in the host name. The AMQP client has no setting for the port or the certificate;
+# both are set here.
 token_authentication = uamqp.authentication.JWTTokenAuth
 uamqp.authentication.JWTTokenAuth = lambda *positional, **named: token_authentication(
     *positional, **named, port=port, verify=os.environ["REQUESTS_CA_BUNDLE"]
@@ -46,7 +46,7 @@ def check(name):
         try:
             action()
             print(json.dumps({"check": name, "ok": True, "ms": round((time.monotonic() - started) * 1000)}))
-        except Exception as error:  # whatever the SDK makes of it
+        except Exception as error:  # any error of the SDK
             failed += 1
             print(json.dumps({"check": name, "ok": False, "error": f"{type(error).__name__}: {error}"}))
 
@@ -71,7 +71,7 @@ def thumbprint(fill):
 
 
 def rows(query):
-    # The SDK makes twins of all rows: what is a twin's is its attribute, and the rest stands beside.
+    # The SDK converts all rows to twins: fields of a twin are attributes, other fields are in `additional_properties`.
     answer = registry.query_iot_hub(QuerySpecification(query=query)).items
     return [row.additional_properties | ({"deviceId": row.device_id} if row.device_id else {}) for row in answer]
 
@@ -185,7 +185,7 @@ notifications = runtime.protocol.cloud_to_device_messages
 
 
 def next_feedback():
-    """The SDK's own call gives nothing back; with `raw`, the same call gives the response."""
+    """Returns the next feedback. The SDK's call returns the response only with `raw`."""
     for _ in range(200):
         response = notifications.receive_feedback_notification(raw=True).response
         if response.status_code == 200:

@@ -1,7 +1,7 @@
-"""Drives the device apps of `examples/device` against the hub in the folder `HUB`: `python example.py`.
+"""Tests the device apps of `examples/device` with the hub in the folder `HUB`: `python example.py`.
 
-Each gets a signed update, installs what a file server has, and says so in its twin; repeats, what is not signed, and what is
-not what the manifest names are not installed.
+Each app receives a signed update, installs the artefact from a file server, and reports in its twin. Repeated updates,
+updates without a valid signature, and artefacts not matching the manifest are not installed.
 """
 
 import base64
@@ -94,7 +94,7 @@ def drive(language, room, url):
         assert (home / "firmware").read_bytes() == ARTIFACT
         assert reported()["firmware"] == "1.4.2"
         told(envelope(url, version="1.4.1"), "refused", "downgrade")
-        # It comes again, to an app that has started again since: answered, and not installed.
+        # The update arrives again after a restart of the app: reported, and not installed again.
         app.terminate()
         printed = app.communicate()[0]
         app = start()

@@ -1,4 +1,4 @@
-"""The service's side, for drivers of devices: Azure's own service SDK with the hub in the folder `HUB`."""
+"""The service side for tests of devices: Azure's own service SDK with the hub in the folder `HUB`."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ folder = pathlib.Path(os.environ["HUB"])
 connection_string = (folder / "connection-string").read_text().strip()
 host = dict(pair.split("=", 1) for pair in connection_string.split(";"))["HostName"]
 os.environ["REQUESTS_CA_BUNDLE"] = str(folder / "ca.pem")
-# The SDK's AMQP half has no setting for the certificate.
+# The SDK's AMQP client has no setting for the certificate.
 token_authentication = uamqp.authentication.JWTTokenAuth
 uamqp.authentication.JWTTokenAuth = lambda *positional, **named: token_authentication(
     *positional, **named, verify=str(folder / "ca.pem")
@@ -24,7 +24,7 @@ sending, verdicts = threading.Lock(), {}
 
 
 def hear_feedback():
-    """Hears what has become of messages from now on."""
+    """Starts receiving feedback."""
 
     def hear():
         while True:
@@ -40,7 +40,7 @@ def hear_feedback():
 
 
 def eventually(what, look, seconds=15):
-    """What `look` gives once that is something."""
+    """Polls `look` until the result is truthy, and returns the result."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = look()
@@ -64,6 +64,6 @@ def verdict(message_id):
 
 
 def create(device_id, key):
-    """Makes a device with a symmetric key and returns its connection string."""
+    """Creates a device with a symmetric key, and returns the connection string."""
     registry.create_device_with_sas(device_id, key, key, "enabled")
     return f"HostName={host};DeviceId={device_id};SharedAccessKey={key}"

@@ -1,4 +1,4 @@
-//! The engine in a simulated world: processes that are kept alive, commands, and the end.
+//! The engine in a simulated world: supervised processes, commands, and the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,48 +9,48 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use twincast_core::error::in_words;
-use twincast_core::ports::{Clock, QueueError, Rollouts as _, Roster as _};
+use twincast_core::error::describe;
+use twincast_core::ports::{Clock, QueueError, RolloutRegistry as _, Rollouts as _};
 use twincast_core::rollout::{Event, Phase, Rollout};
 use twincast_core::trace::Tracer;
 use twincast_orchestrator::command::{Answer, Cause};
+use twincast_orchestrator::command_executor::{CommandError, CommandExecutor};
 use twincast_orchestrator::events::Events;
-use twincast_orchestrator::intake::{Intake, NotDone};
 use twincast_orchestrator::service::{Orchestrator, OrchestratorStatus};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::sim::{Broker, Process, Sim, SimStore};
 use twincast_testkit::{MemoryStore, build};
 use twincast_worker::{Worker, WorkerHub};
 
-use crate::account::Account;
-use crate::world::{Again, Ask, Plan};
+use crate::auditor::Auditor;
+use crate::world::{Plan, PlannedCommand, RetrySelection};
 
-/// How often the account is compared with the store, and when the world may end: at no moment at which a process does
-/// something by its clock, for what happens at one moment has no fixed order.
-const LOOK: Duration = Duration::from_micros(5_000_700);
-/// Requests of processes that are gone may arrive for so long after the last fault.
+/// The interval of comparing the auditor with the store, and of checking for the end. The value
+/// coincides with no timer of a process, because simultaneous events have no fixed order.
+const CHECK_INTERVAL: Duration = Duration::from_micros(5_000_700);
+/// The time after the last fault during which requests of dead processes may still arrive.
 const LATEST_REQUEST: Duration = Duration::from_secs(30);
-/// What stopping may take besides waiting for the hub's answers: a few calls, each of which may
-/// run into its time limit.
+/// The time limit for stopping, beyond the wait for the hub's answers: a few calls, each possibly
+/// up to a time limit.
 const STOPPING: Duration = Duration::from_secs(20);
 
 /// The engine and its world.
 pub(crate) struct Engine {
     pub(crate) plan: Plan,
     pub(crate) sim: Sim,
-    pub(crate) account: Arc<Account>,
+    pub(crate) auditor: Arc<Auditor>,
     pub(crate) broker: Broker,
     pub(crate) truth: MemoryStore,
     pub(crate) clock: Arc<dyn Clock>,
-    /// What is published is forgotten, now and then.
-    pub(crate) forgets_events: bool,
-    /// The end of the world.
+    /// Published events are lost now and then.
+    pub(crate) loses_events: bool,
+    /// Cancelled at the end of the world.
     pub(crate) end: CancellationToken,
-    /// How to stop each process that lives.
+    /// The stop signals of all live processes.
     pub(crate) stops: Mutex<BTreeMap<String, CancellationToken>>,
 }
 
-/// What kind of process it is.
+/// The kind of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Orchestrator,
@@ -58,67 +58,73 @@ enum Kind {
 }
 
 impl Engine {
-    /// Lets the world run to its end.
+    /// Runs the world to the end.
     pub(crate) async fn run(self: Arc<Self>) {
         for of in &self.plan.hubs {
-            of.hub.post.add_foreign(&of.hub.telling.foreign);
+            of.hub
+                .feedback_queue
+                .add_foreign(&of.hub.feedback_faults.foreign);
         }
         let mut processes = JoinSet::new();
         for n in 0..self.plan.orchestrators {
-            processes.spawn(Arc::clone(&self).keep(Kind::Orchestrator, n));
+            processes.spawn(Arc::clone(&self).supervise(Kind::Orchestrator, n));
         }
         for n in 0..self.plan.workers {
-            processes.spawn(Arc::clone(&self).keep(Kind::Worker, n));
+            processes.spawn(Arc::clone(&self).supervise(Kind::Worker, n));
         }
         let mut happenings = JoinSet::new();
-        for (n, (at, ask)) in self.plan.commands.iter().enumerate() {
-            happenings.spawn(Arc::clone(&self).command(n, *at, *ask));
+        for (n, (at, planned)) in self.plan.commands.iter().enumerate() {
+            happenings.spawn(Arc::clone(&self).command(n, *at, *planned));
         }
         happenings.spawn(Arc::clone(&self).stop_some());
         happenings.spawn(Arc::clone(&self).purge_some());
-        happenings.spawn(Arc::clone(&self).forget_some());
+        happenings.spawn(Arc::clone(&self).lose_some_writes());
         self.until_ended(&mut happenings).await;
         self.end.cancel();
         while let Some(ended) = processes.join_next().await {
             if let Err(error) = ended {
-                self.account.accuse(format!("a task panicked: {error}"));
+                self.auditor
+                    .add_violation(format!("a task panicked: {error}"));
             }
         }
-        if self.account.wrong().is_empty() {
-            self.account.close(&self.truth, self.sim.age()).await;
+        if self.auditor.violations().is_empty() {
+            self.auditor.check_end(&self.truth, self.sim.age()).await;
         }
     }
 
-    /// Watches until everything has come to an end, or something is wrong.
+    /// Watches until all work has ended or a violation was found.
     async fn until_ended(&self, happenings: &mut JoinSet<()>) {
         let calm = self.plan.faults.until + LATEST_REQUEST;
-        let limit = calm + self.plan.patience();
+        let limit = calm + self.plan.time_limit();
         loop {
-            sleep(LOOK).await;
-            self.account.look(&self.truth, self.sim.age()).await;
-            if !self.account.wrong().is_empty() {
+            sleep(CHECK_INTERVAL).await;
+            self.auditor.check_now(&self.truth, self.sim.age()).await;
+            if !self.auditor.violations().is_empty() {
                 return;
             }
             while let Some(ended) = happenings.try_join_next() {
                 if let Err(error) = ended {
-                    self.account.accuse(format!("a task panicked: {error}"));
+                    self.auditor
+                        .add_violation(format!("a task panicked: {error}"));
                 }
             }
             if self.sim.age() < calm || !happenings.is_empty() {
                 continue;
             }
-            let open = self.let_go_on().await;
+            let open = self.act_as_operator().await;
             if open.is_empty() {
                 return;
             }
             if self.sim.age() > limit {
-                self.account.accuse(format!("not at an end: {open:?}"));
+                self.auditor
+                    .add_violation(format!("not at an end: {open:?}"));
             }
         }
     }
 
-    /// Does what an operator does who wants all rollouts to end. Gives what has not ended.
-    async fn let_go_on(&self) -> Vec<String> {
+    /// Acts as an operator in favour of finishing all rollouts. Returns a description of unfinished
+    /// work.
+    async fn act_as_operator(&self) -> Vec<String> {
         let operator = Process::start(&self.sim, "operator");
         let mut open = Vec::new();
         if let Ok(Some(_)) = self.truth.halted().await {
@@ -127,8 +133,8 @@ impl Engine {
         for of in &self.plan.rollouts {
             let rollout = self.truth.rollout(&of.name).await;
             let Ok(Some(rollout)) = rollout else { continue };
-            if let Some(word) = self.word_to(&rollout) {
-                let _ = self.ask(&operator, &word).await;
+            if let Some(command) = self.operator_command(&rollout) {
+                let _ = self.ask(&operator, &command).await;
             }
             if !rollout.phase.is_ended() {
                 let at = rollout.stage_progress();
@@ -136,7 +142,11 @@ impl Engine {
             }
         }
         let active = self.truth.active().await.unwrap_or_default();
-        open.extend(active.iter().map(|name| format!("{name} is on the roster")));
+        open.extend(
+            active
+                .iter()
+                .map(|name| format!("{name} is in the registry")),
+        );
         let unanswered = self.broker.unanswered();
         if unanswered > 0 {
             open.push(format!("{unanswered} dispatches"));
@@ -144,9 +154,10 @@ impl Engine {
         open
     }
 
-    /// What is to be said to a rollout that says that it waits for a word. One that its gate has paused is
-    /// resumed at first, and the gate asked again; then the gate is overridden.
-    fn word_to(&self, rollout: &Rollout) -> Option<Value> {
+    /// Returns the command for a rollout waiting for an operator. A rollout paused by a gate is
+    /// resumed at first, so the gate is judged again; after repeated failures the gate is
+    /// overridden.
+    fn operator_command(&self, rollout: &Rollout) -> Option<Value> {
         let name = &rollout.spec.name;
         let stage = rollout.stage_progress()?;
         match &rollout.phase {
@@ -167,15 +178,15 @@ impl Engine {
                     false => json!({"command": "resume", "rollout": name}),
                 })
             }
-            Phase::Running if stage.ripe_at.is_some() && stage.approved.is_none() => {
+            Phase::Running if stage.approval_awaited_at.is_some() && stage.approved.is_none() => {
                 Some(json!({"command": "approve", "rollout": name, "by": "the operator"}))
             }
             _ => None,
         }
     }
 
-    /// Keeps one process alive: starts another one when it has crashed or was stopped.
-    async fn keep(self: Arc<Self>, kind: Kind, n: u64) {
+    /// Keeps a process alive: starts a successor after a crash or a stop.
+    async fn supervise(self: Arc<Self>, kind: Kind, n: u64) {
         let slot = match kind {
             Kind::Orchestrator => format!("o{n}"),
             Kind::Worker => format!("w{n}"),
@@ -186,13 +197,13 @@ impl Engine {
             self.stops().insert(slot.clone(), stop.clone());
             tokio::select! {
                 biased;
-                () = process.crashed() => self.account.crashed(),
-                () = self.live(kind, &process, &stop) => {
+                () = process.crashed() => self.auditor.crashed(),
+                () = self.run_process(kind, &process, &stop) => {
                     self.sim.note(format_args!("{process} ends"));
                 }
             }
             let mut dice = self.sim.chance().at((&slot, run)).dice();
-            let pause = match self.sim.is_chaotic() {
+            let pause = match self.sim.has_faults_now() {
                 true => dice.time(Duration::ZERO..=self.plan.restart),
                 false => Duration::ZERO,
             };
@@ -204,8 +215,8 @@ impl Engine {
         }
     }
 
-    /// A process' life. It is to end soon after it is told to.
-    async fn live(&self, kind: Kind, process: &Process, stop: &CancellationToken) {
+    /// Runs a process to the end. The end must follow soon after a request to stop.
+    async fn run_process(&self, kind: Kind, process: &Process, stop: &CancellationToken) {
         let stalls = match self.plan.faults.stall > 0.0 {
             true => self.plan.faults.stall_for * 2,
             false => Duration::ZERO,
@@ -213,7 +224,7 @@ impl Engine {
         let limit = self.plan.worker.drain + STOPPING + self.plan.faults.slow_for * 2 + stalls;
         let overdue = async {
             stop.cancelled().await;
-            self.account.stopping(process.name());
+            self.auditor.stopping(process.name());
             sleep(limit).await;
         };
         let life = async {
@@ -222,12 +233,12 @@ impl Engine {
                 Kind::Worker => self.work(process, stop).await,
             }
         };
-        // Whoever is told to stop is known to be before it can do anything about it.
+        // The auditor learns of a request to stop before the process can react.
         tokio::select! {
             biased;
             () = overdue => {
                 let what = format!("{process} did not stop within {limit:?}");
-                self.account.accuse(what);
+                self.auditor.add_violation(what);
             }
             () = life => {}
         }
@@ -245,12 +256,12 @@ impl Engine {
         });
         let orchestrator = Orchestrator {
             store: store.clone(),
-            roster: store,
+            registry: store,
             queue: self.broker.connect(process),
             events: Arc::new(Announcer {
                 process: process.clone(),
-                account: Arc::clone(&self.account),
-                forgets: self.forgets_events,
+                auditor: Arc::clone(&self.auditor),
+                loses_events: self.loses_events,
             }),
             hubs: Hubs::from_iter(hubs),
             metric_source: None,
@@ -277,156 +288,167 @@ impl Engine {
         let ended = worker.run(stop.clone()).await;
         match ended {
             Err(error) if self.plan.worker.give_up.is_none() => {
-                let words = in_words(&error);
-                self.account.accuse(format!("{process} gave up: {words}"));
+                let words = describe(&error);
+                self.auditor
+                    .add_violation(format!("{process} gave up: {words}"));
             }
             _ => {}
         }
     }
 
-    /// Sends one command until it is answered, as a queue does that redelivers it.
-    async fn command(self: Arc<Self>, n: usize, at: Duration, ask: Ask) {
+    /// Sends a command until answered, like a redelivering queue.
+    async fn command(self: Arc<Self>, n: usize, at: Duration, planned: PlannedCommand) {
         sleep(at).await;
-        let body = self.body(ask);
+        let body = self.body(planned);
         for time in 0.. {
-            let process = Process::start(&self.sim, format!("intake{n}.{time}"));
+            let process = Process::start(&self.sim, format!("executor{n}.{time}"));
             let answered = tokio::select! {
                 biased;
                 () = process.crashed() => None,
                 answer = self.ask(&process, &body) => Some(answer),
             };
             match answered {
-                Some(Ok(answer)) => return self.done(ask, &answer).await,
-                Some(Err(NotDone::Refused(refusal))) => return self.refused(ask, refusal.cause),
-                Some(Err(NotDone::Store(_))) | None => sleep(Duration::from_millis(700)).await,
+                Some(Ok(answer)) => return self.done(planned, &answer).await,
+                Some(Err(CommandError::Refused(refusal))) => {
+                    return self.refused(planned, refusal.cause);
+                }
+                Some(Err(CommandError::Store(_))) | None => sleep(Duration::from_millis(700)).await,
             }
         }
     }
 
-    async fn ask(&self, process: &Process, body: &Value) -> Result<Answer, NotDone> {
+    async fn ask(&self, process: &Process, body: &Value) -> Result<Answer, CommandError> {
         let store = Arc::new(SimStore::of(process, &self.truth));
         let hubs = self.plan.hubs.iter().map(|of| of.hub.name.clone());
-        let intake = Intake {
+        let executor = CommandExecutor {
             store: store.clone(),
-            roster: Some(store),
+            registry: Some(store),
             hubs: hubs.collect(),
-            measures: false,
+            has_metric_source: false,
             tracer: Tracer::default(),
             clock: Arc::clone(&self.clock),
         };
-        intake.handle(body.to_string().as_bytes(), None).await
+        executor.handle(body.to_string().as_bytes(), None).await
     }
 
-    fn body(&self, ask: Ask) -> Value {
+    fn body(&self, planned: PlannedCommand) -> Value {
         let of = |n: usize| &self.plan.rollouts[n];
-        match ask {
-            Ask::Start(n) => json!({"command": "start", "spec": of(n).spec}),
-            Ask::StartConflicting(n) => json!({"command": "start", "spec": of(n).conflicting}),
-            Ask::Pause(n) => json!({"command": "pause", "rollout": of(n).name}),
-            Ask::Resume(n) => json!({"command": "resume", "rollout": of(n).name}),
-            Ask::Abort(n) => json!({"command": "abort", "rollout": of(n).name}),
-            Ask::Approve(n) => json!({"command": "approve", "rollout": of(n).name, "by": "ann"}),
-            Ask::Reject(n) => json!({"command": "reject", "rollout": of(n).name}),
-            Ask::Promote(n, stage) => {
+        match planned {
+            PlannedCommand::Start(n) => json!({"command": "start", "spec": of(n).spec}),
+            PlannedCommand::StartConflicting(n) => {
+                json!({"command": "start", "spec": of(n).conflicting})
+            }
+            PlannedCommand::Pause(n) => json!({"command": "pause", "rollout": of(n).name}),
+            PlannedCommand::Resume(n) => json!({"command": "resume", "rollout": of(n).name}),
+            PlannedCommand::Abort(n) => json!({"command": "abort", "rollout": of(n).name}),
+            PlannedCommand::Approve(n) => {
+                json!({"command": "approve", "rollout": of(n).name, "by": "ann"})
+            }
+            PlannedCommand::Reject(n) => json!({"command": "reject", "rollout": of(n).name}),
+            PlannedCommand::Promote(n, stage) => {
                 let stages = &of(n).stages;
                 let stage = stages[stage.min(stages.len() - 1)].name;
                 json!({"command": "promote", "rollout": of(n).name, "stage": stage, "reason": "hurry"})
             }
-            Ask::Retry(n, again) => {
+            PlannedCommand::Retry(n, again) => {
                 let mut body = json!({"command": "retry", "rollout": of(n).name, "by": "ann"});
                 match again {
-                    Again::Failed => {}
-                    Again::Rejected => {
+                    RetrySelection::Failed => {}
+                    RetrySelection::Rejected => {
                         body["outcomes"] = json!(["rejected", "refused", "not_found"]);
                     }
-                    Again::Silent => body["outcomes"] = json!(["enqueued", "expired"]),
-                    Again::First => body["stage"] = json!(of(n).stages[0].name),
+                    RetrySelection::Silent => body["outcomes"] = json!(["enqueued", "expired"]),
+                    RetrySelection::First => body["stage"] = json!(of(n).stages[0].name),
                 }
                 body
             }
-            Ask::StopAll => json!({"command": "stop-all"}),
-            Ask::ResumeAll => json!({"command": "resume-all"}),
+            PlannedCommand::StopAll => json!({"command": "stop-all"}),
+            PlannedCommand::ResumeAll => json!({"command": "resume-all"}),
         }
     }
 
-    /// A command was answered.
-    async fn done(&self, ask: Ask, answer: &Answer) {
-        self.sim
-            .note(format_args!("{ask:?} is DONE, changed: {}", answer.changed));
-        self.is_kept(ask, answer).await;
-        match ask {
-            Ask::StopAll if matches!(self.truth.halted().await, Ok(Some(_))) => {
-                self.account.halted();
+    /// Checks the effects of an answered command.
+    async fn done(&self, planned: PlannedCommand, answer: &Answer) {
+        self.sim.note(format_args!(
+            "{planned:?} is DONE, changed: {}",
+            answer.changed
+        ));
+        self.is_kept(planned, answer).await;
+        match planned {
+            PlannedCommand::StopAll if matches!(self.truth.halted().await, Ok(Some(_))) => {
+                self.auditor.halted();
             }
-            Ask::Start(n) if !self.is_stored(n, false) => {
-                self.account
-                    .accuse(format!("r{n} was started, and it is another one"));
+            PlannedCommand::Start(n) if !self.is_stored(n, false) => {
+                self.auditor
+                    .add_violation(format!("r{n} was started, and it is another one"));
             }
-            Ask::StartConflicting(n) if !self.is_stored(n, true) => {
-                self.account.accuse(format!("r{n} was started as two"));
+            PlannedCommand::StartConflicting(n) if !self.is_stored(n, true) => {
+                self.auditor
+                    .add_violation(format!("r{n} was started as two"));
             }
             _ => {}
         }
     }
 
-    /// What was answered is in the rollout's history.
-    async fn is_kept(&self, ask: Ask, answer: &Answer) {
-        let (n, event) = match ask {
-            Ask::Pause(n) => (n, "pause_requested"),
-            Ask::Abort(n) => (n, "abort_requested"),
-            Ask::Approve(n) => (n, "approved"),
-            Ask::Reject(n) => (n, "gate_failed"),
-            Ask::Promote(n, _) => (n, "promoted"),
-            Ask::Retry(n, _) => (n, "retry_requested"),
+    /// Checks that the history contains the event of an answered command.
+    async fn is_kept(&self, planned: PlannedCommand, answer: &Answer) {
+        let (n, event) = match planned {
+            PlannedCommand::Pause(n) => (n, "pause_requested"),
+            PlannedCommand::Abort(n) => (n, "abort_requested"),
+            PlannedCommand::Approve(n) => (n, "approved"),
+            PlannedCommand::Reject(n) => (n, "gate_failed"),
+            PlannedCommand::Promote(n, _) => (n, "promoted"),
+            PlannedCommand::Retry(n, _) => (n, "retry_requested"),
             _ => return,
         };
-        // A halt that came at the same time is answered for, too.
+        // An answer of `halted` is not checked: a stop-all came at the same time.
         let halted = answer.rollouts.iter().any(|state| state.phase == "halted");
         if !answer.changed || halted {
             return;
         }
-        let history = self.account.stored(&self.plan.rollouts[n].name);
+        let history = self.auditor.stored(&self.plan.rollouts[n].name);
         let history = history.map_or_else(Vec::new, |rollout| rollout.history);
         if !history.iter().any(|entry| entry.event.name() == event) {
-            let what = format!("{ask:?} was answered and is not in the history");
-            self.account.accuse(what);
+            let what = format!("{planned:?} was answered and is not in the history");
+            self.auditor.add_violation(what);
         }
     }
 
-    fn refused(&self, ask: Ask, cause: Cause) {
-        self.sim.note(format_args!("{ask:?} is REFUSED: {cause:?}"));
-        let rightly = match (ask, cause) {
-            (Ask::Start(n), Cause::Conflict) => self.is_stored(n, true),
-            (Ask::StartConflicting(n), Cause::Conflict) => self.is_stored(n, false),
+    fn refused(&self, planned: PlannedCommand, cause: Cause) {
+        self.sim
+            .note(format_args!("{planned:?} is REFUSED: {cause:?}"));
+        let rightly = match (planned, cause) {
+            (PlannedCommand::Start(n), Cause::Conflict) => self.is_stored(n, true),
+            (PlannedCommand::StartConflicting(n), Cause::Conflict) => self.is_stored(n, false),
             (
-                Ask::Pause(_)
-                | Ask::Resume(_)
-                | Ask::Abort(_)
-                | Ask::Approve(_)
-                | Ask::Reject(_)
-                | Ask::Promote(..)
-                | Ask::Retry(..),
+                PlannedCommand::Pause(_)
+                | PlannedCommand::Resume(_)
+                | PlannedCommand::Abort(_)
+                | PlannedCommand::Approve(_)
+                | PlannedCommand::Reject(_)
+                | PlannedCommand::Promote(..)
+                | PlannedCommand::Retry(..),
                 Cause::NotPossible | Cause::UnknownRollout,
             ) => true,
             _ => false,
         };
         if !rightly {
-            self.account
-                .accuse(format!("{ask:?} was refused: {cause:?}"));
+            self.auditor
+                .add_violation(format!("{planned:?} was refused: {cause:?}"));
         }
     }
 
-    /// Whether the stored rollout is the conflicting one or not. One without devices gives its
-    /// name to any other.
+    /// Returns true if the stored rollout is the conflicting variant, or the other variant, as
+    /// given by `conflicting`. A rollout without devices leaves the name to any other rollout.
     fn is_stored(&self, n: usize, conflicting: bool) -> bool {
         let of = &self.plan.rollouts[n];
         let empty = of.target.values().all(BTreeSet::is_empty);
-        let stored = self.account.stored(&of.name);
+        let stored = self.auditor.stored(&of.name);
         let is_conflicting = stored.map(|rollout| rollout.spec.description.is_some());
         empty || is_conflicting == Some(conflicting)
     }
 
-    /// Stops processes that were picked, as an update of the engine does.
+    /// Stops randomly chosen processes, as an update of the engine does.
     async fn stop_some(self: Arc<Self>) {
         let mut times = self.plan.stops.clone();
         times.sort();
@@ -450,16 +472,16 @@ impl Engine {
         }
     }
 
-    /// Lets the store lose its last writes.
-    async fn forget_some(self: Arc<Self>) {
+    /// Makes the store lose the last writes.
+    async fn lose_some_writes(self: Arc<Self>) {
         for (at, lost) in self.plan.faults.store_forgets.clone() {
             sleep((at - lost).saturating_sub(self.sim.age())).await;
-            let before = self.truth.as_it_is();
+            let before = self.truth.backup();
             sleep(lost).await;
-            self.truth.go_back(before);
+            self.truth.restore(before);
             self.sim
                 .note(format_args!("the store FORGETS its last {lost:?}"));
-            self.account.forgot(&self.truth, lost).await;
+            self.auditor.lost_writes(&self.truth, lost).await;
         }
     }
 
@@ -468,24 +490,24 @@ impl Engine {
     }
 }
 
-/// Publishes events into the account.
+/// Publishes events to the auditor.
 struct Announcer {
     process: Process,
-    account: Arc<Account>,
-    forgets: bool,
+    auditor: Arc<Auditor>,
+    loses_events: bool,
 }
 
 #[async_trait]
 impl Events for Announcer {
     async fn publish(&self, topic: &str, event: &Value) -> Result<(), QueueError> {
-        let (account, by) = (Arc::clone(&self.account), self.process.clone());
+        let (auditor, by) = (Arc::clone(&self.auditor), self.process.clone());
         let (topic, event) = (topic.to_owned(), event.clone());
         let about = event["id"].as_str().unwrap_or_default().to_owned();
-        let forgets = self.forgets;
+        let loses_events = self.loses_events;
         let effect = async move {
-            let forgotten = forgets && by.dice("forget", &topic).happens(0.2);
-            if !forgotten {
-                account.told(&by, &topic, &event);
+            let is_lost = loses_events && by.dice("forget", &topic).happens(0.2);
+            if !is_lost {
+                auditor.published(&by, &topic, &event);
             }
         };
         let published = self.process.publish_event(about, effect).await;

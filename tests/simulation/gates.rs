@@ -1,8 +1,9 @@
 //! A model of stages and gates, built from observations alone.
 //!
-//! The model merges its own outcomes from the reports that the store accepted, and judges the gate events of drivers by
-//! its own rules. A driver reads first and writes later, so an event must have been true at some moment since the last
-//! change of the record. The clock of a driver is never ahead.
+//! The model merges outcomes from the reports accepted by the store, and judges the gate events of
+//! drivers by the model's own rules. A driver reads first and writes later, so an event must have
+//! been true at some moment since the last change of the record. The clock of a driver is never
+//! ahead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,31 +18,31 @@ use twincast_core::outcome::Outcome;
 use twincast_core::plan::Batch;
 use twincast_core::ports::{FeedbackRecord, Report, Skip};
 use twincast_core::rollout::{Event, Phase, Rollout};
-use twincast_core::spec::{OnFailure, Rung, Unconfirmed};
+use twincast_core::spec::{OnFailure, SuccessLevel, Unconfirmed};
 use twincast_testkit::RuntimeClock;
 use twincast_testkit::sim::Process;
 
 use crate::world::{GatePlan, Plan, RolloutPlan};
 
 /// A violation, as text.
-type Wrong = Result<(), String>;
+type Check = Result<(), String>;
 
 /// The model of all rollouts.
 #[derive(Default)]
 pub(crate) struct Gates {
-    rollouts: BTreeMap<RolloutName, Course>,
-    /// The feedback that hubs have sent.
-    told: BTreeSet<(String, Outcome)>,
+    rollouts: BTreeMap<RolloutName, RolloutModel>,
+    /// The feedback sent by hubs.
+    sent_feedback: BTreeSet<(String, Outcome)>,
 }
 
 /// The progress of a rollout.
 #[derive(Default)]
-struct Course {
-    batches: BTreeMap<BatchId, Work>,
+struct RolloutModel {
+    batches: BTreeMap<BatchId, BatchModel>,
     /// The stage open for sends.
     current: usize,
     /// States of the current stage since the last change of the record.
-    seen: Vec<Seen>,
+    observed: Vec<StageCounts>,
     /// Since when no send is owed in the current stage.
     settled_at: Option<Instant>,
     approved: bool,
@@ -54,16 +55,17 @@ struct Course {
     retry: Option<Attempt>,
     /// The number of passed stages.
     passed: usize,
-    /// Start of the present run, if running, and earlier running time since the last send of the stage.
+    /// Start of the present run, if running, and earlier running time since the last send of the
+    /// stage.
     runs_since: Option<Instant>,
     ran: Duration,
     /// Since when no send is owed in any stage.
     sent_at: Option<Instant>,
 }
 
-/// Feedback that the hub sends on a message, at `told_at`.
+/// Feedback on a message, sent by the hub at `told_at`.
 #[derive(Debug, Clone, Copy)]
-struct Letter {
+struct SentFeedback {
     attempt: Attempt,
     index: u32,
     outcome: Outcome,
@@ -72,22 +74,22 @@ struct Letter {
 
 /// The last verdict of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum Verdict {
     Holds,
     Fails,
     TooLittle,
 }
 
-struct Work {
+struct BatchModel {
     stage: usize,
     devices: Vec<DeviceId>,
     outcomes: Vec<Outcome>,
     /// The newest attempt at any device of the batch, and the newest attempt at silent devices.
     attempts: [u16; 2],
-    letters: Vec<Letter>,
+    sent_feedback: Vec<SentFeedback>,
 }
 
-impl Work {
+impl BatchModel {
     /// Whether feedback on a message of this attempt still applies to the device.
     fn believes(&self, attempt: Attempt, index: u32, outcome: Outcome) -> bool {
         let known = self.outcomes[index as usize];
@@ -97,16 +99,16 @@ impl Work {
             || attempt.0 >= silent && known >= Outcome::Enqueued
     }
 
-    /// The outcomes after merging all feedback that the hub sends by `until`.
+    /// Returns the outcomes after merging all feedback sent by the hub until `until`.
     fn told(&self, until: Instant) -> Vec<Outcome> {
         let mut outcomes = self.outcomes.clone();
-        for letter in &self.letters {
-            let Letter {
+        for feedback in &self.sent_feedback {
+            let SentFeedback {
                 attempt,
                 index,
                 outcome,
                 told_at,
-            } = *letter;
+            } = *feedback;
             if told_at <= until && self.believes(attempt, index, outcome) {
                 let known = &mut outcomes[index as usize];
                 *known = (*known).max(outcome);
@@ -118,7 +120,7 @@ impl Work {
 
 /// Counts of a stage's devices by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Seen {
+struct StageCounts {
     unsent: u64,
     /// Accepted by the hub, without further feedback.
     silent: u64,
@@ -133,14 +135,14 @@ struct Seen {
 
 /// The same devices, sorted by the rules of a gate.
 #[derive(Debug, Clone, Copy)]
-struct Sides {
+struct GateCounts {
     succeeded: u64,
     failed: u64,
     silent: u64,
     unsent: u64,
 }
 
-impl Seen {
+impl StageCounts {
     fn add(&mut self, outcome: Outcome, applies: bool) {
         let place = match outcome {
             Outcome::Pending | Outcome::Attempting => &mut self.unsent,
@@ -152,7 +154,7 @@ impl Seen {
             Outcome::Expired | Outcome::Rejected | Outcome::Undeliverable | Outcome::Purged => {
                 &mut self.rejected
             }
-            // No device of the simulation answers that it failed.
+            // No device of the simulation reports a failure.
             Outcome::Delivered | Outcome::Installing | Outcome::Applied | Outcome::Failed => {
                 &mut self.delivered
             }
@@ -162,15 +164,17 @@ impl Seen {
         self.applied += u64::from(applies && is_with_device);
     }
 
-    fn sides(self, rung: Rung, applied: Option<u64>) -> Sides {
+    fn gate_counts(self, level: SuccessLevel, applied: Option<u64>) -> GateCounts {
         let sent = self.silent + self.delivered;
-        let (succeeded, failed) = match (rung, applied) {
-            (Rung::Enqueued, _) => (sent + self.rejected, self.not_sent),
-            (Rung::Delivered, _) => (self.delivered, self.not_sent + self.rejected),
-            (Rung::Applied, Some(applied)) => (applied.min(sent), self.not_sent + self.rejected),
-            (Rung::Applied, None) => (sent, self.not_sent + self.rejected),
+        let (succeeded, failed) = match (level, applied) {
+            (SuccessLevel::Enqueued, _) => (sent + self.rejected, self.not_sent),
+            (SuccessLevel::Delivered, _) => (self.delivered, self.not_sent + self.rejected),
+            (SuccessLevel::Applied, Some(applied)) => {
+                (applied.min(sent), self.not_sent + self.rejected)
+            }
+            (SuccessLevel::Applied, None) => (sent, self.not_sent + self.rejected),
         };
-        Sides {
+        GateCounts {
             succeeded,
             failed,
             silent: sent + self.rejected + self.not_sent - succeeded - failed,
@@ -179,13 +183,13 @@ impl Seen {
     }
 }
 
-impl Sides {
+impl GateCounts {
     fn all(self) -> u64 {
         self.succeeded + self.failed + self.silent + self.unsent
     }
 
     /// Counts silent devices by the rule for the last verdict.
-    fn in_the_end(self, unconfirmed: Unconfirmed) -> Self {
+    fn resolved(self, unconfirmed: Unconfirmed) -> Self {
         let (succeeded, failed, silent) = match unconfirmed {
             Unconfirmed::Neither => return self,
             Unconfirmed::LeftOut => (self.succeeded, self.failed, 0),
@@ -221,18 +225,18 @@ impl Sides {
     }
 
     /// The last verdict, once the wait for answers is over.
-    fn end(self, gate: &GatePlan) -> End {
-        let sides = self.in_the_end(gate.unconfirmed);
-        if sides.too_many_failed_of(gate, sides.measured()) {
-            return End::Fails;
+    fn end(self, gate: &GatePlan) -> Verdict {
+        let counts = self.resolved(gate.unconfirmed);
+        if counts.too_many_failed_of(gate, counts.measured()) {
+            return Verdict::Fails;
         }
-        let is_little = sides.measured() < gate.min_sample.min(self.all()) || self.all() == 0;
+        let is_little = counts.measured() < gate.min_sample.min(self.all()) || self.all() == 0;
         if is_little && !gate.too_little_passes {
-            return End::TooLittle;
+            return Verdict::TooLittle;
         }
-        match sides.too_few_succeeded(gate) {
-            true => End::Fails,
-            false => End::Holds,
+        match counts.too_few_succeeded(gate) {
+            true => Verdict::Fails,
+            false => Verdict::Holds,
         }
     }
 
@@ -253,7 +257,7 @@ impl Sides {
 
     /// Whether the gate holds even if all silent devices fail.
     fn holds_at_worst(self, gate: &GatePlan) -> bool {
-        let worst = self.in_the_end(Unconfirmed::AsFailed);
+        let worst = self.resolved(Unconfirmed::AsFailed);
         self.measured() > 0
             && !worst.too_many_failed_of(gate, worst.measured())
             && !worst.too_few_succeeded(gate)
@@ -261,9 +265,9 @@ impl Sides {
 }
 
 impl Gates {
-    pub(crate) fn planned(&mut self, plan: &Plan, name: &RolloutName, batches: &[Batch]) -> Wrong {
+    pub(crate) fn planned(&mut self, plan: &Plan, name: &RolloutName, batches: &[Batch]) -> Check {
         let of = plan.rollout(name).ok_or("nobody started it")?;
-        let course = self.rollouts.entry(name.clone()).or_default();
+        let model = self.rollouts.entry(name.clone()).or_default();
         for batch in batches {
             let stage = usize::from(batch.header.stage.0);
             if stage >= of.stages.len() {
@@ -274,18 +278,18 @@ impl Gates {
                 .iter()
                 .map(|id| DeviceId::new(id).expect("an id"))
                 .collect();
-            course.batches.entry(batch.header.id).or_insert(Work {
+            model.batches.entry(batch.header.id).or_insert(BatchModel {
                 stage,
                 outcomes: vec![Outcome::Pending; devices.len()],
                 devices,
                 attempts: [1, 1],
-                letters: Vec::new(),
+                sent_feedback: Vec::new(),
             });
         }
         Ok(())
     }
 
-    pub(crate) fn recorded(&mut self, plan: &Plan, lease: &Lease, reports: &[Report]) -> Wrong {
+    pub(crate) fn recorded(&mut self, plan: &Plan, lease: &Lease, reports: &[Report]) -> Check {
         let work = self.batch(&lease.rollout, lease.batch);
         let attempt = work.map_or(Attempt::FIRST, |work| Attempt(work.attempts[0]));
         self.take(plan, &lease.rollout, lease.batch, attempt, reports)
@@ -302,13 +306,13 @@ impl Gates {
         devices: u64,
     ) -> Result<Vec<(u32, DeviceId)>, String> {
         let mut lowered = Vec::new();
-        let course = self.rollouts.get_mut(name).ok_or("it is unknown")?;
-        if course.retry != Some(attempt) && devices > 0 {
+        let model = self.rollouts.get_mut(name).ok_or("it is unknown")?;
+        if model.retry != Some(attempt) && devices > 0 {
             return Err(format!(
                 "{name}/{batch} was reopened for {attempt}, which nobody wants"
             ));
         }
-        let work = course.batches.get_mut(&batch).ok_or("it is unknown")?;
+        let work = model.batches.get_mut(&batch).ok_or("it is unknown")?;
         if work.attempts[0] < attempt.0 {
             for (index, outcome) in (0..).zip(&mut work.outcomes) {
                 if outcomes.contains(outcome) {
@@ -329,7 +333,7 @@ impl Gates {
                 work.attempts[1] = attempt.0;
             }
         }
-        self.look(plan, name);
+        self.observe(plan, name);
         Ok(lowered)
     }
 
@@ -341,7 +345,7 @@ impl Gates {
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
-    ) -> Wrong {
+    ) -> Check {
         let stage = self.batch(name, batch).map_or(0, |work| work.stage);
         let stage = StageIndex(u16::try_from(stage).expect("few stages"));
         for report in reports {
@@ -353,7 +357,10 @@ impl Gates {
                 index: report.index,
                 attempt,
             };
-            if !self.told.contains(&(id.to_string(), report.outcome)) {
+            if !self
+                .sent_feedback
+                .contains(&(id.to_string(), report.outcome))
+            {
                 let outcome = report.outcome;
                 return Err(format!("{id} is said to be {outcome}, and nobody told"));
             }
@@ -362,10 +369,10 @@ impl Gates {
     }
 
     /// Notes feedback, sent by the hub from `told_at` on.
-    pub(crate) fn posted(&mut self, record: &FeedbackRecord, told_at: Instant) {
+    pub(crate) fn feedback_scheduled(&mut self, record: &FeedbackRecord, told_at: Instant) {
         let id: MessageId = record.message_id.parse().expect("an id of ours");
         if let Some(work) = self.batch(&id.rollout, id.batch) {
-            work.letters.push(Letter {
+            work.sent_feedback.push(SentFeedback {
                 attempt: id.attempt,
                 index: id.index,
                 outcome: record.outcome,
@@ -374,15 +381,15 @@ impl Gates {
         }
     }
 
-    pub(crate) fn reported(&mut self, records: &[FeedbackRecord]) {
+    pub(crate) fn feedback_handed_out(&mut self, records: &[FeedbackRecord]) {
         let told = records
             .iter()
             .map(|record| (record.message_id.clone(), record.outcome));
-        self.told.extend(told);
+        self.sent_feedback.extend(told);
     }
 
     /// Checks that completed feedback, which the hub never sends again, is known.
-    pub(crate) fn completed(&mut self, records: &[FeedbackRecord]) -> Wrong {
+    pub(crate) fn feedback_completed(&mut self, records: &[FeedbackRecord]) -> Check {
         for record in records {
             // Feedback of other applications is not checked.
             let Ok(id) = record.message_id.parse::<MessageId>() else {
@@ -390,13 +397,13 @@ impl Gates {
             };
             let mut work = self.batch(&id.rollout, id.batch);
             if let Some(work) = &mut work {
-                let told = |it: &Letter| {
+                let told = |it: &SentFeedback| {
                     (it.attempt, it.index, it.outcome) == (id.attempt, id.index, record.outcome)
                 };
-                let letter = work.letters.iter().position(told);
-                letter.map(|at| work.letters.swap_remove(at));
+                let feedback = work.sent_feedback.iter().position(told);
+                feedback.map(|at| work.sent_feedback.swap_remove(at));
             }
-            let is_old = |work: &&mut Work| {
+            let is_old = |work: &&mut BatchModel| {
                 id.attempt.0 < work.attempts[0] && record.outcome < Outcome::Delivered
             };
             if work.as_ref().is_some_and(is_old) {
@@ -419,41 +426,41 @@ impl Gates {
         name: &RolloutName,
         batch: BatchId,
         which: &Skip,
-    ) -> Wrong {
+    ) -> Check {
         let Some(work) = self.batch(name, batch) else {
             return Err(format!("{name}/{batch} was skipped and never planned"));
         };
         for (index, outcome) in (0u32..).zip(&mut work.outcomes) {
             *outcome = which.end(index, *outcome).unwrap_or(*outcome);
         }
-        self.look(plan, name);
+        self.observe(plan, name);
         Ok(())
     }
 
     /// Checks that a message is of the newest attempt, and its stage open.
-    pub(crate) fn sending(&self, id: &MessageId) -> Wrong {
-        let course = self.rollouts.get(&id.rollout);
-        let work = course.and_then(|course| Some((course, course.batches.get(&id.batch)?)));
-        let Some((course, work)) = work else {
+    pub(crate) fn sending(&self, id: &MessageId) -> Check {
+        let model = self.rollouts.get(&id.rollout);
+        let work = model.and_then(|model| Some((model, model.batches.get(&id.batch)?)));
+        let Some((model, work)) = work else {
             return Err(format!("{id} is sent and was never planned"));
         };
         if id.attempt.0 != work.attempts[0] {
             let newest = work.attempts[0];
             return Err(format!("{id} is sent, and attempt {newest} is the newest"));
         }
-        if work.stage > course.current {
+        if work.stage > model.current {
             return Err(format!(
                 "{id} is sent before its time: it is of stage {}, and {} is the current one",
-                work.stage, course.current
+                work.stage, model.current
             ));
         }
         Ok(())
     }
 
     /// Checks that the store's outcomes of a batch equal the model's outcomes.
-    pub(crate) fn agrees(&self, name: &RolloutName, batch: BatchId, outcomes: &[Outcome]) -> Wrong {
-        let course = self.rollouts.get(name);
-        let known = course.and_then(|course| course.batches.get(&batch));
+    pub(crate) fn agrees(&self, name: &RolloutName, batch: BatchId, outcomes: &[Outcome]) -> Check {
+        let model = self.rollouts.get(name);
+        let known = model.and_then(|model| model.batches.get(&batch));
         match known {
             Some(work) if work.outcomes == outcomes => Ok(()),
             _ => Err(format!(
@@ -463,28 +470,29 @@ impl Gates {
     }
 
     /// Checks the last event of a changed record.
-    pub(crate) fn saved(&mut self, plan: &Plan, by: &Process, rollout: &Rollout) -> Wrong {
+    pub(crate) fn saved(&mut self, plan: &Plan, by: &Process, rollout: &Rollout) -> Check {
         let name = &rollout.spec.name;
         let of = plan.rollout(name).ok_or("nobody started it")?;
-        let course = self.rollouts.entry(name.clone()).or_default();
-        let Some(event) = rollout.happened().map(|entry| &entry.event) else {
-            // A look for new devices has begun, or has found none.
+        let model = self.rollouts.entry(name.clone()).or_default();
+        let Some(event) = rollout.change_entry().map(|entry| &entry.event) else {
+            // A scan for late joiners has begun, or has found no device.
             return Ok(());
         };
-        let result = course
+        let result = model
             .takes(of, by, event)
-            .and_then(|()| in_time(of, rollout, event))
-            .and_then(|()| has_looked(of, rollout, event));
-        course.runs(rollout.phase == Phase::Running);
-        course.aborted |= matches!(rollout.phase, Phase::Aborting { .. });
-        course.retry = rollout.retry.as_ref().map(|retry| retry.attempt);
+            .and_then(|()| check_approval_time(of, rollout, event))
+            .and_then(|()| has_scanned(of, rollout, event));
+        model.runs(rollout.phase == Phase::Running);
+        model.aborted |= matches!(rollout.phase, Phase::Aborting { .. });
+        model.retry = rollout.retry.as_ref().map(|retry| retry.attempt);
         // Only the latest state can still be true.
-        let latest = course.seen.len().saturating_sub(1);
-        course.seen.drain(..latest);
-        result.map_err(|wrong| format!("{by} says that {} of {name}: {wrong}", event.name()))
+        let latest = model.observed.len().saturating_sub(1);
+        model.observed.drain(..latest);
+        result
+            .map_err(|violation| format!("{by} says that {} of {name}: {violation}", event.name()))
     }
 
-    fn batch(&mut self, name: &RolloutName, batch: BatchId) -> Option<&mut Work> {
+    fn batch(&mut self, name: &RolloutName, batch: BatchId) -> Option<&mut BatchModel> {
         self.rollouts.get_mut(name)?.batches.get_mut(&batch)
     }
 
@@ -495,7 +503,7 @@ impl Gates {
         batch: BatchId,
         attempt: Attempt,
         reports: &[Report],
-    ) -> Wrong {
+    ) -> Check {
         let Some(work) = self.batch(name, batch) else {
             return Err(format!("{name}/{batch} is reported of and never planned"));
         };
@@ -506,21 +514,21 @@ impl Gates {
             let outcome = &mut work.outcomes[report.index as usize];
             *outcome = (*outcome).max(report.outcome);
         }
-        self.look(plan, name);
+        self.observe(plan, name);
         Ok(())
     }
 
-    fn look(&mut self, plan: &Plan, name: &RolloutName) {
-        if let (Some(of), Some(course)) = (plan.rollout(name), self.rollouts.get_mut(name)) {
-            course.look(of);
+    fn observe(&mut self, plan: &Plan, name: &RolloutName) {
+        if let (Some(of), Some(model)) = (plan.rollout(name), self.rollouts.get_mut(name)) {
+            model.observe(of);
         }
     }
 }
 
-impl Course {
+impl RolloutModel {
     /// Counts the devices of the current stage.
-    fn look(&mut self, of: &RolloutPlan) {
-        let mut seen = Seen::default();
+    fn observe(&mut self, of: &RolloutPlan) {
+        let mut seen = StageCounts::default();
         for work in self.batches.values() {
             if work.stage == self.current {
                 for (device, outcome) in work.devices.iter().zip(&work.outcomes) {
@@ -528,8 +536,8 @@ impl Course {
                 }
             }
         }
-        if self.seen.last() != Some(&seen) {
-            self.seen.push(seen);
+        if self.observed.last() != Some(&seen) {
+            self.observed.push(seen);
         }
         if seen.unsent == 0 {
             if self.settled_at.is_none() {
@@ -567,9 +575,10 @@ impl Course {
                 .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// The state of the current stage after merging all feedback sent by the deadline and its batching.
-    fn told(&self, of: &RolloutPlan, gate: &GatePlan) -> Seen {
-        let mut seen = Seen::default();
+    /// The state of the current stage after merging all feedback sent by the deadline and the
+    /// batching time.
+    fn told(&self, of: &RolloutPlan, gate: &GatePlan) -> StageCounts {
+        let mut seen = StageCounts::default();
         let until = self.settled_at.unwrap_or_else(Instant::now) + gate.deadline + of.batching;
         let until = until.min(Instant::now());
         for work in self.batches.values().filter(|it| it.stage == self.current) {
@@ -577,7 +586,7 @@ impl Course {
             for ((device, known), told) in known.zip(work.told(until)) {
                 let applies = of.applies.contains(device);
                 // Feedback on a message does not revoke the state reported by the twin.
-                let is_applied = gate.counts == Rung::Applied && applies;
+                let is_applied = gate.counts == SuccessLevel::Applied && applies;
                 let is_with_device = matches!(known, Outcome::Enqueued | Outcome::Delivered);
                 let outcome = if is_applied && is_with_device {
                     *known
@@ -591,7 +600,7 @@ impl Course {
     }
 
     /// Checks that no device with an answer in time counts as silent.
-    fn has_heard_all(&self, of: &RolloutPlan) -> Wrong {
+    fn has_heard_all(&self, of: &RolloutPlan) -> Check {
         let Some((ttl, sent_at)) = of.ttl.zip(self.sent_at) else {
             return Ok(());
         };
@@ -611,14 +620,14 @@ impl Course {
 
     fn begin(&mut self, of: &RolloutPlan, stage: usize) {
         self.current = stage;
-        self.seen.clear();
+        self.observed.clear();
         self.settled_at = None;
         self.ran = Duration::ZERO;
         (self.approved, self.promoted, self.ignored) = (false, false, false);
-        self.look(of);
+        self.observe(of);
     }
 
-    fn takes(&mut self, of: &RolloutPlan, by: &Process, event: &Event) -> Wrong {
+    fn takes(&mut self, of: &RolloutPlan, by: &Process, event: &Event) -> Check {
         let says_gate = matches!(
             event,
             Event::StageSent { .. }
@@ -637,7 +646,7 @@ impl Course {
                 let is_open = self.passed < of.stages.len();
                 if is_open && stage.as_ref().is_none_or(|stage| stage.as_str() == current) {
                     (self.approved, self.ignored, self.settled_at) = (false, false, None);
-                    self.look(of);
+                    self.observe(of);
                 }
             }
             Event::Accepted { .. } | Event::PlanningStarted => *self = Self::default(),
@@ -696,9 +705,9 @@ impl Course {
         Ok(())
     }
 
-    /// Checks the sizes of stages. In a continuous rollout, sizes depend on the time of planning, and the last stage is
-    /// empty.
-    fn is_cut_as_planned(&self, of: &RolloutPlan) -> Wrong {
+    /// Checks the sizes of stages. In a continuous rollout, sizes depend on the time of planning,
+    /// and the last stage is empty.
+    fn is_cut_as_planned(&self, of: &RolloutPlan) -> Check {
         let mut found = vec![0; of.stages.len()];
         for work in self.batches.values() {
             found[work.stage] += work.devices.len() as u64;
@@ -714,7 +723,7 @@ impl Course {
         }
     }
 
-    fn is_current(&self, of: &RolloutPlan, stage: &StageName) -> Wrong {
+    fn is_current(&self, of: &RolloutPlan, stage: &StageName) -> Check {
         let current = of.stages[self.current].name;
         match stage.as_str() == current && self.passed < of.stages.len() {
             true => Ok(()),
@@ -723,9 +732,9 @@ impl Course {
     }
 
     /// Checks that no send is owed up to the current stage.
-    fn is_settled(&self) -> Wrong {
+    fn is_settled(&self) -> Check {
         let mut batches = self.batches.values();
-        let left = |work: &Work| {
+        let left = |work: &BatchModel| {
             let mut outcomes = work.outcomes.iter();
             work.stage <= self.current && outcomes.any(|outcome| !outcome.is_settled())
         };
@@ -735,7 +744,7 @@ impl Course {
         }
     }
 
-    fn may_pass(&self, of: &RolloutPlan) -> Wrong {
+    fn may_pass(&self, of: &RolloutPlan) -> Check {
         self.is_settled()?;
         let Some(gate) = &of.stages[self.current].gate else {
             return Ok(());
@@ -756,11 +765,11 @@ impl Course {
             return Ok(());
         }
         if !self.ever(|seen| self.holds(gate, seen, age)) {
-            return Err(format!("it did not hold: {:?}, {gate:?}", self.seen));
+            return Err(format!("it did not hold: {:?}, {gate:?}", self.observed));
         }
         let told = self.told(of, gate);
-        let sides = told.sides(gate.counts, Some(self.applied()[1]));
-        match sides.holds_at_worst(gate) || sides.end(gate) == End::Holds {
+        let counts = told.gate_counts(gate.counts, Some(self.applied()[1]));
+        match counts.holds_at_worst(gate) || counts.end(gate) == Verdict::Holds {
             true => Ok(()),
             false => Err(format!(
                 "the hub had told that it does not hold: {told:?}, {gate:?}"
@@ -768,7 +777,7 @@ impl Course {
         }
     }
 
-    fn may_be_undecided(&self, of: &RolloutPlan, by: &Process, reason: &str) -> Wrong {
+    fn may_be_undecided(&self, of: &RolloutPlan, by: &Process, reason: &str) -> Check {
         is_an_operator(by)
             .err()
             .map_or(Err("by an operator".to_owned()), |_| Ok(()))?;
@@ -781,8 +790,9 @@ impl Course {
         self.is_settled()?;
         let told = self.told(of, gate);
         let [least, _] = self.applied();
-        let is_little =
-            |seen: Seen| seen.sides(gate.counts, Some(least)).end(gate) == End::TooLittle;
+        let is_little = |seen: StageCounts| {
+            seen.gate_counts(gate.counts, Some(least)).end(gate) == Verdict::TooLittle
+        };
         match self.ever(is_little) && is_little(told) {
             true => Ok(()),
             false => Err(format!("it has measured enough: {told:?}, {gate:?}")),
@@ -790,23 +800,23 @@ impl Course {
     }
 
     /// Whether the condition held at any moment since the record changed.
-    fn ever(&self, so: impl Fn(Seen) -> bool) -> bool {
-        self.seen.iter().any(|seen| so(*seen))
+    fn ever(&self, so: impl Fn(StageCounts) -> bool) -> bool {
+        self.observed.iter().any(|seen| so(*seen))
     }
 
     /// The least and the most devices that hubs may have counted.
     fn applied(&self) -> [u64; 2] {
-        let applied = || self.seen.iter().map(|seen| seen.applied);
+        let applied = || self.observed.iter().map(|seen| seen.applied);
         [applied().min().unwrap_or(0), applied().max().unwrap_or(0)]
     }
 
-    fn holds(&self, gate: &GatePlan, seen: Seen, age: Duration) -> bool {
-        let sides = seen.sides(gate.counts, Some(self.applied()[1]));
-        let is_over = age >= gate.bake.max(gate.deadline) || sides.silent == 0;
-        sides.holds_at_worst(gate) || is_over && sides.end(gate) == End::Holds
+    fn holds(&self, gate: &GatePlan, seen: StageCounts, age: Duration) -> bool {
+        let counts = seen.gate_counts(gate.counts, Some(self.applied()[1]));
+        let is_over = age >= gate.bake.max(gate.deadline) || counts.silent == 0;
+        counts.holds_at_worst(gate) || is_over && counts.end(gate) == Verdict::Holds
     }
 
-    fn may_fail(&self, of: &RolloutPlan, by: &Process, then: OnFailure) -> Wrong {
+    fn may_fail(&self, of: &RolloutPlan, by: &Process, then: OnFailure) -> Check {
         let Some(gate) = &of.stages[self.current].gate else {
             return Err("it has no gate".into());
         };
@@ -830,27 +840,28 @@ impl Course {
         }
         Err(format!(
             "it did not: {:?}, told {told:?}, {gate:?}",
-            self.seen
+            self.observed
         ))
     }
 
-    fn fails(&self, gate: &GatePlan, seen: Seen, told: Seen, age: Duration) -> bool {
+    fn fails(&self, gate: &GatePlan, seen: StageCounts, told: StageCounts, age: Duration) -> bool {
         let asked = [None, Some(self.applied()[0])];
         let has_failed = |applied: &Option<u64>| {
-            let sides = seen.sides(gate.counts, *applied);
-            sides.too_many_failed(gate) || sides.cannot_succeed(gate)
+            let counts = seen.gate_counts(gate.counts, *applied);
+            counts.too_many_failed(gate) || counts.cannot_succeed(gate)
         };
-        let sides = seen.sides(gate.counts, asked[1]);
-        let is_over = age >= gate.bake.max(gate.deadline) || sides.silent == 0;
+        let counts = seen.gate_counts(gate.counts, asked[1]);
+        let is_over = age >= gate.bake.max(gate.deadline) || counts.silent == 0;
         let is_settled = self.settled_at.is_some();
         let has_end = is_settled && is_over && !gate.is_open;
-        let ends = |seen: Seen| seen.sides(gate.counts, asked[1]).end(gate) == End::Fails;
+        let ends =
+            |seen: StageCounts| seen.gate_counts(gate.counts, asked[1]).end(gate) == Verdict::Fails;
         asked.iter().any(has_failed) || has_end && ends(seen) && ends(told)
     }
 }
 
 /// Checks that the approval of a passed stage was in time.
-fn in_time(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
+fn check_approval_time(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Check {
     let Event::StagePassed { stage, .. } = event else {
         return Ok(());
     };
@@ -858,27 +869,30 @@ fn in_time(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
     let gate = planned.and_then(|of| of.gate.as_ref());
     let within = gate.and_then(|gate| gate.approval.flatten());
     let progress = rollout.stages.iter().find(|of| of.name == *stage);
-    let Some(((within, progress), ripe_at)) =
-        within.zip(progress).zip(progress.and_then(|it| it.ripe_at))
+    let Some(((within, progress), approval_awaited_at)) = within
+        .zip(progress)
+        .zip(progress.and_then(|it| it.approval_awaited_at))
     else {
         return Ok(());
     };
-    let is_bound = progress.promoted.is_none() && progress.ignored.is_none();
+    let is_bound = progress.promoted.is_none() && progress.ignored_failure.is_none();
     match &progress.approved {
-        Some(approval) if is_bound && approval.at >= ripe_at.plus(within) => Err(format!(
-            "it was approved at {}, and within {within:?} of {ripe_at} was asked for",
-            approval.at
-        )),
+        Some(approval) if is_bound && approval.at >= approval_awaited_at.plus(within) => {
+            Err(format!(
+                "it was approved at {}, and within {within:?} of {approval_awaited_at} was asked for",
+                approval.at
+            ))
+        }
         _ => Ok(()),
     }
 }
 
-/// Checks that a continuous rollout ends only after its last look.
-fn has_looked(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
+/// Checks that a continuous rollout ends only after the last scan.
+fn has_scanned(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Check {
     let (Some(until), Event::AllSettled { .. }) = (of.until, event) else {
         return Ok(());
     };
-    let last = rollout.looks.map(|looks| looks.last);
+    let last = rollout.scans.map(|scans| scans.last);
     let is_aborted = matches!(rollout.phase, Phase::Aborted { .. });
     match is_aborted || last >= Some(RuntimeClock::start().plus(until)) {
         true => Ok(()),
@@ -886,17 +900,17 @@ fn has_looked(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Wrong {
     }
 }
 
-fn is_meant(then: OnFailure, meant: OnFailure) -> Wrong {
+fn is_meant(then: OnFailure, meant: OnFailure) -> Check {
     match then == meant {
         true => Ok(()),
         false => Err(format!("it is to {meant:?}, and will {then:?}")),
     }
 }
 
-/// Checks that an event came from a person, through the intake.
-fn is_an_operator(by: &Process) -> Wrong {
+/// Checks that an event came from a person, through the executor.
+fn is_an_operator(by: &Process) -> Check {
     let name = by.name();
-    match name.starts_with("intake") || name.starts_with("operator") {
+    match name.starts_with("executor") || name.starts_with("operator") {
         true => Ok(()),
         false => Err(format!("{by} is no operator")),
     }

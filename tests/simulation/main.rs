@@ -1,20 +1,20 @@
-//! The whole engine in simulated worlds: orchestrators, workers and commands as they are, on
-//! doubles of store, queue and hubs, on one thread and in virtual time.
+//! The whole engine in simulated worlds: unmodified orchestrators, workers and commands, on doubles
+//! of store, queue and hubs, on a single thread and in virtual time.
 //!
-//! A seed makes a world ([`world`]): its hubs and fleets, its rollouts, what is asked for, and what
-//! goes wrong. [`engine`] lets it run; [`account`] sees what really happens and checks it against
-//! what the engine promises, [`gates`] what concerns stages. After a time of chaos nothing goes wrong any more, and everything
-//! has to come to an end. [`mutants`] proves that the checks can fail.
+//! A seed determines a world ([`world`]): hubs and fleets, rollouts, commands, and faults.
+//! [`engine`] runs the world. [`auditor`] observes the real events and checks the engine's
+//! promises, [`gates`] the promises about stages. After a time of chaos the faults stop, and all
+//! work must come to an end. [`mutants`] proves that the checks can fail.
 //!
 //! ```text
 //! cargo test --test simulation                            the usual seeds
-//! TWINCAST_SIM_SEED=123 cargo test --test simulation      one seed, with its trace
-//! TWINCAST_SIM_SEEDS=10000 cargo test --test simulation   more of them
+//! TWINCAST_SIM_SEED=123 cargo test --test simulation      a single seed, with the trace
+//! TWINCAST_SIM_SEEDS=10000 cargo test --test simulation   more seeds
 //! ```
 
 #![expect(clippy::print_stdout, reason = "worlds and figures")]
 
-mod account;
+mod auditor;
 mod engine;
 mod gates;
 mod mutants;
@@ -28,16 +28,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use crate::account::Figures;
+use crate::auditor::Figures;
 use crate::run::{Report, Setup};
 use crate::world::{CRASHES, Plan};
 
-/// How many seeds are run when nothing else is asked for.
+/// The default number of seeds.
 const SEEDS: u64 = 1_000;
-/// How many seeds are run with a store that forgets.
-const FORGETTING_SEEDS: u64 = 250;
-/// So many failures are told of; the lowest seed's in full.
-const ENOUGH: usize = 20;
+/// The number of seeds with a store that loses writes.
+const LOST_WRITES_SEEDS: u64 = 250;
+/// The number of failures to report before the run stops; the lowest failed seed is reported in
+/// full.
+const MAX_FAILURES: usize = 20;
 
 fn number(variable: &str) -> Option<u64> {
     let text = env::var(variable).ok()?;
@@ -47,8 +48,8 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// Runs seeds on all processors until so many have failed. Gives those, lowest seed first, and
-/// what happened in all of them.
+/// Runs seeds on all processors until `enough` seeds have failed. Returns the failed seeds, lowest
+/// first, and the figures of all seeds.
 fn run_all(seeds: Range<u64>, setup: &Setup, enough: usize) -> (Vec<Report>, Figures) {
     let next = AtomicU64::new(seeds.start);
     let failed = Mutex::new(Vec::<Report>::new());
@@ -61,7 +62,7 @@ fn run_all(seeds: Range<u64>, setup: &Setup, enough: usize) -> (Vec<Report>, Fig
             }
             let report = run::run(seed, setup);
             all.lock().expect("no panic").add(&report.figures);
-            if !report.wrong.is_empty() {
+            if !report.violations.is_empty() {
                 failed.lock().expect("no panic").push(report);
             }
         }
@@ -81,48 +82,48 @@ fn promises_are_kept() {
     if let Some(seed) = number("TWINCAST_SIM_SEED") {
         let report = run::run(seed, &Setup::default().with_lines(usize::MAX));
         println!("{report}");
-        assert!(report.wrong.is_empty(), "seed {seed} fails");
+        assert!(report.violations.is_empty(), "seed {seed} fails");
         return;
     }
     let from = number("TWINCAST_SIM_FROM").unwrap_or(0);
     let many = number("TWINCAST_SIM_SEEDS").unwrap_or(SEEDS);
     let began = Instant::now();
-    let (failed, figures) = run_all(from..from + many, &Setup::default(), ENOUGH);
+    let (failed, figures) = run_all(from..from + many, &Setup::default(), MAX_FAILURES);
     let rate = many as f64 / began.elapsed().as_secs_f64();
     println!("{many} seeds, {rate:.1} a second: {figures:?}");
     for report in &failed {
-        println!("seed {}: {}", report.plan.seed, report.wrong[0]);
+        println!("seed {}: {}", report.plan.seed, report.violations[0]);
     }
     if let Some(first) = failed.first() {
         panic!("{first}");
     }
 }
 
-/// The store crashes four times in each world, and comes back without its last second.
+/// The store crashes four times in each world, and loses up to the last second of writes.
 #[test]
-fn promises_are_kept_by_a_store_that_forgets() {
+fn promises_are_kept_by_a_store_that_loses_writes() {
     let setup = Setup {
-        forgets: true,
+        loses_writes: true,
         ..Setup::default()
     };
-    if let Some(seed) = number("TWINCAST_SIM_FORGETTING_SEED") {
+    if let Some(seed) = number("TWINCAST_SIM_LOST_WRITES_SEED") {
         let report = run::run(seed, &setup.with_lines(usize::MAX));
         println!("{report}");
-        assert!(report.wrong.is_empty(), "seed {seed} fails");
+        assert!(report.violations.is_empty(), "seed {seed} fails");
         return;
     }
-    let many = number("TWINCAST_SIM_FORGETTING_SEEDS").unwrap_or(FORGETTING_SEEDS);
-    let (failed, figures) = run_all(0..many, &setup, ENOUGH);
+    let many = number("TWINCAST_SIM_LOST_WRITES_SEEDS").unwrap_or(LOST_WRITES_SEEDS);
+    let (failed, figures) = run_all(0..many, &setup, MAX_FAILURES);
     println!("{many} seeds with {CRASHES} crashes each: {figures:?}");
     for report in &failed {
-        println!("seed {}: {}", report.plan.seed, report.wrong[0]);
+        println!("seed {}: {}", report.plan.seed, report.violations[0]);
     }
     if let Some(first) = failed.first() {
         panic!("{first}");
     }
 }
 
-/// The same seed is the same world, to the last call.
+/// The same seed gives the same world, down to the last call.
 #[test]
 fn a_seed_can_be_replayed() {
     for seed in number("TWINCAST_SIM_FROM").map_or(0..12, |from| from..from + 200) {

@@ -1,4 +1,4 @@
-//! Engines and doubles that are broken on purpose: what the checks do not find, they do not check.
+//! Engines and doubles broken on purpose: the checks must detect every defect.
 
 use std::time::Duration;
 
@@ -7,21 +7,22 @@ use twincast_testkit::sim::Bug;
 use crate::run::Setup;
 use crate::run_all;
 
-/// So many seeds are tried before a defect counts as not found.
-const WITHIN: u64 = 300;
+/// The number of seeds before a defect counts as undetected.
+const MAX_SEEDS: u64 = 300;
 
-/// So many worlds in which a defect shows are looked at.
-const LOOKED_AT: usize = 6;
+/// The number of failed worlds to inspect.
+const MAX_INSPECTED: usize = 6;
 
-/// The defect shows, in one of the first worlds with these words: it may have several consequences.
+/// Asserts that the defect shows in one of the first failed worlds, with any of these words: a
+/// defect may have several consequences.
 fn is_found(setup: &Setup, words: &[&str]) {
-    let (failed, _) = run_all(0..WITHIN, setup, LOOKED_AT);
+    let (failed, _) = run_all(0..MAX_SEEDS, setup, MAX_INSPECTED);
     for report in &failed {
-        println!("seed {}: {}", report.plan.seed, report.wrong[0]);
+        println!("seed {}: {}", report.plan.seed, report.violations[0]);
     }
-    let mut wrong = failed.iter().flat_map(|report| &report.wrong);
-    let is_named = |wrong: &String| words.iter().any(|words| wrong.contains(words));
-    assert!(wrong.any(is_named), "found in a seed, as {words:?}");
+    let mut violations = failed.iter().flat_map(|report| &report.violations);
+    let is_named = |violation: &String| words.iter().any(|words| violation.contains(words));
+    assert!(violations.any(is_named), "found in a seed, as {words:?}");
 }
 
 fn has(bug: Bug) -> Setup {
@@ -53,12 +54,12 @@ fn a_store_that_tells_nobody_to_stop() {
 
 #[test]
 fn a_store_without_a_quota() {
-    is_found(&has(Bug::EndlessPermits), &["in a minute"]);
+    is_found(&has(Bug::NoQuota), &["in a minute"]);
 }
 
 #[test]
 fn a_worker_that_repeats_what_must_not_be() {
-    is_found(&has(Bug::AlwaysAgain), &["again"]);
+    is_found(&has(Bug::AlwaysAtLeastOnce), &["again"]);
 }
 
 #[test]
@@ -69,28 +70,28 @@ fn a_hub_that_loses_messages() {
 #[test]
 fn an_announcer_that_forgets_events() {
     let setup = Setup {
-        forgets_events: true,
+        loses_events: true,
         ..Setup::default()
     };
     is_found(&setup, &["told"]);
 }
 
 #[test]
-fn dispatches_that_are_lost_and_not_rung_for_again() {
+fn dispatches_that_are_lost_and_not_repeated() {
     let setup = Setup {
         bug: Some(Bug::ForgetsDispatches),
         tweak: |plan| {
-            plan.orchestrator.driver.lost_after = Duration::MAX / 4;
-            plan.orchestrator.driver.ring_again = Duration::MAX / 4;
+            plan.orchestrator.driver.redispatch_if_queue_empty_after = Duration::MAX / 4;
+            plan.orchestrator.driver.redispatch_after = Duration::MAX / 4;
         },
         ..Setup::default()
     };
     is_found(&setup, &["not at an end"]);
 }
 
-fn forgets_and_has(bug: Bug) -> Setup {
+fn lost_writes_and(bug: Bug) -> Setup {
     Setup {
-        forgets: true,
+        loses_writes: true,
         ..has(bug)
     }
 }
@@ -98,7 +99,7 @@ fn forgets_and_has(bug: Bug) -> Setup {
 #[test]
 fn a_store_that_does_not_prove_what_it_holds() {
     is_found(
-        &forgets_and_has(Bug::RefusesNothing),
+        &lost_writes_and(Bug::RefusesNothing),
         &["and means", "at the end"],
     );
 }
@@ -106,13 +107,13 @@ fn a_store_that_does_not_prove_what_it_holds() {
 #[test]
 fn a_store_that_counts_on_what_is_not_durable() {
     is_found(
-        &forgets_and_has(Bug::NotDurable),
+        &lost_writes_and(Bug::NotDurable),
         &["and now", "was never created", "history"],
     );
 }
 
 #[test]
-fn a_worker_that_looks_too_seldom() {
+fn a_worker_that_reads_the_directive_too_seldom() {
     let setup = Setup {
         tweak: |plan| {
             plan.worker.heartbeat = Duration::from_secs(2);
@@ -139,7 +140,7 @@ fn a_store_that_gives_out_stages_before_their_time() {
 
 #[test]
 fn a_store_that_forgets_who_has_joined() {
-    is_found(&has(Bug::ForgetsJoiners), &["and means"]);
+    is_found(&has(Bug::ForgetsLateJoiners), &["and means"]);
 }
 
 #[test]
@@ -184,12 +185,12 @@ fn a_driver_that_passes_on_too_little() {
 
 #[test]
 fn a_bake_that_goes_on_while_the_rollout_does_not() {
-    is_found(&has(Bug::BakesAsleep), &["it baked for"]);
+    is_found(&has(Bug::LongBakes), &["it baked for"]);
 }
 
 #[test]
 fn an_approval_that_counts_when_its_time_is_over() {
-    is_found(&has(Bug::PatientApprovals), &["it was approved at"]);
+    is_found(&has(Bug::ApprovalsWithoutTimeout), &["it was approved at"]);
 }
 
 #[test]
@@ -198,16 +199,16 @@ fn a_store_that_forgets_feedback() {
 }
 
 #[test]
-fn a_store_that_forgets_what_people_say() {
-    is_found(&has(Bug::ForgetsWords), &["not in the history"]);
+fn a_store_that_forgets_approvals() {
+    is_found(&has(Bug::ForgetsApprovals), &["not in the history"]);
 }
 
 #[test]
 fn an_abort_that_does_not_end() {
-    is_found(&has(Bug::NeverSkips), &["not at an end"]);
+    is_found(&has(Bug::SkipsOvertaken), &["not at an end"]);
 }
 
-/// A gate that waits for longer than it says.
+/// A gate waits for longer than specified.
 #[test]
 fn a_gate_that_stalls() {
     let setup = Setup {

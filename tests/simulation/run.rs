@@ -1,4 +1,4 @@
-//! One run of one seed.
+//! A single run of a seed.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -8,25 +8,25 @@ use std::sync::{Arc, Mutex, Once};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use twincast_core::ports::Clock;
-use twincast_testkit::sim::{Broker, Bug, Chance, Sim, Trace, Watch};
+use twincast_testkit::sim::{Broker, Bug, Chance, Observer, Sim, Trace};
 use twincast_testkit::{MemoryStore, RuntimeClock};
 
-use crate::account::{Account, Figures};
+use crate::auditor::{Auditor, Figures};
 use crate::engine::Engine;
-use crate::world::{FORGETS, Plan};
+use crate::world::{MAX_LOST_WRITES, Plan};
 
-/// How seeds are run.
+/// The settings of a run.
 #[derive(Clone)]
 pub(crate) struct Setup {
-    /// A defect that the doubles have.
+    /// A defect of the doubles.
     pub(crate) bug: Option<Bug>,
-    /// Events are forgotten, now and then.
-    pub(crate) forgets_events: bool,
-    /// The store crashes now and then, and forgets its last writes.
-    pub(crate) forgets: bool,
-    /// Changes the world before it begins, but not what the account expects of it.
+    /// Events are lost now and then.
+    pub(crate) loses_events: bool,
+    /// The store crashes now and then, and loses the last writes.
+    pub(crate) loses_writes: bool,
+    /// Changes the world before the start, but not the auditor's expectations.
     pub(crate) tweak: fn(&mut Plan),
-    /// Lines of the trace that are kept.
+    /// The number of trace lines to keep.
     pub(crate) lines: usize,
 }
 
@@ -34,8 +34,8 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             bug: None,
-            forgets_events: false,
-            forgets: false,
+            loses_events: false,
+            loses_writes: false,
             tweak: |_| {},
             lines: 200,
         }
@@ -48,10 +48,10 @@ impl Setup {
     }
 }
 
-/// How a run went.
+/// The result of a run.
 pub(crate) struct Report {
     pub(crate) plan: Plan,
-    pub(crate) wrong: Vec<String>,
+    pub(crate) violations: Vec<String>,
     pub(crate) trace: Trace,
     pub(crate) figures: Figures,
 }
@@ -64,8 +64,8 @@ impl fmt::Display for Report {
             writeln!(f, "{line}")?;
         }
         writeln!(f, "seed {seed}: {:?}", self.figures)?;
-        for wrong in self.wrong.iter().take(10) {
-            writeln!(f, "WRONG: {wrong}")?;
+        for violation in self.violations.iter().take(10) {
+            writeln!(f, "VIOLATION: {violation}")?;
         }
         writeln!(
             f,
@@ -74,11 +74,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the world of a seed to its end.
+/// Runs the world of a seed to the end.
 pub(crate) fn run(seed: u64, setup: &Setup) -> Report {
     let plan = Plan::of(seed);
-    let plan = if setup.forgets {
-        plan.forgetting()
+    let plan = if setup.loses_writes {
+        plan.with_lost_writes()
     } else {
         plan
     };
@@ -92,50 +92,50 @@ pub(crate) fn run(seed: u64, setup: &Setup) -> Report {
         .start_paused(true)
         .build()
         .expect("a runtime");
-    let (account, trace) = runtime.block_on(async {
+    let (auditor, trace) = runtime.block_on(async {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
-        let account = Arc::new(Account::new(plan.clone()));
+        let auditor = Arc::new(Auditor::new(plan.clone()));
         let sim = Sim::new(
             Chance::of(seed),
             world.faults.clone(),
-            Arc::clone(&account) as Arc<dyn Watch>,
+            Arc::clone(&auditor) as Arc<dyn Observer>,
             Trace::new(setup.lines),
             setup.bug,
         );
         let truth = MemoryStore::new(Arc::clone(&clock));
-        if setup.forgets && setup.bug != Some(Bug::NotDurable) {
-            truth.set_durable_after(FORGETS);
+        if setup.loses_writes && setup.bug != Some(Bug::NotDurable) {
+            truth.set_durable_after(MAX_LOST_WRITES);
         }
         if setup.bug == Some(Bug::NoStages) {
-            truth.forget_stages();
+            truth.ignore_stages();
         }
         let engine = Arc::new(Engine {
             broker: Broker::new(&sim, 1_000),
             truth,
             plan: world,
             sim: sim.clone(),
-            account: Arc::clone(&account),
+            auditor: Arc::clone(&auditor),
             clock,
-            forgets_events: setup.forgets_events,
+            loses_events: setup.loses_events,
             end: CancellationToken::new(),
             stops: Mutex::default(),
         });
         engine.run().await;
-        (account, sim.trace())
+        (auditor, sim.trace())
     });
     drop(runtime);
     let panics = PANICS.with_borrow_mut(Option::take).unwrap_or_default();
-    let wrong = account.wrong();
+    let violations = auditor.violations();
     Report {
         plan,
-        wrong: panics.into_iter().chain(wrong).collect(),
+        violations: panics.into_iter().chain(violations).collect(),
         trace,
-        figures: account.figures(),
+        figures: auditor.figures(),
     }
 }
 
 thread_local! {
-    /// The panics of this thread, while it simulates: tasks do not tell about theirs.
+    /// The panics of this thread during the simulation: tasks do not report panics.
     static PANICS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 

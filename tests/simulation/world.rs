@@ -1,4 +1,4 @@
-//! What a seed makes: hubs, fleets, rollouts, processes, commands, and what goes wrong.
+//! The world of a seed: hubs, fleets, rollouts, processes, commands, and faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +10,9 @@ use twincast_core::ids::{DeviceId, HubName, RolloutName};
 use twincast_core::outcome::Outcome;
 use twincast_orchestrator::driver::DriverConfig;
 use twincast_orchestrator::service::OrchestratorConfig;
-use twincast_testkit::sim::{Chance, Dice, Faults, Post, SimHub, Sky, SkyWindow, Tags, Telling};
+use twincast_testkit::sim::{
+    Chance, Dice, Faults, FeedbackFaults, HubFault, HubFaultWindow, SimFeedbackQueue, SimHub, Tags,
+};
 use twincast_testkit::{RuntimeClock, build};
 use twincast_worker::WorkerConfig;
 
@@ -18,7 +20,7 @@ mod stages;
 
 pub(crate) use stages::{GatePlan, StagePlan};
 
-/// A world before anything has happened in it.
+/// A world before the first event.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
@@ -28,13 +30,13 @@ pub(crate) struct Plan {
     pub(crate) workers: u64,
     pub(crate) orchestrator: OrchestratorConfig,
     pub(crate) worker: WorkerConfig,
-    /// When a process that is gone is started again, at the latest.
+    /// The longest delay before an ended process is started again.
     pub(crate) restart: Duration,
-    /// What is asked for, and when.
-    pub(crate) commands: Vec<(Duration, Ask)>,
-    /// When workers and orchestrators are stopped, to be started anew.
+    /// The commands, with times.
+    pub(crate) commands: Vec<(Duration, PlannedCommand)>,
+    /// The times of stopping workers and orchestrators, each with a new start.
     pub(crate) stops: Vec<Duration>,
-    /// When which hub's queue is purged.
+    /// The times of purging a hub's queue.
     pub(crate) purges: Vec<(Duration, HubName)>,
     pub(crate) faults: Faults,
 }
@@ -49,27 +51,27 @@ pub(crate) struct HubPlan {
 pub(crate) struct RolloutPlan {
     pub(crate) name: RolloutName,
     pub(crate) spec: Value,
-    /// Another one of that name.
+    /// Another spec with the same name.
     pub(crate) conflicting: Value,
     pub(crate) at_most_once: bool,
-    /// A minute, on each hub.
+    /// Per minute, on each hub.
     pub(crate) rate: Option<f64>,
-    /// The devices that it means, by our own reckoning.
+    /// The devices of the target, computed independently of the engine.
     pub(crate) target: BTreeMap<HubName, BTreeSet<DeviceId>>,
     pub(crate) stages: Vec<StagePlan>,
-    /// How long its messages live, if devices are to answer.
+    /// The lifetime of the messages, if devices are to answer.
     pub(crate) ttl: Option<Duration>,
-    /// How long its hubs take to tell, at the least of them.
+    /// The shortest batching time of feedback among the hubs.
     pub(crate) batching: Duration,
     /// The devices that fulfil the `applied_when` of all gates.
     pub(crate) applies: BTreeSet<DeviceId>,
-    /// Of a continuous one, the world's age when its last look begins.
+    /// The age of the world at the start of the last scan, for a continuous rollout.
     pub(crate) until: Option<Duration>,
 }
 
-/// What is asked for, of a rollout by its position.
+/// A command about a rollout, by position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Ask {
+pub(crate) enum PlannedCommand {
     Start(usize),
     StartConflicting(usize),
     Pause(usize),
@@ -77,27 +79,28 @@ pub(crate) enum Ask {
     Abort(usize),
     Approve(usize),
     Reject(usize),
-    /// A stage of a rollout, by its position.
+    /// Of a stage of a rollout, by position.
     Promote(usize, usize),
-    /// A new attempt: at all that failed, those that the hub or the devices did not take, or the silent ones.
-    Retry(usize, Again),
+    /// A new attempt: at all failed devices, at devices without acceptance by the hub or the
+    /// device, or at silent devices.
+    Retry(usize, RetrySelection),
     StopAll,
     ResumeAll,
 }
 
-/// Which devices are sent to again.
+/// The devices to be sent to again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Again {
+pub(crate) enum RetrySelection {
     Failed,
     Rejected,
     Silent,
-    /// Those of the first stage that failed.
+    /// The failed devices of the first stage.
     First,
 }
 
-/// How long a write of a store that forgets may be lost.
-pub(crate) const FORGETS: Duration = Duration::from_secs(1);
-/// How often such a store crashes in a world.
+/// The longest period of lost writes of a losing store.
+pub(crate) const MAX_LOST_WRITES: Duration = Duration::from_secs(1);
+/// The number of crashes of a losing store per world.
 pub(crate) const CRASHES: u32 = 4;
 
 const REGIONS: [&str; 3] = ["eu", "us", "ap"];
@@ -111,31 +114,32 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 impl Plan {
-    /// The world of a seed.
+    /// Returns the world of a seed.
     pub(crate) fn of(seed: u64) -> Self {
         let chance = Chance::of(seed).at("world");
         let mut dice = chance.dice();
         let chaos = dice.time(seconds(10)..=seconds(45));
-        // In some worlds all depends on answers, and on whether anybody is there to hear them.
-        let hangs_on_answers = chance.at("answers").dice().happens(0.3);
+        // In some worlds everything depends on answers, and on a live process to receive the
+        // answers.
+        let depends_on_answers = chance.at("answers").dice().happens(0.3);
         let hubs: Vec<_> = (0..dice.among(1..=3))
             .map(|n| {
                 hub(
                     &mut chance.at(("hub", n)).dice(),
                     n,
                     chaos,
-                    hangs_on_answers,
+                    depends_on_answers,
                 )
             })
             .collect();
         let rollouts: Vec<_> = (0..dice.among(1..=3))
             .map(|n| {
                 let mut dice = chance.at(("rollout", n)).dice();
-                rollout(&mut dice, n, &hubs, hangs_on_answers)
+                rollout(&mut dice, n, &hubs, depends_on_answers)
             })
             .collect();
         let (mut hubs, mut rollouts) = (hubs, rollouts);
-        move_on(
+        move_devices(
             &mut chance.at("moves").dice(),
             &mut hubs,
             &mut rollouts,
@@ -152,7 +156,7 @@ impl Plan {
                 .map(|_| dice.time(Duration::ZERO..=chaos))
                 .collect::<Vec<_>>()
         };
-        let stops = times(if hangs_on_answers { 1.0 } else { 0.4 });
+        let stops = times(if depends_on_answers { 1.0 } else { 0.4 });
         let purges = times(0.3)
             .into_iter()
             .map(|at| (at, dice.pick(&hubs).hub.name.clone()))
@@ -160,10 +164,10 @@ impl Plan {
         Self {
             seed,
             orchestrators: dice.among(1..=3),
-            workers: dice.among(1..=if hangs_on_answers { 1 } else { 4 }),
+            workers: dice.among(1..=if depends_on_answers { 1 } else { 4 }),
             orchestrator: orchestrator(&mut dice),
             worker: worker(&mut dice),
-            restart: match hangs_on_answers {
+            restart: match depends_on_answers {
                 true => seconds(40),
                 false => dice.pick(&[ms(100), seconds(3), seconds(15)]),
             },
@@ -176,79 +180,80 @@ impl Plan {
         }
     }
 
-    /// The same world with a store that crashes some times and forgets up to a second each time, and with no other fault.
-    pub(crate) fn forgetting(mut self) -> Self {
+    /// Returns the same world with a store that crashes several times and loses up to a second of
+    /// writes each time, and with no other fault.
+    pub(crate) fn with_lost_writes(mut self) -> Self {
         let mut dice = Chance::of(self.seed).at("forgets").dice();
         let until = seconds(30);
-        let forgets: Vec<_> = (0..CRASHES)
+        let losses: Vec<_> = (0..CRASHES)
             .map(|n| {
                 // The first crash comes while most rollouts are planned.
                 let from = seconds(6) * n;
-                let lost = dice.time(ms(1)..=FORGETS);
-                (from + FORGETS + dice.time(ms(0)..=seconds(3)), lost)
+                let lost = dice.time(ms(1)..=MAX_LOST_WRITES);
+                (from + MAX_LOST_WRITES + dice.time(ms(0)..=seconds(3)), lost)
             })
             .collect();
         self.faults = Faults {
             until,
             latency: self.faults.latency,
-            store_forgets: forgets,
-            // So that plans take a while to be stored, and are hit.
+            store_forgets: losses,
+            // Storing a plan takes a while, so crashes hit plans.
             store_slow: dice.pick(&[0.0, 0.3, 0.8]),
             slow_for: ms(400),
             ..Faults::none()
         };
         for of in &mut self.hubs {
             let mut hub = (*of.hub).clone();
-            hub.skies.clear();
+            hub.faults.clear();
             of.hub = Arc::new(hub);
         }
         self.purges.clear();
         self
     }
 
-    /// A rollout by its name.
+    /// Returns a rollout by name.
     pub(crate) fn rollout(&self, name: &RolloutName) -> Option<&RolloutPlan> {
         self.rollouts.iter().find(|of| of.name == *name)
     }
 
-    /// Whether a device is in the target of rollouts that fit it from an age of the world on.
+    /// Returns true if a device has joined by the given age of the world, and never leaves.
     pub(crate) fn stays(&self, hub: &HubName, device: &DeviceId, from: Duration) -> bool {
         let hub = self.hubs.iter().find(|of| of.hub.name == *hub);
-        let coming = hub.and_then(|of| of.hub.comings.get(device));
+        let coming = hub.and_then(|of| of.hub.temporary_devices.get(device));
         coming.is_none_or(|(came, goes)| *came <= from && *goes == Duration::MAX)
     }
 
-    /// Some target is a list. Planning reads lists on a thread of its own, so what happens in the
-    /// same millisecond has no fixed order, and a replay may differ.
+    /// Returns true if a target is a list. Planning reads lists on a separate thread, so events in
+    /// the same millisecond have no fixed order, and a replay may differ.
     pub(crate) fn has_list(&self) -> bool {
         let mut targets = self.rollouts.iter().map(|of| &of.spec["target"]);
         targets.any(|target| target.get("devices").is_some())
     }
 
-    /// How many messages a hub may take in a minute.
+    /// Returns the number of messages a hub may accept in a minute.
     pub(crate) fn quota(&self, hub: &HubName) -> f64 {
         let hub = self.hubs.iter().find(|of| of.hub.name == *hub);
         let quota = hub.and_then(|hub| hub.limits.sends_per_minute);
         quota.unwrap_or(f64::INFINITY)
     }
 
-    /// How many messages of a rollout a hub may take in a minute: its rate, both ends of the minute,
-    /// and a second of sending, as its limiter makes up for some time and permits are used a little
-    /// late.
+    /// Returns the number of a rollout's messages a hub may accept in a minute: the rate, both ends
+    /// of the minute, and a second of sends, because the limiter makes up for some time and permits
+    /// are used slightly late.
     pub(crate) fn rate(&self, rollout: &RolloutName) -> f64 {
         let of = self.rollouts.iter().find(|of| of.name == *rollout);
         let rate = of.and_then(|of| of.rate);
         rate.map_or(f64::INFINITY, |rate| rate + 1.0 + rate / 60.0)
     }
 
-    /// How many dispatches may wait on a queue.
-    pub(crate) fn longest_line(&self) -> usize {
+    /// Returns the largest number of dispatches waiting on a queue.
+    pub(crate) fn queue_capacity(&self) -> usize {
         500
     }
 
-    /// How long it may take to come to an end when nothing goes wrong any more: to send everything
-    /// once more, and for whatever waits to notice.
-    pub(crate) fn patience(&self) -> Duration {
+    /// Returns the time limit for the end of all work after the last fault: enough to send
+    /// everything once more, and to notice every pending wait.
+    pub(crate) fn time_limit(&self) -> Duration {
         let sending = self.rollouts.iter().map(|rollout| {
             let on_hub = |(name, devices): (&HubName, &BTreeSet<DeviceId>)| {
                 let hub = self.hubs.iter().find(|hub| hub.hub.name == *name);
@@ -260,12 +265,12 @@ impl Plan {
             };
             rollout.target.iter().map(on_hub).fold(0.0, f64::max)
         });
-        // Answers are waited for until messages are over, after each retry and pause, too.
+        // Waits for answers last until the messages expire, also after each retry and pause.
         seconds(1_200) + Duration::from_secs_f64(4.0 * sending.sum::<f64>())
     }
 }
 
-fn hub(dice: &mut Dice, n: u64, chaos: Duration, hangs_on_answers: bool) -> HubPlan {
+fn hub(dice: &mut Dice, n: u64, chaos: Duration, depends_on_answers: bool) -> HubPlan {
     let name = build::hub(&format!("hub{n}"));
     let devices: BTreeMap<DeviceId, Tags> = (0..dice.among(0..=90))
         .map(|d| {
@@ -278,12 +283,12 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration, hangs_on_answers: bool) -> HubP
         })
         .collect();
     let share = dice.pick(&[0.0, 0.0, 0.05]);
-    let refuses = devices
+    let refused_devices = devices
         .keys()
         .filter(|_| dice.happens(share))
         .cloned()
         .collect::<Vec<_>>();
-    let refuses = refuses
+    let refused_devices = refused_devices
         .into_iter()
         .map(|device| {
             let how = [
@@ -294,18 +299,18 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration, hangs_on_answers: bool) -> HubP
             (device, dice.pick(&how))
         })
         .collect();
-    let odd = match hangs_on_answers {
+    let odd = match depends_on_answers {
         true => 0.3,
         false => dice.pick(&[0.0, 0.05, 0.3]),
     };
-    let reacts = devices.keys().filter(|_| dice.happens(odd)).cloned();
-    let reacts = reacts.collect::<Vec<_>>().into_iter().map(|device| {
+    let reactions = devices.keys().filter(|_| dice.happens(odd)).cloned();
+    let reactions = reactions.collect::<Vec<_>>().into_iter().map(|device| {
         let how = [None, Some(Outcome::Rejected), Some(Outcome::Expired)];
         (device, dice.pick(&how))
     });
-    let reacts = reacts.collect();
-    let telling = Telling {
-        lost: match hangs_on_answers {
+    let reactions = reactions.collect();
+    let feedback_faults = FeedbackFaults {
+        lost: match depends_on_answers {
             true => 0.0,
             false => dice.pick(&[0.0, 0.0, 0.1, 0.6]),
         },
@@ -317,8 +322,8 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration, hangs_on_answers: bool) -> HubP
     };
     let feedback = FeedbackRules {
         queue: dice.pick(&[FeedbackQueue::Shared, FeedbackQueue::Exclusive]),
-        lock: Post::LOCK,
-        batching: telling.late,
+        lock: SimFeedbackQueue::LOCK,
+        batching: feedback_faults.late,
     };
     let quota = dice.pick(&[None, None, Some(60.0), Some(120.0), Some(1_000.0)]);
     let limits = HubLimits {
@@ -329,13 +334,13 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration, hangs_on_answers: bool) -> HubP
     let hub = SimHub {
         name,
         devices,
-        comings: BTreeMap::new(),
-        refuses,
-        reacts,
-        telling,
-        post: Post::default(),
+        temporary_devices: BTreeMap::new(),
+        refused_devices,
+        reactions,
+        feedback_faults,
+        feedback_queue: SimFeedbackQueue::default(),
         latency: dice.pick(&[ms(5), ms(50), ms(500)]),
-        skies: skies(dice, chaos),
+        faults: hub_faults(dice, chaos),
     };
     HubPlan {
         hub: Arc::new(hub),
@@ -343,7 +348,7 @@ fn hub(dice: &mut Dice, n: u64, chaos: Duration, hangs_on_answers: bool) -> HubP
     }
 }
 
-fn skies(dice: &mut Dice, chaos: Duration) -> Vec<SkyWindow> {
+fn hub_faults(dice: &mut Dice, chaos: Duration) -> Vec<HubFaultWindow> {
     if dice.happens(0.4) {
         return Vec::new();
     }
@@ -351,24 +356,24 @@ fn skies(dice: &mut Dice, chaos: Duration) -> Vec<SkyWindow> {
         let from = dice.time(Duration::ZERO..=chaos);
         let share = dice.pick(&[0.02, 0.2, 0.8]);
         let retry_after = dice.pick(&[None, Some(ms(500)), Some(seconds(8))]);
-        SkyWindow {
+        HubFaultWindow {
             from,
             to: (from + dice.time(ms(200)..=seconds(20))).min(chaos),
-            sky: match dice.among(0..=6) {
-                0 => Sky::Shut { retry_after },
-                1 => Sky::Unreachable,
-                2 => Sky::Throttling { share, retry_after },
-                3 => Sky::Refusing { share },
-                4 => Sky::LosingAnswers { share },
-                5 => Sky::LosingMessages { share },
-                _ => Sky::Slow { by: seconds(3) },
+            fault: match dice.among(0..=6) {
+                0 => HubFault::Unavailable { retry_after },
+                1 => HubFault::Unreachable,
+                2 => HubFault::Throttling { share, retry_after },
+                3 => HubFault::Refusing { share },
+                4 => HubFault::LosingAnswers { share },
+                5 => HubFault::LosingMessages { share },
+                _ => HubFault::Slow { by: seconds(3) },
             },
         }
     });
     windows.collect()
 }
 
-fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan], hangs_on_answers: bool) -> RolloutPlan {
+fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan], depends_on_answers: bool) -> RolloutPlan {
     let name = build::name(&format!("r{n}"));
     let all: Vec<_> = hubs.iter().map(|hub| &*hub.hub).collect();
     let named = match dice.happens(0.3) {
@@ -390,7 +395,7 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan], hangs_on_answers: bool) ->
     }
     let batch_by = dice.pick(&[vec![], vec!["region"], vec!["region", "site"]]);
     let target_hubs = if named.is_empty() { all } else { named };
-    // A list for one hub is taken as it is when nothing need be known of the devices.
+    // A list for a single hub is taken unchanged if no data about the devices is needed.
     let as_listed = list.filter(|_| target_hubs.len() == 1 && batch_by.is_empty() && !by_tag);
     let meant = target_hubs.iter().map(|hub| {
         let known = || hub.devices.iter();
@@ -424,9 +429,9 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan], hangs_on_answers: bool) ->
     }
     let target: BTreeMap<HubName, BTreeSet<DeviceId>> = meant.collect();
     let devices = target.values().map(|devices| devices.len() as u64).sum();
-    let stages = stages::of(dice, &mut spec, devices, hangs_on_answers);
+    let stages = stages::of(dice, &mut spec, devices, depends_on_answers);
     let ttl = spec["message"].get("ttl").map(|_| stages::TTL);
-    let batching = target_hubs.iter().map(|hub| hub.telling.late).min();
+    let batching = target_hubs.iter().map(|hub| hub.feedback_faults.late).min();
     let batching = batching.unwrap_or_default();
     let applies = target_hubs.iter().flat_map(|hub| hub.devices.iter());
     let applies = applies
@@ -450,8 +455,14 @@ fn rollout(dice: &mut Dice, n: u64, hubs: &[HubPlan], hangs_on_answers: bool) ->
     }
 }
 
-/// In some worlds devices come and go, and all rollouts are continuous. Not if any has a list: what is listed does not move.
-fn move_on(dice: &mut Dice, hubs: &mut [HubPlan], rollouts: &mut [RolloutPlan], chaos: Duration) {
+/// Lets devices come and go in some worlds, and makes all rollouts continuous. Worlds with a list
+/// are excluded: listed devices do not move.
+fn move_devices(
+    dice: &mut Dice,
+    hubs: &mut [HubPlan],
+    rollouts: &mut [RolloutPlan],
+    chaos: Duration,
+) {
     let lists = rollouts
         .iter()
         .any(|of| of.spec["target"].get("devices").is_some());
@@ -470,7 +481,7 @@ fn move_on(dice: &mut Dice, hubs: &mut [HubPlan], rollouts: &mut [RolloutPlan], 
                 false => Duration::MAX,
             };
             if (from, to) != (Duration::ZERO, Duration::MAX) {
-                hub.comings.insert(device.clone(), (from, to));
+                hub.temporary_devices.insert(device.clone(), (from, to));
             }
         }
     }
@@ -485,18 +496,18 @@ fn move_on(dice: &mut Dice, hubs: &mut [HubPlan], rollouts: &mut [RolloutPlan], 
     }
 }
 
-/// Whether a rule means a device.
-type Means = Box<dyn Fn(&DeviceId, &Tags) -> bool>;
+/// A rule: returns true for the devices of a target.
+type Selector = Box<dyn Fn(&DeviceId, &Tags) -> bool>;
 
 fn has(tags: &Tags, tag: &str, values: &[&str]) -> bool {
     tags.get(tag)
         .is_some_and(|value| values.contains(&value.as_str()))
 }
 
-/// A target, in the words of a spec and in ours, and as a list if it is one.
-fn selector(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Means, Option<BTreeSet<DeviceId>>) {
+/// Returns a target as a spec, as a rule, and, for a list, as a set of devices.
+fn selector(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Selector, Option<BTreeSet<DeviceId>>) {
     let region = dice.pick(&REGIONS);
-    let (target, means): (Value, Means) = match dice.among(0..=9) {
+    let (target, means): (Value, Selector) = match dice.among(0..=9) {
         0..=4 => (json!({"all": true}), Box::new(|_, _| true)),
         5 => (
             json!({"tags": {"region": region}}),
@@ -519,7 +530,7 @@ fn selector(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Means, Option<BTreeSet
     (target, means, None)
 }
 
-fn exclusion(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Means) {
+fn exclusion(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Selector) {
     if dice.happens(0.5) {
         let (ids, listed) = listed(dice, hubs);
         return (
@@ -534,59 +545,73 @@ fn exclusion(dice: &mut Dice, hubs: &[&SimHub]) -> (Value, Means) {
     )
 }
 
-/// Some devices of all hubs, with one of them twice.
+/// Returns some devices of all hubs, with a duplicate.
 fn listed(dice: &mut Dice, hubs: &[&SimHub]) -> (Vec<String>, BTreeSet<DeviceId>) {
     let devices = hubs.iter().flat_map(|hub| hub.devices.keys());
     let mut ids: Vec<_> = devices
         .filter(|_| dice.happens(0.4))
         .map(ToString::to_string)
         .collect();
-    // A list of none is not a list.
+    // A list must not be empty.
     ids.push("hub0-000".into());
     ids.extend(ids.first().cloned());
     let listed = ids.iter().map(|id| build::device(id)).collect();
     (ids, listed)
 }
 
-fn commands(dice: &mut Dice, rollouts: usize, chaos: Duration) -> Vec<(Duration, Ask)> {
+fn commands(dice: &mut Dice, rollouts: usize, chaos: Duration) -> Vec<(Duration, PlannedCommand)> {
     let mut commands = Vec::new();
     for rollout in 0..rollouts {
         let start = dice.time(Duration::ZERO..=chaos / 3);
         let later = |dice: &mut Dice| dice.time(start..=chaos);
-        commands.push((start, Ask::Start(rollout)));
+        commands.push((start, PlannedCommand::Start(rollout)));
         for _ in 0..dice.among(0..=2) {
-            commands.push((later(dice), Ask::Start(rollout)));
+            commands.push((later(dice), PlannedCommand::Start(rollout)));
         }
         if dice.happens(0.3) {
-            commands.push((later(dice), Ask::StartConflicting(rollout)));
+            commands.push((later(dice), PlannedCommand::StartConflicting(rollout)));
         }
         for _ in 0..dice.pick(&[0, 0, 0, 1, 1, 2, 4]) {
             let at = later(dice);
-            commands.push((at, Ask::Pause(rollout)));
-            commands.push((at + dice.time(ms(1)..=seconds(10)), Ask::Resume(rollout)));
+            commands.push((at, PlannedCommand::Pause(rollout)));
+            commands.push((
+                at + dice.time(ms(1)..=seconds(10)),
+                PlannedCommand::Resume(rollout),
+            ));
         }
         for _ in 0..dice.pick(&[0, 0, 1, 2, 5]) {
-            let again = [Again::Failed, Again::Rejected, Again::Silent, Again::First];
-            commands.push((later(dice), Ask::Retry(rollout, dice.pick(&again))));
+            let again = [
+                RetrySelection::Failed,
+                RetrySelection::Rejected,
+                RetrySelection::Silent,
+                RetrySelection::First,
+            ];
+            commands.push((
+                later(dice),
+                PlannedCommand::Retry(rollout, dice.pick(&again)),
+            ));
         }
         if dice.happens(0.2) {
-            commands.push((later(dice), Ask::Abort(rollout)));
+            commands.push((later(dice), PlannedCommand::Abort(rollout)));
         }
         for _ in 0..dice.pick(&[0, 0, 1, 2, 6]) {
             let stage = dice.among(0..=3) as usize;
-            let ask = match dice.among(0..=5) {
-                0 => Ask::Promote(rollout, stage),
-                1 => Ask::Reject(rollout),
-                2 => Ask::Resume(rollout),
-                _ => Ask::Approve(rollout),
+            let planned = match dice.among(0..=5) {
+                0 => PlannedCommand::Promote(rollout, stage),
+                1 => PlannedCommand::Reject(rollout),
+                2 => PlannedCommand::Resume(rollout),
+                _ => PlannedCommand::Approve(rollout),
             };
-            commands.push((later(dice), ask));
+            commands.push((later(dice), planned));
         }
     }
     for _ in 0..dice.pick(&[0, 0, 0, 1, 2]) {
         let at = dice.time(Duration::ZERO..=chaos);
-        commands.push((at, Ask::StopAll));
-        commands.push((at + dice.time(ms(1)..=seconds(10)), Ask::ResumeAll));
+        commands.push((at, PlannedCommand::StopAll));
+        commands.push((
+            at + dice.time(ms(1)..=seconds(10)),
+            PlannedCommand::ResumeAll,
+        ));
     }
     commands.sort_by_key(|(at, _)| *at);
     commands
@@ -616,8 +641,8 @@ fn worker(dice: &mut Dice) -> WorkerConfig {
     }
 }
 
-/// Each kind of fault is left out by many worlds: what only shows when something else does not go
-/// wrong would be hidden by it.
+/// Many worlds leave out a kind of fault: a fault could hide defects visible only in the absence of
+/// the fault.
 fn faults(dice: &mut Dice, chaos: Duration) -> Faults {
     let away = (0..dice.pick(&[0, 0, 0, 1, 2])).map(|_| {
         let from = dice.time(Duration::ZERO..=chaos);

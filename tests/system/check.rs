@@ -1,10 +1,10 @@
-//! `twincast check`: what is configured is tried, and what is wrong is named with what to do.
+//! `twincast check` tests the configured connections, and names every fault with advice.
 
 use serde_json::{Value, json};
 
 use crate::harness::{Fleet, Hub, Room};
 
-/// What was found at `check`.
+/// Returns the result of a check.
 fn found<'a>(report: &'a Value, check: &str) -> &'a Value {
     let checks = report["checks"].as_array().expect("a list");
     let found = checks.iter().find(|it| it["check"] == check);
@@ -19,7 +19,7 @@ fn a_hub_that_can_be_used_is_told_and_nothing_is_sent_or_taken() {
     assert!(
         ended
             .stdout
-            .contains("Everything that is configured can be used."),
+            .contains("All configured services can be used."),
         "{ended}"
     );
     let ended = room.run(&["--json", "check"]).expect(0).json();
@@ -28,7 +28,7 @@ fn a_hub_that_can_be_used_is_told_and_nothing_is_sent_or_taken() {
         assert_eq!(found(&ended, check)["result"], "ok", "{ended}");
     }
     assert!(
-        found(&ended, "messages")["found"]
+        found(&ended, "messages")["finding"]
             .as_str()
             .unwrap_or_default()
             .contains("port 5671")
@@ -47,7 +47,7 @@ fn each_fault_has_its_words_and_its_exit_code() {
     let refused = found(&ended, "messages");
     assert_eq!(refused["result"], "failed", "{ended}");
     assert!(
-        refused["to_do"]
+        refused["advice"]
             .as_str()
             .unwrap_or_default()
             .contains("service connect"),
@@ -88,7 +88,7 @@ fn other_services_are_tried_as_well() {
     let ended = room.run(&["--json", "check"]).expect(9).json();
     for check in ["topology", "connection", "query"] {
         assert_eq!(found(&ended, check)["result"], "failed", "{ended}");
-        assert!(found(&ended, check)["to_do"].is_string(), "{ended}");
+        assert!(found(&ended, check)["advice"].is_string(), "{ended}");
     }
     assert_eq!(found(&ended, "messages")["result"], "ok");
 }

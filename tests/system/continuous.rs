@@ -1,6 +1,6 @@
-//! Continuous rollouts: devices that join the target while it runs, and devices that leave it.
+//! Continuous rollouts: devices join and leave the target during the rollout.
 //!
-//! What moves them is another rollout: a device that was sent the update reports its new firmware.
+//! Another rollout moves the devices: a device reports the new firmware after the update.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::harness::{Room, eventually, from_now};
 
 const OLD: usize = 40;
 const NEW: usize = 10;
-/// When rollouts look for the last time. By then the update must have reached all devices.
+/// The time until the last scan. The update must reach all devices before.
 const LAST_LOOK: Duration = Duration::from_secs(20);
 
 fn hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
@@ -40,7 +40,7 @@ fn write(room: &Room, firmware: u32, more: &str) {
     room.write("moving.yaml", &text);
 }
 
-/// Sends the update to every device of the old firmware, from elsewhere.
+/// Sends the update to every device of the old firmware, from another folder.
 fn update(hub: &RunningHub) {
     let elsewhere = Room::of(hub);
     elsewhere.write(
@@ -55,7 +55,7 @@ fn messages(hub: &RunningHub, device: &str) -> usize {
     hub.hub().messages(device).map_or(0, |all| all.len())
 }
 
-/// How many devices of a stage have which outcome.
+/// Counts the devices of a stage by outcome.
 fn counts(status: &Value, stage: &str) -> BTreeMap<String, u64> {
     let stages = status["stages"].as_array().expect("stages");
     let found = stages.iter().find(|it| it["name"] == stage);
@@ -98,7 +98,7 @@ fn devices_that_leave_before_their_turn_are_not_sent_it() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub(&runtime);
     let room = Room::of(&hub);
-    // All but the first wait for the bake, which is over after the last look.
+    // All devices but the first wait for the bake, and the bake ends after the last scan.
     let stages = "stages: [{ name: first, max_devices: 5, gate: { bake: 25s } }]";
     write(&room, 1, stages);
     let running = room.start(&["run", "moving.yaml"]);

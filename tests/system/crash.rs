@@ -1,13 +1,13 @@
 //! `kill -9` at any moment costs time, never correctness.
 
 use crate::harness::{
-    Chance, Fleet, Hub, Room, Running, agree, assert_same_ids, eventually, repeats,
+    Chance, Fleet, Hub, Room, Running, assert_report_matches, assert_same_ids, eventually, repeats,
 };
 
 const DEVICES: u64 = 20_000;
-/// Sends that one crash may repeat: slots x window, both at their defaults.
+/// The largest number of sends repeated by a crash: slots x window, both at the default.
 const REPEATS_A_CRASH: u64 = 4 * 256;
-/// How often the program is killed while it plans, and how often while it sends.
+/// The number of kills during planning, and during sending.
 const WHILE_PLANNING: u64 = 4;
 const WHILE_SENDING: u64 = 16;
 
@@ -16,7 +16,7 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
     let seed = 20_260_101;
     println!("seed {seed}");
     let mut chance = Chance::seeded(seed);
-    // Pages and answers take a while, so that there is something to be hit.
+    // Pages and answers take a while, so kills hit work in progress.
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     hub.faults(r#"{"http_delay_ms": 4, "disposition_delay_ms": 60}"#);
     let room = Room::with(&hub);
@@ -33,7 +33,7 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
     for crashes in 0..WHILE_SENDING {
         let until = hub.summary().accepted + chance.within(1..2_000);
         killed_when(run(), || hub.summary().accepted >= until);
-        // A run that is killed early leaves what it was to repeat to the next one.
+        // A run killed early leaves pending repeats to the next run.
         let repeated = hub.summary().repeats_by_device;
         assert!(
             repeated <= crashes * REPEATS_A_CRASH,
@@ -42,22 +42,22 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
     }
     let left = DEVICES - hub.summary().distinct_devices;
     let ended = run().wait().expect(0);
-    assert!(ended.stderr.contains("crash: going on, "), "{ended}");
+    assert!(ended.stderr.contains("crash: continuing, "), "{ended}");
 
-    let account = hub.account();
-    let repeated = repeats(&account);
+    let message_log = hub.message_log();
+    let repeated = repeats(&message_log);
     println!("{left} devices were left to the last run; {repeated} repeats");
     assert!(left > 0, "the last run had nothing to do");
-    assert_eq!(account.len() as u64, DEVICES, "devices were missed");
-    assert_same_ids(&account);
+    assert_eq!(message_log.len() as u64, DEVICES, "devices were missed");
+    assert_same_ids(&message_log);
     assert!(repeated <= WHILE_SENDING * REPEATS_A_CRASH);
     let rows = room.report("crash");
     assert_eq!(rows.len() as u64, DEVICES);
     assert!(rows.iter().all(|row| row.outcome == "enqueued"));
-    agree(&rows, &account);
+    assert_report_matches(&rows, &message_log);
 }
 
-/// Kills a run as soon as `reached`; it must not be over before.
+/// Kills a run as soon as `reached` returns true; the run must not end before.
 #[track_caller]
 fn killed_when(mut run: Running, reached: impl Fn() -> bool) {
     eventually("the moment to kill", || {
@@ -89,5 +89,5 @@ fn with_at_most_once_kills_repeat_nothing() {
     assert_eq!(unknown + enqueued, 10_000);
     assert!(unknown <= 5 * REPEATS_A_CRASH, "{unknown} are unknown");
     assert!((enqueued..=enqueued + unknown).contains(&seen.distinct_devices));
-    agree(&room.report("once"), &hub.account());
+    assert_report_matches(&room.report("once"), &hub.message_log());
 }

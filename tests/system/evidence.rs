@@ -9,7 +9,8 @@ use crate::harness::{Chance, Fleet, Hub, Room, Running, eventually};
 /// Devices behind the canaries.
 const OTHERS: u64 = 50;
 
-/// A fleet of canaries that reject, are offline or take their messages, and of other devices.
+/// Returns a fleet of canaries that reject, are offline or take their messages, and of other
+/// devices.
 fn fleet(reject: u64, away: u64, take: u64) -> Fleet {
     let group = |id: &str, many: u64, ring: &str, behaviour: &str| match many {
         0 => String::new(),
@@ -50,7 +51,8 @@ fn status(room: &Room) -> Value {
     room.run(&["--json", "status", "r"]).expect(0).json()
 }
 
-/// Kills a `run` after its sends, and before any feedback. Returns when the hub holds `answers` feedback records.
+/// Kills a `run` after its sends, and before any feedback. Returns when the hub holds `answers`
+/// feedback records.
 fn kill_before_it_hears(room: &Room, hub: &Hub, answers: u64) {
     let running: Running = room.start(&["run", "r.yaml"]);
     eventually("the canaries' messages", || {
@@ -96,7 +98,7 @@ fn too_few_answers_pause_unless_the_spec_lets_them_pass() {
     let room = Room::with(&hub);
     write(&room, "failure_above: 5%, deadline: 2s, on_failure: abort");
     let paused = room.run(&["run", "r.yaml"]).expect(8);
-    let because = "too little measured: 8 of 10 devices, 2 silent; 10 are needed";
+    let because = "the sample is too small: 8 of 10 devices measured, 2 silent; 10 are needed";
     assert!(paused.stdout.contains(because), "{}", paused.stdout);
     assert!(paused.stderr.contains("r is paused: "), "{}", paused.stderr);
     assert_eq!(
@@ -191,12 +193,13 @@ fn a_run_ends_when_its_devices_were_heard() {
         "{rows:?}"
     );
     let again = room.run(&["run", "r.yaml"]).expect(4);
-    assert!(again.stderr.contains("over already"), "{again}");
+    assert!(again.stderr.contains("has already ended"), "{again}");
 }
 
 #[test]
 fn what_others_do_not_read_does_not_hide_what_is_ours() {
-    // Devices take their time, so nobody hears the answers to the first rollout, which is killed.
+    // Devices answer slowly, so no process receives the answers to the first rollout; the first run
+    // is killed.
     let fleet = Fleet::written(
         "seed: 3\ngroups:\n\
          - {count: 10, id: \"reject-{index:03}\", tags: {type: fridge, ring: canary}, \
@@ -204,7 +207,7 @@ fn what_others_do_not_read_does_not_hide_what_is_ours() {
          - {count: 60, id: \"take-{index:03}\", tags: {type: fridge, ring: canary}, behaviour: {latency: 2s..3s}}\n\
          - {count: 50, id: \"other-{index:03}\", tags: {type: fridge, ring: main}}\n",
     );
-    // Each answer is a message of its own.
+    // Each answer is a separate message.
     let flags = "--unlimited --feedback-batching 1s --feedback-lock 5s --feedback-records 1";
     let flags: Vec<_> = flags.split(' ').collect();
     let hub = Hub::start(&fleet, &flags);
@@ -237,7 +240,7 @@ fn a_pause_by_a_person_is_lifted_by_a_person() {
     room.run(&pause).expect(0);
     let paused = room.run(&["run", "r.yaml"]).expect(8).stderr;
     assert!(
-        paused.contains("r is paused: complaints (pause by ann). To go on: "),
+        paused.contains("r is paused: complaints (pause by ann). To continue: "),
         "{paused}"
     );
     room.run(&["approve", "r"]).expect(0);
@@ -277,7 +280,7 @@ fn a_hub_that_cannot_be_asked_for_twins_is_asked_again() {
     hub.faults(r#"{"http_503": {"share": 1.0}}"#);
     eventually("the word on what is in the way", || {
         let said = running.stderr();
-        said.contains("the hub's word on how many devices have applied it: cannot")
+        said.contains("the hub's count of devices that have applied it: cannot")
             .then_some(())
     });
     hub.faults(r#"{"http_503": {"share": 0.0}}"#);

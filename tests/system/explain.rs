@@ -1,4 +1,4 @@
-//! What is told of one device, and of where a rollout's time has gone.
+//! The explanation of a device's state, and a rollout's time account.
 
 use serde_json::Value;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
@@ -53,8 +53,8 @@ fn a_device_is_explained_and_the_time_adds_up() {
         "canary-01 in staged, which is running\n",
         "\n  hub        emulator\n",
         "\n  stage      canary (1 of 2): it takes the devices with tags.ring = 'canary'\n",
-        " of 5 devices; all\n",
-        "\n  outcome    enqueued: the hub has the message for the device\n",
+        " of 5; all\n",
+        "\n  outcome    enqueued: the hub holds the message for the device\n",
         "\n  class      sent\n",
         "\n  attempt    1, message id staged.",
         "\n  waits for  nothing\n",
@@ -71,7 +71,7 @@ fn a_device_is_explained_and_the_time_adds_up() {
     );
     assert_eq!(
         place["waits_for"],
-        "the turn of its stage, after stage canary, which waits for an approval"
+        "the start of its stage, after stage canary, which waits for an approval"
     );
     assert_eq!(place["stage"]["passed_over"][0]["stage"], "canary");
     assert!((0.0..1.0).contains(&other["cohort"].as_f64().expect("a number")));
@@ -81,7 +81,7 @@ fn a_device_is_explained_and_the_time_adds_up() {
         .expect(3)
         .stderr;
     assert!(
-        left_out.contains("target.exclude[0] leaves it out by its id (is in repair)"),
+        left_out.contains("target.exclude[0] excludes it by its id (is in repair)"),
         "{left_out}"
     );
     let absent = room.run(&["explain", "staged", "nobody"]).expect(3).stderr;
@@ -90,9 +90,12 @@ fn a_device_is_explained_and_the_time_adds_up() {
         "{absent}"
     );
     let no_rollout = room.run(&["explain", "other", "nobody"]).expect(3).stderr;
-    assert!(no_rollout.contains("there are: staged"), "{no_rollout}");
+    assert!(
+        no_rollout.contains("existing rollouts: staged"),
+        "{no_rollout}"
+    );
 
-    // Nobody runs it: the time goes to what it waits for.
+    // No process runs the rollout: the time counts as waiting for the approval.
     let waited = eventually("some time to be spent", || {
         let status = room.run(&["--json", "status", "staged"]).expect(0).json();
         let time = status["time_seconds"].clone();

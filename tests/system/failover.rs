@@ -7,7 +7,7 @@ use crate::harness::{Room, eventually};
 
 const DEVICES: u64 = 600;
 
-/// The hub, at either place: the same name, keys and devices, and no messages.
+/// Starts the hub at a new place: the same name, keys and devices, and no messages.
 fn hub(runtime: &Runtime) -> RunningHub {
     let fleet = format!(
         "seed: 5\ngroups:\n  - name: fridges\n    count: {DEVICES}\n    id: \"d-{{index:06}}\"\n    tags: {{ type: fridge, region: eu }}\n    behaviour: {{ offline: 100% }}\n"
@@ -36,7 +36,7 @@ fn what_a_failover_lost_is_sent_again_as_the_documentation_says() {
 
     let second = hub(&runtime);
     room.goes_to(&second);
-    // It goes on by itself, and does not know what was lost.
+    // The run continues without help, and cannot know of lost messages.
     room.run(&["run", &spec]).expect(0);
     let accepted = second.hub().summary().accepted;
     assert!(accepted < DEVICES, "{accepted} of {DEVICES}");
@@ -49,7 +49,7 @@ fn what_a_failover_lost_is_sent_again_as_the_documentation_says() {
     room.run(&["run", &spec]).expect(0);
     let seen = second.hub().summary();
     assert_eq!(seen.distinct_devices, DEVICES, "{seen:?}");
-    // The second message of a device has an id of its own.
+    // The second message to a device has a new id.
     assert_eq!(seen.repeats_by_message_id, 0, "{seen:?}");
     runtime.block_on(second.shutdown());
 }

@@ -1,24 +1,25 @@
-//! Every fault of a hub while messages are sent: no device is missed, repeats happen only where
-//! nobody can know what became of a send, and the program counts what the hub counts.
+//! Faults of a hub during sending: no device is missed, a send is repeated only when the result
+//! cannot be known, and the program's counts equal the hub's.
 
 use serde_json::{Value, json};
 use twincast_emulator::Summary;
 
 use crate::harness::{
-    Account, Fleet, Hub, Room, Signal, agree, assert_same_ids, eventually, repeats,
+    Fleet, Hub, MessageLog, Room, Signal, assert_report_matches, assert_same_ids, eventually,
+    repeats,
 };
 
-/// More than any session window that a hub is known to grant, several times over.
+/// Several times the largest session window known to be granted by a hub.
 const MANY: u64 = 15_000;
 const SOME: u64 = 4_000;
-/// Sends that may be under way when a connection is cut: slots x window.
+/// The largest number of sends in flight when a connection is cut: slots x window.
 const UNDER_WAY: u64 = 4 * 256;
 
-/// Rolls out on a hub with these faults: every device must be reached.
+/// Rolls out on a hub with the given faults, and asserts that every device is reached.
 fn survives(devices: u64, faults: &str) -> Summary {
     let hub = Hub::unlimited(&Fleet::of(devices));
     hub.faults(faults);
-    // What the hub will never answer is given up soon.
+    // Sends without an answer of the hub are given up soon.
     let room = Room::with(&hub).set("TWINCAST__HUBS__EMULATOR__SEND_TIMEOUT", "3s");
     let spec = room.rollout("faulty", "");
     let result = room.run(&["--json", "run", &spec]).expect(0).json();
@@ -26,21 +27,21 @@ fn survives(devices: u64, faults: &str) -> Summary {
     hub.summary()
 }
 
-/// Everyone is reached, and program, report and hub agree.
+/// Asserts that every device is reached, and that program, report and hub agree.
 #[track_caller]
 fn assert_reached(hub: &Hub, room: &Room, result: &Value, devices: u64) {
     assert_eq!(result["phase"], "succeeded");
     assert_eq!(result["counts"], json!({ "enqueued": devices }));
-    let account: Account = hub.account();
-    assert_eq!(account.len() as u64, devices, "devices were missed");
-    assert_same_ids(&account);
+    let message_log: MessageLog = hub.message_log();
+    assert_eq!(message_log.len() as u64, devices, "devices were missed");
+    assert_same_ids(&message_log);
     let seen = hub.summary();
     assert_eq!(seen.distinct_devices, devices);
-    assert_eq!(seen.repeats_by_device, repeats(&account));
+    assert_eq!(seen.repeats_by_device, repeats(&message_log));
     assert_eq!(seen.repeats_by_message_id, seen.repeats_by_device);
     let rows = room.report("faulty");
     assert!(rows.iter().all(|row| row.outcome == "enqueued"));
-    agree(&rows, &account);
+    assert_report_matches(&rows, &message_log);
 }
 
 #[test]
@@ -71,7 +72,7 @@ fn closed_connections() {
 
 #[test]
 fn dropped_connections() {
-    // With a delay, so that the drop hits sends that were enqueued and not answered.
+    // The delay makes the drop hit sends that were enqueued and not answered.
     let faults = r#"{"drop_after_transfers": 4000, "disposition_delay_ms": 30}"#;
     let seen = survives(MANY, faults);
     assert!(seen.cut_connections >= 3, "{seen:?}");
@@ -219,7 +220,7 @@ fn at_most_once_never_repeats_when_connections_drop() {
     assert!(count("unknown") > 0, "no drop hit anything");
     assert!(count("unknown") <= seen.cut_connections * UNDER_WAY);
     let rows = room.report("faulty");
-    agree(&rows, &hub.account());
+    assert_report_matches(&rows, &hub.message_log());
     let unknown = rows.iter().filter(|row| row.outcome == "unknown").count();
     assert_eq!(unknown as u64, count("unknown"));
 }

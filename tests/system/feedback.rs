@@ -1,4 +1,4 @@
-//! What devices did with their messages, as the hub's feedback tells it.
+//! The devices' handling of messages, as reported by the hub's feedback.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::harness::{Room, Row};
 
 const DEVICES: usize = 48;
 
-/// A hub in this process: feedback that comes at once, and messages that expire within seconds,
-/// are no choice of the command line's.
+/// Starts a hub in this process: the command line offers neither immediate feedback nor messages
+/// expiring within seconds.
 fn quick_hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
     let fleet = format!(
         "{{seed: 5, groups: [{{count: {DEVICES}, id: \"d-{{index:02}}\", tags: {{type: fridge}}, \
@@ -26,8 +26,8 @@ fn quick_hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
     started.expect("a hub on free ports")
 }
 
-/// What a report may say of a message that the hub says this of.
-fn in_our_words(state: MessageState) -> &'static str {
+/// Returns the reported outcome for the hub's state of a message.
+fn describe_state(state: MessageState) -> &'static str {
     match state {
         MessageState::Delivered => "delivered",
         MessageState::Rejected => "rejected",
@@ -36,26 +36,26 @@ fn in_our_words(state: MessageState) -> &'static str {
     }
 }
 
-/// Classes add up to the devices, and are the same in all that shows them.
+/// Asserts that the classes add up to the devices, and agree in all views.
 fn assert_classes_agree(room: &Room, name: &str) {
     let status = room.run(&["--json", "status", name]).expect(0).json();
-    let ends: BTreeMap<String, usize> =
-        serde_json::from_value(status["ends"].clone()).expect("devices by class");
-    assert_eq!(ends.values().sum::<usize>(), DEVICES, "{status}");
+    let by_class: BTreeMap<String, usize> =
+        serde_json::from_value(status["by_class"].clone()).expect("devices by class");
+    assert_eq!(by_class.values().sum::<usize>(), DEVICES, "{status}");
     for shown in [&status["stages"][0], &status["groups"][0]] {
-        assert_eq!(shown["ends"], status["ends"], "{status}");
+        assert_eq!(shown["by_class"], status["by_class"], "{status}");
     }
-    for (class, devices) in &ends {
+    for (class, devices) in &by_class {
         let report = ["report", name, "--format", "csv", "--class", class];
         let report = room.run(&report).expect(0).stdout;
         assert_eq!(report.lines().count(), 1 + devices, "{class}: {report}");
     }
     let failed = room.run(&["report", name, "--failed"]).expect(0).stdout;
-    let not_taken = ends["not_taken"];
+    let not_taken = by_class["not_taken"];
     assert_eq!(failed.lines().count(), 1 + not_taken, "{failed}");
     let headline = format!(
         "{name} finished with failures: {DEVICES} devices: {} taken, ",
-        ends["taken"]
+        by_class["taken"]
     );
     let text = room.run(&["status", name]).expect(0).stdout;
     assert!(text.starts_with(&headline), "{text}");
@@ -70,8 +70,8 @@ fn what_devices_did_in_time_is_in_the_report() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = quick_hub(&runtime);
     let room = Room::of(&hub);
-    // At four a second the first half has long been dealt with when the last one is sent to,
-    // which ends the run.
+    // At four sends a second, the first half is settled long before the send to the last device
+    // ends the run.
     room.write(
         "told.yaml",
         "name: told\ntarget: { tags: { type: fridge } }\nrate: 240/min\n\
@@ -81,16 +81,16 @@ fn what_devices_did_in_time_is_in_the_report() {
 
     let rows = room.report("told");
     assert_eq!(rows.len(), DEVICES);
-    let (told, waited_for): (Vec<&Row>, Vec<&Row>) =
+    let (heard, waited_for): (Vec<&Row>, Vec<&Row>) =
         rows.iter().partition(|row| row.outcome != "enqueued");
-    for row in &told {
+    for row in &heard {
         let messages = hub.hub().messages(&row.device).expect("a device");
-        let states: Vec<_> = messages.iter().map(|m| in_our_words(m.state)).collect();
+        let states: Vec<_> = messages.iter().map(|m| describe_state(m.state)).collect();
         assert_eq!(states, [row.outcome.as_str()], "{row:?}");
     }
     assert_classes_agree(&room, "told");
     let mut counts = BTreeMap::new();
-    for row in &told {
+    for row in &heard {
         *counts.entry(row.outcome.as_str()).or_insert(0) += 1;
     }
     let kinds: Vec<_> = counts.keys().copied().collect();
@@ -101,10 +101,10 @@ fn what_devices_did_in_time_is_in_the_report() {
     );
     let seen = hub.hub().summary();
     assert!(
-        told.len() as u64 >= seen.feedback_completed && seen.feedback_completed > 0,
+        heard.len() as u64 >= seen.feedback_completed && seen.feedback_completed > 0,
         "{} were completed, of {} that are in the report",
         seen.feedback_completed,
-        told.len()
+        heard.len()
     );
     runtime.block_on(hub.shutdown());
 }

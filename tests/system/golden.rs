@@ -1,70 +1,69 @@
-//! What the program prints, word for word.
+//! The exact output of the program.
 
 use crate::harness::{Fleet, Hub, Room};
 
 const HELP: &str = "\
-Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub
+Roll a cloud-to-device message out to a fleet of devices behind Azure IoT Hub
 
 Usage: twincast [OPTIONS] [COMMAND]
 
 Commands:
-  check         Try everything that is configured: hubs, RabbitMQ, Redis, Prometheus
-  run           Roll a message out from this machine; run it again to go on after an interruption
-  plan          Show what a rollout would do, without sending anything
+  check         Test all configured services: hubs, RabbitMQ, Redis, Prometheus
+  run           Run a rollout from this machine; the same command continues after an interruption
+  plan          Preview a rollout; send nothing
   validate      Check a rollout's spec and its files
-  report        Show what became of each device
-  explain       Show where a device is in a rollout, why, and what it waits for
-  hubs          Show the hubs: their quotas, what may be sent now, and what waits for it
-  hub           Run an IoT Hub emulator that the official SDKs accept
-  demo          See it all at work: canaries stop a bad build, and its fix reaches an emulated fleet
+  report        Show the outcome of each device
+  explain       Show the state of one device in a rollout, with reasons and the current wait
+  hubs          Show the hubs: quotas, current rate, and waiting batches
+  hub           Run an IoT Hub emulator that works with the official SDKs
+  demo          Run a demo: canaries stop a faulty build, and the fix reaches an emulated fleet
   schema        Print the JSON Schema of a rollout's spec
-  token         Make a token for the HTTP API
-  agent         Run the device agent: take signed updates, install them, say what became of them
+  token         Create a token for the HTTP API
+  agent         Run the device agent: receive signed updates, install updates, report the results
   sign          Sign updates for device agents
-  completions   Print what makes a shell complete this command line
+  completions   Print a completion script for a shell
   man           Write man pages into a folder
   orchestrator  Plan and drive rollouts that arrive on the command queue (RabbitMQ and Redis)
   worker        Send to the devices of batches that orchestrators release (RabbitMQ and Redis)
-  submit        Put a rollout on the command queue; the same one again changes nothing
-  status        Show all rollouts, or one
-  watch         Watch a rollout until it ends; the exit code says how
-  pause         Send nothing more of a rollout for now
-  resume        Let a paused rollout go on
-  abort         End a rollout; what was not sent is skipped
-  delete        Remove a rollout that has ended; its name is free then
-  approve       Say yes to a stage's gate
-  reject        Say no to a stage's gate: the rollout is paused or aborted, as the gate says
-  promote       Take a stage's gate for passed, whatever it says, and go on
-  retry         Send to devices again that failed; a rollout that had ended goes on
-  stop-all      Send nothing of any rollout, and start none, until resume-all
-  resume-all    Let all rollouts go on that stop-all has stopped
-  dead-letters  List, show, replay or discard messages that could not be used
+  submit        Submit a rollout to the command queue; repeating the command changes nothing
+  status        Show all rollouts, or one rollout in full
+  watch         Watch a rollout until its end; the exit code shows the result
+  pause         Pause a rollout: send nothing more until it is resumed
+  resume        Resume a paused rollout
+  abort         End a rollout; devices not sent to are skipped
+  delete        Delete an ended rollout; the name becomes free
+  approve       Approve a stage's gate
+  reject        Reject a stage's gate: the rollout is paused or aborted, as set by the gate
+  promote       Pass a stage's gate regardless of its verdict, and continue
+  retry         Send to failed devices again; an ended rollout runs again
+  stop-all      Stop all rollouts, present and future, until resume-all
+  resume-all    Resume all rollouts stopped by stop-all
+  dead-letters  List, show, replay or discard unusable messages
   help          Print this message or the help of the given subcommand(s)
 
 Options:
-      --config <FILE>  A configuration file (TOML or YAML) [env: TWINCAST_CONFIG=]
-      --state <DIR>    The folder where rollouts are kept. Default: twincast-state
-      --server <URL>   The server whose HTTP API is asked, with the token that TWINCAST_TOKEN has
-                       [env: TWINCAST_SERVER=]
-      --json           Results as one JSON object on standard output
-      --log <FILTER>   What to log to standard error: warn, info, debug, or a filter like
+      --config <FILE>  Configuration file (TOML or YAML) [env: TWINCAST_CONFIG=]
+      --state <DIR>    State folder for rollouts. Default: twincast-state
+      --server <URL>   Server with the HTTP API; token from TWINCAST_TOKEN [env: TWINCAST_SERVER=]
+      --json           Write the result as one JSON object to standard output
+      --log <FILTER>   Log level for standard error: warn, info, debug, or a filter like
                        twincast=debug
-      --print-config   Shows the configuration that is in force, without secrets, and ends
+      --print-config   Print the effective configuration without secrets, and exit
   -h, --help           Print help
   -V, --version        Print version
 
 Exit codes:
-  0    done; of a rollout: all sent, and none known to have failed
-  1    something unexpected
+  0    success; for a rollout: every device was sent the message, and none is known to have failed
+  1    unexpected error
   2    wrong command line
-  3    refused input: spec, configuration, device list, key, token, role, name taken, empty target
-  4    finished, but some devices were not sent the message, did not take it, or failed
-  5    hub cannot be reached, or its certificate is not trusted
-  6    hub refuses the key, or takes nothing
-  7    state folder in use, damaged, full or not writable
-  8    the rollout was aborted, is paused or halted, or nobody works on it
-  9    RabbitMQ, Redis or the server cannot be used, or no orchestrator answers
-  130  interrupted; the same command goes on from there
+  3    refused input: spec, configuration, device list, key, token, role, used name, empty target
+  4    rollout finished, but some devices were not sent the message, did not accept it, or failed
+  5    the hub cannot be reached, or the certificate of the hub is not trusted
+  6    the hub refuses the key or accepts no messages
+  7    the state folder is in use, damaged, full or not writable
+  8    the rollout was aborted, is paused or halted, or no process works on the rollout
+  9    RabbitMQ, Redis or the server is unavailable, or no orchestrator answers
+  130  interrupted; the same command continues
 ";
 
 const FLEET: &str = "\
@@ -106,7 +105,7 @@ golden: 980 devices in 4 batches
          20  tags.ring = 'canary': have it already
 
   Sending takes 1.2s at this pace. Nothing was sent.
-  Begun now, it is over at TIME
+  Started now, the rollout ends at TIME
   plan digest DIGEST
 ";
 
@@ -120,16 +119,16 @@ golden finished with failures: 980 devices: 951 sent, 29 not sent; took TIME
   region=us-west       150   143         7
 
   Not sent:
-         29  the hub does not know the device, or has it disabled  (d-000102, d-000124, d-000164, ...)
+         29  the device is unknown to the hub, or disabled  (d-000102, d-000124, d-000164, ...)
 ";
 
 const FAILED: &str = "\
 device                           hub          outcome        class      group                        reason
-d-000102                         emulator     not_found      not_sent   region=eu-north              the hub does not know the device, or has it disabled
-d-000124                         emulator     not_found      not_sent   region=eu-north              the hub does not know the device, or has it disabled
+d-000102                         emulator     not_found      not_sent   region=eu-north              the device is unknown to the hub, or disabled
+d-000124                         emulator     not_found      not_sent   region=eu-north              the device is unknown to the hub, or disabled
 ";
 
-/// Puts `word` in the place of what follows `marker`, to the end of its line.
+/// Replaces the text between `marker` and the end of the line with `word`.
 fn hide(text: &str, marker: &str, word: &str) -> String {
     let (before, after) = text
         .split_once(marker)
@@ -145,7 +144,7 @@ fn plan_run_and_report_for_people() {
     room.write("golden.yaml", SPEC);
     let plan = room.run(&["plan", "golden.yaml"]).expect(0);
     let plan = hide(&plan.stdout, "plan digest ", "DIGEST");
-    assert_eq!(hide(&plan, "it is over at ", "TIME"), PLAN);
+    assert_eq!(hide(&plan, "the rollout ends at ", "TIME"), PLAN);
     let run = room.run(&["run", "golden.yaml"]).expect(4);
     let (summary, times) = run.stdout.split_once("\n  time ").expect("a time account");
     assert_eq!(hide(summary, "; took ", "TIME"), SUMMARY);
@@ -166,13 +165,13 @@ fn help_tells_commands_and_exit_codes() {
 }
 
 #[test]
-fn the_readme_has_the_same_exit_codes_and_commands() {
-    let readme = include_str!("../../README.md");
+fn the_reference_has_the_same_exit_codes_and_commands() {
+    let reference = include_str!("../../docs/reference/cli.md");
     let cells = |line: &str| -> Option<(String, String)> {
         let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);
         Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
     };
-    let rows: Vec<_> = readme.lines().filter_map(cells).collect();
+    let rows: Vec<_> = reference.lines().filter_map(cells).collect();
     let codes: Vec<_> = rows
         .iter()
         .filter(|(code, _)| code.parse::<u8>().is_ok())
@@ -181,8 +180,8 @@ fn the_readme_has_the_same_exit_codes_and_commands() {
     let (_, table) = HELP.split_once("Exit codes:\n").expect("a table");
     assert_eq!(codes, table.lines().collect::<Vec<_>>());
 
-    // A row may have several, the first of them in full: `twincast pause NAME`, `resume`.
-    let mut told: Vec<_> = rows
+    // A row may have several commands, the first in full: `twincast pause NAME`, `resume`.
+    let mut reported: Vec<_> = rows
         .iter()
         .filter(|(commands, _)| commands.starts_with("`twincast "))
         .flat_map(|(commands, _)| commands.split('`').skip(1).step_by(2))
@@ -195,7 +194,7 @@ fn the_readme_has_the_same_exit_codes_and_commands() {
         .filter_map(|line| line.split_whitespace().next())
         .filter(|command| *command != "help")
         .collect();
-    told.sort_unstable();
+    reported.sort_unstable();
     commands.sort_unstable();
-    assert_eq!(told, commands);
+    assert_eq!(reported, commands);
 }

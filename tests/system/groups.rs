@@ -1,12 +1,12 @@
-//! Rollouts of one group in a state folder: refused, waiting, superseding.
+//! Rollouts of a concurrency group in a state folder: refused, waiting, superseding.
 
 use crate::harness::{Fleet, Hub, Room};
 
-fn write(room: &Room, name: &str, more: &str) {
+fn write(room: &Room, name: &str, policy: &str, more: &str) {
     room.write(
         &format!("{name}.yaml"),
         &format!(
-            "name: {name}\ngroup: firmware\ntarget: {{ all: true }}\nmessage: {{ body: {{ text: {name} }} }}\n{more}"
+            "name: {name}\nconcurrency: {{ group: firmware{policy} }}\ntarget: {{ all: true }}\nmessage: {{ body: {{ text: {name} }} }}\n{more}"
         ),
     );
 }
@@ -15,16 +15,17 @@ fn write(room: &Room, name: &str, more: &str) {
 fn one_rollout_of_a_group_at_a_time() {
     let hub = Hub::unlimited(&Fleet::of(200));
     let room = Room::with(&hub);
-    // It sends to ten, then waits for somebody's word.
+    // The rollout sends to ten devices, then waits for an approval.
     write(
         &room,
         "old",
+        "",
         "stages: [{name: canary, max_devices: 10, gate: {approval: {}}}]\n",
     );
     room.run(&["run", "old.yaml"]).expect(8);
     assert_eq!(hub.summary().transfers, 10);
 
-    write(&room, "refused", "");
+    write(&room, "refused", "", "");
     let refused = room.run(&["run", "refused.yaml"]).expect(3).stderr;
     assert!(
         refused.contains("group firmware has an active rollout, old"),
@@ -34,18 +35,18 @@ fn one_rollout_of_a_group_at_a_time() {
     assert!(unknown.contains("there is no rollout refused"), "{unknown}");
     let plan = room.run(&["plan", "refused.yaml"]).expect(0).stdout;
     assert!(
-        plan.contains("It has group firmware, which this one needs, too."),
+        plan.contains("Both rollouts are in concurrency group firmware."),
         "{plan}"
     );
 
-    write(&room, "waiting", "conflict: queue\n");
-    let waits = "waits for rollout old, which is before it in group firmware";
+    write(&room, "waiting", ", policy: queue", "");
+    let waits = "waits for rollout old, which is ahead of it in concurrency group firmware";
     let waiting = room.run(&["run", "waiting.yaml"]).expect(8);
     assert!(waiting.stderr.contains(waits), "{}", waiting.stderr);
     let status = room.run(&["status", "waiting"]).expect(0).stdout;
     assert!(status.contains(waits), "{status}");
 
-    write(&room, "new", "conflict: supersede\n");
+    write(&room, "new", ", policy: supersede", "");
     room.run(&["run", "new.yaml"]).expect(0);
     assert_eq!(hub.summary().transfers, 210);
     for (name, skipped) in [("old", 190), ("waiting", 0)] {

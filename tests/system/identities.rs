@@ -1,18 +1,19 @@
-//! Hubs that take no keys: who may roll out is known to Microsoft Entra ID.
+//! Hubs without keys: Microsoft Entra ID knows the identities with the right to roll out.
 
 use std::time::Duration;
 
 use serde_json::json;
 use twincast_oidc::TokenSigner;
 
-use crate::harness::{Fleet, Hub, Room, Running, agree, eventually};
+use crate::harness::{Fleet, Hub, Room, Running, assert_report_matches, eventually};
 
 const DEVICES: u64 = 3_000;
 const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 const CLUSTER: &str = "https://oidc.cluster.example";
 const SUBJECT: &str = "system:serviceaccount:twincast:worker";
 
-/// A hub without local authentication, and a folder from where it is reached as a pod of Kubernetes does it.
+/// A hub without local authentication, and a folder to reach the hub from, as in a pod of
+/// Kubernetes.
 struct Cluster {
     hub: Hub,
     room: Room,
@@ -20,7 +21,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// The hub's tokens live for so long.
+    /// Starts the hub. The hub's tokens live for `token_lifetime_s` seconds.
     fn start(token_lifetime_s: u64, roles: &[&str]) -> Self {
         let signer = TokenSigner::new("cluster");
         let principals = json!({
@@ -71,7 +72,7 @@ impl Cluster {
         self.room.write("token", &token);
     }
 
-    /// The variables that the webhook of workload identity puts into a pod.
+    /// Sets the variables of a pod, as the webhook of workload identity does.
     fn in_pod(mut self) -> Self {
         let token = self.room.path().join("token").display().to_string();
         let authority = format!("https://localhost:{}/", self.hub.https_port());
@@ -110,13 +111,13 @@ fn a_rollout_by_workload_identity_outlives_its_tokens_and_a_kill() {
     cluster.room.run(&["run", &spec]).expect(0);
     let seen = cluster.hub.summary();
     assert!(seen.accepted >= DEVICES, "{seen:?}");
-    // What was in flight at the kill may be sent twice: a window of each batch.
+    // Sends in flight at the kill may be repeated: a window per batch.
     assert!(seen.repeats_by_device <= 16 * 256, "{seen:?}");
     assert!(seen.tokens_accepted >= 4, "renewed: {seen:?}");
     let report = cluster.room.run(&["--json", "report", "entra"]).expect(0);
     let report = report.json();
     let rows: Vec<_> = serde_json::from_value(report["devices_list"].clone()).expect("rows");
-    agree(&rows, &cluster.hub.account());
+    assert_report_matches(&rows, &cluster.hub.message_log());
 }
 
 #[test]

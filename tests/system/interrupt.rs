@@ -1,12 +1,12 @@
-//! Being asked to stop, politely and twice.
+//! Requests to stop: a first signal, and a second signal.
 
 use crate::harness::{
-    Ended, Fleet, Hub, Room, Running, Signal, agree, assert_same_ids, eventually,
+    Ended, Fleet, Hub, Room, Running, Signal, assert_report_matches, assert_same_ids, eventually,
 };
 
 const DEVICES: u64 = 10_000;
 
-/// A hub that answers late enough to be in the middle of things.
+/// Starts a hub with answers slow enough for signals to hit sends in flight.
 fn slow_hub() -> Hub {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     hub.faults(r#"{"disposition_delay_ms": 60}"#);
@@ -20,10 +20,10 @@ fn until_sending(hub: &Hub, run: &mut Running, messages: u64) {
     });
 }
 
-/// The command that the program says to go on with, split into its arguments.
+/// Returns the arguments of the printed command for continuing.
 #[track_caller]
 fn told_to_go_on(ended: &Ended) -> Vec<String> {
-    let marker = "To go on where this left off: twincast ";
+    let marker = "To continue: twincast ";
     let line = ended
         .stderr
         .lines()
@@ -50,11 +50,11 @@ fn stopped_by_repeats_nothing(signal: Signal) {
     assert_eq!(counts["enqueued"], accepted, "what was sent is recorded");
     assert_eq!(counts["pending"], DEVICES - accepted);
 
-    // What it says is what works, word for word.
+    // The printed command works verbatim.
     let again = told_to_go_on(&ended);
     let again: Vec<_> = again.iter().map(String::as_str).collect();
     let ended = room.run(&again).expect(0);
-    assert!(ended.stderr.contains("stop: going on, "), "{ended}");
+    assert!(ended.stderr.contains("stop: continuing, "), "{ended}");
     let seen = hub.summary();
     assert_eq!((seen.accepted, seen.repeats_by_device), (DEVICES, 0));
     let rows = room.run(&["--state", "kept", "report", "stop", "--format", "jsonl"]);
@@ -64,7 +64,7 @@ fn stopped_by_repeats_nothing(signal: Signal) {
         .lines()
         .map(|line| serde_json::from_str(line).expect("a row"))
         .collect();
-    agree(&rows, &hub.account());
+    assert_report_matches(&rows, &hub.message_log());
 }
 
 #[test]
@@ -99,13 +99,13 @@ fn ctrl_c_while_planning_sends_nothing_and_can_be_gone_on_from() {
     room.run(&["run", &spec]).expect(0);
     let seen = hub.summary();
     assert_eq!((seen.accepted, seen.repeats_by_device), (DEVICES, 0));
-    agree(&room.report("stop"), &hub.account());
+    assert_report_matches(&room.report("stop"), &hub.message_log());
 }
 
 #[test]
 fn a_second_ctrl_c_ends_at_once() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
-    // No answer within any drain.
+    // No answer arrives within any drain.
     hub.faults(r#"{"disposition_delay_ms": 600000}"#);
     let room = Room::with(&hub);
     let spec = room.rollout("stop", "");
@@ -115,22 +115,22 @@ fn a_second_ctrl_c_ends_at_once() {
     eventually("its answer to the first Ctrl-C", || {
         assert!(!run.is_over(), "over without a second: {}", run.stderr());
         run.stderr()
-            .contains("Once more to stop at once")
+            .contains("Interrupt again to stop at once")
             .then_some(())
     });
     run.signal(Signal::Interrupt);
     let ended = run.wait().expect(130);
     let ended = ended.says(&[
-        "stopped before everything in flight was recorded",
+        "stopped before all sends in flight were recorded",
         "run the same command again",
     ]);
     assert!(!ended.stderr.contains("panicked"), "{ended}");
 
     hub.faults(r#"{"disposition_delay_ms": 0}"#);
     room.run(&["run", &spec]).expect(0);
-    let account = hub.account();
-    assert_eq!(account.len() as u64, DEVICES);
-    assert_same_ids(&account);
+    let message_log = hub.message_log();
+    assert_eq!(message_log.len() as u64, DEVICES);
+    assert_same_ids(&message_log);
     assert!(hub.summary().repeats_by_device <= 4 * 256);
-    agree(&room.report("stop"), &account);
+    assert_report_matches(&room.report("stop"), &message_log);
 }

@@ -1,9 +1,9 @@
-//! Whole-system tests: the real program against the emulator, each in a process of its own, over
-//! real TLS sockets, with real kills.
+//! Whole-system tests: the real program against the emulator, each in a separate process, over real
+//! TLS sockets, with real kills.
 //!
-//! Every test has its own hub, its own folder and its own ports. A test waits for something it
-//! can see (the hub's account, a line of output, an end); [`harness`] has the means. What a test
-//! believes about sends it takes from the hub's own account, not from the program under test.
+//! Every test has a separate hub, a separate folder and separate ports. A test waits for an
+//! observable condition (the hub's message log, a line of output, an end); [`harness`] has the
+//! tools. Facts about sends come from the hub's own message log, not from the program under test.
 
 #![expect(
     clippy::print_stdout,

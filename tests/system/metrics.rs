@@ -1,4 +1,4 @@
-//! Gates with metrics, on a server that answers as Prometheus does.
+//! Gates with metrics, on a server with the API of Prometheus.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::harness::{Fleet, Hub, Room, Running, eventually};
 
 const TOKEN: &str = "a-token-that-is-not-to-show";
 
-/// A server that gives this sample to whoever has the token.
+/// Starts a server with this sample, for clients with the token.
 fn server(runtime: &tokio::runtime::Runtime, sample: &str) -> MockServer {
     let result = json!([{"metric": {}, "value": [1_790_000_000.0, sample]}]);
     let answer = json!({"status": "success", "data": {"resultType": "vector", "result": result}});
@@ -19,7 +19,7 @@ fn server(runtime: &tokio::runtime::Runtime, sample: &str) -> MockServer {
         let server = MockServer::start().await;
         Mock::given(path("/api/v1/query"))
             .and(header("authorization", format!("Bearer {TOKEN}").as_str()))
-            // As Mimir, Cortex and Thanos tell tenants apart.
+            // Mimir, Cortex and Thanos identify tenants by this header.
             .and(header("x-scope-orgid", "fleet"))
             .respond_with(ResponseTemplate::new(200).set_body_json(answer))
             .mount(&server)
@@ -37,7 +37,7 @@ fn a_metric_stops_a_rollout_and_says_why() {
     let hub = Hub::unlimited(&Fleet::of(100));
     let room = Room::with(&hub);
     let spec = room.rollout("measured", GATED);
-    // Nobody is there to be asked.
+    // No Prometheus server is configured.
     let validated = room.run(&["validate", &spec]).expect(0);
     assert!(
         validated.stderr.contains("no Prometheus server"),
@@ -51,7 +51,8 @@ fn a_metric_stops_a_rollout_and_says_why() {
         .set("TWINCAST__PROMETHEUS__TOKEN", TOKEN)
         .set("TWINCAST__PROMETHEUS__HEADERS", "X-Scope-OrgID=fleet");
     let paused = room.run(&["--log", "debug", "run", &spec]).expect(8);
-    let because = "the gate of stage first failed: metric check-ins has failed once, more than 0; the last was 0.5, and is to be >= 0.99";
+    let because = "the gate of stage first failed: metric check-ins has failed once (limit 0); \
+         last result 0.5, expected >= 0.99";
     assert!(paused.stdout.contains(because), "{paused}");
     let report = room.report("measured");
     assert!(report.iter().filter(|row| row.outcome != "pending").count() <= 10);
@@ -67,7 +68,7 @@ const PASSWORD: &str = "a-password-that-is-not-to-show";
 /// The password in Prometheus' configuration, hashed with bcrypt.
 const HASH: &str = "$2b$04$mI/14krmyo5rqDyHybmdruLGeRpNlaHENiyd2xdhKwqiStZqqtlsa";
 
-/// A Prometheus with one user and without targets.
+/// Starts a Prometheus with a single user and without targets.
 fn prometheus(room: &Room) -> (Running, SocketAddr) {
     let web = room.write("web.yml", &format!("basic_auth_users:\n  ann: {HASH}\n"));
     let config = room.write("prometheus.yml", "global: {}\n");
@@ -110,7 +111,7 @@ fn a_password_is_read_from_its_file_for_each_question() {
     });
     servers.write("password", &format!("{PASSWORD}\n"));
     let paused = run.wait().expect(8);
-    let because = "metric check-ins has failed once, more than 0; the last was 0.5";
+    let because = "metric check-ins has failed once (limit 0); last result 0.5";
     assert!(paused.stdout.contains(because), "{paused}");
     let shown = room.run(&["--print-config"]).expect(0);
     for ended in [paused, shown] {

@@ -1,4 +1,4 @@
-//! A rollout is known by its name, and never changes once it is started.
+//! A rollout is identified by name, and never changes after the start.
 
 use crate::harness::{Fleet, Hub, Room, Signal, assert_refused, eventually};
 
@@ -29,7 +29,7 @@ fn another_spec_under_a_used_name_is_refused_field_by_field() {
         "rollout name was started at",
         "with another spec",
         "What to do: ",
-        "give this one another name",
+        "choose another name",
         "message.body.text",
         "hello",
         "goodbye",
@@ -45,7 +45,7 @@ fn another_spec_under_a_used_name_is_refused_field_by_field() {
     assert_eq!(ended.stdout, "");
     assert_eq!(hub.summary().transfers, sent, "something was sent");
 
-    // Comments and the order of fields are no difference.
+    // Comments and the order of fields make no difference.
     room.write(&spec, &format!("# The same.\n{original}"));
     room.run(&["run", &spec]).expect(0);
     let seen = hub.summary();
@@ -77,7 +77,7 @@ fn a_rollout_that_is_over_says_so_and_ends_as_before() {
     let again = room
         .run(&["--json", "run", &spec])
         .expect(4)
-        .says(&["over is over already", "give the rollout another name"]);
+        .says(&["over has already ended", "choose another rollout name"]);
     assert_eq!(again.json(), first.json());
     assert_eq!(hub.summary().transfers, 200, "something was sent again");
 }

@@ -1,4 +1,4 @@
-//! Networks that let out little: one port, and that through a proxy.
+//! Restrictive networks: a single open port, reachable through a proxy.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::harness::{Fleet, Hub, Room, agree, eventually};
+use crate::harness::{Fleet, Hub, Room, assert_report_matches, eventually};
 
 const DEVICES: u64 = 2_000;
 
-/// A real proxy that opens tunnels to one port, for a user with a password.
+/// A real proxy with tunnels to a single port, for a user with a password.
 struct HttpProxy {
     process: Option<Child>,
     folder: TempDir,
@@ -82,7 +82,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// A folder from where the hub is reached on its HTTPS port only.
+/// Creates a folder with access to the hub's HTTPS port only.
 fn room(hub: &Hub, more: &str) -> Room {
     Room::configured(&format!(
         "[hubs.emulator]\nconnection_string_file = \"{}\"\nca_file = \"{}\"\namqp_port = {}\nhttps_port = {}\n\
@@ -112,7 +112,7 @@ fn a_rollout_goes_through_a_proxy_on_one_port_and_outlives_its_restart() {
     assert!(!ended.stderr.contains("s3cr3t"), "{ended}");
     let report = room.run(&["--json", "report", "proxied"]).expect(0).json();
     let rows: Vec<_> = serde_json::from_value(report["devices_list"].clone()).expect("rows");
-    agree(&rows, &hub.account());
+    assert_report_matches(&rows, &hub.message_log());
     assert!(rows.len() as u64 == DEVICES);
     let tunnels = format!("CONNECT localhost:{}", hub.https_port());
     assert!(

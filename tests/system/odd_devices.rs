@@ -1,10 +1,10 @@
-//! Devices that are not as one thinks of them: ids with all characters that the hub takes, tags of odd types.
+//! Unusual devices: ids with all characters accepted by the hub, and tags of unusual types.
 
 use twincast_core::ids::DeviceId;
 
-use crate::harness::{Fleet, Hub, Room, agree};
+use crate::harness::{Fleet, Hub, Room, assert_report_matches};
 
-/// Every character that an id may have beside letters and digits.
+/// All permitted characters of an id beside letters and digits.
 const MARKS: &str = "-:.+%_#*?!(),=@;$'";
 
 #[test]
@@ -21,17 +21,17 @@ fn every_id_that_a_hub_takes_is_planned_sent_to_and_explained() {
     room.write("odd.yaml", spec);
     let plan = room.run(&["--json", "plan", "odd.yaml"]).expect(0).json();
     assert_eq!(plan["plan"]["devices"], 40);
-    assert_eq!(plan["plan"]["not_understood"], serde_json::Value::Null);
+    assert_eq!(plan["plan"]["malformed_rows"], serde_json::Value::Null);
     room.run(&["run", "odd.yaml"]).expect(0);
     let seen = hub.summary();
     assert_eq!((seen.accepted, seen.distinct_devices), (40, 40));
-    agree(&room.report("odd"), &hub.account());
+    assert_report_matches(&room.report("odd"), &hub.message_log());
     for device in [&format!("{MARKS}07"), "%413", "2.."] {
         assert!(DeviceId::new(device).is_ok());
         let text = room.run(&["explain", "odd", device]).expect(0).stdout;
         assert!(text.starts_with(&format!("{device} in odd")), "{text}");
     }
-    // The same of a list.
+    // The same for a list.
     room.write("list.txt", &format!("{MARKS}01\r\n%412\n0..\n"));
     room.write(
         "listed.yaml",
@@ -53,8 +53,8 @@ fn devices_with_odd_tags_are_left_out_and_named() {
         "name: left\ntarget: { all: true }\nmessage: { body: { text: hi } }\nbatch_by: [site]\n",
     );
     let named = [
-        "       12  in rows of the hubs that are not understood:",
-        "\"odd-00\" of hub emulator: tags.site is an object; batches are made by texts",
+        "       12  in malformed rows of the hubs' answers:",
+        "\"odd-00\" of hub emulator: tags.site is an object; batch_by allows text",
         "and 2 more",
     ];
     let plan = room.run(&["plan", "left.yaml"]).expect(0).stdout;
@@ -72,23 +72,23 @@ fn devices_with_odd_tags_are_left_out_and_named() {
             .run(&["--json", command[0], command[1]])
             .expect(0)
             .json();
-        let odd = &json["plan"]["not_understood"];
-        assert_eq!(odd["rows"], 12, "{json}");
-        assert_eq!(odd["examples"][0]["found"], "odd-00", "{json}");
+        let malformed = &json["plan"]["malformed_rows"];
+        assert_eq!(malformed["rows"], 12, "{json}");
+        assert_eq!(malformed["examples"][0]["found"], "odd-00", "{json}");
     }
     assert_eq!(hub.summary().accepted, 20);
     room.run(&["explain", "left", "odd-03"])
         .expect(3)
-        .says(&["what hub emulator says of it is not understood: tags.site is an object"]);
+        .says(&["the row of hub emulator is malformed: tags.site is an object"]);
 
-    // Nobody is left: the reason says so.
+    // No device is left, and the reason mentions the row.
     let none = "name: none\ntarget: { where: \"deviceId IN ['odd-01']\" }\nmessage: { body: { text: hi } }\nbatch_by: [site]\n";
     room.write("none.yaml", none);
     for command in ["plan", "run"] {
         let ended = room.run(&[command, "none.yaml"]).expect(3).to_string();
         assert!(
             ended.contains(
-                "the target matches no device; 1 row of the hubs' answers is not understood"
+                "the target matches no device; 1 malformed row of the hubs' answers was left out"
             ),
             "{ended}"
         );

@@ -1,4 +1,4 @@
-//! How fast devices are sent to, and in which order: ramps and orders. What is believed of times is the hub's own account.
+//! The rate and the order of sends: ramps and orders. Times come from the hub's message log.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use twincast_emulator::{Fleet, HubConfig, RunningHub};
 
 use crate::harness::{Room, Signal, eventually};
 
-/// A hub in this process with devices of three sites, of which one has no number, and none; listed in no order.
+/// Starts a hub in this process with devices of three sites, one without a number, and devices
+/// without a site; in no particular order.
 fn hub_of_sites(runtime: &tokio::runtime::Runtime, each: usize, latency: &str) -> RunningHub {
     let group = |site: &str, tags: &str| {
         format!(
@@ -29,7 +30,7 @@ fn hub_of_sites(runtime: &tokio::runtime::Runtime, each: usize, latency: &str) -
     started.expect("a hub on free ports")
 }
 
-/// The milliseconds at which the devices of a site were sent to, ascending.
+/// Returns the times of sends to the devices of a site, in milliseconds, ascending.
 fn times(hub: &RunningHub, site: &str, each: usize) -> Vec<u64> {
     let messages = (0..each).flat_map(|n| {
         let id = format!("{site}-{n:02}");
@@ -40,8 +41,8 @@ fn times(hub: &RunningHub, site: &str, each: usize) -> Vec<u64> {
     times
 }
 
-/// A ramp from 600 to 2400 a minute, and sites in the order of their numbers. The program is stopped in between; what the
-/// ramp has reached then is where it goes on.
+/// A ramp from 600 to 2400 a minute, and sites in numerical order. The program is stopped in
+/// between, and continues at the rate reached by the ramp.
 #[test]
 fn a_ramp_rises_and_an_order_is_kept() {
     const EACH: usize = 60;
@@ -78,7 +79,7 @@ fn a_ramp_rises_and_an_order_is_kept() {
     assert_eq!(ramp["next"]["counted"], 160, "{status}");
     assert_eq!(ramp["next"]["rate_per_minute"], 2400.0, "{status}");
     let text = room.run(&["status", "ramped"]).expect(0).stdout;
-    let line = "ramp: 1200/min through each hub with 1";
+    let line = "ramp: 1200/min per hub with 1";
     assert!(text.contains(line), "{text}");
     room.run(&["run", "ramped.yaml"]).expect(0);
 
@@ -94,14 +95,15 @@ fn a_ramp_rises_and_an_order_is_kept() {
     assert!(sites[0][EACH / 4] < sites[1][0], "{sites:?}");
     let mut all = sites.concat();
     all.sort_unstable();
-    // Before the first step no second had more than ten, but for the way to the hub.
+    // Before the first step, no second has more than ten sends, apart from delays on the way to the
+    // hub.
     let first = all[0];
     let early = all.iter().filter(|at| **at < first + 5_000).count();
     assert!((45..=53).contains(&early), "{early} in 5 s: {all:?}");
 }
 
-/// The most devices of a site that had a message and had not completed it, at any time. One that is sent another after a
-/// crash has completed it with the first.
+/// Returns the peak number of a site's devices with an uncompleted message. For a device sent to
+/// again after a crash, the first completion counts.
 fn most_in_progress(hub: &RunningHub, site: &str, each: usize) -> usize {
     let spans: Vec<(u64, u64)> = (0..each)
         .filter_map(|n| {
@@ -119,7 +121,8 @@ fn most_in_progress(hub: &RunningHub, site: &str, each: usize) -> usize {
     spans.iter().map(|span| at(span.0)).max().unwrap_or(0)
 }
 
-/// At most three of one site are in progress, through kills at any moment; devices without the tag go ahead.
+/// At most three devices of a site are in progress, through kills at any moment; devices without
+/// the tag are not held back.
 #[test]
 fn a_budget_is_kept_through_kills() {
     const EACH: usize = 24;
@@ -132,7 +135,7 @@ fn a_budget_is_kept_through_kills() {
          message: { body: { text: hi }, ack: full }\nbudgets: [{ tag: site, at_most: 3 }]\n",
     );
     let plan = room.run(&["plan", "careful.yaml"]).expect(0).stdout;
-    let line = "Budget: at most 3 of one site in progress; not part of the times";
+    let line = "Budget: at most 3 per site in progress; not included in the times";
     assert!(plan.contains(line), "{plan}");
 
     let mut held_back = false;
@@ -149,7 +152,7 @@ fn a_budget_is_kept_through_kills() {
             && budgets["full"][0]["in_progress"] == 3;
     }
     assert!(held_back, "nothing was ever seen to be held back");
-    // After a kill some may have been sent to once more.
+    // After a kill, some devices may have been sent to again.
     let free = times(&hub, "none", EACH).len();
     assert!(free >= EACH, "nobody holds them back: {free}");
     room.run(&["run", "careful.yaml"]).expect(0);

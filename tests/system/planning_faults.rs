@@ -1,13 +1,13 @@
-//! Faults of a hub while devices are looked for: the plan is whole all the same.
+//! Faults of a hub during the search for devices: the plan is complete all the same.
 
 use twincast_emulator::Summary;
 
-use crate::harness::{Fleet, Hub, Room, agree};
+use crate::harness::{Fleet, Hub, Room, assert_report_matches};
 
 const DEVICES: u64 = 5_000;
 const PAGES: u64 = DEVICES / 100;
 
-/// Rolls out on a hub with these faults: every device must be found.
+/// Rolls out on a hub with the given faults, and asserts that every device is found.
 fn finds_everyone(faults: &str) -> Summary {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     hub.faults(faults);
@@ -17,7 +17,7 @@ fn finds_everyone(faults: &str) -> Summary {
     assert_eq!(result["devices"], DEVICES);
     let seen = hub.summary();
     assert_eq!((seen.accepted, seen.distinct_devices), (DEVICES, DEVICES));
-    agree(&room.report("found"), &hub.account());
+    assert_report_matches(&room.report("found"), &hub.message_log());
     seen
 }
 
@@ -51,7 +51,7 @@ fn slow_pages_are_waited_for() {
     assert_eq!(seen.query_pages, PAGES);
 }
 
-/// A user who waits for two seconds at the most.
+/// Returns the folder of a user with a limit of two seconds on waiting for a hub.
 fn impatient(hub: &Hub) -> Room {
     let room = Room::with(hub);
     room.rollout("away", "");
@@ -83,12 +83,12 @@ fn why_nothing_is_found_is_told_and_given_up_in_time() {
         let room = impatient(&hub);
         let ended = room.run(&["run", "away.yaml"]).expect(code);
         ended.says(&[words, "cannot find the devices of hub emulator: "]);
-        // Whoever looks later is told, too.
+        // A later reader gets the reason, too.
         let status = room.run(&["--json", "status", "away"]).expect(0).json();
         assert_eq!(status["phase"], "planning");
         let waits = status["waits_for"].as_str().unwrap_or_default();
         assert!(
-            waits.starts_with("its devices to be found: ") && waits.contains("; in vain since "),
+            waits.starts_with("its devices to be found: ") && waits.contains("; failing since "),
             "{status}"
         );
 
@@ -101,7 +101,7 @@ fn why_nothing_is_found_is_told_and_given_up_in_time() {
 #[test]
 fn a_hub_that_comes_back_in_time_is_waited_for() {
     let hub = Hub::unlimited(&Fleet::of(20));
-    // Longer than the client asks again by itself.
+    // More failures than the client's own retries cover.
     hub.faults(r#"{"http_503": {"next": 9, "share": 0}}"#);
     let room = Room::with(&hub);
     let spec = room.rollout("back", "");

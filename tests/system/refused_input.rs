@@ -1,11 +1,10 @@
-//! Specs, lists and command lines that are refused: each with its place, and before anything is
-//! sent.
+//! Refused specs, lists and command lines: each with the place of the mistake, and before any send.
 
 use crate::harness::{Fleet, Hub, Room, assert_refused, assert_tidy};
 
 const GOOD: &str = "name: a\ntarget: { all: true }\nmessage: { body: { text: hi } }\n";
 
-/// `run` and `validate` refuse this spec with these words.
+/// Asserts that `run` and `validate` refuse this spec with these words.
 #[track_caller]
 fn refused(spec: &str, words: &[&str]) {
     let room = Room::bare();
@@ -31,7 +30,7 @@ fn bad_yaml_is_told_with_line_and_column() {
     refused("name: a\n\ttarget: 1\n", &["spec.yaml:", "tab"]);
     refused(
         &format!("{GOOD}name: b\n"),
-        &["spec.yaml:4:1: name: is here twice", "line 1"],
+        &["spec.yaml:4:1: name: is given twice", "line 1"],
     );
 }
 
@@ -86,7 +85,7 @@ fn files_that_a_spec_names_are_checked() {
         &room,
         &["validate", "spec.yaml"],
         3,
-        &["list.txt:3: is not a device id", "1 to 128"],
+        &["list.txt:3: invalid device id", "1 to 128"],
     );
     room.write("list.txt", "\n# nobody\n");
     let words = ["list.txt", "no device"];
@@ -99,7 +98,7 @@ fn files_that_a_spec_names_are_checked() {
     assert_refused(&room, &["run", "spec.yaml"], 3, &words);
     room.write("large.bin", &"x".repeat(70_000));
     spec("all: true", "file: large.bin");
-    let words = ["large.bin", "more than the 65536 bytes"];
+    let words = ["large.bin", "at most 65536"];
     assert_refused(&room, &["run", "spec.yaml"], 3, &words);
 }
 
@@ -114,7 +113,7 @@ fn files_that_cannot_be_read_are_told() {
         &room,
         &["run", "binary.yaml"],
         3,
-        &["binary.yaml", "it is UTF-16; save it as UTF-8"],
+        &["binary.yaml", "the text is UTF-16; save it as UTF-8"],
     );
     assert_refused(
         &room,

@@ -1,9 +1,9 @@
-//! Configurations and connection strings that are refused, without a word of the key.
+//! Refused configurations and connection strings, without showing the key.
 
 use crate::harness::{Fleet, Hub, Room, assert_refused};
 
 const SPEC: &str = "name: a\ntarget: { all: true }\nmessage: { body: { text: hi } }\n";
-/// A key as it would be in a connection string that is wrong elsewhere.
+/// A key in a connection string with a mistake elsewhere.
 const KEY: &str = "dGhlLWtleS10aGF0LW11c3Qtbm90LXNob3c=";
 
 #[track_caller]
@@ -14,8 +14,8 @@ fn refused(toml: &str, words: &[&str]) {
     assert_refused(&room, &["run", "spec.yaml"], 3, words);
 }
 
-/// The connection string is refused with these words, wherever it stands, and its key is not
-/// repeated.
+/// Asserts that the connection string is refused with these words at every place, and that the key
+/// is not repeated.
 #[track_caller]
 fn string_refused(text: &str, words: &[&str]) {
     let in_place = Room::configured(&format!("[hubs.main]\nconnection_string = '{text}'\n"));
@@ -113,7 +113,11 @@ fn a_hub_of_the_spec_must_be_configured() {
         "spec.yaml",
         &SPEC.replace("all: true", "all: true, hubs: [mars, eu]"),
     );
-    let words = ["target.hubs", "mars", "not configured", "eu"];
+    let words = [
+        "target.hubs",
+        "unconfigured hubs: mars",
+        "configured hubs: eu",
+    ];
     assert_refused(&room, &["run", "spec.yaml"], 3, &words);
 }
 
@@ -238,14 +242,15 @@ fn a_rollout_whose_hub_is_not_configured_any_more_is_refused_at_once() {
         &config.replace("[hubs.emulator]", "[hubs.other]"),
     );
     let words = [
-        "rollout moved has devices on hub emulator, which is not configured; configured are: other",
-        "configure the hub again under this name",
+        "rollout moved has devices on hub emulator, which is not configured; configured hubs: \
+         other",
+        "configure the hub under this name again",
     ];
     assert_refused(&room, &["run", &spec], 3, &words);
     room.run(&["approve", "moved"]).expect(0);
     assert_refused(&room, &["run", &spec], 3, &words);
     assert_eq!(hub.summary().accepted, 5);
-    // What is known of it is shown all the same.
+    // The stored state of the rollout is shown all the same.
     room.run(&["status", "moved"]).expect(0);
     room.write("twincast.toml", &config);
     room.run(&["run", &spec]).expect(0);

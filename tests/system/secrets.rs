@@ -1,11 +1,11 @@
-//! Nothing secret shows, however much is logged.
+//! No secret is visible at any log level.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::harness::{Ended, Fleet, Hub, Room};
 
-/// The ways in which a key or a signature could show.
+/// The visible forms of a key or a signature.
 struct Traces(Vec<(&'static str, String)>);
 
 impl Traces {
@@ -28,7 +28,7 @@ impl Traces {
         ])
     }
 
-    /// What of it is in `text`.
+    /// Returns the forms found in `text`.
     fn found_in(&self, text: &str) -> Vec<&'static str> {
         let text = text.to_lowercase();
         let found = self.0.iter();
@@ -82,7 +82,7 @@ fn nothing_secret_shows_at_the_highest_log_level() {
             assert!(ended.stderr.contains("TRACE"), "it is not logging: {ended}");
         }
     }
-    // What the hub says on standard output it says on purpose.
+    // The hub prints secrets to standard output on purpose, so only the log is checked.
     assert!(hub.stderr().contains("TRACE"), "the hub is not logging");
     let shown = traces.found_in(&hub.stderr());
     assert!(shown.is_empty(), "{shown:?} can be seen in the hub's log");
@@ -96,7 +96,7 @@ fn a_refused_key_does_not_show_either() {
     let traces = Traces::of(&wrong);
     assert!(!traces.found_in(&string).is_empty());
     let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
-    // In the configuration itself, where it could be printed with the rest.
+    // The key is in the configuration itself, and could be printed with the other settings.
     let config = config.replace(
         "connection_string_file = \"connection-string\"",
         &format!("connection_string = \"{string}\""),

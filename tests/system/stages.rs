@@ -1,4 +1,4 @@
-//! Staged rollouts: who belongs to which stage, what a gate lets through, and what people say to it.
+//! Staged rollouts: the devices of each stage, the verdicts of gates, and the decisions of people.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,12 +11,13 @@ use crate::harness::{Room, Signal, eventually, from_now};
 const CANARIES: usize = 50;
 const OTHERS: usize = 250;
 
-/// A hub in this process, whose feedback comes at once. `canaries` is what the canaries do.
+/// Starts a hub in this process with immediate feedback. `canaries` is the behaviour of the
+/// canaries.
 fn hub_with(runtime: &tokio::runtime::Runtime, canaries: &str) -> RunningHub {
     hub_telling(runtime, canaries, Duration::from_millis(100))
 }
 
-/// A hub that gathers what becomes of messages for this time, and tells it at once.
+/// Starts a hub with feedback batched for this interval.
 fn hub_telling(
     runtime: &tokio::runtime::Runtime,
     canaries: &str,
@@ -37,7 +38,7 @@ fn hub_telling(
     started.expect("a hub on free ports")
 }
 
-/// Writes a rollout with a canary stage, one of 20 per cent, and the rest.
+/// Writes a rollout with a canary stage, a stage of 20 per cent, and the rest.
 fn write(room: &Room, gate: &str) {
     room.write(
         "staged.yaml",
@@ -88,7 +89,7 @@ fn stages_are_exact_and_follow_each_other() {
         devices.iter().flatten().sum::<u64>(),
         (CANARIES + OTHERS) as u64
     );
-    // A fifth of all, less the canaries among it.
+    // A fifth of all devices, less the canaries in the fifth.
     assert!((30..=60).contains(&devices[1].expect("a number")), "{plan}");
 
     room.run(&["run", "staged.yaml"]).expect(0);
@@ -122,17 +123,14 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
     );
     assert!(canaries_only(&hub), "{:?}", sent_to(&hub));
 
-    // Run again, the gate is asked again, and says the same.
+    // On the next run the gate is judged again, with the same verdict.
     let again = room.run(&["run", "staged.yaml"]).expect(8);
     assert!(again.stdout.contains(reason), "{}", again.stdout);
     assert!(canaries_only(&hub));
 
     let wrong = ["promote", "staged", "--stage", "nope", "--reason", "x"];
     let wrong = room.run(&wrong).expect(3).stderr;
-    assert!(
-        wrong.contains("its stages are: canary, fifth, rest"),
-        "{wrong}"
-    );
+    assert!(wrong.contains("its stages: canary, fifth, rest"), "{wrong}");
     let word = [
         "promote", "staged", "--stage", "canary", "--reason", "known", "--by", "ann",
     ];
@@ -151,11 +149,12 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
     assert!(state.ends_with("promoted by ann (known)"), "{state}");
 }
 
-/// Those that rejected are sent to once more, at first for nothing, then after they were repaired.
+/// Rejecting devices are retried: at first without success, then after a repair.
 #[test]
 fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    // The gate fails before all have answered. What this hub has not told by then is lost with it, later on.
+    // The gate fails before all devices have answered. Feedback not yet sent by this hub is lost
+    // with the hub later.
     let hub = hub_telling(&runtime, "rejects: 8%", Duration::from_secs(1));
     let room = Room::of(&hub);
     write(
@@ -181,7 +180,7 @@ fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
     assert!(first.len() >= 2, "{first:?}");
     let said = room.run(&retry_rejected).expect(0).stdout;
     assert!(
-        said.contains("staged is to be retried, and is paused"),
+        said.contains("staged will be retried, and is paused"),
         "{said}"
     );
     let twice = [&["--json"], &retry_rejected[..]].concat();
@@ -189,7 +188,9 @@ fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
     assert_eq!(twice["changed"], false, "{twice}");
     let status = room.run(&["status", "staged"]).expect(0).stdout;
     assert!(
-        status.contains("To be retried when it goes on: devices of stage canary that are rejected"),
+        status.contains(
+            "To be retried when the rollout continues: devices of stage canary that are rejected"
+        ),
         "{status}"
     );
 
@@ -230,12 +231,12 @@ fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
     let explained = room.run(&["explain", "staged", device]).expect(0).stdout;
     let attempts = explained.matches("  attempt    ").count();
     assert!(
-        attempts == 3 && explained.contains("; asked for by ann (restarted)\n"),
+        attempts == 3 && explained.contains("; requested by ann (restarted)\n"),
         "{explained}"
     );
     let none = room.run(&retry_rejected).expect(0).stdout;
     assert!(
-        none.contains("nothing to retry: no device of stage canary is rejected"),
+        none.contains("nothing to retry: no device of stage canary has the outcome rejected"),
         "{none}"
     );
 
@@ -248,7 +249,7 @@ fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
         .expect(3);
     assert!(
         late.stderr
-            .contains("devices that are delivered are not sent to again"),
+            .contains("devices with the outcome delivered cannot be retried"),
         "{}",
         late.stderr
     );
@@ -297,14 +298,14 @@ fn an_approval_is_waited_for_and_may_be_refused() {
     assert!(canaries_only(&hub));
     room.run(&["run", "staged.yaml"]).expect(8);
 
-    // Whoever plans another one on the same devices gets to know.
+    // A plan for another rollout to the same devices mentions the overlap.
     let text = std::fs::read_to_string(room.path().join("staged.yaml")).expect("it was written");
     room.write("other.yaml", &text.replace("name: staged", "name: other"));
     let plan = room.run(&["plan", "other.yaml"]).expect(0).stdout;
     for part in [
         "Rollout staged is running on",
         "has the same target.",
-        "and later by what approvals take",
+        "plus the time for approvals",
     ] {
         assert!(plan.contains(part), "{part:?} is not in {plan}");
     }
@@ -328,7 +329,7 @@ fn an_approval_is_waited_for_and_may_be_refused() {
         .expect(0)
         .json();
     assert_eq!(twice["changed"], false, "{twice}");
-    // Only who says so lifts what a person stopped.
+    // Only an explicit `--resume` ends a pause by a person.
     let paused = room.run(&["run", "staged.yaml"]).expect(8).stderr;
     assert!(
         paused.contains("staged is paused: ") && paused.contains("run staged.yaml --resume"),
@@ -339,7 +340,8 @@ fn an_approval_is_waited_for_and_may_be_refused() {
     assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
 }
 
-/// Before its start nothing is sent, and it says until when; then it goes on by itself.
+/// Nothing is sent before the start, and the wait is shown with the time; then the rollout
+/// continues by itself.
 #[test]
 fn a_rollout_may_start_later_and_rest_on_some_days() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -366,7 +368,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     let run = room.start(&["run", "resting.yaml"]);
     eventually("it to say what it waits for", || {
         run.stderr()
-            .contains("it is frozen: a long winter")
+            .contains("the schedule to open at an unknown time (frozen: a long winter)")
             .then_some(())
     });
     run.signal(Signal::Interrupt);
@@ -375,7 +377,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
 
     let start = from_now(Duration::from_secs(3600));
     spec("zoned", &format!("start_at: {start}, zone_tag: zone"));
-    let waits = format!("{start}: it is before its start");
+    let waits = format!("the schedule to open at {start} (before its start)");
     let run = room.start(&["run", "zoned.yaml"]);
     eventually("it to say until when it waits", || {
         let said = format!("waiting: stage all waits for {waits}");
@@ -417,7 +419,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     assert!((2..=4).contains(&waited.expect("seconds")), "{status}");
 }
 
-/// They complete the message and report the change; seconds later they are back where they were.
+/// Devices complete the message and report the change, and revert seconds later.
 #[test]
 fn what_does_not_last_passes_a_delivered_gate_and_fails_an_applied_one() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

@@ -1,4 +1,4 @@
-//! State folders that are in use, wrong, damaged or full.
+//! State folders in use, wrong, damaged or full.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::harness::{
-    Ended, Fleet, Hub, Room, Running, Signal, agree, assert_refused, assert_tidy, eventually,
+    Ended, Fleet, Hub, Room, Running, Signal, assert_refused, assert_report_matches, assert_tidy,
+    eventually,
 };
 
 const DEVICES: u64 = 20_000;
@@ -30,14 +31,15 @@ fn a_folder_in_use_is_told() {
         "--state",
     ];
     assert_refused(&room, &["run", "second.yaml"], 7, &words);
-    // Another folder is another matter.
+    // Another folder is free.
     hub.faults(r#"{"disposition_delay_ms": 0}"#);
     room.run(&["--state", "other", "run", "second.yaml"])
         .expect(0);
     run.signal(Signal::Interrupt);
 }
 
-/// All of it is in the archive; the next rollout of that name is another one, with other message ids.
+/// The archive contains the whole rollout; the next rollout of the same name is a new rollout with
+/// new message ids.
 #[test]
 fn a_rollout_that_has_ended_is_deleted() {
     let hub = Hub::unlimited(&Fleet::of(300));
@@ -70,7 +72,7 @@ fn a_rollout_that_has_ended_is_deleted() {
     });
     assert_eq!(archived.collect::<BTreeSet<_>>(), before);
 
-    // No archive is overwritten, and none is left of what is not there.
+    // No archive is overwritten, and no archive remains for a missing rollout.
     let words = ["there is no rollout first"];
     assert_refused(
         &room,
@@ -132,7 +134,7 @@ fn a_run_under_way_is_looked_at_and_changed() {
     hub.drop_connections();
     let ended = run.wait().expect(8);
     assert!(ended.stderr.contains("smoke"), "{}", ended.stderr);
-    // Nobody works on it now: the folder itself is looked at, and changed.
+    // No process works on the folder now: commands read and change the folder directly.
     let status = room.run(&["--json", "status", "first"]).expect(0).json();
     assert_eq!(status["phase"], "paused");
     assert!(
@@ -144,7 +146,7 @@ fn a_run_under_way_is_looked_at_and_changed() {
     );
     room.run(&["watch", "first"])
         .expect(8)
-        .says(&["Nobody works on first"]);
+        .says(&["No process works on first"]);
     let aborted = room.run(&["--json", "abort", "first"]).expect(0).json();
     assert_eq!(aborted["rollouts"][0]["phase"], "aborted");
     assert!(!room.path().join("twincast-state/state.sock").exists());
@@ -154,7 +156,7 @@ fn a_run_under_way_is_looked_at_and_changed() {
 fn what_a_kill_leaves_of_a_run_is_looked_at_without_the_right_to_write() {
     let hub = Hub::unlimited(&Fleet::of(2_000));
     hub.faults(r#"{"disposition_delay_ms": 600000}"#);
-    // A path that is too long for a socket's name.
+    // A path too long for the name of a socket.
     let folder = "deep/".repeat(30) + "state";
     let room = Room::with(&hub).set("TWINCAST__STATE", &folder);
     let spec = room.rollout("first", "");
@@ -229,8 +231,8 @@ fn a_damaged_state_is_told_and_left_alone() {
     assert_eq!(hub.summary().transfers, sent, "something was sent again");
 }
 
-/// Starts the program where no file may grow beyond `limit` (in the shell's blocks): writes fail
-/// then as on a full disk, and the signal that comes with it is ignored.
+/// Starts the program with a limit on file sizes (`limit`, in the shell's blocks): writes fail as
+/// on a full disk, and the accompanying signal is ignored.
 fn with_file_limit(limit: &str, room: &Room, arguments: &[&str]) -> Running {
     let mut command = Command::new("sh");
     room.prepare(&mut command);
@@ -241,14 +243,14 @@ fn with_file_limit(limit: &str, room: &Room, arguments: &[&str]) -> Running {
     Running::start(&mut command)
 }
 
-/// It must have ended for want of room; once there is room again, it goes on.
+/// Asserts that the run ended for lack of space, and continues once there is space.
 fn told_and_gone_on_from(ended: Ended, room: &Room, hub: &Hub, spec: &str) {
     let ended = ended.expect(7);
     let ended = ended.says(&[
         "error: ",
-        "cannot be written",
+        "the store is not writable",
         "What to do: ",
-        "make room on the disk",
+        "free disk space",
         "run the same command again",
     ]);
     assert_tidy(&ended);
@@ -256,7 +258,7 @@ fn told_and_gone_on_from(ended: Ended, room: &Room, hub: &Hub, spec: &str) {
     let seen = hub.summary();
     assert_eq!(seen.distinct_devices, DEVICES);
     assert!(seen.repeats_by_device <= 4 * 256, "{seen:?}");
-    agree(&room.report("full"), &hub.account());
+    assert_report_matches(&room.report("full"), &hub.message_log());
 }
 
 #[test]
@@ -264,7 +266,7 @@ fn a_disk_that_is_full_while_planning_is_told_and_gone_on_from() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let room = Room::with(&hub);
     let spec = room.rollout("full", "");
-    // Enough to begin with, too little for the plan.
+    // Enough space to begin, too little for the plan.
     let ended = with_file_limit("200", &room, &["run", &spec]).wait();
     assert_eq!(hub.summary().transfers, 0, "sent before the plan was kept");
     told_and_gone_on_from(ended, &room, &hub, &spec);

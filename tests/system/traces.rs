@@ -1,10 +1,10 @@
-//! What a collector is told of a rollout from one machine, and that nobody waits for it.
+//! The exported spans of a rollout run from a single machine. No rollout waits for the collector.
 
 use std::time::{Duration, Instant};
 
 use wiremock::http::HeaderValue;
 
-use crate::harness::{Collector, Fleet, Hub, Room, Told};
+use crate::harness::{Collector, Fleet, Hub, ReceivedSpan, Room};
 
 const DEVICES: u64 = 400;
 
@@ -31,24 +31,27 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
         spans.max() == Some(1),
         "a line names its trace once: {ended}"
     );
-    let told = collector.told();
-    let process = &told.first().expect("spans").process;
-    assert!(told.iter().all(|span| span.process == *process));
+    let spans = collector.received();
+    let process = &spans.first().expect("spans").process;
+    assert!(spans.iter().all(|span| span.process == *process));
     let token = HeaderValue::from_static("Bearer as%2Bit%20is");
-    assert!(told.iter().all(|span| span.shown.as_ref() == Some(&token)));
-    assert!(told.iter().all(Told::is_in_order), "{told:#?}");
+    assert!(spans.iter().all(|span| span.shown.as_ref() == Some(&token)));
+    assert!(spans.iter().all(ReceivedSpan::is_in_order), "{spans:#?}");
     let one = |name: &str| {
-        let found = told.iter().find(|span| span.name() == name);
-        found.unwrap_or_else(|| panic!("no span {name}: {told:#?}"))
+        let found = spans.iter().find(|span| span.name() == name);
+        found.unwrap_or_else(|| panic!("no span {name}: {spans:#?}"))
     };
-    assert!(told.iter().all(|span| span.trace() == caller), "{told:#?}");
+    assert!(
+        spans.iter().all(|span| span.trace() == caller),
+        "{spans:#?}"
+    );
     let command = one("command");
     assert_eq!(command.service, "twincast-run");
     assert_eq!(command.parent(), "00f067aa0ba902b7");
     for name in ["plan", "stage", "rollout"] {
         assert_eq!(one(name).parent(), command.id(), "{name}");
     }
-    let batches = told.iter().filter(|span| span.name() == "batch");
+    let batches = spans.iter().filter(|span| span.name() == "batch");
     let sent: u64 = batches
         .inspect(|batch| assert_eq!(batch.parent(), one("stage").id()))
         .map(|batch| batch.attribute("twincast.outcome.enqueued"))
@@ -61,7 +64,7 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
     let spec = room.rollout("unheard", "");
     let started = Instant::now();
     room.run(&["run", &spec]).expect(0);
-    // 3 s are for the last spans.
+    // The last spans have a limit of 3 s.
     let took = started.elapsed();
     assert!(took < Duration::from_secs(20), "it took {took:?}");
     assert_eq!(hub.summary().accepted, 2 * DEVICES);
@@ -74,14 +77,14 @@ fn the_variables_of_the_standard_hold_and_nonsense_in_one_stops_nothing() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let at = format!("{}/v1/traces", collector.address());
     let run = |name: &str, variables: &[(&str, &str)]| {
-        let before = collector.told().len();
+        let before = collector.received().len();
         let mut room = Room::with(&hub);
         for (variable, value) in variables {
             room.set_for_all(variable, value);
         }
         let spec = room.rollout(name, "");
         let ended = room.run(&["run", &spec]).expect(0);
-        (ended.stderr, collector.told().split_off(before))
+        (ended.stderr, collector.received().split_off(before))
     };
     let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*at);
     let sampled = (
@@ -90,23 +93,23 @@ fn the_variables_of_the_standard_hold_and_nonsense_in_one_stops_nothing() {
     );
 
     let shown = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20them");
-    let (_, told) = run("told", &[traces, shown, sampled]);
-    assert!(!told.is_empty());
+    let (_, spans) = run("told", &[traces, shown, sampled]);
+    assert!(!spans.is_empty());
     let token = HeaderValue::from_static("Bearer them");
-    assert!(told.iter().all(|span| span.shown.as_ref() == Some(&token)));
+    assert!(spans.iter().all(|span| span.shown.as_ref() == Some(&token)));
     let ours = ("TWINCAST__OTLP__TOKEN", "us");
-    let (_, told) = run("ours", &[traces, shown, ours]);
+    let (_, spans) = run("ours", &[traces, shown, ours]);
     let token = HeaderValue::from_static("Bearer us");
-    assert!(!told.is_empty());
-    assert!(told.iter().all(|span| span.shown.as_ref() == Some(&token)));
+    assert!(!spans.is_empty());
+    assert!(spans.iter().all(|span| span.shown.as_ref() == Some(&token)));
 
     for (name, variable) in [
         ("off", ("OTEL_TRACES_SAMPLER", "always_off")),
         ("none", ("OTEL_TRACES_EXPORTER", "none")),
         ("disabled", ("OTEL_SDK_DISABLED", "true")),
     ] {
-        let (said, told) = run(name, &[traces, sampled, variable]);
-        assert!(told.is_empty(), "{name}: {told:#?}");
+        let (said, spans) = run(name, &[traces, sampled, variable]);
+        assert!(spans.is_empty(), "{name}: {spans:#?}");
         assert!(!said.contains("OTEL_"), "{name}: {said}");
     }
 
@@ -114,8 +117,8 @@ fn the_variables_of_the_standard_hold_and_nonsense_in_one_stops_nothing() {
         ("pressed", ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd")),
         ("other", ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")),
     ] {
-        let (said, told) = run(name, &[traces, variable]);
-        assert!(!told.is_empty(), "{name}: {said}");
+        let (said, spans) = run(name, &[traces, variable]);
+        assert!(!spans.is_empty(), "{name}: {said}");
     }
     let senseless = ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318");
     let unknown = ("OTEL_TRACES_SAMPLER", "by_chance");

@@ -1,10 +1,10 @@
-//! Hubs that cannot be reached, are not what they seem, or do not believe us.
+//! Hubs out of reach, hubs with a wrong identity, and hubs that refuse the credentials.
 
 use std::net::TcpListener;
 
 use crate::harness::{Fleet, Hub, Room, assert_refused, assert_tidy};
 
-/// A user of `hub` whose configuration differs in some lines.
+/// Creates the folder of a user of `hub`, with changed lines in the configuration.
 fn room_with(hub: &Hub, changed: impl Fn(&str) -> String) -> Room {
     let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
     let config = changed(&config);
@@ -15,7 +15,7 @@ fn room_with(hub: &Hub, changed: impl Fn(&str) -> String) -> Room {
         }
     }
     room.rollout("away", "");
-    // Long enough to tell a moment's trouble from the end.
+    // Long enough to tell a brief outage from a lasting outage.
     room.set("TWINCAST__RUN__GIVE_UP_AFTER", "2s")
 }
 
@@ -23,7 +23,7 @@ fn small_hub() -> Hub {
     Hub::unlimited(&Fleet::of(20))
 }
 
-/// A port that nobody listens on: one that was ours a moment ago.
+/// Returns a port without a listener: a port released by this process a moment ago.
 fn closed_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").port()
@@ -70,7 +70,7 @@ fn a_closed_port_is_told_while_sending_and_gone_on_from() {
         "443 and 5671",
     ]);
     assert_tidy(&ended);
-    // The hub is there again: the same command goes on.
+    // The hub is available again: the same command continues.
     let config = std::fs::read_to_string(room.path().join("twincast.toml")).expect("it is there");
     let config = config.replace(&format!("amqp_port = {closed}"), &right);
     room.write("twincast.toml", &config);
@@ -115,7 +115,7 @@ fn a_certificate_for_another_name_is_not_trusted() {
 #[test]
 fn a_port_that_speaks_no_tls_is_told() {
     let hub = small_hub();
-    // Whatever is written to it, it answers in plain text.
+    // The listener answers any data in plain text.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let plain = listener.local_addr().expect("it is bound").port();
     std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! How a worker works, through which hubs, and why it cannot go on.
+//! Configuration, hubs and errors of a worker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,34 +8,36 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::{BatchId, HubHost, HubName, RolloutName};
 use twincast_core::ports::{Hub, QueueError, StoreError};
 
-/// How a worker works. The defaults are for one process; none of them limits the speed of a hub
-/// with a quota.
+/// Configuration of a worker. The defaults suit a single process; none of the defaults limits the
+/// speed of a hub with a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerConfig {
-    /// Batches worked on at once for each hub. With more than one, the next window is on its
-    /// way while another one is being recorded; with many, a rollout that comes later finds a
-    /// free one.
+    /// Number of batches worked on at once for each hub. With more than one slot, the next window
+    /// is sent while another window is being recorded; with many slots, a later rollout finds a
+    /// free slot.
     pub slots: usize,
-    /// Devices of a batch that may have been sent to and not be recorded yet. After a crash this
-    /// many sends a batch can repeat, at the most.
+    /// Devices of a batch that may be sent to and not yet recorded. A crash makes the worker repeat
+    /// at most this many sends of the batch.
     pub window: usize,
-    /// For how long a lease holds when it is not renewed: how long a crashed worker's batch
-    /// waits. Much longer than a heartbeat, or a busy machine looks like a crashed one.
+    /// The duration of a lease without renewal, and therefore the wait for the batches of a crashed
+    /// worker. Must be much longer than `heartbeat`, or a busy machine looks like a crashed
+    /// machine.
     pub lease: Duration,
-    /// How often a batch on which nothing happens asks what the rollout wants. Pause and abort
-    /// take hold within this time and one store call; when the store does not answer, nothing
-    /// new is sent after twice this time.
+    /// How often an idle batch run asks the store for the rollout's directive. Pause and abort take
+    /// effect within this time plus the time of a store call. If the store does not answer, new
+    /// sends stop after twice this time.
     pub heartbeat: Duration,
-    /// How long an outcome may wait for others to be recorded with.
+    /// The longest time an outcome waits to be recorded together with later outcomes.
     pub linger: Duration,
-    /// How often a message is tried that the hub refuses for a passing reason of its own, or
-    /// whose answer does not come.
+    /// The most tries of a message that the hub refuses for a transient reason of its own, or does
+    /// not answer.
     pub tries: u8,
-    /// How long a worker that is told to stop waits for the hub's answers. What is unanswered
-    /// then counts as after a crash.
+    /// How long a stopping worker waits for the hub's answers. Sends without an answer by then
+    /// count as after a crash.
     pub drain: Duration,
-    /// How long the store may be silent before the worker gives up; `None` is for ever. With a limit the store is taken for
-    /// one of this machine: one that cannot be written is given up at once.
+    /// How long the store may be silent before the worker gives up; `None` means for ever. A limit
+    /// implies a store on this machine: the worker gives up at once on a local store that is not
+    /// writable.
     pub give_up: Option<Duration>,
 }
 
@@ -54,43 +56,43 @@ impl Default for WorkerConfig {
     }
 }
 
-/// A hub that a worker sends through.
+/// A hub through which a worker sends.
 #[derive(Clone)]
 pub struct WorkerHub {
-    /// Its name.
+    /// The name of the hub.
     pub name: HubName,
-    /// Its host name. Batches that were planned for another host are not sent.
+    /// The host name of the hub. Batches planned for another host are not sent.
     pub host: HubHost,
-    /// The way to it.
+    /// The port to the hub.
     pub hub: Arc<dyn Hub>,
-    /// How fast it may be used by all workers together.
+    /// The limits of the hub for all workers together.
     pub limits: HubLimits,
 }
 
-/// Why a worker cannot go on.
+/// Why a worker cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The store does not take what happened, so nothing more may be sent.
-    #[error("cannot go on with batch {batch} of rollout {rollout}")]
+    /// The store does not accept records, so no further message may be sent.
+    #[error("cannot continue with batch {batch} of rollout {rollout}")]
     Store {
         /// The rollout.
         rollout: RolloutName,
         /// The batch.
         batch: BatchId,
-        /// What the store says.
+        /// The error of the store.
         #[source]
         source: StoreError,
     },
-    /// The queue cannot be consumed.
-    #[error("cannot take dispatches of hub {hub}")]
+    /// Dispatches cannot be consumed from the queue.
+    #[error("cannot consume dispatches of hub {hub}")]
     Queue {
         /// The hub.
         hub: HubName,
-        /// What the queue says.
+        /// The error of the queue.
         #[source]
         source: QueueError,
     },
-    /// A task of ours panicked: a defect.
+    /// A task of the worker panicked: a defect.
     #[error("a task of the worker ended unexpectedly")]
     Panicked(#[source] JoinError),
 }

@@ -5,36 +5,40 @@
 //!                         └────────no───▶ hold ──▶ next messages ... the queue is empty ──▶ release all, pause
 //! ```
 //!
-//! The messages that are there at the same time are merged together: a merge writes the whole state of a batch, and most
-//! batches have records in many messages.
+//! Messages received at the same time are merged together: a merge writes the whole state of a
+//! batch, and most batches have records in many messages.
 //!
-//! Records are *own* records if the store knows their rollout. A message is completed when its own records are durable.
-//! Records may arrive late, twice, before the record of their send, or never. None of this does harm, because merging
-//! outcomes is idempotent and independent of the order.
+//! Records are *own* records if the store knows the rollout. A message is completed when the own
+//! records of the message are durable. Records may arrive late, twice, before the record of their
+//! send, or never. None of these cases does harm, because merging outcomes is idempotent and
+//! independent of the order.
 //!
-//! # How far the hub was heard
+//! # The heard-until time
 //!
-//! About once a second the listener reports its heard-until time to the store ([`twincast_core::evidence`]): the latest
-//! moment at which the queue was empty or the newest received message was enqueued, with all received messages merged.
-//! When the listener loses messages (a broken link, a failing store), the hub hides them for the duration of its lock.
+//! About once a second the listener reports the heard-until time to the store
+//! ([`twincast_core::evidence`]): the latest moment at which the queue was empty or the newest
+//! received message was enqueued, with all received messages merged. When the listener loses
+//! messages (a broken link, a failing store), the hub hides the lost messages until the lock ends.
 //! The listener then ends with a last report of the loss, and begins again under another id.
 //!
 //! # Other applications of the hub
 //!
-//! A hub has a *single* feedback queue. Every receiver is handed any message, and a message holds records of all
-//! applications in order of arrival (up to 64 records, or the records of 15 s). A receiver cannot ask for its own
-//! records. The hub's configuration names the owner of the queue.
+//! A hub has a *single* feedback queue. Any receiver may receive any message, and a message holds
+//! records of all applications in order of arrival (up to 64 records, or the records of 15 s). A
+//! receiver cannot ask for own records only. The hub's configuration names the owner of the queue.
 //!
-//! *Exclusive*: messages without own records are completed, so that own messages behind them can be received.
+//! *Exclusive*: messages without own records are completed, to receive own messages further back.
 //!
-//! *Shared*: a message without own records is held, unanswered, to receive the messages behind it. When the queue is
-//! empty, or the first lock is about to end, all held messages are released, and the listener pauses: another
-//! application that listens receives the messages in the pause. The hub counts deliveries, and drops a message after 10
-//! deliveries by default. While only such messages arrive, the pause grows from 1 s to 30 s, so that a restarting
-//! application still finds its messages. Any own record ends the pauses.
+//! *Shared*: a message without own records is held, unanswered, to receive the messages further
+//! back. When the queue is empty, or the first lock is about to end, all held messages are
+//! released, and the listener pauses: another listening application receives the messages in the
+//! pause. The hub counts deliveries, and drops a message after 10 deliveries by default. While only
+//! such messages arrive, the pause grows from 1 s to 30 s, so that a restarting application still
+//! finds the messages. Any own record ends the pauses.
 //!
-//! A message with records of both is completed. The other application loses its records, as with any second listener,
-//! and Twincast loses records to the other application in the same way.
+//! A message with records of both applications is completed. The other application loses records,
+//! as with any second listener, and Twincast loses records to the other application in the same
+//! way.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -44,7 +48,7 @@ use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::evidence::{ListenerReport, ListenerState, MARGIN};
 use twincast_core::hub::{FeedbackQueue, FeedbackRules};
 use twincast_core::ids::{Attempt, BatchId, Holder, RolloutId, RolloutName};
@@ -59,50 +63,52 @@ use uuid::Uuid;
 use crate::config::WorkerError;
 use crate::shared::Shared;
 
-/// The queue counts as empty after this time without a message. Much longer than a delivery by the hub takes.
-const QUIET: Duration = Duration::from_secs(1);
+/// The queue counts as empty after this time without a message. Much longer than a delivery by the
+/// hub takes.
+const EMPTY_AFTER: Duration = Duration::from_secs(1);
 /// The hub counts as unreachable after this time without an answer.
-const AWAY: Duration = Duration::from_secs(3);
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
 /// The interval between two reports of the listener.
-const REPORT: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// The time limit of a report.
-const REPORT_WITHIN: Duration = Duration::from_secs(5);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How far the clocks of a hub's machines may differ.
-const SKEW: Duration = Duration::from_secs(5);
-/// The most messages of other applications that are held at a time. Each takes some 300 bytes.
-const HELD: usize = 32_768;
-/// The most messages that wait for their records to be durable. Each takes some 8 KiB.
-const MERGED: usize = 1_024;
-/// The most messages that are merged together. The hub sends no more ahead.
-const TOGETHER: usize = 16;
-/// The most batches that reports are merged into at the same time.
-const AT_ONCE: usize = 16;
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// The most messages of other applications held at a time. A message takes some 300 bytes.
+const MAX_HELD: usize = 32_768;
+/// The most messages waiting for durable records. A message takes some 8 KiB.
+const MAX_UNCOMPLETED: usize = 1_024;
+/// The most messages merged together. The hub sends no more ahead.
+const MAX_MESSAGES_PER_MERGE: usize = 16;
+/// The most batches merged at the same time.
+const MAX_CONCURRENT_MERGES: usize = 16;
 /// The first pause after messages of other applications.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after messages of other applications.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The wait after a refusal by the hub, which a person has to resolve first.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// The wait after a refusal by the hub, to be resolved by a person.
 const REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
-/// Messages that were received together, with their own records in the store.
-struct Found {
+/// Messages received together, with the own records already in the store.
+struct SortedMessages {
     /// The messages with own records.
-    ours: Merged,
+    own: Merged,
     /// The messages without own records.
     foreign: Vec<Box<dyn FeedbackTicket>>,
 }
 
-/// Messages whose records are in the store, to be completed when they are durable: a completed message is never sent again.
+/// Messages with records in the store, to be completed when the records are durable: the hub never
+/// sends a completed message again.
 struct Merged {
     tickets: Vec<Box<dyn FeedbackTicket>>,
     records: Vec<FeedbackRecord>,
     at: Instant,
 }
 
-/// What was found in records.
+/// The own records among received records.
 #[derive(Default)]
-struct Ours {
-    /// The known rollouts that they name.
+struct OwnRecords {
+    /// The known rollouts named by the records.
     rollouts: BTreeSet<RolloutName>,
     /// How many records were merged.
     merged: usize,
@@ -111,8 +117,9 @@ struct Ours {
 /// Reports by batch and attempt, in order of arrival.
 type ByBatch = BTreeMap<(BatchId, Attempt), Vec<Report>>;
 
-/// Listens from the first rollout that wants feedback until `stop`. After `stop`, receives nothing more, and finishes
-/// started work within [`WorkerConfig::drain`](crate::config::WorkerConfig::drain).
+/// Listens from the first rollout that asks for feedback until `stop`. After `stop`, receives
+/// nothing more, and finishes started work within
+/// [`WorkerConfig::drain`](crate::config::WorkerConfig::drain).
 ///
 /// Feedback never fails a worker: the batch runs meet any trouble with the store, too.
 pub(crate) async fn listen(
@@ -125,22 +132,23 @@ pub(crate) async fn listen(
         () = shared.feedback_wanted.notified() => {}
     }
     let Some(mut feedback) = shared.hub.hub.feedback() else {
-        tracing::warn!(hub = %shared.hub.name, "feedback is asked for, and the hub gives none");
+        tracing::warn!(hub = %shared.hub.name, "feedback is requested, but the hub provides none");
         return Ok(());
     };
     let mut listener = Listener::new(shared, stop);
-    while let Some(heard) = listener.next(&mut *feedback).await {
-        let goes_on = match heard {
-            Heard::Messages(messages) => listener.take(messages).await,
-            Heard::Nothing { since } => {
-                listener.heard = listener.heard.max(Some(since));
-                listener.give_back(&mut *feedback).await
+    while let Some(received) = listener.next(&mut *feedback).await {
+        let goes_on = match received {
+            Received::Messages(messages) => listener.handle(messages).await,
+            Received::Nothing { since } => {
+                listener.heard_until = listener.heard_until.max(Some(since));
+                listener.release_and_pause(&mut *feedback).await
             }
-            Heard::Refused(error) => {
-                tracing::error!(hub = %listener.shared.hub.name, error = in_words(&error), "no feedback, the hub refuses");
-                listener.lose(&in_words(&error)).await;
+            Received::Refused(error) => {
+                tracing::error!(hub = %listener.shared.hub.name, error = describe(&error), "hub \
+                     refuses to deliver feedback");
+                listener.report_loss(&describe(&error)).await;
                 let pause = match error.disposition() {
-                    Disposition::Retry => LONGEST_PAUSE,
+                    Disposition::Retry => MAX_PAUSE,
                     Disposition::Superseded | Disposition::Fatal => REFUSED_PAUSE,
                 };
                 let goes_on = listener.wait(pause).await;
@@ -154,14 +162,14 @@ pub(crate) async fn listen(
         if !goes_on {
             break;
         }
-        listener.look_again(&mut *feedback).await;
+        listener.release_when_due(&mut *feedback).await;
     }
     listener.end().await;
     Ok(())
 }
 
 /// The result of waiting for the hub.
-enum Heard {
+enum Received {
     /// Messages, in their order.
     Messages(Vec<FeedbackBatch>),
     /// The queue was empty from `since` until the end of the wait.
@@ -178,14 +186,14 @@ struct Listener {
     /// The start of the current id.
     began_at: Instant,
     /// The heard-until time under the current id.
-    heard: Option<Timestamp>,
+    heard_until: Option<Timestamp>,
     /// Why feedback is not being received, if so.
     trouble: Option<String>,
     /// The number of the connection over which the hub delivers messages.
     connection: Option<u64>,
-    /// Messages that are to be completed, the oldest first.
+    /// Messages to be completed, the oldest first.
     merged: VecDeque<Merged>,
-    /// Unanswered messages of other applications, and when the first of them was received.
+    /// Unanswered messages of other applications, and the arrival time of the first message.
     held: Vec<Box<dyn FeedbackTicket>>,
     held_since: Option<Instant>,
     /// The last known number of messages of other applications at the front of the queue.
@@ -202,7 +210,7 @@ impl Listener {
             stop,
             id: new_id(),
             began_at: Instant::now(),
-            heard: None,
+            heard_until: None,
             trouble: None,
             connection: None,
             merged: VecDeque::new(),
@@ -214,32 +222,33 @@ impl Listener {
         }
     }
 
-    /// Waits for messages or an empty queue, reporting while the hub is away. `None` after `stop`.
-    async fn next(&mut self, feedback: &mut dyn Feedback) -> Option<Heard> {
+    /// Waits for messages or an empty queue, reporting while the hub is unavailable. `None` after
+    /// `stop`.
+    async fn next(&mut self, feedback: &mut dyn Feedback) -> Option<Received> {
         let since = self.shared.clock.now();
         let stop = self.stop.clone();
-        let mut next = feedback.next(QUIET);
-        let mut heard = loop {
+        let mut next = feedback.next(EMPTY_AFTER);
+        let mut received = loop {
             tokio::select! {
                biased;
                 () = stop.cancelled() => return None,
                 next = &mut next => break match next {
-                    Ok(Some(first)) => Heard::Messages(vec![first]),
-                    Ok(None) => Heard::Nothing { since },
-                    Err(error) => Heard::Refused(error),
+                    Ok(Some(first)) => Received::Messages(vec![first]),
+                    Ok(None) => Received::Nothing { since },
+                    Err(error) => Received::Refused(error),
                 },
-                () = sleep(AWAY) => {
-                    let hindrance = self.shared.hub.hub.hindrance();
-                    let why = hindrance.map_or_else(|| "no connection".to_owned(), |it| it.reason);
-                    self.lose(&why).await;
+                () = sleep(UNREACHABLE_AFTER) => {
+                    let obstacle = self.shared.hub.hub.obstacle();
+                    let why = obstacle.map_or_else(|| "no connection".to_owned(), |it| it.reason);
+                    self.report_loss(&why).await;
                 }
             }
         };
         drop(next);
-        if let Heard::Messages(messages) = &mut heard {
+        if let Received::Messages(messages) = &mut received {
             // A refusal comes again with the next call.
-            while messages.len() < TOGETHER
-                && let Some(Ok(Some(there))) = feedback.next(QUIET).now_or_never()
+            while messages.len() < MAX_MESSAGES_PER_MERGE
+                && let Some(Ok(Some(there))) = feedback.next(EMPTY_AFTER).now_or_never()
             {
                 messages.push(there);
             }
@@ -247,26 +256,26 @@ impl Listener {
         let connection = Some(feedback.connection());
         if self.connection != connection || self.trouble.is_some() {
             if self.connection.is_some() && self.trouble.is_none() {
-                self.lose("the connection was lost").await;
+                self.report_loss("the connection was lost").await;
             }
-            self.begin_anew();
+            self.restart();
         }
         self.connection = connection;
-        Some(heard)
+        Some(received)
     }
 
     /// Merges own records, and holds or completes messages without own records. False after `stop`.
-    async fn take(&mut self, messages: Vec<FeedbackBatch>) -> bool {
+    async fn handle(&mut self, messages: Vec<FeedbackBatch>) -> bool {
         let enqueued_at = messages.iter().filter_map(|it| it.enqueued_at).max();
         let found = tokio::select! {
             biased;
-            found = self.shared.take_in(messages) => found,
+            found = self.shared.merge_own(messages) => found,
             // The hub redelivers unanswered messages.
             () = drained(&self.stop, self.shared.config.drain) => return false,
         };
-        let Some(Found { ours, foreign }) = found else {
-            self.lose("the store does not take what was heard").await;
-            self.begin_anew();
+        let Some(SortedMessages { own, foreign }) = found else {
+            self.report_loss("the store does not record feedback").await;
+            self.restart();
             self.pause = next_pause(self.pause);
             return self.wait(self.pause).await;
         };
@@ -279,29 +288,30 @@ impl Listener {
                 self.foreign = self.foreign.max(self.held.len() as u64);
             }
         }
-        if !ours.tickets.is_empty() {
+        if !own.tickets.is_empty() {
             self.pause = Duration::ZERO;
-            self.merged.push_back(ours);
+            self.merged.push_back(own);
             if !self.complete_durable().await {
                 return false;
             }
         }
-        // The hub delivers messages in order, so all that it put into the queue before was received.
+        // The hub delivers messages in order, so all messages enqueued before were received.
         if let Some(at) = enqueued_at {
-            let at = at.min(self.shared.clock.now()).minus(SKEW);
-            self.heard = self.heard.max(Some(at));
+            let at = at.min(self.shared.clock.now()).minus(MAX_CLOCK_SKEW);
+            self.heard_until = self.heard_until.max(Some(at));
         }
         true
     }
 
-    /// Completes messages whose records are durable. The records are merged once more before, because the store may have
-    /// lost them with its last writes. Waits only if too many messages are to be completed. False after `stop`.
+    /// Completes messages with durable records. The records are merged once more before, because
+    /// the store may have lost its last writes. Waits only if too many messages are to be
+    /// completed. False after `stop`.
     async fn complete_durable(&mut self) -> bool {
         let durable_after = self.shared.store.durable_after();
         while let Some(oldest) = self.merged.front() {
             let wait = durable_after.saturating_sub(oldest.at.elapsed());
             let waiting: usize = self.merged.iter().map(|it| it.tickets.len()).sum();
-            if !wait.is_zero() && waiting < MERGED {
+            if !wait.is_zero() && waiting < MAX_UNCOMPLETED {
                 return true;
             }
             if !wait.is_zero() && !slept(wait, &self.stop).await {
@@ -322,29 +332,29 @@ impl Listener {
         true
     }
 
-    /// Gives back held messages when the lock is about to end or too many are held.
-    async fn look_again(&mut self, feedback: &mut dyn Feedback) {
+    /// Releases held messages when the lock is about to end or too many are held.
+    async fn release_when_due(&mut self, feedback: &mut dyn Feedback) {
         self.complete_durable().await;
         let limit = self.rules.lock / 4 * 3;
         let is_late = self
             .held_since
             .is_some_and(|since| since.elapsed() >= limit);
-        if is_late || self.held.len() >= HELD {
+        if is_late || self.held.len() >= MAX_HELD {
             // After `stop`, the next wait for a message ends at once.
-            self.give_back(feedback).await;
+            self.release_and_pause(feedback).await;
         } else {
             self.report_when_due().await;
         }
     }
 
     /// Releases the held messages, and pauses. False after `stop`.
-    async fn give_back(&mut self, feedback: &mut dyn Feedback) -> bool {
+    async fn release_and_pause(&mut self, feedback: &mut dyn Feedback) -> bool {
         self.foreign = self.held.len() as u64;
         if self.held.is_empty() {
             self.report_when_due().await;
             return true;
         }
-        feedback.rest().await;
+        feedback.pause().await;
         self.release_held().await;
         self.pause = next_pause(self.pause);
         self.wait(self.pause).await
@@ -357,9 +367,9 @@ impl Listener {
         }
     }
 
-    /// Reports that the hub cannot be reached or that messages are lost. The hub redelivers the messages of this
+    /// Reports an unreachable hub or lost messages. The hub redelivers the messages of this
     /// listener to other listeners when the locks end.
-    async fn lose(&mut self, why: &str) {
+    async fn report_loss(&mut self, why: &str) {
         if self.trouble.is_none() {
             self.held.clear();
             self.held_since = None;
@@ -369,17 +379,18 @@ impl Listener {
         self.report().await;
     }
 
-    /// Begins to listen under a new id, to which no message was delivered yet.
-    fn begin_anew(&mut self) {
+    /// Begins to listen under a new id, without any delivered messages.
+    fn restart(&mut self) {
         (self.id, self.began_at) = (new_id(), Instant::now());
-        (self.heard, self.trouble) = (None, None);
+        (self.heard_until, self.trouble) = (None, None);
     }
 
-    /// Ends listening. Messages that were sent and not taken are redelivered when the locks end.
+    /// Ends listening. The hub redelivers messages sent and not taken when the locks end.
     async fn end(&mut self) {
         self.complete_durable().await;
         self.release_held().await;
-        self.lose("the worker that received it has ended").await;
+        self.report_loss("the worker that received it has ended")
+            .await;
     }
 
     /// Waits for `pause`, reporting meanwhile. False after `stop`.
@@ -391,21 +402,24 @@ impl Listener {
             if now >= until {
                 return true;
             }
-            if !slept(REPORT.min(until - now), &self.stop).await {
+            if !slept(REPORT_INTERVAL.min(until - now), &self.stop).await {
                 return false;
             }
         }
     }
 
     async fn report_when_due(&mut self) {
-        if self.reported_at.is_none_or(|at| at.elapsed() >= REPORT) {
+        if self
+            .reported_at
+            .is_none_or(|at| at.elapsed() >= REPORT_INTERVAL)
+        {
             self.report().await;
         }
     }
 
     async fn report(&mut self) {
         self.reported_at = Some(Instant::now());
-        let heard_ago = self.heard.map(|at| self.shared.clock.now().since(at));
+        let heard_ago = self.heard_until.map(|at| self.shared.clock.now().since(at));
         let hidden = match self.connection {
             Some(_) => self.rules.lock + MARGIN,
             None => Duration::ZERO,
@@ -425,12 +439,15 @@ impl Listener {
                 None => state,
             },
         };
-        let unheard = heard_ago.unwrap_or_else(|| self.began_at.elapsed());
-        self.shared.status.metrics().heard(unheard, self.foreign);
+        let lag = heard_ago.unwrap_or_else(|| self.began_at.elapsed());
+        self.shared
+            .status
+            .metrics()
+            .set_feedback_lag(lag, self.foreign);
         let hub = &self.shared.hub.name;
         let reported = self.shared.store.report_listener(hub, &report);
-        if !matches!(timeout(REPORT_WITHIN, reported).await, Ok(Ok(()))) {
-            tracing::debug!(%hub, "the store does not take how far the hub was heard");
+        if !matches!(timeout(REPORT_TIMEOUT, reported).await, Ok(Ok(()))) {
+            tracing::debug!(%hub, "the store does not record the listener's report");
         }
     }
 }
@@ -440,21 +457,22 @@ fn new_id() -> Holder {
 }
 
 impl Shared {
-    /// Merges own records. Waits for a store that is away. `None` if the store does not take them: the hub redelivers the
-    /// messages when their locks end.
+    /// Merges own records. Waits for an unavailable store. Returns `None` if the store does not
+    /// take the records: the hub redelivers the messages when the locks end.
     ///
-    /// Cancel safety: if dropped, the messages are not answered, and some of their records may be merged.
-    async fn take_in(&self, messages: Vec<FeedbackBatch>) -> Option<Found> {
+    /// Cancel safety: if dropped, the messages are not answered, and some of their records may be
+    /// merged.
+    async fn merge_own(&self, messages: Vec<FeedbackBatch>) -> Option<SortedMessages> {
         let metrics = self.status.metrics();
         let unreadable = messages.iter().map(|it| it.unreadable).sum();
         metrics.feedback_unreadable.inc_by(unreadable);
         let records = messages.iter().flat_map(|it| &it.records);
         let mut records: Vec<_> = records.cloned().collect();
-        let Ours { rollouts, merged } = match self.merge(&records).await {
-            Ok(ours) => ours,
+        let OwnRecords { rollouts, merged } = match self.merge(&records).await {
+            Ok(own) => own,
             Err(error) => {
                 // The messages are not answered, and so not counted.
-                tracing::error!(hub = %self.hub.name, error = in_words(&error), "feedback not recorded");
+                tracing::error!(hub = %self.hub.name, error = describe(&error), "feedback not recorded");
                 return None;
             }
         };
@@ -468,13 +486,13 @@ impl Shared {
             .feedback_foreign
             .inc_by((all - records.len()) as u64);
         metrics.feedback_merged.inc_by(merged as u64);
-        let (ours, foreign): (Vec<_>, Vec<_>) = messages
+        let (own, foreign): (Vec<_>, Vec<_>) = messages
             .into_iter()
             .partition(|it| it.records.iter().any(is_own));
         let tickets = |of: Vec<FeedbackBatch>| of.into_iter().map(|it| it.ticket).collect();
-        Some(Found {
-            ours: Merged {
-                tickets: tickets(ours),
+        Some(SortedMessages {
+            own: Merged {
+                tickets: tickets(own),
                 records,
                 at: Instant::now(),
             },
@@ -490,31 +508,32 @@ impl Shared {
 
     fn answered(&self, answered: Result<(), HubError>) {
         if let Err(error) = answered {
-            tracing::debug!(hub = %self.hub.name, ?error, "feedback message not answered, it comes again");
+            tracing::debug!(hub = %self.hub.name, error = describe(&error), "feedback message not settled, the hub \
+                 delivers it again");
         }
     }
 
     /// Merges the records of known rollouts.
-    async fn merge(&self, records: &[FeedbackRecord]) -> Result<Ours, StoreError> {
-        let mut ours = Ours::default();
+    async fn merge(&self, records: &[FeedbackRecord]) -> Result<OwnRecords, StoreError> {
+        let mut own = OwnRecords::default();
         for ((name, id), batches) in by_rollout(records) {
-            let known = self.persistently(|| self.store.revision(&name)).await?;
+            let known = self.retry_past_stop(|| self.store.revision(&name)).await?;
             if known.is_none() {
                 continue;
             }
-            ours.rollouts.insert(name.clone());
+            own.rollouts.insert(name.clone());
             let merges = batches.iter();
             let merges = merges.map(|(of, reports)| self.merge_one(&name, id, *of, reports));
             let merges: Vec<_> = merges.collect();
-            let mut merges = stream::iter(merges).buffer_unordered(AT_ONCE);
+            let mut merges = stream::iter(merges).buffer_unordered(MAX_CONCURRENT_MERGES);
             while let Some(reports) = merges.try_next().await? {
-                ours.merged += reports;
+                own.merged += reports;
             }
         }
-        Ok(ours)
+        Ok(own)
     }
 
-    /// Merges reports on one batch. Returns the number of those that were merged.
+    /// Merges reports on a batch. Returns the number of merged reports.
     async fn merge_one(
         &self,
         name: &RolloutName,
@@ -523,25 +542,27 @@ impl Shared {
         reports: &[Report],
     ) -> Result<usize, StoreError> {
         let merge = || self.store.merge(name, id, batch, attempt, reports);
-        match self.persistently(merge).await {
+        match self.retry_past_stop(merge).await {
             Ok(merged) => Ok(merged),
             // Feedback on an older plan, or on another rollout of this name.
             Err(error) if error.disposition() == Disposition::Superseded => {
-                tracing::debug!(rollout = %name, error = in_words(&error), "feedback on something that does not exist");
+                tracing::debug!(rollout = %name, error = describe(&error), "feedback for a missing \
+                     rollout or batch");
                 Ok(0)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Like [`patiently`](Shared::patiently), but goes on while the worker is stopping. The caller bounds the time.
-    async fn persistently<T, F>(&self, call: impl Fn() -> F) -> Result<T, StoreError>
+    /// Like [`retry_until_stop`](Shared::retry_until_stop), but goes on while the worker is
+    /// stopping. The caller bounds the time.
+    async fn retry_past_stop<T, F>(&self, call: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
         let never = CancellationToken::new();
-        let result = self.patiently(&never, call).await?;
-        Ok(result.expect("nobody cancels it"))
+        let result = self.retry_until_stop(&never, call).await?;
+        Ok(result.expect("the token is never cancelled"))
     }
 }
 
@@ -580,7 +601,7 @@ fn by_rollout(records: &[FeedbackRecord]) -> BTreeMap<(RolloutName, RolloutId), 
 
 /// The next pause after messages of other applications, given the `last` pause.
 fn next_pause(last: Duration) -> Duration {
-    (last * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+    (last * 2).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
 #[cfg(test)]

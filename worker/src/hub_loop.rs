@@ -1,4 +1,4 @@
-//! One hub's loop: slots, dispatches, leases.
+//! The loop of a hub: acquires slots, takes dispatches, leases batches.
 
 use std::sync::{Arc, PoisonError};
 
@@ -8,46 +8,47 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::{BatchId, RolloutId, RolloutName};
 use twincast_core::message::Ack;
-use twincast_core::plan::{BatchHeader, Group};
+use twincast_core::plan::{BatchHeader, TagGroup};
 use twincast_core::ports::{
     Clock, Deliveries, Dispatch, Disposition, LeaseReply, Queue, QueueError, Store, StoreError,
     Ticket,
 };
-use twincast_core::spec::{Opening, RolloutSpec};
+use twincast_core::spec::{RolloutSpec, ScheduleState};
 use twincast_core::trace::Tracer;
 use twincast_retry::Policy;
 
 use crate::batch::{self, BatchRun, Ended, HeldBatch};
+use crate::batch_span::BatchSpan;
 use crate::config::{WorkerConfig, WorkerError, WorkerHub};
 use crate::feedback;
-use crate::known::{KNOWN, Known};
-use crate::later::Later;
 use crate::link;
-use crate::metrics::OneMore;
+use crate::metrics::GaugeGuard;
 use crate::pacer::Pacer;
+use crate::retry_queue::RetryQueue;
+use crate::rollout_cache::{CACHE_SIZE, CachedRollout};
 use crate::shared::Shared;
 use crate::status::HubStatus;
-use crate::told::Telling;
 
 pub(crate) struct HubLoop {
     shared: Arc<Shared>,
 }
 
-/// What a slot is taken for.
+/// The work of a slot.
 struct Work {
     dispatch: Dispatch,
-    /// Its answer is owed; one that is remembered has been answered.
+    /// The pending answer to the queue. `None` for a dispatch from [`RetryQueue`], which was
+    /// answered before.
     ticket: Option<Box<dyn Ticket>>,
 }
 
-/// What became of a dispatch.
+/// The result of handling a dispatch.
 enum Handled {
-    /// The batch was put down.
-    PutDown(Ended),
-    /// Somebody else has the batch.
+    /// Work on the batch has ended, or never began.
+    Ended(Ended),
+    /// Another holder has the lease of the batch.
     Held,
 }
 
@@ -81,9 +82,9 @@ impl HubLoop {
             return Ok(());
         };
         let slots = Arc::new(Semaphore::new(shared.config.slots));
-        // Each gives the dispatch back that it could not work on, because somebody else has the batch.
+        // A run returns the dispatch of a batch leased by another holder.
         let mut runs: JoinSet<Result<Option<Dispatch>, WorkerError>> = JoinSet::new();
-        let mut later = Later::new(shared.config.lease);
+        let mut retry_queue = RetryQueue::new(shared.config.lease);
         for task in [
             feedback::listen(Arc::clone(&shared), stop.clone()).boxed(),
             link::report(Arc::clone(&shared), stop.clone()).boxed(),
@@ -91,13 +92,13 @@ impl HubLoop {
             runs.spawn(task.map_ok(|()| None));
         }
         let result = loop {
-            let next = shared.next(&slots, &mut later, &mut *deliveries);
+            let next = shared.next(&slots, &mut retry_queue, &mut *deliveries);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ok(()),
                 Some(ended) = runs.join_next() => match ended {
                     Ok(Ok(None)) => {}
-                    Ok(Ok(Some(held))) => later.put(held, Instant::now()),
+                    Ok(Ok(Some(held))) => retry_queue.push(held, Instant::now()),
                     Ok(Err(error)) => break Err(error),
                     Err(error) => break Err(WorkerError::Panicked(error)),
                 },
@@ -114,7 +115,8 @@ impl HubLoop {
                 },
             }
         };
-        // Those that still run see `stop`, or their rollout's next answer; all of them are awaited.
+        // Remaining runs see `stop`, or the directive in the store's next answer; all runs are
+        // awaited.
         stop.cancel();
         let mut result = result;
         while let Some(ended) = runs.join_next().await {
@@ -126,23 +128,24 @@ impl HubLoop {
 }
 
 impl Shared {
-    /// A slot first, then something to do in it: the queue never waits for us.
+    /// Acquires a slot first, then work for the slot, so that no taken dispatch waits for a slot.
     ///
-    /// Cancel safety: if dropped, nothing is lost, by the contracts of semaphore and [`Deliveries::next`].
+    /// Cancel safety: if dropped, nothing is lost, by the contracts of semaphore and
+    /// [`Deliveries::next`].
     async fn next(
         &self,
         slots: &Arc<Semaphore>,
-        later: &mut Later,
+        retry_queue: &mut RetryQueue,
         deliveries: &mut dyn Deliveries,
     ) -> (Result<Work, QueueError>, OwnedSemaphorePermit) {
-        if let Some(until) = self.status.shut_until() {
+        if let Some(until) = self.status.unavailable_until() {
             tokio::time::sleep_until(until).await;
         }
         let slot = Arc::clone(slots).acquire_owned().await;
         let slot = slot.expect("the semaphore is never closed");
         let work = tokio::select! {
             biased;
-            dispatch = later.next() => Ok(Work { dispatch, ticket: None }),
+            dispatch = retry_queue.next() => Ok(Work { dispatch, ticket: None }),
             delivery = deliveries.next() => delivery.map(|delivery| Work {
                 dispatch: delivery.dispatch,
                 ticket: Some(delivery.ticket),
@@ -151,8 +154,9 @@ impl Shared {
         (work, slot)
     }
 
-    /// Begins to take dispatches, trying for as long as it takes: a broker may be away, or be
-    /// making the queue for another worker just now. `None` when told to stop.
+    /// Subscribes to dispatches, retrying for as long as necessary: the broker may be unavailable,
+    /// or another worker may be declaring the queue at the same time. Returns `None` if `stop` is
+    /// cancelled.
     async fn subscribe(
         &self,
         queue: &dyn Queue,
@@ -170,7 +174,7 @@ impl Shared {
                 subscribed => return subscribed.map(Some),
             };
             let wait = delays.next_delay().unwrap_or(Policy::reconnect().max());
-            tracing::warn!(hub = %self.hub.name, error = in_words(&error), ?wait, "waiting for the queue");
+            tracing::warn!(hub = %self.hub.name, error = describe(&error), ?wait, "waiting for the queue");
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
@@ -179,7 +183,8 @@ impl Shared {
         }
     }
 
-    /// Answers for one dispatch. Gives it back when it is to be tried once more.
+    /// Handles and answers a dispatch. Returns the dispatch if the batch is to be tried again
+    /// later.
     async fn handle(
         &self,
         work: Work,
@@ -188,51 +193,56 @@ impl Shared {
         let Work { dispatch, ticket } = work;
         let handled = match self.work(&dispatch.rollout, dispatch.batch, &stop).await {
             Ok(handled) => handled,
-            Err(error) => Handled::PutDown(self.ended_by(&dispatch, error)?),
+            Err(error) => Handled::Ended(self.ended_by(&dispatch, error)?),
         };
-        // A dispatch that comes back tells that its worker crashed, or only that its connection broke: it is tried once
-        // more, and needs no slot until then. A batch of a shut hub is rung for again; a dispatch that went back and forth
-        // would be taken for a poisonous one.
+        // A redelivered dispatch means that a worker crashed, or merely lost its connection. So the
+        // dispatch of a leased batch is tried again later, and needs no slot until then. The
+        // dispatch of an unavailable hub is acked, because the driver redispatches the batch, and a
+        // repeatedly requeued dispatch would count as poisonous.
         let is_new = ticket.is_some();
         let answered = match (ticket, &handled) {
             (None, _) => Ok(()),
-            (Some(ticket), Handled::PutDown(Ended::Stopped)) => ticket.requeue().await,
+            (Some(ticket), Handled::Ended(Ended::Stopped)) => ticket.requeue().await,
             (Some(ticket), _) => ticket.ack().await,
         };
         if answered.is_err() {
-            // An unanswered dispatch comes back by itself; that costs time only.
-            tracing::warn!(rollout = %dispatch.rollout, batch = %dispatch.batch, "dispatch not answered");
+            // The queue redelivers an unanswered dispatch, which costs time only.
+            tracing::warn!(rollout = %dispatch.rollout, batch = %dispatch.batch, "dispatch not \
+                 settled");
         }
         Ok(match handled {
             Handled::Held if is_new => Some(dispatch),
             Handled::Held => None,
-            Handled::PutDown(ended) => {
-                tracing::debug!(rollout = %dispatch.rollout, batch = %dispatch.batch, ?ended, "batch put down");
+            Handled::Ended(ended) => {
+                tracing::debug!(rollout = %dispatch.rollout, batch = %dispatch.batch, ?ended, "work \
+                     on batch ended");
                 None
             }
         })
     }
 
-    /// How work on a batch has ended that has failed, if the worker can go on.
+    /// Returns how failed work on a batch has ended, or the error if the worker cannot continue.
     fn ended_by(&self, dispatch: &Dispatch, error: StoreError) -> Result<Ended, WorkerError> {
         let Dispatch { rollout, batch, .. } = dispatch;
         match error.disposition() {
-            // An old dispatch, with nothing left to ring for.
+            // An old dispatch, without a batch to work on.
             Disposition::Superseded => {
-                tracing::warn!(%rollout, %batch, error = in_words(&error), "dispatch of something that does not exist");
+                tracing::warn!(%rollout, %batch, error = describe(&error), "dispatch for a missing \
+                     rollout or batch");
                 Ok(Ended::Done)
             }
-            // It is rung for again, until a newer worker hears it.
+            // The driver redispatches the batch until a newer worker takes the dispatch.
             Disposition::Fatal if matches!(error, StoreError::Newer { .. }) => {
-                if self.leaves_alone(rollout, Ended::Newer) {
-                    tracing::warn!(%rollout, error = in_words(&error), "left to newer workers");
+                if self.note_skipped(rollout, Ended::Newer) {
+                    tracing::warn!(%rollout, error = describe(&error), "left to newer workers");
                 }
                 Ok(Ended::Newer)
             }
-            // One batch that cannot be read must not stop the others; its lease lapses, and counts
-            // against it.
+            // A single unreadable batch must not stop the other batches. The lease lapses, and
+            // counts as a failed lease of the batch.
             Disposition::Fatal if self.config.give_up.is_none() => {
-                tracing::error!(%rollout, %batch, error = in_words(&error), "batch cannot be worked on");
+                tracing::error!(%rollout, %batch, error = describe(&error), "cannot work on the \
+                     batch");
                 Ok(Ended::Fenced)
             }
             Disposition::Fatal | Disposition::Retry => Err(WorkerError::Store {
@@ -249,131 +259,139 @@ impl Shared {
         batch: BatchId,
         stop: &CancellationToken,
     ) -> Result<Handled, StoreError> {
-        if self.status.shut_until().is_some() {
-            // It was on its way here when the hub was found shut. The loop waits, not the dispatch.
-            return Ok(Handled::PutDown(Ended::HubShut));
+        if self.status.unavailable_until().is_some() {
+            // The dispatch was taken before the hub was found unavailable. The loop waits for the
+            // hub; the dispatch does not.
+            return Ok(Handled::Ended(Ended::HubUnavailable));
         }
-        // Known first: also of a batch that is not given, a rollout's feedback may be waited for.
-        let Some(known) = self.patiently(stop, || self.known(name, None)).await? else {
-            return Ok(Handled::PutDown(Ended::Stopped));
+        // The rollout is read before the lease: feedback may be due for a rollout even if the batch
+        // is not granted.
+        let Some(cached) = self
+            .retry_until_stop(stop, || self.cached_rollout(name, None))
+            .await?
+        else {
+            return Ok(Handled::Ended(Ended::Stopped));
         };
-        let trace_id = known
+        let trace_id = cached
             .trace
             .map(|trace| tracing::field::display(trace.trace));
         let log = tracing::error_span!("batch", trace_id);
         self.work_on(name, batch, stop).instrument(log).await
     }
 
-    /// Works on a batch.
+    /// Leases a batch, and works on the batch.
     async fn work_on(
         &self,
         name: &RolloutName,
         batch: BatchId,
         stop: &CancellationToken,
     ) -> Result<Handled, StoreError> {
-        let stopped = Handled::PutDown(Ended::Stopped);
-        let wish = batch::wish(self.id, name, batch, self.config.lease);
-        let take = || HeldBatch::take(&self.store, &wish);
-        let mut held = match self.patiently(stop, take).await? {
+        let stopped = Handled::Ended(Ended::Stopped);
+        let request = batch::lease_request(self.id, name, batch, self.config.lease);
+        let take = || HeldBatch::take(&self.store, &request);
+        let mut held = match self.retry_until_stop(stop, take).await? {
             None => return Ok(stopped),
             Some(Ok(held)) => held,
             Some(Err(LeaseReply::Held(_))) => return Ok(Handled::Held),
-            Some(Err(LeaseReply::Done)) => return Ok(Handled::PutDown(Ended::Done)),
+            Some(Err(LeaseReply::Done)) => return Ok(Handled::Ended(Ended::Done)),
             Some(Err(reply)) => {
                 if reply == LeaseReply::Quarantined {
-                    tracing::warn!(rollout = %name, %batch, "batch has brought down its workers, left alone");
+                    tracing::warn!(rollout = %name, %batch, "batch is quarantined, not worked on");
                 }
-                return Ok(Handled::PutDown(Ended::Unwanted));
+                return Ok(Handled::Ended(Ended::NotRunning));
             }
         };
         let work = held.work();
         if work.header().host != self.hub.host {
             self.leave_to_other_hub(name, work.header(), held).await;
-            return Ok(Handled::PutDown(Ended::OtherHub));
+            return Ok(Handled::Ended(Ended::OtherHub));
         }
-        // What was known may be of another rollout of that name, which was removed.
-        let known = || self.known(name, Some(work.rollout));
-        let Some(known) = self.patiently(stop, known).await? else {
+        // The cached rollout may be a removed rollout of the same name.
+        let read = || self.cached_rollout(name, Some(work.rollout));
+        let Some(cached) = self.retry_until_stop(stop, read).await? else {
             return Ok(stopped);
         };
-        tracing::debug!(rollout = %name, %batch, "batch taken up");
-        let closes_at = self.closes_at(&known.spec, &work.header().group);
-        let telling = Telling::of(&known, work.header(), held.epoch(), self.clock.now());
-        let mut run = BatchRun::new(self, held, work, &known, closes_at);
-        let counted = OneMore::of(&self.status.metrics().batches);
+        tracing::debug!(rollout = %name, %batch, "batch leased");
+        let closes_at = self.closes_at(&cached.spec, &work.header().group);
+        let span = BatchSpan::begin(&cached, work.header(), held.epoch(), self.clock.now());
+        let mut run = BatchRun::new(self, held, work, &cached, closes_at);
+        let counted = GaugeGuard::of(&self.status.metrics().batches);
         let ended = run.until_ended(stop).await?;
         drop(counted);
         self.status.metrics().ended(ended);
         let end = self.clock.now();
         self.tracer
-            .tell(telling.map(|it| it.ended(ended, run.recorded(), end)));
+            .emit(span.map(|it| it.end(ended, run.recorded(), end)));
         if ended != Ended::Fenced
             && let Some(held) = run.into_batch()
         {
             held.release().await;
         }
-        Ok(Handled::PutDown(ended))
+        Ok(Handled::Ended(ended))
     }
 
-    /// Counts a batch that is left to other workers. Whether it is the first of its rollout, as far as is remembered.
-    fn leaves_alone(&self, name: &RolloutName, ended: Ended) -> bool {
+    /// Counts a batch left to other workers. Returns whether the batch is the first of its rollout,
+    /// as far as remembered.
+    fn note_skipped(&self, name: &RolloutName, ended: Ended) -> bool {
         self.status.metrics().ended(ended);
-        let left_alone = self.left_alone.lock();
-        let mut left_alone = left_alone.unwrap_or_else(PoisonError::into_inner);
-        if left_alone.len() >= KNOWN {
-            left_alone.clear();
+        let skipped = self.skipped.lock();
+        let mut skipped = skipped.unwrap_or_else(PoisonError::into_inner);
+        if skipped.len() >= CACHE_SIZE {
+            skipped.clear();
         }
-        left_alone.insert(name.clone())
+        skipped.insert(name.clone())
     }
 
-    /// Gives a batch back that was planned for another hub than the one of its name here.
+    /// Releases a batch planned for a host other than the host configured here under the hub's
+    /// name.
     async fn leave_to_other_hub(&self, name: &RolloutName, header: &BatchHeader, held: HeldBatch) {
-        if self.leaves_alone(name, Ended::OtherHub) {
+        if self.note_skipped(name, Ended::OtherHub) {
             tracing::error!(
                 rollout = %name, hub = %header.hub, planned = %header.host, configured = %self.hub.host,
-                "its batches are not sent: this hub is another one in this worker's configuration"
+                "batches not sent: this worker's configuration has another hub under this name"
             );
         }
         held.release().await;
     }
 
-    /// When nothing more may be sent to a tag group, by its rollout's schedule: at once, if it is closed.
-    fn closes_at(&self, spec: &RolloutSpec, group: &Group) -> Option<Instant> {
+    /// Returns when the rollout's schedule closes for a tag group: now if already closed, `None` if
+    /// never.
+    fn closes_at(&self, spec: &RolloutSpec, group: &TagGroup) -> Option<Instant> {
         let now = self.clock.now();
-        match spec.opening(group, now) {
-            Opening::Closed { .. } => Some(Instant::now()),
-            Opening::Open { until } => until.map(|until| Instant::now() + until.since(now)),
+        match spec.schedule_state(group, now) {
+            ScheduleState::Closed { .. } => Some(Instant::now()),
+            ScheduleState::Open { until } => until.map(|until| Instant::now() + until.since(now)),
         }
     }
 
-    /// What all batches of a rollout need: of `which` one, if several have had the name. A slow read keeps only those
-    /// waiting that need this rollout.
-    async fn known(
+    /// Returns the parts of a rollout shared by all batches. `which` selects a rollout if several
+    /// rollouts have had the name. A slow read delays only batches of the same rollout.
+    async fn cached_rollout(
         &self,
         name: &RolloutName,
         which: Option<RolloutId>,
-    ) -> Result<Arc<Known>, StoreError> {
-        if let Some(known) = self.known.get(name, which) {
-            return Ok(known);
+    ) -> Result<Arc<CachedRollout>, StoreError> {
+        if let Some(cached) = self.rollout_cache.get(name, which) {
+            return Ok(cached);
         }
         let rollout = self.store.rollout(name).await?;
         let rollout = rollout.filter(|rollout| which.is_none_or(|which| which == rollout.id));
         let rollout = rollout.ok_or_else(|| StoreError::NotFound {
             what: format!("rollout {name}"),
         })?;
-        let known = Known::new(rollout, |spec, stage| {
+        let cached = CachedRollout::new(rollout, |spec, stage| {
             Pacer::new(
                 Arc::clone(&self.store),
                 Arc::clone(&self.status),
-                self.patience(),
+                self.retry_limit(),
                 self.hub.limits,
                 &self.hub.name,
                 (spec, stage),
             )
         })?;
-        if known.content.ack != Ack::None {
+        if cached.content.ack != Ack::None {
             self.feedback_wanted.notify_one();
         }
-        Ok(self.known.put(known))
+        Ok(self.rollout_cache.put(cached))
     }
 }

@@ -1,5 +1,5 @@
-//! The worker: takes dispatches, leases their batches, sends to each device within the hub's
-//! quota, and records every outcome.
+//! The worker: takes dispatches, leases the batches, sends to each device within the hub's quota,
+//! and records every outcome.
 //!
 //! ```text
 //!  queue ──dispatch──▶ hub loop ──slot──▶ batch run ──message──▶ hub
@@ -9,30 +9,31 @@
 //!  hub ──feedback──▶ listener ──────────────reports──────────────────▶ store
 //! ```
 //!
-//! * [`Worker::run`] owns one loop per hub, and drains them when it is told to stop;
-//! * a hub loop takes a slot first and a dispatch second, so it never holds work it cannot do;
-//! * a batch run is where sends, retries and records are woven together;
-//! * the pacer turns blocks of permits into an even stream;
-//! * the listener merges what the hub says became of messages later, from the first rollout on
-//!   that asks for it.
+//! * [`Worker::run`] runs a loop for each hub, and drains the loops on stop;
+//! * a hub loop acquires a slot before a dispatch, so the worker never holds a dispatch without a
+//!   free slot;
+//! * a batch run interleaves sends, retries and records;
+//! * the pacer spreads blocks of permits into an even stream of permits;
+//! * the listener merges the hub's later feedback on messages into outcomes, from the first rollout
+//!   with feedback enabled on.
 //!
-//! Any number of workers may run at once: they share nothing but queue and store.
+//! Any number of workers may run at once: workers share only the queue and the store.
 
 mod batch;
+mod batch_span;
 mod config;
 mod feedback;
 mod hub_loop;
-mod known;
-mod later;
 mod link;
 mod metrics;
 mod pace;
 mod pacer;
-mod patience;
+mod retry_queue;
+mod rollout_cache;
+mod send_lock;
 mod shared;
 mod status;
-mod told;
-mod turns;
+mod store_retry;
 
 use std::sync::Arc;
 
@@ -57,7 +58,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker for `hubs`. `clock` is for rollouts that have a schedule.
+    /// Creates a worker for `hubs`. `clock` serves rollouts with a schedule.
     #[must_use]
     pub fn new(
         config: WorkerConfig,
@@ -78,30 +79,31 @@ impl Worker {
         }
     }
 
-    /// The same, telling `tracer` of batches that were worked on.
+    /// Emits a span for every traced batch run to `tracer`.
     #[must_use]
     pub fn traced_by(mut self, tracer: Tracer) -> Self {
         self.tracer = tracer;
         self
     }
 
-    /// What the worker is doing, live.
+    /// Returns the live status of the worker.
     #[must_use]
     pub fn status(&self) -> Arc<WorkerStatus> {
         Arc::clone(&self.status)
     }
 
-    /// Works until `stop` is cancelled; then takes nothing new, waits for the hub's answers to
-    /// what is in flight (at most [`WorkerConfig::drain`]), records them, and lets go of its
+    /// Works until `stop` is cancelled. Then takes no new dispatches, waits for the hub's answers
+    /// to sends in flight (at most [`WorkerConfig::drain`]), records the answers, and releases the
     /// batches.
     ///
-    /// Cancel safety: if dropped, what was in flight is not recorded, as after a crash.
+    /// Cancel safety: if dropped, outcomes of sends in flight are not recorded, as after a crash.
     ///
     /// # Errors
-    /// When the store or the queue is lost for good. What could be recorded has been.
+    /// When the store or the queue fails permanently. All outcomes that could be recorded are
+    /// recorded.
     pub async fn run(self, stop: CancellationToken) -> Result<(), WorkerError> {
         let mut loops = JoinSet::new();
-        // Lets the other loops drain when one of them fails.
+        // Lets the other loops drain when a loop fails.
         let stop = stop.child_token();
         for hub in self.hubs {
             let status = self.status.hub(&hub.name);

@@ -12,15 +12,15 @@ use crate::config::WorkerError;
 use crate::shared::Shared;
 use crate::status::HubState;
 
-/// The interval between two looks at a link.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval between two checks of the link.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The time limit of a report.
-const REPORT_WITHIN: Duration = Duration::from_secs(5);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reports the condition of the sending link until `stop`: at once when it changes, else every [`REPORTED_EVERY`]. The
-/// last report says that the link is not used any more.
+/// Reports the condition of the sending link until `stop`: at once when the condition changes,
+/// otherwise every [`REPORTED_EVERY`]. The last report marks the link as unused.
 ///
-/// A store that is away is no trouble of the link: the report is made again a second later.
+/// An unavailable store is not a failure of the link: the report is repeated a second later.
 pub(crate) async fn report(
     shared: Arc<Shared>,
     stop: CancellationToken,
@@ -36,7 +36,7 @@ pub(crate) async fn report(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            () = sleep(LOOK) => {}
+            () = sleep(CHECK_INTERVAL) => {}
         }
     }
     reporter.report(LinkState::Unused, Duration::ZERO).await;
@@ -46,7 +46,7 @@ pub(crate) async fn report(
 struct Reporter {
     shared: Arc<Shared>,
     worker: Holder,
-    /// The last report that the store has taken.
+    /// The last report accepted by the store.
     last: Option<(LinkState, Instant)>,
 }
 
@@ -65,15 +65,16 @@ impl Reporter {
             state,
         };
         let reported = self.shared.store.report_link(hub, &report);
-        match timeout(REPORT_WITHIN, reported).await {
+        match timeout(REPORT_TIMEOUT, reported).await {
             Ok(Ok(())) => self.last = Some((report.state, Instant::now())),
-            _ => tracing::debug!(%hub, "the store does not take the state of the link"),
+            _ => tracing::debug!(%hub, "the store does not record the state of the link"),
         }
     }
 }
 
 impl Shared {
-    /// The condition of the sending link, and for how long that of a hindered one has lasted.
+    /// Returns the condition of the sending link and, for a hindered link, how long the condition
+    /// has lasted.
     fn link_state(&self) -> (LinkState, Duration) {
         self.status
             .metrics()
@@ -82,7 +83,7 @@ impl Shared {
         if let Some(has_link) = has_link {
             self.status.metrics().link_up(has_link);
         }
-        if let HubState::Shut {
+        if let HubState::Unavailable {
             since,
             trouble,
             reason,
@@ -91,7 +92,7 @@ impl Shared {
         {
             return (LinkState::hindered(trouble, &reason), since.elapsed());
         }
-        if let Some(is) = self.hub.hub.hindrance() {
+        if let Some(is) = self.hub.hub.obstacle() {
             return (LinkState::hindered(is.trouble, &is.reason), is.lasting);
         }
         let state = match has_link {

@@ -1,5 +1,5 @@
-//! What a worker counts, for Prometheus. Labels come from closed sets: the configured hubs, outcomes,
-//! ends of batches. Everything is counted from the start of the process.
+//! Prometheus metrics of a worker. Label values come from closed sets: the configured hubs,
+//! outcomes, and the ends of batch runs. All counters start with the process.
 
 use std::time::Duration;
 
@@ -13,16 +13,17 @@ use twincast_core::outcome::{OUTCOMES, Outcome};
 
 use crate::batch::Ended;
 
-/// From a hub near by to one that holds messages back: 12 s and more (`iot-hub-devguide-quotas-throttling`).
+/// From a nearby hub to a hub that delays messages: 12 s and more
+/// (`iot-hub-devguide-quotas-throttling`).
 const SEND_SECONDS: [f64; 12] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
 ];
-/// From a store near by to one that is as good as away.
+/// From a nearby store to a practically unavailable store.
 const RECORD_SECONDS: [f64; 10] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0,
 ];
 
-/// The families, each with a child for every hub.
+/// The metric families, each with a child for every hub.
 #[derive(Debug)]
 pub(crate) struct Families {
     accepted: IntCounterVec,
@@ -41,12 +42,12 @@ pub(crate) struct Families {
     outcomes: IntCounterVec,
     record_seconds: HistogramVec,
     feedback: IntCounterVec,
-    unheard: IntGaugeVec,
+    feedback_lag: IntGaugeVec,
     foreign_in_front: IntGaugeVec,
 }
 
 impl Families {
-    // Long because it is the list of all families.
+    // Long because all families are listed.
     pub(crate) fn new() -> Self {
         Self {
             accepted: counters(
@@ -56,17 +57,17 @@ impl Families {
             ),
             throttled: counters(
                 "twincast_sends_throttled_total",
-                "Sends that the hub refused for its quota. They are made again.",
+                "Sends refused by the hub because of its quota. They are repeated.",
                 &["hub"],
             ),
             unanswered: counters(
                 "twincast_sends_unanswered_total",
-                "Sends whose answer did not come.",
+                "Sends without an answer from the hub.",
                 &["hub"],
             ),
             repeated: counters(
                 "twincast_sends_repeated_total",
-                "Sends that were made again, for whatever reason.",
+                "Repeated sends, for any reason.",
                 &["hub"],
             ),
             in_flight: gauges(
@@ -76,82 +77,87 @@ impl Families {
             ),
             send_seconds: histograms(
                 "twincast_send_duration_seconds",
-                "From a send to the hub's answer.",
+                "Time from a send to the hub's answer, in seconds.",
                 &SEND_SECONDS,
             ),
             permits_late: counters(
                 "twincast_permits_late_total",
-                "Permits that the store gave too late to be used: it took more than half a second.",
+                "Permits granted too late to be used: the store took more than half a second.",
                 &["hub"],
             ),
             quota: vec(GaugeVec::new(
                 Opts::new(
                     "twincast_hub_quota_messages_per_minute",
-                    "What all workers together may send through the hub in a minute, by the configuration. \
-                     No sample for a hub without limits.",
+                    "Messages per minute that all workers together may send through the hub, by \
+                     the configuration. No sample for a hub without limits.",
                 ),
                 &["hub"],
             )),
             link_up: gauges(
                 "twincast_hub_link_up",
-                "1 while this worker has a link to the hub that messages can leave over, 0 while it has none. \
-                 No sample before it needs one.",
+                "1 while this worker has a usable sending link to the hub, otherwise 0. No sample \
+                 before the first use.",
                 &["hub"],
             ),
             clock: vec(GaugeVec::new(
                 Opts::new(
                     "twincast_hub_clock_ahead_seconds",
-                    "How far the hub's clock is ahead of this worker's, 0 when they may agree, negative when it is behind. \
-                     No sample while that is not known.",
+                    "Seconds by which the hub's clock is ahead of this worker's: 0 when both may \
+                     agree, negative when the hub's clock is behind. No sample while unknown.",
                 ),
                 &["hub"],
             )),
             shut: gauges(
                 "twincast_hub_shut",
-                "1 while the hub takes nothing: its daily quota is used up, it is suspended, or refuses the key.",
+                "1 while the hub accepts no messages: its daily quota is used up, it is suspended, \
+                 or it refuses the key.",
                 &["hub"],
             ),
             batches: gauges(
                 "twincast_batches_held",
-                "Batches that this worker works on.",
+                "Batches held by this worker.",
                 &["hub"],
             ),
             batches_ended: counters(
                 "twincast_batches_ended_total",
-                "Batches that were put down, by why: done, unwanted, stopped, hub_shut, fenced, newer (left to workers of a newer release).",
+                "Batches that this worker no longer works on, by reason: done, not_running, stopped, \
+                 hub_unavailable, fenced, newer (left to workers of a newer release), \
+                 other_hub (planned for another host under the hub's name).",
                 &["hub", "end"],
             ),
             outcomes: counters(
                 "twincast_outcomes_total",
-                "Outcomes that this worker has recorded for sends of its own.",
+                "Outcomes recorded by this worker for its own sends.",
                 &["hub", "outcome"],
             ),
             record_seconds: histograms(
                 "twincast_record_duration_seconds",
-                "How long it took the store to record outcomes and renew a lease.",
+                "Time for the store to record outcomes and renew a lease, in seconds.",
                 &RECORD_SECONDS,
             ),
             feedback: counters(
                 "twincast_feedback_records_total",
-                "Feedback records that came, as often as they came: ours, those of others that use the hub, or \
-                 unreadable.",
+                "Feedback records received, repetitions included: own, foreign (of other \
+                 applications), or unreadable.",
                 &["hub", "whose"],
             ),
-            unheard: gauges(
-                "twincast_feedback_unheard_seconds",
-                "How long ago the moment is until which this worker has heard all of the hub's feedback; of one \
-                 that has heard nothing, how long it has tried.",
+            feedback_lag: gauges(
+                "twincast_feedback_lag_seconds",
+                "Seconds since the moment up to which this worker has received all of the hub's \
+                 feedback; before the first such moment, seconds since the worker began to \
+                 listen.",
                 &["hub"],
             ),
             foreign_in_front: gauges(
                 "twincast_feedback_foreign_messages",
-                "Feedback messages of other applications that this worker found in front of ours the last time.",
+                "Feedback messages of other applications that this worker last found ahead of its \
+                 own in the queue.",
                 &["hub"],
             ),
         }
     }
 
-    /// What is exported.
+    /// Registers all families.
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         let all: [Box<dyn Collector>; 18] = [
             Box::new(self.accepted.clone()),
@@ -170,14 +176,14 @@ impl Families {
             Box::new(self.outcomes.clone()),
             Box::new(self.record_seconds.clone()),
             Box::new(self.feedback.clone()),
-            Box::new(self.unheard.clone()),
+            Box::new(self.feedback_lag.clone()),
             Box::new(self.foreign_in_front.clone()),
         ];
         all.into_iter()
             .try_for_each(|family| registry.register(family))
     }
 
-    /// A hub's children.
+    /// Returns the children of a hub.
     pub(crate) fn hub(&self, name: &HubName) -> HubMetrics {
         let hub = [name.as_str()];
         let of = |label| [name.as_str(), label];
@@ -185,7 +191,7 @@ impl Families {
             accepted: self.accepted.with_label_values(&hub),
             throttled: self.throttled.with_label_values(&hub),
             unanswered: self.unanswered.with_label_values(&hub),
-            resent: self.repeated.with_label_values(&hub),
+            repeated: self.repeated.with_label_values(&hub),
             in_flight: self.in_flight.with_label_values(&hub),
             send_seconds: self.send_seconds.with_label_values(&hub),
             permits_late: self.permits_late.with_label_values(&hub),
@@ -198,46 +204,46 @@ impl Families {
             outcomes: Outcome::ALL
                 .map(|outcome| self.outcomes.with_label_values(&of(outcome.as_str()))),
             record_seconds: self.record_seconds.with_label_values(&hub),
-            feedback_merged: self.feedback.with_label_values(&of("ours")),
-            feedback_foreign: self.feedback.with_label_values(&of("others")),
+            feedback_merged: self.feedback.with_label_values(&of("own")),
+            feedback_foreign: self.feedback.with_label_values(&of("foreign")),
             feedback_unreadable: self.feedback.with_label_values(&of("unreadable")),
-            unheard: self.unheard.with_label_values(&hub),
+            feedback_lag: self.feedback_lag.with_label_values(&hub),
             foreign_in_front: self.foreign_in_front.with_label_values(&hub),
         }
     }
 
-    /// A hub's quota; without one there is no sample.
+    /// Sets the quota of a hub. A hub without a quota has no sample.
     pub(crate) fn quota(&self, name: &HubName, per_minute: f64) {
         let gauge: Gauge = self.quota.with_label_values(&[name.as_str()]);
         gauge.set(per_minute);
     }
 }
 
-/// What is counted of one hub.
+/// The metrics of a hub.
 #[derive(Debug)]
 pub struct HubMetrics {
-    /// Messages that the hub accepted.
+    /// Messages accepted by the hub.
     pub accepted: IntCounter,
-    /// Refusals for the hub's quota.
+    /// Sends refused for the hub's quota.
     pub throttled: IntCounter,
-    /// Sends whose answer did not come.
+    /// Sends without an answer.
     pub unanswered: IntCounter,
-    /// Sends that were made again, for whatever reason.
-    pub resent: IntCounter,
+    /// Repeated sends, for any reason.
+    pub repeated: IntCounter,
     /// Sends under way.
     pub in_flight: IntGauge,
-    /// Feedback records that were merged, as often as they came.
+    /// Merged feedback records; a redelivered record counts again.
     pub feedback_merged: IntCounter,
-    /// Feedback records of other applications, as often as they came.
+    /// Feedback records of other applications; a redelivered record counts again.
     pub feedback_foreign: IntCounter,
-    /// Feedback records, and whole messages, that could not be understood, as often as they came.
+    /// Unreadable feedback records and unreadable messages; a redelivered record counts again.
     pub feedback_unreadable: IntCounter,
-    unheard: IntGauge,
+    feedback_lag: IntGauge,
     foreign_in_front: IntGauge,
     pub(crate) send_seconds: Histogram,
     pub(crate) permits_late: IntCounter,
     name: HubName,
-    /// Its child is made when there is something to say, as that of the next one.
+    /// The children of `link_up` and `clock` are created with the first known value.
     link_up: IntGaugeVec,
     clock: GaugeVec,
     pub(crate) shut: IntGauge,
@@ -248,56 +254,57 @@ pub struct HubMetrics {
 }
 
 impl HubMetrics {
-    /// A batch was put down.
+    /// Counts the end of a batch run.
     pub(crate) fn ended(&self, end: Ended) {
         self.ended[end as usize].inc();
     }
 
-    /// How long ago the moment is until which all feedback was heard, and how many messages of others were in front.
-    pub(crate) fn heard(&self, ago: Duration, foreign: u64) {
-        self.unheard.set(ago.as_secs().cast_signed());
+    /// Sets the age of the heard-until time, and the number of messages of other applications at
+    /// the front of the queue.
+    pub(crate) fn set_feedback_lag(&self, lag: Duration, foreign: u64) {
+        self.feedback_lag.set(lag.as_secs().cast_signed());
         self.foreign_in_front.set(foreign.cast_signed());
     }
 
-    /// Whether there is a link to the hub that messages can leave over.
+    /// Sets whether a link to the hub is open for messages.
     pub(crate) fn link_up(&self, is_up: bool) {
         let gauge = self.link_up.with_label_values(&[self.name.as_str()]);
         gauge.set(is_up.into());
     }
 
-    /// How far the hub's clock is ahead, if that is known.
+    /// Sets how far the hub's clock is ahead, if known.
     pub(crate) fn clock_ahead(&self, ms: Option<i64>) {
         let hub = [self.name.as_str()];
         match ms {
             Some(ms) => self.clock.with_label_values(&hub).set(ms as f64 / 1_000.0),
-            // There is none before it was known.
+            // There is no sample to remove before the first known value.
             None => _ = self.clock.remove_label_values(&hub),
         }
     }
 
-    /// An outcome was recorded.
+    /// Counts a recorded outcome.
     pub(crate) fn recorded(&self, outcome: Outcome) {
         self.outcomes[outcome as usize].inc();
     }
 }
 
-/// Counts one thing in a gauge until it is dropped.
-pub(crate) struct OneMore(IntGauge);
+/// Adds 1 to a gauge until dropped.
+pub(crate) struct GaugeGuard(IntGauge);
 
-impl OneMore {
+impl GaugeGuard {
     pub(crate) fn of(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for OneMore {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-/// Names and labels are written down here, so a family that cannot be made is a defect.
+/// Unwraps a new family. Names and labels are constants, so a failure is a defect.
 fn vec<T>(made: Result<T, prometheus::Error>) -> T {
     made.expect("names and labels are valid")
 }

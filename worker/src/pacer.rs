@@ -1,13 +1,15 @@
-//! From blocks of permits to an even stream of sends.
+//! Turns blocks of permits into an even stream of sends.
 //!
-//! The store hands out permits for a hub in blocks, so that workers agree on the quota at a small cost. A [`Line`] spreads
-//! them over most of the time that they stand for, so that the hub sees a stream and not bursts. Whoever waits for a permit
-//! takes one as a value and waits for its time; if they give up meanwhile, it is lost. Whoever waits also moves a fetch
-//! on, so there is no task, and no lock is held while the store is asked.
+//! The store grants permits for a hub in blocks, so that workers share the quota at a small cost. A
+//! [`PermitStream`] spreads a block over most of the block's time, so that the hub sees a stream
+//! and not bursts. A caller of [`Pacer::acquire`] takes a permit as a value, and waits for the
+//! permit's time; a caller that gives up loses the permit. Waiting callers also drive the fetch of
+//! the next block. The pacer therefore has no task, and holds no lock during a store call.
 //!
-//! A ramp's rate follows from the store's counts, which are read anew for a block when they are older than
-//! [`LOOK_AGAIN`]. Nothing else is remembered, so all workers come to the same rate, at most that much later. Counts
-//! only rise while devices are sent to, so an old one means a rate that is too low, never one too high.
+//! The rate of a ramp follows from the store's counts. Counts older than [`MAX_COUNT_AGE`] are read
+//! anew before a block is requested. The pacer keeps no other state of the ramp, so all workers
+//! arrive at the same rate within [`MAX_COUNT_AGE`]. Counts only rise while devices are sent to, so
+//! old counts give a rate that is too low, never too high.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +19,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use tokio::time::{Instant, sleep, sleep_until};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{HubName, StageIndex};
 use twincast_core::permits::{Grant, PermitRequest};
@@ -25,55 +27,57 @@ use twincast_core::ports::{Store, StoreError};
 use twincast_core::spec::{Rate, RolloutSpec, StagePace};
 use twincast_retry::Policy;
 
-use crate::pace::{Block, Line, Need, Permit};
-use crate::patience::{Patience, Tries, next_delay};
+use crate::pace::{Block, Need, Permit, PermitStream};
 use crate::status::HubStatus;
+use crate::store_retry::{StoreRetryLimit, Tries, next_delay};
 
-/// Permits that took longer to get here are not used: what they stand for may be over by as much. A little less than the
-/// jitter that the quota's headroom is for.
-const STALE: Duration = Duration::from_millis(500);
+/// Permits from a store call longer than this are discarded: the time of the permits may have
+/// passed by as much. A little less than the jitter covered by the quota's headroom.
+const MAX_FETCH_TIME: Duration = Duration::from_millis(500);
 
-/// How old the counts may be by which a ramp's rate is found, while it rises.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// And when it has reached the highest: counts fall when devices are tried again.
-const LOOK_AGAIN_AT_TOP: Duration = Duration::from_secs(5);
+/// The longest age of the counts that determine a ramp's rate, while the ramp rises.
+const MAX_COUNT_AGE: Duration = Duration::from_millis(500);
+/// The longest age of the counts after the ramp has reached the highest rate. The counts are still
+/// read, because counts fall when devices are retried.
+const MAX_COUNT_AGE_AT_TOP: Duration = Duration::from_secs(5);
 
-/// A fetch that nobody has waited for so long is begun anew: its answer would look late.
-const LEFT: Duration = Duration::from_millis(100);
+/// A fetch without a waiting caller for longer than this is begun anew. Without callers a fetch
+/// makes no progress, so the answer would look late.
+const ABANDONED_AFTER: Duration = Duration::from_millis(100);
 
 type Fetching = Shared<BoxFuture<'static, ()>>;
 
 /// The pace of one rollout's stage on one hub, for all of the worker's batches.
 pub(crate) struct Pacer {
-    asker: Arc<Asker>,
-    found: Arc<Mutex<Found>>,
+    fetcher: Arc<PermitFetcher>,
+    results: Arc<Mutex<FetchResults>>,
     fetch: Mutex<Fetch>,
 }
 
-/// What is being fetched, and for how many.
+/// The fetch under way, and the demand for permits.
 struct Fetch {
     under_way: Option<Fetching>,
-    /// How many wait, and when the last of them has gone.
+    /// The number of waiting callers, and when the last caller left.
     waiting: usize,
     left_at: Instant,
-    /// How many permits they want, besides those that they have.
+    /// The number of permits wanted by all callers, without permits already taken.
     wanted: u32,
 }
 
-/// What was fetched.
+/// The results of fetches.
 #[derive(Default)]
-struct Found {
-    line: Line,
-    /// Why the last fetch has failed for good, until somebody was told.
+struct FetchResults {
+    stream: PermitStream,
+    /// Why the last fetch failed permanently, until reported to a caller.
     failed: Option<StoreError>,
 }
 
 impl Pacer {
-    /// The pacer of a rollout's stage on a hub; `None` when neither has a limit.
+    /// Creates the pacer of a rollout's stage on a hub; `None` when neither has a limit.
     pub(crate) fn new(
         store: Arc<dyn Store>,
         status: Arc<HubStatus>,
-        patience: Patience,
+        retry_limit: StoreRetryLimit,
         limits: HubLimits,
         hub: &HubName,
         (spec, stage): (&RolloutSpec, StageIndex),
@@ -83,24 +87,24 @@ impl Pacer {
         let request = PermitRequest {
             hub: hub.clone(),
             wanted: 0,
-            // A limit of the hub's that cannot be reached stands for none.
+            // An unreachable rate stands for a hub without a limit.
             per_minute: limits.pace(None).unwrap_or(1e9),
             rollout: spec.name.clone(),
             weight: spec.weight,
             limit: None,
         };
         Some(Self {
-            asker: Arc::new(Asker {
+            fetcher: Arc::new(PermitFetcher {
                 store,
                 status,
-                patience,
+                retry_limit,
                 request,
                 limits,
                 pace,
                 counted: Mutex::default(),
                 generation: AtomicU64::new(0),
             }),
-            found: Arc::default(),
+            results: Arc::default(),
             fetch: Mutex::new(Fetch {
                 under_way: None,
                 waiting: 0,
@@ -110,25 +114,26 @@ impl Pacer {
         })
     }
 
-    /// Waits for the right to send one message now. The caller has `more` messages to send after this one.
+    /// Waits for the right to send a message now. The caller has `more` messages to send after this
+    /// message.
     ///
-    /// Cancel safety: if dropped, a permit may be lost, and none is used before its time.
+    /// Cancel safety: if dropped, a permit may be lost; no permit is used before its time.
     pub(crate) async fn acquire(self: Arc<Self>, more: usize) -> Result<(), StoreError> {
-        let mut wants = Wants::so_many(&self.fetch, more.saturating_add(1));
+        let mut demand = Demand::new(&self.fetch, more.saturating_add(1));
         loop {
-            let turn = self.turn(&mut wants, Instant::now())?;
+            let wait = self.next_wait(&mut demand, Instant::now())?;
             let has_fetched = async {
-                match turn.fetching {
+                match wait.fetching {
                     Some(fetching) => fetching.await,
                     None => pending().await,
                 }
-                // The block after this one.
-                if turn.permit.is_some() {
+                // The fetched block is for later sends: wait for the permit at hand.
+                if wait.permit.is_some() {
                     pending::<()>().await;
                 }
             };
             let until = async {
-                match turn.until {
+                match wait.until {
                     Some(until) => sleep_until(until).await,
                     None => pending().await,
                 }
@@ -138,27 +143,27 @@ impl Pacer {
                 () = has_fetched => {}
                 () = until => {}
             }
-            let generation = self.asker.generation();
-            if turn
+            let generation = self.fetcher.generation();
+            if wait
                 .permit
-                .is_some_and(|permit| permit.is_good(Instant::now(), generation))
+                .is_some_and(|permit| permit.is_valid(Instant::now(), generation))
             {
                 return Ok(());
             }
         }
     }
 
-    /// Takes a permit, if there is one, and begins a fetch, if that is to be done.
-    fn turn(&self, wants: &mut Wants<'_>, now: Instant) -> Result<Turn, StoreError> {
+    /// Takes a permit, if available, and begins a fetch, if due.
+    fn next_wait(&self, demand: &mut Demand<'_>, now: Instant) -> Result<Wait, StoreError> {
         let mut fetch = lock(&self.fetch);
         fetch.under_way.take_if(|it| it.peek().is_some());
-        let mut found = lock(&self.found);
-        if let Some(error) = found.failed.take() {
+        let mut results = lock(&self.results);
+        if let Some(error) = results.failed.take() {
             return Err(error);
         }
-        let permit = found.line.take(now, self.asker.generation());
-        wants.count(&mut fetch, permit.is_some());
-        let need = found.line.need(now, fetch.wanted);
+        let permit = results.stream.take(now, self.fetcher.generation());
+        demand.count(&mut fetch, permit.is_some());
+        let need = results.stream.need(now, fetch.wanted);
         if let Need::Permits(wanted) = need
             && fetch.under_way.is_none()
         {
@@ -168,7 +173,7 @@ impl Pacer {
             Need::NothingUntil(at) => Some(at),
             Need::Nothing | Need::Permits(_) => None,
         };
-        Ok(Turn {
+        Ok(Wait {
             until: permit.map(|permit| permit.not_before).or(until),
             permit,
             fetching: fetch.under_way.clone(),
@@ -176,70 +181,70 @@ impl Pacer {
     }
 
     fn fetch(&self, wanted: u32) -> Fetching {
-        let (asker, found) = (Arc::clone(&self.asker), Arc::clone(&self.found));
+        let (fetcher, results) = (Arc::clone(&self.fetcher), Arc::clone(&self.results));
         let fetch = async move {
-            let block = asker.ask(wanted).await;
-            let mut found = lock(&found);
+            let block = fetcher.fetch(wanted).await;
+            let mut results = lock(&results);
             match block {
-                Ok(block) => found.line.put(block),
-                Err(error) => found.failed = Some(error),
+                Ok(block) => results.stream.put(block),
+                Err(error) => results.failed = Some(error),
             }
         };
         fetch.boxed().shared()
     }
 
-    /// The hub has refused a send for its quota: voids what is at hand.
+    /// Voids the permits at hand, after the hub refused a send for its quota.
     pub(crate) fn void(&self) {
-        self.asker.generation.fetch_add(1, Ordering::AcqRel);
+        self.fetcher.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Slows everyone down, after a refusal for the quota.
+    /// Slows down all workers, after the hub refused a send for its quota.
     pub(crate) async fn throttled(&self, retry_after: Option<Duration>) -> Result<(), StoreError> {
-        let Asker { store, request, .. } = &*self.asker;
+        let PermitFetcher { store, request, .. } = &*self.fetcher;
         store.throttled(&request.hub, retry_after).await
     }
 }
 
-/// What somebody who waits for a permit waits for.
-struct Turn {
+/// What a call of [`Pacer::acquire`] waits for.
+struct Wait {
     permit: Option<Permit>,
-    /// The permit's time, or that of the next look.
+    /// The time of the permit or, without a permit, of the next check.
     until: Option<Instant>,
     fetching: Option<Fetching>,
 }
 
-/// So many permits are wanted, until it is dropped.
-struct Wants<'a> {
+/// The demand of a caller for permits, until dropped.
+struct Demand<'a> {
     fetch: &'a Mutex<Fetch>,
-    these: u32,
-    /// So many of them are counted: not the one that is had.
+    wanted: u32,
+    /// The part of `wanted` counted in [`Fetch::wanted`], without a permit already taken.
     counted: u32,
 }
 
-impl<'a> Wants<'a> {
-    fn so_many(fetch: &'a Mutex<Fetch>, these: usize) -> Self {
+impl<'a> Demand<'a> {
+    fn new(fetch: &'a Mutex<Fetch>, wanted: usize) -> Self {
         let mut locked = lock(fetch);
-        if locked.waiting == 0 && locked.left_at.elapsed() > LEFT {
+        if locked.waiting == 0 && locked.left_at.elapsed() > ABANDONED_AFTER {
             locked.under_way = None;
         }
         locked.waiting += 1;
         Self {
             fetch,
-            // Much more than a block has, and no sum of them overflows.
-            these: these.min(1 << 20) as u32,
+            // Far more than a block holds, and the sum over all callers does not overflow.
+            wanted: wanted.min(1 << 20) as u32,
             counted: 0,
         }
     }
 
-    /// Counts what is wanted now, when there is a permit or none.
+    /// Updates the counted demand, with or without a permit at hand.
     fn count(&mut self, fetch: &mut Fetch, has_permit: bool) {
-        let now = self.these - u32::from(has_permit);
+        let now = self.wanted - u32::from(has_permit);
         fetch.wanted = fetch.wanted - self.counted + now;
         self.counted = now;
     }
 }
 
-impl Drop for Wants<'_> {
+impl Drop for Demand<'_> {
     fn drop(&mut self) {
         let mut fetch = lock(self.fetch);
         fetch.wanted -= self.counted;
@@ -248,12 +253,12 @@ impl Drop for Wants<'_> {
     }
 }
 
-/// Asks the store for permits.
-struct Asker {
+/// Requests permits from the store.
+struct PermitFetcher {
     store: Arc<dyn Store>,
     status: Arc<HubStatus>,
-    patience: Patience,
-    /// All but how much is wanted, and the limit.
+    retry_limit: StoreRetryLimit,
+    /// The request, except for `wanted` and `limit`.
     request: PermitRequest,
     limits: HubLimits,
     pace: StagePace,
@@ -262,30 +267,34 @@ struct Asker {
     generation: AtomicU64,
 }
 
-/// What a ramp counted last.
+/// The last counts read for a ramp.
 #[derive(Debug, Clone, Copy)]
 struct Counted {
     devices: u64,
     at: Instant,
 }
 
-impl Asker {
+impl PermitFetcher {
     fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The rate now, which follows from what is counted if there is a ramp.
+    /// Returns the current rate. The rate of a ramp follows from the store's counts.
     async fn rate(&self) -> Result<Option<Rate>, StoreError> {
         if self.pace.ramp().is_none() {
             return Ok(self.pace.rate_at(0));
         }
         let last = *lock(&self.counted);
-        let is_good = |last: &Counted| {
+        let is_current = |last: &Counted| {
             let rises = self.pace.next_step(last.devices).is_some();
-            let age = if rises { LOOK_AGAIN } else { LOOK_AGAIN_AT_TOP };
+            let age = if rises {
+                MAX_COUNT_AGE
+            } else {
+                MAX_COUNT_AGE_AT_TOP
+            };
             last.at.elapsed() < age
         };
-        if let Some(last) = last.filter(is_good) {
+        if let Some(last) = last.filter(is_current) {
             return Ok(self.pace.rate_at(last.devices));
         }
         let at = Instant::now();
@@ -295,8 +304,8 @@ impl Asker {
         Ok(self.pace.rate_at(devices))
     }
 
-    /// Asks for a block of permits at the rate of this moment.
-    async fn ask_once(&self, wanted: u32) -> Result<(Grant, f64), StoreError> {
+    /// Requests a block of permits at the current rate.
+    async fn fetch_once(&self, wanted: u32) -> Result<(Grant, f64), StoreError> {
         let rate = self.rate().await?;
         let request = PermitRequest {
             wanted,
@@ -305,21 +314,22 @@ impl Asker {
         };
         let mut grant = self.store.take_permits(&request).await?;
         if grant.permits == 0 && self.pace.ramp().is_some() {
-            // The rate may be another one by then.
-            grant.wait = grant.wait.min(LOOK_AGAIN);
+            // The ramp's rate may have changed by then.
+            grant.wait = grant.wait.min(MAX_COUNT_AGE);
         }
         let per_minute = self.limits.pace(rate).unwrap_or(self.request.per_minute);
         Ok((grant, per_minute))
     }
 
-    /// Asks for a block for as long as it takes: who waits for it is told to stop by others.
-    async fn ask(&self, wanted: u32) -> Result<Block, StoreError> {
-        let mut tries = Tries::new(self.patience, &Policy::store_retry());
+    /// Requests a block for as long as necessary. Takes no stop signal: callers stop waiting on
+    /// signals of their own.
+    async fn fetch(&self, wanted: u32) -> Result<Block, StoreError> {
+        let mut tries = Tries::new(self.retry_limit, &Policy::store_retry());
         loop {
             let generation = self.generation();
             let asked_at = Instant::now();
-            let error = match self.ask_once(wanted).await {
-                Ok((grant, _)) if grant.permits > 0 && asked_at.elapsed() > STALE => {
+            let error = match self.fetch_once(wanted).await {
+                Ok((grant, _)) if grant.permits > 0 && asked_at.elapsed() > MAX_FETCH_TIME => {
                     self.status.permits_late(grant.permits, asked_at.elapsed());
                     match self.until_prompt().await {
                         Ok(()) => continue,
@@ -327,7 +337,7 @@ impl Asker {
                     }
                 }
                 Ok((grant, per_minute)) => {
-                    if asked_at.elapsed() <= STALE {
+                    if asked_at.elapsed() <= MAX_FETCH_TIME {
                         self.status.permits_in_time();
                     }
                     let now = Instant::now();
@@ -336,16 +346,16 @@ impl Asker {
                 Err(error) => error,
             };
             let is_news = !tries.is_failing();
-            let words = is_news.then(|| in_words(&error));
+            let description = is_news.then(|| describe(&error));
             let delay = tries.failed(error, Instant::now())?;
-            if let Some(error) = words {
+            if let Some(error) = description {
                 tracing::warn!(hub = %self.request.hub, error, "no permits, the store does not answer");
             }
             sleep(delay).await;
         }
     }
 
-    /// Waits until the store answers in time, with a question that takes no permits.
+    /// Waits until the store answers in time, probing with a call that takes no permits.
     async fn until_prompt(&self) -> Result<(), StoreError> {
         let policy = Policy::store_retry();
         let mut delays = policy.delays();
@@ -353,14 +363,14 @@ impl Asker {
             sleep(next_delay(&mut delays, policy.max())).await;
             let asked_at = Instant::now();
             self.store.limiter(&self.request.hub).await?;
-            if asked_at.elapsed() <= STALE {
+            if asked_at.elapsed() <= MAX_FETCH_TIME {
                 return Ok(());
             }
         }
     }
 }
 
-/// Nothing panics while it holds one of these locks, so a poisoned one is as good as any.
+/// No code panics while holding a lock of the pacer, so a poisoned lock is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -368,17 +378,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use twincast_core::ports::Limiter as _;
-    use twincast_testkit::{AwayStore, MemoryStore, Way, build};
+    use twincast_testkit::{Condition, FaultyStore, MemoryStore, build};
 
     use super::*;
     use crate::metrics::Families;
 
-    /// A pacer of a hub with this quota, and its store.
+    /// Returns a pacer of a hub with this quota, and the store.
     fn pacer(per_minute: f64) -> (Arc<Pacer>, Arc<MemoryStore>) {
         let clock = Arc::new(twincast_testkit::RuntimeClock::default());
         let store = Arc::new(MemoryStore::new(clock));
-        let way = AwayStore::new(&store);
-        way.set_of("take_permits", Way::Slow(Duration::from_millis(10)));
+        let faulty_store = FaultyStore::new(&store);
+        faulty_store.set_of("take_permits", Condition::Slow(Duration::from_millis(10)));
         let (spec, hub) = (build::accepted("r").spec, build::hub("a"));
         let limits = HubLimits {
             sends_per_minute: Some(per_minute),
@@ -387,17 +397,25 @@ mod tests {
         let metrics = Families::new().hub(&hub);
         let status = Arc::new(HubStatus::new(hub.clone(), metrics));
         let stage = (&spec, StageIndex(0));
-        let pacer = Pacer::new(Arc::new(way), status, Patience(None), limits, &hub, stage);
+        let pacer = Pacer::new(
+            Arc::new(faulty_store),
+            status,
+            StoreRetryLimit(None),
+            limits,
+            &hub,
+            stage,
+        );
         (Arc::new(pacer.expect("a hub with limits")), store)
     }
 
-    /// A pacer at 60,000 a minute, of a hub whose permits are reserved by others until a time.
+    /// Returns a pacer of a hub at 60,000 messages a minute, and the time until which another
+    /// rollout has reserved all permits.
     async fn behind_others() -> (Arc<Pacer>, Instant) {
         let (pacer, store) = pacer(60_000.0);
         let others = PermitRequest {
             wanted: u32::MAX,
             rollout: build::name("others"),
-            ..pacer.asker.request.clone()
+            ..pacer.fetcher.request.clone()
         };
         let mut wait = Duration::ZERO;
         while wait < Duration::from_millis(800) {
@@ -419,7 +437,7 @@ mod tests {
         assert!(reserved <= three + Duration::from_millis(1), "{reserved:?}");
     }
 
-    /// The answer to a question that was left alone is no late one.
+    /// The answer to an abandoned fetch does not count as late.
     #[tokio::test(start_paused = true)]
     async fn a_fetch_that_nobody_waits_for_is_begun_anew() {
         let (pacer, _) = behind_others().await;
@@ -428,7 +446,7 @@ mod tests {
         assert!(waited.is_err());
         tokio::time::sleep(Duration::from_secs(5)).await;
         Arc::clone(&pacer).acquire(1_000).await.unwrap();
-        let late = &pacer.asker.status.metrics().permits_late;
+        let late = &pacer.fetcher.status.metrics().permits_late;
         assert_eq!(late.get(), 0);
     }
 

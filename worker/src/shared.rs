@@ -1,4 +1,4 @@
-//! What all that is done for one hub shares.
+//! State shared by all tasks of a hub.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::RolloutName;
 use twincast_core::ports::{Clock, Store, StoreError};
 use twincast_core::trace::Tracer;
@@ -14,12 +14,12 @@ use twincast_retry::Policy;
 use uuid::Uuid;
 
 use crate::config::{WorkerConfig, WorkerHub};
-use crate::known::Rollouts;
-use crate::patience::{Patience, Tries};
+use crate::rollout_cache::RolloutCache;
+use crate::send_lock::SendLock;
 use crate::status::HubStatus;
-use crate::turns::Turns;
+use crate::store_retry::{StoreRetryLimit, Tries};
 
-/// What all batch runs of a hub share.
+/// State shared by all tasks of a hub.
 pub(crate) struct Shared {
     pub(crate) config: WorkerConfig,
     pub(crate) store: Arc<dyn Store>,
@@ -27,14 +27,14 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) status: Arc<HubStatus>,
     pub(crate) tracer: Tracer,
-    pub(crate) known: Rollouts,
-    /// Rollouts that are left to other workers, as the log says once of each.
-    pub(crate) left_alone: Mutex<BTreeSet<RolloutName>>,
-    /// Who may send at the same time.
-    pub(crate) turns: Arc<Turns>,
-    /// Told when a rollout is worked on that asks the hub for feedback.
+    pub(crate) rollout_cache: RolloutCache,
+    /// Rollouts left to other workers; logged once for each rollout.
+    pub(crate) skipped: Mutex<BTreeSet<RolloutName>>,
+    /// Held by every send through the hub.
+    pub(crate) send_lock: Arc<SendLock>,
+    /// Notified when a rollout that asks for feedback is read.
     pub(crate) feedback_wanted: Notify,
-    /// This run of this worker.
+    /// Random id of this run of the worker.
     pub(crate) id: Uuid,
 }
 
@@ -54,16 +54,17 @@ impl Shared {
             clock,
             status,
             tracer,
-            known: Rollouts::default(),
-            left_alone: Mutex::default(),
-            turns: Arc::default(),
+            rollout_cache: RolloutCache::default(),
+            skipped: Mutex::default(),
+            send_lock: Arc::default(),
             feedback_wanted: Notify::new(),
             id: Uuid::new_v4(),
         }
     }
 
-    /// Makes a call again for as long as the store does not answer. `None` when told to stop.
-    pub(crate) async fn patiently<T, F>(
+    /// Repeats a call for as long as the store does not answer. Returns `None` if `stop` is
+    /// cancelled.
+    pub(crate) async fn retry_until_stop<T, F>(
         &self,
         stop: &CancellationToken,
         call: impl Fn() -> F,
@@ -71,7 +72,7 @@ impl Shared {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let mut tries = Tries::new(self.patience(), &Policy::send_retry());
+        let mut tries = Tries::new(self.retry_limit(), &Policy::send_retry());
         loop {
             let called = tokio::select! {
                 biased;
@@ -82,11 +83,11 @@ impl Shared {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(error) => error,
             };
-            let words = in_words(&error);
+            let description = describe(&error);
             let is_news = !tries.is_failing();
             let wait = tries.failed(error, Instant::now())?;
             if is_news {
-                tracing::warn!(hub = %self.hub.name, error = words, "the store does not answer");
+                tracing::warn!(hub = %self.hub.name, error = description, "the store does not answer");
             }
             tokio::select! {
                 biased;
@@ -96,7 +97,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn patience(&self) -> Patience {
-        Patience(self.config.give_up)
+    pub(crate) fn retry_limit(&self) -> StoreRetryLimit {
+        StoreRetryLimit(self.config.give_up)
     }
 }

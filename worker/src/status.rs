@@ -1,4 +1,4 @@
-//! What a worker is doing, for whoever watches it.
+//! Live status of a worker.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,30 +13,30 @@ use twincast_core::ports::HubTrouble;
 use crate::config::WorkerHub;
 use crate::metrics::{Families, HubMetrics};
 
-/// Whether a hub can be sent through.
+/// Whether messages can be sent through a hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HubState {
-    /// As far as is known.
+    /// No outage is known.
     Serving,
-    /// The hub takes nothing from anyone.
-    Shut {
-        /// Since when.
+    /// The hub refuses all messages from all senders.
+    Unavailable {
+        /// The start of the outage.
         since: Instant,
-        /// When it is tried again.
+        /// The time of the next try.
         until: Instant,
-        /// What the matter is.
+        /// The kind of trouble.
         trouble: HubTrouble,
-        /// Why.
+        /// The reason in text.
         reason: String,
     },
 }
 
-/// One hub, as a worker sees it.
+/// The status of a hub, as seen by a worker.
 #[derive(Debug)]
 pub struct HubStatus {
     name: HubName,
     state: Mutex<HubState>,
-    /// The store gives permits too late.
+    /// Whether the store currently grants permits too late.
     is_late: AtomicBool,
     metrics: HubMetrics,
 }
@@ -51,13 +51,13 @@ impl HubStatus {
         }
     }
 
-    /// What is counted of it.
+    /// Returns the metrics of the hub.
     #[must_use]
     pub fn metrics(&self) -> &HubMetrics {
         &self.metrics
     }
 
-    /// Whether it can be sent through.
+    /// Returns whether messages can be sent through the hub.
     #[must_use]
     pub fn state(&self) -> HubState {
         self.state
@@ -66,25 +66,30 @@ impl HubStatus {
             .clone()
     }
 
-    /// The hub takes messages. While it is shut that says nothing: what it answers then was on
-    /// its way before.
+    /// Notes that the hub accepted a message. Ignored before an unavailable hub is due for the next
+    /// try: an answer received until then belongs to an earlier send.
     pub(crate) fn serving(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(&*state, HubState::Shut { until, .. } if *until <= Instant::now()) {
+        if matches!(&*state, HubState::Unavailable { until, .. } if *until <= Instant::now()) {
             *state = HubState::Serving;
             self.metrics.shut.set(0);
         }
     }
 
-    /// The hub is shut. Says whether that is news.
-    pub(crate) fn shut(&self, retry_after: Duration, trouble: HubTrouble, reason: &str) -> bool {
+    /// Notes that the hub is unavailable. Returns whether the hub was serving before.
+    pub(crate) fn set_unavailable(
+        &self,
+        retry_after: Duration,
+        trouble: HubTrouble,
+        reason: &str,
+    ) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let since = match &*state {
-            HubState::Shut { since, .. } => *since,
+            HubState::Unavailable { since, .. } => *since,
             HubState::Serving => Instant::now(),
         };
         let is_news = *state == HubState::Serving;
-        *state = HubState::Shut {
+        *state = HubState::Unavailable {
             since,
             until: Instant::now() + retry_after,
             trouble,
@@ -94,7 +99,7 @@ impl HubStatus {
         is_news
     }
 
-    /// The store took so long to give permits that they cannot be used.
+    /// Counts permits that cannot be used, because the store took too long to grant them.
     pub(crate) fn permits_late(&self, permits: u32, took: Duration) {
         self.metrics.permits_late.inc_by(permits.into());
         if !self.is_late.swap(true, Ordering::Relaxed) {
@@ -102,23 +107,25 @@ impl HubStatus {
         }
     }
 
-    /// The store has given permits that can be used.
+    /// Notes that the store granted permits in time.
     pub(crate) fn permits_in_time(&self) {
         if self.is_late.swap(false, Ordering::Relaxed) {
-            tracing::info!(hub = %self.name, "permits come in time again");
+            tracing::info!(hub = %self.name, "permits in time again");
         }
     }
 
-    /// When a shut hub is to be tried again, if that is still to come.
-    pub(crate) fn shut_until(&self) -> Option<Instant> {
+    /// Returns the time of the next try of an unavailable hub, if still to come.
+    pub(crate) fn unavailable_until(&self) -> Option<Instant> {
         match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            HubState::Shut { until, .. } => Some(*until).filter(|until| *until > Instant::now()),
+            HubState::Unavailable { until, .. } => {
+                Some(*until).filter(|until| *until > Instant::now())
+            }
             HubState::Serving => None,
         }
     }
 }
 
-/// A worker, live.
+/// The live status of a worker.
 #[derive(Debug)]
 pub struct WorkerStatus {
     metrics: Families,
@@ -141,10 +148,10 @@ impl WorkerStatus {
         }
     }
 
-    /// Lets `registry` export what is counted.
+    /// Registers all metrics with `registry`.
     ///
     /// # Errors
-    /// When it exports metrics of these names already.
+    /// When `registry` already exports metrics of these names.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         self.metrics.register(registry)
     }
@@ -157,7 +164,7 @@ impl WorkerStatus {
         )
     }
 
-    /// Its hubs, by name.
+    /// Returns the hubs of the worker, by name.
     pub fn hubs(&self) -> impl Iterator<Item = (&HubName, &HubStatus)> {
         self.hubs.iter().map(|(name, status)| (name, &**status))
     }

@@ -1,5 +1,5 @@
-//! Feedback on doubles, with the time paused: what is merged, and what is done with messages of
-//! other applications.
+//! Feedback on test doubles with paused time: which records are merged, and how messages of other
+//! applications are handled.
 
 mod bench;
 
@@ -16,9 +16,9 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Batches as _, FeedbackRecord, Hub, Presence as _};
 use twincast_core::time::Timestamp;
 use twincast_testkit::FeedbackAnswer::{Completed, Released};
-use twincast_testkit::{FeedbackAnswer, Way, build};
+use twincast_testkit::{Condition, FeedbackAnswer, build};
 
-/// A queue that gives nothing for so long is empty.
+/// A queue without a message for this long is empty.
 const QUIET: Duration = Duration::from_secs(1);
 /// Timers are exact to a millisecond.
 const LATE: Duration = Duration::from_millis(10);
@@ -45,7 +45,7 @@ fn answers(bench: &Bench) -> Vec<(usize, FeedbackAnswer)> {
     answered.iter().map(|a| (a.message, a.answer)).collect()
 }
 
-/// The feedback records that were (merged, of others).
+/// Returns the number of merged records, and of records of other applications.
 fn counted(worker: &Working) -> (u64, u64) {
     let hub = worker.hub().metrics();
     (hub.feedback_merged.get(), hub.feedback_foreign.get())
@@ -58,7 +58,7 @@ async fn what_cannot_be_read_is_counted_and_the_rest_is_merged() {
     bench.until_settled().await;
     bench
         .hub
-        .push_odd_feedback([record("r.0.0.0.0.1", Outcome::Delivered)], 2);
+        .push_feedback_with_unreadable([record("r.0.0.0.0.1", Outcome::Delivered)], 2);
     bench.hub.until_feedback_answered(1).await;
     assert_eq!(answers(&bench), [(0, Completed)]);
     assert_eq!(counted(&worker), (1, 0));
@@ -110,7 +110,7 @@ async fn messages_that_are_there_are_merged_together_and_batches_at_the_same_tim
     let worker = bench.start();
     bench.until_settled().await;
     for call in ["revision", "batch", "merge reports into"] {
-        bench.way.set_of(call, Way::Slow(CALL));
+        bench.faulty_store.set_of(call, Condition::Slow(CALL));
     }
     let pushed = Instant::now();
     for message in 0..16 {
@@ -143,7 +143,7 @@ async fn feedback_may_overtake_the_record_of_its_send() {
         map(&bench.counts().await),
         BTreeMap::from([("pending", 2), ("delivered", 1)])
     );
-    bench.hub.let_all_go();
+    bench.hub.release_all();
     let counts = bench.until_settled().await;
     worker.stopped().await;
     assert_eq!(
@@ -163,7 +163,7 @@ async fn what_feedback_says_was_delivered_is_not_sent_again_after_a_crash() {
         .push_feedback([record("r.0.0.0.1.1", Outcome::Delivered)]);
     bench.hub.until_feedback_answered(1).await;
     bench.crash(worker, 1).await;
-    bench.hub.let_all_go();
+    bench.hub.release_all();
     let worker = bench.start();
     bench.until_settled().await;
     worker.stopped().await;
@@ -213,13 +213,13 @@ async fn a_message_of_others_is_given_back_once_nothing_is_behind_it() {
     assert_eq!((first.message, first.answer), (0, Released));
     assert!(first.at - pushed < QUIET + LATE, "nobody else waits for it");
 
-    // Somebody who listens gets it, and all that come meanwhile.
+    // Another listener receives this message, and every message enqueued in the pause.
     bench.hub.push_feedback([foreign()]);
     let released = Instant::now();
     take_as_another(&bench, 2).await;
     assert!(released.elapsed() < LATE);
 
-    // What is ours then waits for no more than the pause.
+    // An own message waits no longer than the pause.
     bench
         .hub
         .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
@@ -245,7 +245,7 @@ async fn what_is_ours_is_found_behind_messages_of_others() {
     bench.hub.until_feedback_answered(1).await;
     assert!(pushed.elapsed() < LATE, "{:?}", pushed.elapsed());
     assert_eq!(answers(&bench), [(1_000, Completed)]);
-    // The others get theirs, all of them.
+    // The other application receives all of its messages.
     bench.hub.until_feedback_answered(1_001).await;
     assert!(answers(&bench)[1..].iter().all(|(_, it)| *it == Released));
     take_as_another(&bench, 1_000).await;
@@ -257,7 +257,7 @@ async fn messages_of_others_are_not_held_until_their_locks_are_over() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
-    // The queue is never empty for as long as a second.
+    // The queue is never empty for a full second.
     let pushed = Instant::now();
     for _ in 0..90 {
         bench.hub.push_feedback([foreign()]);
@@ -295,7 +295,7 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
-    // A rollout of another store, something else, and nothing that can be understood.
+    // A rollout of another store, a foreign message id, and a message without readable records.
     for records in [
         vec![record("other.0.0.0.0.1", Outcome::Delivered)],
         vec![record("not-an-id", Outcome::Delivered)],
@@ -311,7 +311,7 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
             .map(|pair| (pair[1].at - pair[0].at - QUIET).as_secs_f64().round())
             .collect();
         assert_eq!(pauses, [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
-        // The hub throws it away in the end; and what is ours ends the pauses.
+        // The hub drops the message in the end, and an own record ends the pauses.
         take_as_another(&bench, 1).await;
         bench
             .hub
@@ -321,7 +321,7 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
     worker.stopped().await;
 }
 
-/// How far the hub was heard: for how long not, and what is in the way.
+/// Returns the age of the heard-until time, and the obstacle to hearing more.
 async fn heard(bench: &Bench) -> (Option<Duration>, Option<Obstacle>) {
     let listeners = bench.store.listeners(&build::hub("a")).await.unwrap();
     let now = Timestamp::MAX;
@@ -342,22 +342,25 @@ async fn a_quiet_queue_was_heard_until_just_now() {
         assert!(ago.unwrap() <= 3 * QUIET, "{ago:?}");
         assert_eq!(obstacle, None);
     }
-    // What is in hand is not heard yet.
-    bench.way.set(Way::Broken);
+    // A received message counts as heard only after the merge.
+    bench.faulty_store.set(Condition::Broken);
     bench
         .hub
         .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     sleep(Duration::from_secs(8)).await;
     let (ago, _) = heard(&bench).await;
     assert!(ago.unwrap() >= Duration::from_secs(8), "{ago:?}");
-    bench.way.set(Way::Open);
+    bench.faulty_store.set(Condition::Open);
     bench.hub.until_feedback_answered(1).await;
     sleep(3 * QUIET).await;
     assert!(heard(&bench).await.0.unwrap() <= 3 * QUIET);
-    // A worker that ends may have been on the way to be handed something.
+    // The hub may have been about to deliver a message to the ended worker.
     worker.stopped().await;
     let why = "the worker that received it has ended".to_owned();
-    assert_eq!(heard(&bench).await, (None, Some(Obstacle::Away { why })));
+    assert_eq!(
+        heard(&bench).await,
+        (None, Some(Obstacle::ListenersFailing { why }))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -365,12 +368,12 @@ async fn what_a_lost_worker_had_in_hand_is_not_heard_until_others_can_have_had_i
     let bench = asking(&[2]).await;
     let (first, second) = (bench.start(), bench.start());
     bench.until_settled().await;
-    bench.ring(0).await;
-    bench.ring(0).await;
+    bench.dispatch(0).await;
+    bench.dispatch(0).await;
     sleep(3 * QUIET).await;
     assert!(heard(&bench).await.0.unwrap() <= 3 * QUIET);
     drop(first);
-    // The hub hides what it may have had for a minute, and its clock may be a quarter off.
+    // The hub may hide messages of the worker for a minute, and the clock may be off by 15 s.
     let lost_at = Instant::now();
     let hidden = Duration::from_secs(75);
     while lost_at.elapsed() < hidden {
@@ -450,14 +453,17 @@ async fn a_store_that_is_away_is_waited_for() {
     let bench = asking(&[2]).await;
     let worker = bench.start();
     bench.until_settled().await;
-    for (index, way) in [Way::Broken, Way::Silent].into_iter().enumerate() {
-        bench.way.set(way);
+    for (index, condition) in [Condition::Broken, Condition::Silent]
+        .into_iter()
+        .enumerate()
+    {
+        bench.faulty_store.set(condition);
         let id = format!("r.0.0.0.{index}.1");
         bench.hub.push_feedback([record(&id, Outcome::Delivered)]);
         sleep(Duration::from_secs(600)).await;
         assert_eq!(bench.hub.feedback_waiting(), 0, "it is in hand");
         assert_eq!(answers(&bench).len(), index, "and not answered");
-        bench.way.set(Way::Open);
+        bench.faulty_store.set(Condition::Open);
         bench.hub.until_feedback_answered(index + 1).await;
     }
     assert_eq!(
@@ -472,15 +478,15 @@ async fn a_stopping_worker_finishes_what_is_in_hand_and_takes_nothing_more() {
     let bench = asking(&[2]).await;
     let worker = bench.start();
     bench.until_settled().await;
-    bench.way.set(Way::Silent);
+    bench.faulty_store.set(Condition::Silent);
     for id in ["r.0.0.0.0.1", "r.0.0.0.1.1"] {
         bench.hub.push_feedback([record(id, Outcome::Delivered)]);
         sleep(Duration::from_secs(1)).await;
     }
-    let way = bench.way.clone();
+    let faulty_store = bench.faulty_store.clone();
     tokio::spawn(async move {
         sleep(Duration::from_secs(5)).await;
-        way.set(Way::Open);
+        faulty_store.set(Condition::Open);
     });
     let started = Instant::now();
     worker.stopped().await;
@@ -494,7 +500,7 @@ async fn a_stopping_worker_does_not_wait_for_ever_and_the_next_one_gets_it() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
-    bench.way.set(Way::Broken);
+    bench.faulty_store.set(Condition::Broken);
     bench
         .hub
         .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);

@@ -1,4 +1,4 @@
-//! A device whose send ends the connection must not take other devices' answers with it for ever.
+//! A device whose send ends the connection must not cost other devices their answers for ever.
 
 mod bench;
 
@@ -20,17 +20,17 @@ use twincast_core::query::PropertyName;
 use twincast_testkit::{RuntimeClock, ScriptedHub, build};
 use twincast_worker::{Worker, WorkerHub};
 
-/// From a send to its answer.
+/// The time from a send to the answer.
 const ANSWER: Duration = Duration::from_millis(20);
 
-/// A hub behind a connection that ends soon after a send to `poison`.
+/// A hub with a connection that ends soon after a send to `poison`.
 struct Fragile {
     hub: ScriptedHub,
     poison: Option<DeviceId>,
-    /// How many connections have ended.
+    /// The number of lost connections.
     losses: watch::Sender<u64>,
     under_way: AtomicUsize,
-    /// How many other sends each send to the poisonous device took with it.
+    /// For each send to the poisonous device, the number of other sends lost with the connection.
     taken: Mutex<Vec<usize>>,
 }
 
@@ -117,7 +117,7 @@ fn start(bench: &Bench, hub: Arc<Fragile>) -> (CancellationToken, tokio::task::J
 
 #[tokio::test(start_paused = true)]
 async fn a_suspect_is_sent_to_alone_after_two_losses() {
-    // Two batches, so that there are sends of another batch as well.
+    // Two batches, so that sends of another batch are affected, too.
     let mut bench = Bench::new(&[3_000, 3_000]).await;
     bench.config.window = 20;
     let poison = build::batch(0, 3_000).devices.get(0);

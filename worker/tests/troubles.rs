@@ -1,5 +1,5 @@
-//! The worker on doubles, with the time paused: what it does while the store is full or slow, or a part of it does not
-//! answer.
+//! The worker on test doubles with paused time, while the store is full or slow, or some calls are
+//! not answered.
 
 mod bench;
 
@@ -12,9 +12,9 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
     Batches as _, Dispatch, LeaseReply, LeaseRequest, NotSent, Queue, SendResult,
 };
-use twincast_testkit::{Way, build};
+use twincast_testkit::{Condition, build};
 
-/// What was answered before is recorded when there is room again, and sent once.
+/// Answers received before are recorded once there is room again, and no message is sent twice.
 #[tokio::test(start_paused = true)]
 async fn a_full_store_is_waited_for_and_no_answer_is_lost() {
     for per_minute in [None, Some(6_000.0)] {
@@ -23,20 +23,20 @@ async fn a_full_store_is_waited_for_and_no_answer_is_lost() {
         bench.hub.set_delay(Duration::from_millis(200));
         let worker = bench.start();
         bench.hub.arrived(100).await;
-        bench.way.set(Way::Full);
+        bench.faulty_store.set(Condition::Full);
         sleep(Duration::from_secs(1)).await;
         let sent = bench.hub.sends();
         sleep(Duration::from_secs(60)).await;
         assert_eq!(bench.hub.sends(), sent, "nothing new meanwhile");
         assert!(!worker.task.is_finished(), "{per_minute:?}");
-        bench.way.set(Way::Open);
+        bench.faulty_store.set(Condition::Open);
         bench.until_settled().await;
         worker.stopped().await;
         assert_eq!(bench.hub.sends(), 500);
     }
 }
 
-/// A store of this machine that is full is no thing to wait for.
+/// The worker does not wait for a full store on the same machine.
 #[tokio::test(start_paused = true)]
 async fn a_full_store_of_this_machine_ends_the_worker_at_once() {
     for per_minute in [None, Some(6_000.0)] {
@@ -45,7 +45,7 @@ async fn a_full_store_of_this_machine_ends_the_worker_at_once() {
         bench.config.give_up = Some(Duration::from_secs(30));
         let mut worker = bench.start();
         bench.hub.arrived(1).await;
-        bench.way.set(Way::Full);
+        bench.faulty_store.set(Condition::Full);
         let full_at = Instant::now();
         let ended = (&mut worker.task).await.unwrap();
         assert!(ended.is_err() && full_at.elapsed() < Duration::from_secs(1));
@@ -62,11 +62,11 @@ async fn answers_are_recorded_while_a_throttle_is_told() {
         detail: "slow down".into(),
     };
     bench.hub.answer_next(vec![throttled; 100]);
-    bench.way.set_of("throttled", Way::Silent);
+    bench.faulty_store.set_of("throttled", Condition::Silent);
     bench.hub.hold();
     let worker = bench.start();
     bench.hub.arrived(256).await;
-    bench.hub.let_all_go();
+    bench.hub.release_all();
     let answered_at = Instant::now();
     bench
         .until("recorded", |c| c.get(Outcome::Enqueued) >= 156)
@@ -76,12 +76,14 @@ async fn answers_are_recorded_while_a_throttle_is_told() {
     worker.stopped().await;
 }
 
-/// Permits that come too late are not used, and not asked for in a loop either.
+/// Permits granted too late are not used, and are not requested in a loop.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_too_slow_for_permits_is_told_and_spared() {
     let mut bench = Bench::new(&[200]).await;
     bench.limits.sends_per_minute = Some(6_000.0);
-    bench.way.set(Way::Slow(Duration::from_millis(700)));
+    bench
+        .faulty_store
+        .set(Condition::Slow(Duration::from_millis(700)));
     let worker = bench.start();
     let metrics = prometheus::Registry::new();
     worker.status.register(&metrics).unwrap();
@@ -95,7 +97,7 @@ async fn a_store_that_is_too_slow_for_permits_is_told_and_spared() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(bench.hub.sends(), 0);
     assert!((1.0..=20.0).contains(&late()), "{} were too late", late());
-    bench.way.set(Way::Open);
+    bench.faulty_store.set(Condition::Open);
     bench.until_settled().await;
     worker.stopped().await;
 }
@@ -104,23 +106,26 @@ async fn a_store_that_is_too_slow_for_permits_is_told_and_spared() {
 async fn a_slow_read_of_one_rollout_keeps_no_other_waiting() {
     let bench = Bench::new(&[100]).await;
     let slow = RolloutName::new("slow").unwrap();
-    bench.way.set_of("rollout slow", Way::Silent);
+    bench.faulty_store.set_of("rollout slow", Condition::Silent);
     let dispatch = Dispatch {
         rollout: slow,
         batch: BatchId(0),
         hub: build::hub("a"),
     };
     bench.queue.publish(&dispatch).await.unwrap();
-    // The others of the rollout's calls come after that one.
-    bench.way.set(Way::Slow(Duration::from_millis(1)));
+    // Delays the calls of the other rollout until after the slow read.
+    bench
+        .faulty_store
+        .set(Condition::Slow(Duration::from_millis(1)));
     let worker = bench.start();
     sleep(Duration::from_secs(5)).await;
     assert_eq!(bench.hub.sends(), 100);
-    bench.way.set_of("rollout slow", Way::Open);
+    bench.faulty_store.set_of("rollout slow", Condition::Open);
     worker.stopped().await;
 }
 
-/// Batches that somebody else has take no slot while their leases are waited for, and are then worked on.
+/// Batches leased by another holder take no slot until the leases lapse, and are worked on
+/// afterwards.
 #[tokio::test(start_paused = true)]
 async fn batches_that_are_held_keep_no_slot() {
     let mut bench = Bench::new(&[10; 41]).await;

@@ -1,4 +1,5 @@
-//! The worker on doubles, with the time paused: what is sent, how often, and what is recorded.
+//! The worker on test doubles with paused time: which messages are sent, how often, and which
+//! outcomes are recorded.
 
 mod bench;
 
@@ -9,15 +10,15 @@ use std::time::Duration;
 use bench::{Bench, map};
 use tokio::time::Instant;
 use twincast_core::ids::BatchId;
-use twincast_core::link::{Impasse, LinkState, LinkStatus, REPORTED_EVERY};
+use twincast_core::link::{LinkObstacle, LinkState, LinkStatus, REPORTED_EVERY};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
     Batches as _, Clock as _, HubTrouble, LeaseReply, NotSent, Presence as _, Queue, SendResult,
     Skip, Tally,
 };
-use twincast_core::rollout::{Event, Word};
+use twincast_core::rollout::{Attribution, Event};
 use twincast_core::spec::{Delivery, Rate, RolloutSpec};
-use twincast_testkit::{RuntimeClock, Way, build};
+use twincast_testkit::{Condition, RuntimeClock, build};
 use twincast_worker::HubState;
 
 #[tokio::test(start_paused = true)]
@@ -48,9 +49,9 @@ async fn a_batch_that_was_planned_for_another_hub_is_left_to_others() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     worker.stopped().await;
     assert_eq!(bench.hub.sends(), 0);
-    // Its lease was given back: a worker of the right hub need not wait.
+    // The lease was released, so a worker with the right hub need not wait.
     bench.host = build::host("a");
-    bench.ring(0).await;
+    bench.dispatch(0).await;
     let worker = bench.start();
     let counts = bench.until_settled().await;
     worker.stopped().await;
@@ -64,17 +65,17 @@ async fn a_crash_repeats_one_window_a_batch_at_most_with_the_same_ids() {
     bench.hub.hold();
     let worker = bench.start();
     bench.hub.arrived(100).await;
-    // Two windows are under way, and no more. Some of them are answered and recorded.
+    // Exactly two windows are under way. Some of the sends are answered and recorded.
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(bench.hub.sends(), 100);
-    bench.hub.let_go(60);
+    bench.hub.release(60);
     let before = bench
         .until("60 recorded", |c| c.get(Outcome::Enqueued) == 60)
         .await;
     bench.hub.arrived(160).await;
     bench.crash(worker, 2).await;
 
-    bench.hub.let_all_go();
+    bench.hub.release_all();
     let worker = bench.start();
     let counts = bench.until_settled().await;
     worker.stopped().await;
@@ -102,7 +103,7 @@ async fn at_most_once_never_repeats() {
     let worker = bench.start();
     bench.hub.arrived(50).await;
     bench.crash(worker, 1).await;
-    bench.hub.let_all_go();
+    bench.hub.release_all();
     let worker = bench.start();
     let counts = bench.until_settled().await;
     worker.stopped().await;
@@ -130,14 +131,14 @@ async fn a_pause_under_at_most_once_loses_nobody() {
     bench.hub.set_delay(Duration::from_millis(300));
     let worker = bench.start();
     bench.hub.arrived(120).await;
-    bench.event(build::paused()).await;
+    bench.event(build::pause_requested()).await;
     worker.stopped().await;
     bench
         .event(Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         })
         .await;
-    bench.ring(0).await;
+    bench.dispatch(0).await;
     let worker = bench.start();
     let counts = bench.until_settled().await;
     worker.stopped().await;
@@ -150,7 +151,7 @@ async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
     bench.limits.sends_per_minute = Some(6_000.0);
     let worker = bench.start();
     bench.hub.arrived(1_000).await;
-    bench.event(build::paused()).await;
+    bench.event(build::pause_requested()).await;
     let paused_at = Instant::now();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let sent = bench.hub.sent();
@@ -176,19 +177,20 @@ async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
 
     bench
         .event(Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         })
         .await;
-    bench.ring(0).await;
+    bench.dispatch(0).await;
     bench.until_settled().await;
     worker.stopped().await;
     assert_eq!(bench.hub.sends(), 5_000, "nothing twice");
 }
 
-/// It cannot know whether the rollout was paused meanwhile, or the batch taken over.
+/// Without an answer of the store, the worker cannot know whether the rollout was paused, or the
+/// batch was taken over.
 #[tokio::test(start_paused = true)]
-async fn nothing_new_is_sent_without_a_word_from_the_store() {
-    for way in [Way::Broken, Way::Silent] {
+async fn nothing_new_is_sent_without_a_directive_from_the_store() {
+    for condition in [Condition::Broken, Condition::Silent] {
         let mut bench = Bench::new(&[20]).await;
         bench.config.tries = u8::MAX;
         bench.hub.answer_next(vec![
@@ -201,12 +203,12 @@ async fn nothing_new_is_sent_without_a_word_from_the_store() {
         ]);
         let worker = bench.start();
         bench.hub.arrived(200).await;
-        bench.way.set(way);
+        bench.faulty_store.set(condition);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let sends = bench.hub.sends();
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(bench.hub.sends(), sends);
-        bench.way.set(Way::Open);
+        bench.faulty_store.set(Condition::Open);
         bench.until_settled().await;
         worker.stopped().await;
     }
@@ -277,14 +279,14 @@ async fn a_rollouts_own_rate_is_kept() {
     );
 }
 
-/// Sends in the minute that begins with the `from`th of them.
+/// Returns the number of sends in the minute that begins with send number `from`.
 fn in_a_minute(at: &[Instant], from: usize) -> usize {
     let end = at[from] + Duration::from_secs(60);
     at.partition_point(|other| *other < end) - from
 }
 
-/// Two workers, of which one is gone in the middle. What the ramp stands at is read from the store: it neither
-/// begins anew nor runs ahead, and the others of the hub do not matter.
+/// Two workers, of which the first crashes midway. The position of the ramp is read from the store:
+/// the ramp neither begins anew nor runs ahead, and depends on nothing else.
 #[tokio::test(start_paused = true)]
 async fn a_ramp_rises_with_what_is_counted_and_with_nothing_else() {
     let spec = "{name: r, target: {all: true}, message: {body: {text: hi}}, rate: 400/min, \
@@ -304,7 +306,7 @@ async fn a_ramp_rises_with_what_is_counted_and_with_nothing_else() {
 
     let mut at: Vec<_> = bench.hub.sent().iter().map(|sent| sent.at).collect();
     at.sort_unstable();
-    // What the first worker had sent and not recorded does not count, and is sent again.
+    // Unrecorded sends of the first worker do not count, and are repeated.
     let repeated = at.len() - 1_000;
     assert!(repeated <= 10, "{repeated}");
     // 100 at 60, 100 at 120, 100 at 240, the rest at 400 a minute, each a little less.
@@ -321,7 +323,8 @@ async fn a_ramp_rises_with_what_is_counted_and_with_nothing_else() {
     }
 }
 
-/// The window ends in the middle of the batch. What was sent is recorded, and the batch is free.
+/// The schedule window ends in the middle of the batch. The sends are recorded, and the batch is
+/// released.
 #[tokio::test(start_paused = true)]
 async fn outside_its_windows_nothing_is_sent() {
     let now = RuntimeClock::default().now();
@@ -348,8 +351,8 @@ async fn outside_its_windows_nothing_is_sent() {
         .open_batches(&bench.rollout, &hub, build::ALL_STAGES, 1)
         .await;
     assert_eq!(open.unwrap()[0].held, None);
-    // Rung for outside the window, it is put down at once.
-    bench.ring(0).await;
+    // A batch dispatched outside the window is released at once.
+    bench.dispatch(0).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     worker.stopped().await;
     assert_eq!(
@@ -425,7 +428,8 @@ async fn answers_become_outcomes() {
     bench
         .hub
         .answer_device(&device(5), [busy, unknown, cut.clone()]);
-    // Without a connection nothing is said about the message: that may last.
+    // Without a connection the result says nothing about the message, and such results may go on
+    // without limit.
     bench.hub.answer_device(&device(6), vec![cut; 40]);
     let worker = bench.start();
     bench.until_settled().await;
@@ -452,14 +456,14 @@ async fn answers_become_outcomes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shut_hub_is_left_alone_and_tried_again() {
+async fn an_unavailable_hub_is_left_alone_and_tried_again() {
     let bench = Bench::new(&[50]).await;
-    let shut = SendResult::HubShut {
+    let unavailable = SendResult::HubUnavailable {
         retry_after: Some(Duration::from_secs(600)),
         reason: "daily quota used up".into(),
-        trouble: HubTrouble::Shut,
+        trouble: HubTrouble::Unavailable,
     };
-    bench.hub.answer_next([shut]);
+    bench.hub.answer_next([unavailable]);
     let worker = bench.start();
     bench
         .until("49 sent", |c| c.get(Outcome::Enqueued) == 49)
@@ -468,16 +472,16 @@ async fn a_shut_hub_is_left_alone_and_tried_again() {
     let (_, status) = worker.status.hubs().next().unwrap();
     assert!(matches!(
         status.state(),
-        HubState::Shut {
-            trouble: HubTrouble::Shut,
+        HubState::Unavailable {
+            trouble: HubTrouble::Unavailable,
             ..
         }
     ));
     let before = Instant::now();
-    // The driver rings for what nobody works on.
-    bench.ring(0).await;
+    // The driver redispatches a batch without a holder.
+    bench.dispatch(0).await;
     tokio::time::sleep(Duration::from_secs(500)).await;
-    assert_eq!(bench.hub.sends(), 50, "nobody asks a shut hub");
+    assert_eq!(bench.hub.sends(), 50, "nobody asks an unavailable hub");
     bench.until_settled().await;
     assert!(before.elapsed() < Duration::from_secs(620));
     let (_, status) = worker.status.hubs().next().unwrap();
@@ -486,7 +490,7 @@ async fn a_shut_hub_is_left_alone_and_tried_again() {
     assert_eq!(bench.hub.sends(), 51);
 }
 
-/// The only report of a worker on its link, and its metric.
+/// Returns the only link report of the worker, and the link's metric.
 async fn link(bench: &Bench, metrics: &prometheus::Registry) -> (LinkStatus, Option<f64>) {
     let mut links = bench.store.links(&build::hub("a")).await.unwrap();
     assert_eq!(links.len(), 1, "{links:?}");
@@ -511,7 +515,7 @@ async fn whether_a_hub_can_be_sent_through_is_told() {
     assert_eq!((first.state.clone(), up), (away, Some(0.0)));
     assert_eq!(first.lasting.as_secs(), 90);
     assert!(first.reported_ago <= REPORTED_EVERY + Duration::from_secs(1));
-    assert!(Impasse::of(&[first]).is_some());
+    assert!(LinkObstacle::of(&[first]).is_some());
 
     bench.hub.set_ready(true);
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -525,9 +529,9 @@ async fn whether_a_hub_can_be_sent_through_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_a_hub_is_shut_is_told() {
+async fn an_unavailable_hub_is_reported() {
     let bench = Bench::new(&[1]).await;
-    let refusal = SendResult::HubShut {
+    let refusal = SendResult::HubUnavailable {
         retry_after: None,
         reason: "403002".into(),
         trouble: HubTrouble::QuotaUsedUp,
@@ -536,9 +540,9 @@ async fn that_a_hub_is_shut_is_told() {
     let worker = bench.start();
     tokio::time::sleep(Duration::from_secs(30)).await;
     let links = bench.store.links(&build::hub("a")).await.unwrap();
-    let impasse = Impasse::of(&links).unwrap();
+    let obstacle = LinkObstacle::of(&links).unwrap();
     assert_eq!(
-        impasse.to_string(),
+        obstacle.to_string(),
         "has used up its daily quota, until midnight (UTC): 403002"
     );
     worker.stopped().await;
@@ -550,12 +554,12 @@ async fn a_second_dispatch_of_a_batch_changes_nothing() {
     bench.hub.hold();
     let worker = bench.start();
     bench.hub.arrived(256).await;
-    bench.ring_all(1).await;
-    bench.ring_all(1).await;
+    bench.dispatch_all(1).await;
+    bench.dispatch_all(1).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    bench.hub.let_all_go();
+    bench.hub.release_all();
     bench.until_settled().await;
-    bench.ring_all(1).await;
+    bench.dispatch_all(1).await;
     worker.stopped().await;
     assert_eq!(bench.hub.sends(), 400);
 }
@@ -566,7 +570,7 @@ async fn a_worker_that_was_taken_over_lets_go() {
     bench.hub.hold();
     let worker = bench.start();
     bench.hub.arrived(256).await;
-    // Whoever has the same name may ask again at once, and fences the one before.
+    // The same holder may request the lease again at once, which fences the earlier lease.
     let hub = build::hub("a");
     let open = bench
         .store
@@ -577,7 +581,7 @@ async fn a_worker_that_was_taken_over_lets_go() {
     let LeaseReply::Granted(lease) = bench.store.lease(&request).await.unwrap() else {
         panic!("not granted")
     };
-    bench.hub.let_all_go();
+    bench.hub.release_all();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(
         bench.counts().await.settled(),
@@ -602,7 +606,7 @@ async fn stopping_records_what_is_answered_and_does_not_wait_for_ever() {
     bench.hub.hold();
     let worker = bench.start();
     bench.hub.arrived(256).await;
-    bench.hub.let_go(100);
+    bench.hub.release(100);
     let started = Instant::now();
     worker.stopped().await;
     assert!(started.elapsed() <= bench.config.drain + Duration::from_secs(1));
@@ -623,14 +627,14 @@ async fn an_aborted_rollout_is_put_down() {
     bench.hub.set_delay(Duration::from_secs(1));
     let worker = bench.start();
     bench.hub.arrived(256).await;
-    bench.event(build::aborted()).await;
+    bench.event(build::abort_requested()).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let sent = bench.hub.sends();
     assert!(sent < 2_000);
     assert_eq!(
         bench
             .store
-            .skip(&bench.rollout, BatchId(0), &Skip::Rest)
+            .skip(&bench.rollout, BatchId(0), &Skip::Remaining)
             .await
             .unwrap(),
         None,

@@ -1,4 +1,5 @@
-//! The driver: takes what happens into the state, stores it, and then acts on it. It decides nothing.
+//! The driver: applies events to the state, stores the state, and then performs the work due.
+//! [`crate::update`] makes all decisions.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,42 +12,42 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, at_random};
 use crate::clock::Clock;
-use crate::config::{Config, span};
+use crate::config::{Config, to_std};
 use crate::download::{self, Downloader};
 use crate::hooks::{Context, Runner};
-use crate::identity::{Credentials, IdentityError};
-use crate::link::{FromHub, Link, ToHub, chain};
+use crate::hub_connection::{HubCommand, HubConnection, HubEvent, error_chain};
+use crate::identity::{DeviceIdentity, IdentityError};
 use crate::manifest;
 use crate::report::Report;
 use crate::store::Store;
 use crate::tls::{self, TlsError};
-use crate::update::{Event, Hook, HookEnd, ID_MAX, Patch, State, Step, Work};
+use crate::update::{Event, Hook, HookResult, ID_MAX, Patch, State, Step, Work};
 use crate::version;
 
-/// Why an agent cannot run.
+/// Errors of [`Agent::new`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// Its identity.
+    /// The device's identity cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Its certificates, or whom it trusts.
+    /// The device's certificate or the trusted certificate authorities cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Its folder.
-    #[error("cannot use the folder {}", .folder.display())]
+    /// The state folder cannot be used.
+    #[error("cannot use the state folder {}", .folder.display())]
     Store {
         /// The folder.
         folder: std::path::PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// HTTP, or its proxy.
-    #[error("cannot use HTTP as configured")]
+    /// The HTTP client or the proxy cannot be used.
+    #[error("cannot set up the HTTP client")]
     Http(#[source] reqwest::Error),
 }
 
-/// A device agent that is ready to run.
+/// A device agent, ready to run.
 pub struct Agent {
     config: Config,
     store: Store,
@@ -54,26 +55,26 @@ pub struct Agent {
     clock: Clock,
     runner: Runner,
     downloader: Downloader,
-    link: Option<Link>,
-    from_hub: mpsc::Receiver<FromHub>,
+    connection: Option<HubConnection>,
+    hub_events: mpsc::Receiver<HubEvent>,
     boot: String,
-    /// To the hub, while there is a connection.
-    hub: Option<mpsc::Sender<ToHub>>,
-    /// The twin was read, and nothing is being written to it: reports may be written.
+    /// The channel to the hub, while a connection is up.
+    hub: Option<mpsc::Sender<HubCommand>>,
+    /// Whether a report may be written now: the twin was read, and no write is outstanding.
     may_report: bool,
     report_backoff: Backoff,
     report_at: Option<tokio::time::Instant>,
     work: Option<(Work, JoinHandle<Event>)>,
 }
 
-/// How many events of the hub wait for the driver.
+/// The capacity of the channel of hub events to the driver.
 const EVENTS_MAX: usize = 16;
 
 impl Agent {
-    /// Opens the folder, reads keys and certificates. Nothing is sent yet.
+    /// Opens the state folder and reads keys and certificates. Sends nothing yet.
     ///
     /// # Errors
-    /// [`AgentError`].
+    /// [`AgentError`] if folder, identity, certificates or HTTP settings cannot be used.
     pub fn new(config: Config) -> Result<Self, AgentError> {
         let clock = Clock::default();
         let in_folder = |source| AgentError::Store {
@@ -81,18 +82,18 @@ impl Agent {
             source,
         };
         let store = Store::open(&config.state).map_err(in_folder)?;
-        let credentials = Credentials::load(&config.identity)?;
+        let identity = DeviceIdentity::load(&config.identity)?;
         let ca_file = config.hub.ca_file.as_deref();
-        let tls = tls::client(ca_file, credentials.certificate(), &clock)?;
+        let tls = tls::client(ca_file, identity.certificate(), &clock)?;
         let anonymous = tls::client(ca_file, None, &clock)?;
-        let (events, from_hub) = mpsc::channel(EVENTS_MAX);
+        let (events, hub_events) = mpsc::channel(EVENTS_MAX);
         let state = store.load().map_err(in_folder)?;
         let installed = config.firmware.version.clone();
-        let link = Link {
+        let connection = HubConnection {
             settings: config.hub.clone(),
             property: config.firmware.property.clone(),
             http: http(&config, &tls)?,
-            credentials,
+            identity,
             tls,
             clock: clock.clone(),
             store: store.clone(),
@@ -116,8 +117,8 @@ impl Agent {
                 .unwrap_or_default()
                 .trim()
                 .to_owned(),
-            link: Some(link),
-            from_hub,
+            connection: Some(connection),
+            hub_events,
             hub: None,
             may_report: false,
             report_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
@@ -129,16 +130,16 @@ impl Agent {
         })
     }
 
-    /// Runs until `stop`. A hook that runs then goes on, and is found by the next run.
+    /// Runs until `stop` completes. A hook running at this moment continues, and the next run of
+    /// the agent waits for it.
     ///
-    /// # Errors
-    /// None while it runs: what can pass is waited for.
+    /// Transient errors are retried, so the method returns no error.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let ended = CancellationToken::new();
-        let link = self
-            .link
+        let connection = self
+            .connection
             .take()
-            .map(|link| tokio::spawn(link.run(ended.clone())));
+            .map(|connection| tokio::spawn(connection.run(ended.clone())));
         {
             let drive = self.drive();
             tokio::pin!(drive, stop);
@@ -152,9 +153,9 @@ impl Agent {
             work.abort();
             _ = work.await;
         }
-        self.from_hub.close();
-        if let Some(link) = link {
-            _ = link.await;
+        self.hub_events.close();
+        if let Some(connection) = connection {
+            _ = connection.await;
         }
     }
 
@@ -169,12 +170,12 @@ impl Agent {
             self.tidy();
         }
         loop {
-            self.sync_work().await;
-            self.tell();
+            self.start_due_work().await;
+            self.send_report();
             let report_at = self.report_at;
             tokio::select! {
-                event = self.from_hub.recv() => match event {
-                    Some(event) => self.heard(event).await,
+                event = self.hub_events.recv() => match event {
+                    Some(event) => self.handle_hub_event(event).await,
                     None => return,
                 },
                 event = finished(&mut self.work) => {
@@ -191,7 +192,8 @@ impl Agent {
         }
     }
 
-    /// Takes an event into the state. Nothing is done before that is stored.
+    /// Applies an event to the state and stores the result. Retries until the state is stored; no
+    /// work resulting from the event starts earlier.
     async fn apply(&mut self, event: Event) {
         let mut next = self.state.clone();
         next.on(event, &self.config.limits(), self.clock.now());
@@ -201,12 +203,12 @@ impl Agent {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         while let Err(error) = self.store.save(&next) {
             let wait = backoff.next();
-            tracing::error!(%error, wait_ms = wait.as_millis(), "state cannot be stored; nothing is done until it can");
+            tracing::error!(%error, wait_ms = wait.as_millis(), "failed to store the state; no further work starts until a retry succeeds");
             tokio::time::sleep(wait).await;
         }
         let before = std::mem::replace(&mut self.state, next);
-        if before.said != self.state.said
-            && let Some(report) = &self.state.said
+        if before.last_report != self.state.last_report
+            && let Some(report) = &self.state.last_report
         {
             log(report);
         }
@@ -216,25 +218,25 @@ impl Agent {
         }
     }
 
-    /// Removes what an update has left.
+    /// Removes the downloaded artefact and the hook results of an ended update.
     fn tidy(&self) {
         if let Err(error) = crate::store::clear(&self.store.downloads()) {
-            tracing::warn!(%error, "artefact cannot be removed");
+            tracing::warn!(%error, "failed to remove the downloaded artefact");
         }
         self.runner.clear();
     }
 
-    /// Does what the state asks for, and nothing else.
-    async fn sync_work(&mut self) {
-        let wanted = self.state.work();
-        if self.work.as_ref().map(|(work, _)| work) == wanted.as_ref() {
+    /// Starts the work due in the state, after stopping any other work.
+    async fn start_due_work(&mut self) {
+        let due_work = self.state.work();
+        if self.work.as_ref().map(|(work, _)| work) == due_work.as_ref() {
             return;
         }
         if let Some((_, running)) = self.work.take() {
             running.abort();
             _ = running.await;
         }
-        self.work = wanted.map(|work| {
+        self.work = due_work.map(|work| {
             let running = self.start(&work);
             (work, running)
         });
@@ -245,7 +247,7 @@ impl Agent {
         match work.clone() {
             Work::Check(body) => {
                 let (policy, installed) = (self.config.policy(), self.state.installed.clone());
-                let jitter = at_random(span(self.config.download.jitter));
+                let jitter = at_random(to_std(self.config.download.jitter));
                 tokio::spawn(async move {
                     let now = clock.now();
                     let result =
@@ -257,7 +259,7 @@ impl Agent {
                 })
             }
             Work::Wait(until) => tokio::spawn(async move {
-                // In pieces: the clock may be set meanwhile.
+                // Sleep for at most 60 s at a time: the clock may be set meanwhile.
                 while let Ok(left) = Duration::try_from(until.duration_since(clock.now()))
                     && !left.is_zero()
                 {
@@ -274,7 +276,9 @@ impl Agent {
             Work::Run(hook, attempt) => self.start_hook(hook, attempt),
             Work::Health => {
                 let (runner, context) = (self.runner.clone(), self.context());
-                tokio::spawn(async move { Event::Healthy(runner.healthy(&context).await) })
+                tokio::spawn(async move {
+                    Event::HealthChecked(runner.wait_until_healthy(&context).await)
+                })
             }
         }
     }
@@ -285,22 +289,24 @@ impl Agent {
         let update = self.state.current.as_ref();
         let artifact = update.and_then(|update| Some(update.manifest.as_ref()?.artifact.clone()));
         tokio::spawn(async move {
-            // The last look before it is installed: between download and now the machine may have lost its power.
+            // Verify the artefact again before the installation: the machine may have lost power
+            // since the download.
             let is_good = match (&artifact, hook) {
                 (Some(artifact), Hook::Install) => {
                     download::verify(&context.artifact, artifact).await
                 }
                 _ => Ok(true),
             };
-            let end = match is_good {
+            let result = match is_good {
                 Ok(true) => runner.run(hook, attempt, &context).await,
-                Ok(false) => HookEnd::Failed(
-                    "the artefact on the disk is not what the manifest says".to_owned(),
+                Ok(false) => HookResult::Failed(
+                    "the artefact on the disk does not match the size and SHA-256 in the manifest"
+                        .to_owned(),
                 ),
-                Err(reason) => HookEnd::Failed(reason.text),
+                Err(reason) => HookResult::Failed(reason.text),
             };
-            Event::Ended {
-                end,
+            Event::HookEnded {
+                result,
                 boot,
                 installed: installed(&firmware),
             }
@@ -328,35 +334,37 @@ impl Agent {
         }
     }
 
-    /// Tells the hub what it is to be told, one write at a time.
-    fn tell(&mut self) {
+    /// Writes the next pending report to the twin, a single write at a time.
+    fn send_report(&mut self) {
         let Some(patch) = self.state.patch().filter(|_| self.may_report) else {
             return;
         };
-        if self.send(ToHub::Report(patch)) {
+        if self.send(HubCommand::Report(patch)) {
             self.may_report = false;
         }
     }
 
-    /// Whether the connection took it. What it did not take comes again: messages by the hub, reports by the state.
-    fn send(&self, command: ToHub) -> bool {
+    /// Passes a command to the connection and returns whether the connection accepted the command.
+    /// A rejected command needs no retry: the hub delivers an unacknowledged message again, and a
+    /// pending report stays in the state.
+    fn send(&self, command: HubCommand) -> bool {
         self.hub
             .as_ref()
             .is_some_and(|hub| hub.try_send(command).is_ok())
     }
 
-    async fn heard(&mut self, event: FromHub) {
+    async fn handle_hub_event(&mut self, event: HubEvent) {
         match event {
-            FromHub::Up(hub) => {
+            HubEvent::Up(hub) => {
                 tracing::info!("connected to the hub");
                 self.hub = Some(hub);
             }
-            FromHub::Down => {
+            HubEvent::Down => {
                 self.hub = None;
                 self.may_report = false;
                 self.report_at = None;
             }
-            FromHub::Twin(twin) => {
+            HubEvent::Twin(twin) => {
                 self.apply(Event::Desired(cancel_of(&twin["desired"]["update"])))
                     .await;
                 let reported = &twin["reported"];
@@ -369,7 +377,7 @@ impl Agent {
                 self.apply(Event::Twin(patch)).await;
                 self.may_report = true;
             }
-            FromHub::Desired(patch) => {
+            HubEvent::Desired(patch) => {
                 if let Some(update) = patch
                     .get("update")
                     .filter(|it| it.is_null() || it.get("cancel").is_some())
@@ -377,7 +385,7 @@ impl Agent {
                     self.apply(Event::Desired(cancel_of(update))).await;
                 }
             }
-            FromHub::Message {
+            HubEvent::Message {
                 packet,
                 properties,
                 body,
@@ -386,42 +394,42 @@ impl Agent {
                     self.apply(event).await;
                 }
                 if let Some(packet) = packet {
-                    self.send(ToHub::Acknowledge(packet));
+                    self.send(HubCommand::Acknowledge(packet));
                 }
             }
-            FromHub::Method { name, rid } => {
+            HubEvent::Method { name, rid } => {
                 let (status, body) = match &*name {
                     "update.status" => (200, self.status()),
                     _ => (
                         404,
-                        json!({ "error": "the agent has the method update.status" }),
+                        json!({ "error": "unknown method; the only method of the agent is update.status" }),
                     ),
                 };
-                self.send(ToHub::Answer { rid, status, body });
+                self.send(HubCommand::Answer { rid, status, body });
             }
-            FromHub::Reported(patch) => {
+            HubEvent::Reported(patch) => {
                 self.apply(Event::Reported(patch)).await;
                 self.report_backoff.reset();
                 self.may_report = true;
             }
-            FromHub::NotReported { status } => {
+            HubEvent::NotReported { status } => {
                 let wait = self.report_backoff.next().max(Duration::from_millis(500));
                 tracing::warn!(
                     status,
                     wait_ms = wait.as_millis(),
-                    "hub did not take the report"
+                    "hub did not accept the report; retrying"
                 );
                 self.report_at = Some(tokio::time::Instant::now() + wait);
             }
         }
     }
 
-    /// What the direct method `update.status` answers.
+    /// Returns the answer to the direct method `update.status`.
     fn status(&self) -> Value {
         json!({
             "agent": env!("CARGO_PKG_VERSION"),
             "version": self.state.installed,
-            "update": self.state.said,
+            "update": self.state.last_report,
             "step": self.state.current.as_ref().map(|update| &update.step),
             "waiting": self.state.waiting.iter().map(|update| &update.id).collect::<Vec<_>>(),
             "at": self.clock.now(),
@@ -433,19 +441,24 @@ impl Agent {
     }
 }
 
-/// The version that the device says it runs.
+/// Returns the running version from the version file, or none without a valid file.
 fn installed(firmware: &crate::config::Firmware) -> Option<String> {
     let path = firmware.version_file.as_ref()?;
     let text = std::fs::read_to_string(path);
     match text.as_deref().map(str::trim) {
         Ok(text) if version::is_version(text) => return Some(text.to_owned()),
-        Ok(_) => tracing::warn!(path = %path.display(), "version file has no version"),
-        Err(error) => tracing::warn!(path = %path.display(), %error, "version file cannot be read"),
+        Ok(_) => {
+            tracing::warn!(path = %path.display(), "version file does not contain a valid version")
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "failed to read the version file")
+        }
     }
     None
 }
 
-/// What a message asks for. What the agent does not understand is acknowledged: the hub would only send it again.
+/// Parses a cloud-to-device message into an event, or returns none for a message of no use to the
+/// agent. The caller acknowledges such a message too, because the hub would only deliver it again.
 fn message(properties: &[(String, String)], body: &[u8]) -> Option<Event> {
     let property = |name: &str| {
         properties
@@ -458,7 +471,7 @@ fn message(properties: &[(String, String)], body: &[u8]) -> Option<Event> {
             let id = property("$.mid").unwrap_or_default();
             if id.is_empty() || id.len() > ID_MAX || id.chars().any(char::is_control) {
                 tracing::warn!(
-                    "message with an update has no usable id and is dropped: nobody could be answered"
+                    "dropped an update message without a valid message id: no report could refer to the message"
                 );
                 return None;
             }
@@ -472,7 +485,7 @@ fn message(properties: &[(String, String)], body: &[u8]) -> Option<Event> {
             match cancel_of(&body) {
                 Some(target) => Some(Event::Cancel(target)),
                 None => {
-                    tracing::warn!("message that cancels does not say what, and is dropped");
+                    tracing::warn!("dropped a cancel message without a valid target");
                     None
                 }
             }
@@ -480,14 +493,14 @@ fn message(properties: &[(String, String)], body: &[u8]) -> Option<Event> {
         _ => {
             tracing::warn!(
                 kind = property("kind"),
-                "message of another kind is dropped"
+                "dropped a message of an unknown kind"
             );
             None
         }
     }
 }
 
-/// What `{"cancel": "..."}` asks to give up.
+/// Returns the target of `{"cancel": "..."}`: a message id or a rollout's name.
 fn cancel_of(value: &Value) -> Option<String> {
     let target = value.get("cancel")?.as_str()?;
     (1..=ID_MAX)
@@ -524,8 +537,8 @@ fn http(config: &Config, tls: &rustls::ClientConfig) -> Result<reqwest::Client, 
         .map_err(AgentError::Http)
 }
 
-/// How the work came out, once it has; nothing if it ended in a defect. It is begun anew then, as it is after a crash, and
-/// after a pause.
+/// Waits for the running work and returns the resulting event. After a panic of the work, pauses
+/// for 10 seconds and returns none; the work then starts anew, as after a crash.
 async fn finished(work: &mut Option<(Work, JoinHandle<Event>)>) -> Option<Event> {
     let Some((_, running)) = work else {
         return std::future::pending().await;
@@ -535,12 +548,15 @@ async fn finished(work: &mut Option<(Work, JoinHandle<Event>)>) -> Option<Event>
         Err(error) => error,
     };
     *work = None;
-    tracing::error!(error = chain(&error), "work ended in a defect");
+    tracing::error!(
+        error = error_chain(&error),
+        "task panicked; it starts again in 10 s"
+    );
     tokio::time::sleep(Duration::from_secs(10)).await;
     None
 }
 
-/// Waits until then; for ever, if there is no then.
+/// Sleeps until `instant`, or forever without an instant.
 pub(crate) async fn until(instant: Option<tokio::time::Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,

@@ -1,10 +1,11 @@
-//! Waits between tries: doubled up to a limit, and drawn at random (full jitter), so that a fleet does not come back at once.
+//! Exponential backoff with full jitter: each wait is random below a ceiling, and the ceiling
+//! doubles up to a limit. The jitter keeps a fleet from coming back at the same moment.
 
 use std::time::Duration;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// The waits of one operation.
+/// The backoff of a single operation.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -21,7 +22,7 @@ impl Backoff {
         }
     }
 
-    /// How long to wait now.
+    /// Returns the next wait, and doubles the ceiling.
     pub(crate) fn next(&mut self) -> Duration {
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
@@ -33,16 +34,16 @@ impl Backoff {
         self.first.saturating_mul(factor).min(self.max)
     }
 
-    /// The operation has come on.
+    /// Resets the ceiling after progress of the operation.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-/// A random part of a time.
+/// Returns a random duration from 0 to `of`.
 pub(crate) fn at_random(of: Duration) -> Duration {
     let mut bytes = [0; 4];
-    // Without random numbers, all of it: the wait is what counts.
+    // Without random numbers, wait for the full duration rather than not at all.
     let share = match SystemRandom::new().fill(&mut bytes) {
         Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
         Err(_) => 1.0,

@@ -1,8 +1,10 @@
-//! What time it is, on a device whose clock may not be set.
+//! The current time on a device with a system clock that may not be set.
 //!
-//! No time is right that is before the program was built. A system clock that says so is not believed: the time starts at the
-//! build and the hub is asked, by the `Date` of its HTTPS answers. The same is done when the hub refuses a token, as it does
-//! when the clock is wrong by more than the token's life. What was learnt holds for this process; the system's clock is not set.
+//! A time before the build of the program is certainly wrong. With such a system clock, the agent's
+//! clock starts at the build time, and the agent learns the time from the `Date` header of the
+//! hub's HTTPS answers. The agent does the same after a refused token: the hub refuses tokens when
+//! the clock is wrong by more than the token's life. A learnt time holds for this process; the
+//! system clock is not set.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,82 +13,86 @@ use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
-/// Clocks that are less apart than this are taken for equal.
+/// Clocks closer than this duration count as equal.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(2);
 
-/// A clock that can be told the time.
+/// A clock with an adjustable time.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Clock(Arc<Mutex<Option<Known>>>);
+pub(crate) struct Clock(Arc<Mutex<Option<ReferenceTime>>>);
 
-/// A time that counts more than the system's.
+/// A time with precedence over the system clock: `time` at the instant `at`.
 #[derive(Debug, Clone, Copy)]
-struct Known {
+struct ReferenceTime {
     time: Timestamp,
     at: Instant,
-    /// It is the time of the build, for want of a better one.
+    /// Whether `time` is only the build time, for lack of a learnt time.
     is_guess: bool,
 }
 
-/// When the program was built.
-fn built() -> Timestamp {
+/// Returns the build time of the program.
+fn build_time() -> Timestamp {
     let seconds = env!("TWINCAST_BUILT").parse().unwrap_or(0);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 impl Clock {
-    /// What time it is.
+    /// Returns the current time.
     pub(crate) fn now(&self) -> Timestamp {
         let system = Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH);
-        self.now_beside(system)
+        self.now_given(system)
     }
 
-    fn now_beside(&self, system: Timestamp) -> Timestamp {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match *known {
-            // The system's clock was set in the meantime.
-            Some(Known { is_guess: true, .. }) if system >= built() => *known = None,
-            None if system < built() => {
-                *known = Some(Known {
-                    time: built(),
+    fn now_given(&self, system: Timestamp) -> Timestamp {
+        let mut reference = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *reference {
+            // The system clock was set in the meantime.
+            Some(ReferenceTime { is_guess: true, .. }) if system >= build_time() => {
+                *reference = None
+            }
+            None if system < build_time() => {
+                *reference = Some(ReferenceTime {
+                    time: build_time(),
                     at: Instant::now(),
                     is_guess: true,
                 });
             }
             _ => {}
         }
-        known.map_or(system, |it| {
+        reference.map_or(system, |it| {
             it.time
                 .checked_add(it.at.elapsed())
                 .unwrap_or(Timestamp::MAX)
         })
     }
 
-    /// Whether the time is a guess.
+    /// Returns whether the current time is a guess, counted from the build time.
     pub(crate) fn is_unset(&self) -> bool {
         self.now();
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .is_some_and(|known| known.is_guess)
+            .is_some_and(|reference| reference.is_guess)
     }
 
-    /// Takes a time over, if it is another one and can be right. Says by how much this clock was behind.
+    /// Adopts a time not before the build, if the difference is at least [`TOLERANCE`] or the
+    /// current time is a guess. Returns by how much this clock was behind (negative if ahead), or
+    /// none if the time was not adopted.
     pub(crate) fn learn(&self, time: Timestamp) -> Option<SignedDuration> {
         let behind = time.duration_since(self.now());
-        if behind.abs() < TOLERANCE && !self.is_unset() || time < built() {
+        if behind.abs() < TOLERANCE && !self.is_unset() || time < build_time() {
             return None;
         }
-        let known = Known {
+        let reference = ReferenceTime {
             time,
             at: Instant::now(),
             is_guess: false,
         };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reference);
         Some(behind)
     }
 }
 
-/// Certificates are judged by this clock, too.
+/// TLS checks the validity of certificates against this clock too.
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
         let seconds = u64::try_from(self.now().as_second()).unwrap_or(0);
@@ -101,11 +107,13 @@ mod tests {
     #[test]
     fn a_clock_that_is_not_set_learns_the_time() {
         let clock = Clock::default();
-        assert!(clock.now_beside(Timestamp::UNIX_EPOCH) >= built());
+        assert!(clock.now_given(Timestamp::UNIX_EPOCH) >= build_time());
         assert!(clock.0.lock().unwrap().unwrap().is_guess);
-        let time = built().checked_add(Duration::from_secs(86_400)).unwrap();
+        let time = build_time()
+            .checked_add(Duration::from_secs(86_400))
+            .unwrap();
         clock.learn(time).unwrap();
-        assert!(clock.now_beside(Timestamp::UNIX_EPOCH) >= time);
+        assert!(clock.now_given(Timestamp::UNIX_EPOCH) >= time);
         assert!(!clock.is_unset());
     }
 

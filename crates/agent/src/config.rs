@@ -1,4 +1,4 @@
-//! The agent's configuration: one TOML file, checked as a whole before anything is done.
+//! The agent's configuration: a single TOML file, checked as a whole before the agent starts.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,38 +17,39 @@ mod secret;
 
 pub use secret::Secret;
 
-/// Everything that can be chosen.
+/// The whole configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The folder that the agent keeps its state, its artefacts and the results of hooks in. Only it writes there.
+    /// The folder of the agent's state, artefacts and hook results. Only the agent writes there.
     pub state: PathBuf,
-    /// The lowest level that is logged: error, warn, info, debug or trace.
+    /// The lowest logged level: error, warn, info, debug or trace.
     #[serde(default = "info")]
     pub log: String,
-    /// Who the device is.
+    /// The device's identity.
     pub identity: Identity,
-    /// How it reaches its hub.
+    /// The connection to the hub.
     #[serde(default)]
     pub hub: Hub,
-    /// What it takes.
+    /// The accepted updates.
     pub update: Update,
-    /// What it runs.
+    /// The running firmware.
     #[serde(default)]
     pub firmware: Firmware,
-    /// How it fetches artefacts.
+    /// Downloads of artefacts.
     #[serde(default)]
     pub download: Download,
-    /// Two folders that versions are installed in by turns.
+    /// Two folders for alternating installations.
     pub slots: Option<Slots>,
     /// The device's own commands.
     #[serde(default)]
     pub hooks: Hooks,
-    /// How it is seen whether a new version works.
+    /// The health check of a new version.
     pub health: Option<Health>,
 }
 
-/// Who the device is: a connection string, a certificate, or what the Device Provisioning Service makes of either.
+/// The device's identity: a connection string, a certificate, or a registration with the Device
+/// Provisioning Service.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -56,186 +57,191 @@ pub struct Identity {
     pub connection_string: Option<Secret>,
     /// A file with the connection string.
     pub connection_string_file: Option<PathBuf>,
-    /// The hub's host name, for a device that is known to it by its certificate.
+    /// The hub's host name, for a device with a certificate.
     pub hub: Option<String>,
-    /// The device's id there.
+    /// The device's id in the hub `hub`.
     pub device_id: Option<String>,
-    /// The certificate (PEM, the device's first), for `hub` and for `dps`.
+    /// The certificate chain (PEM, the device's certificate first), for `hub` and for `dps`.
     pub certificate_file: Option<PathBuf>,
-    /// Its key (PEM).
+    /// The private key of the certificate (PEM).
     pub private_key_file: Option<PathBuf>,
     /// The Device Provisioning Service.
     pub dps: Option<Dps>,
 }
 
-/// The Device Provisioning Service, which says which hub the device belongs to.
+/// The Device Provisioning Service, for assigning the device to a hub.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dps {
-    /// Its host.
+    /// The service's host.
     #[serde(default = "dps_host")]
     pub host: String,
-    /// Its HTTPS port.
+    /// The service's HTTPS port.
     #[serde(default = "https_port")]
     pub port: u16,
-    /// The scope of its ids.
+    /// The id scope of the service.
     pub id_scope: String,
     /// The device's registration id.
     pub registration_id: String,
     /// The device's own symmetric key, base64.
     pub key: Option<Secret>,
-    /// A file with it.
+    /// A file with the symmetric key.
     pub key_file: Option<PathBuf>,
-    /// The key of an enrolment group, which the device's is derived from. It does not belong on a device outside of tests.
+    /// The key of an enrolment group, for deriving the device's key. A group key belongs on a
+    /// device only in tests.
     pub group_key: Option<Secret>,
 }
 
-/// What MQTT travels in.
+/// The transport of MQTT.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     /// TLS.
     #[default]
     Mqtt,
-    /// WebSockets over TLS, for networks that let nothing else out.
+    /// WebSockets over TLS, for networks without other outbound connections.
     Websocket,
 }
 
-/// How the device reaches its hub.
+/// The connection to the hub.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hub {
-    /// What MQTT travels in.
+    /// The transport of MQTT.
     pub transport: Transport,
-    /// The port. Default: 8883, or 443 for WebSockets.
+    /// The MQTT port. Default: 8883, or 443 for WebSockets.
     pub port: Option<u16>,
-    /// The HTTPS port, which the time is asked at if the clock cannot be right.
+    /// The hub's HTTPS port, for learning the time if the system clock is wrong.
     pub https_port: u16,
-    /// An HTTP proxy (`http://user:password@host:port`) for everything but FTP, or `none`. When not set, the proxy of the
-    /// environment: `HTTPS_PROXY` and `NO_PROXY`.
+    /// An HTTP proxy (`http://user:password@host:port`) for everything but FTP, or `none`. Default:
+    /// the proxy of the environment (`HTTPS_PROXY` and `NO_PROXY`).
     pub proxy: Option<String>,
-    /// Certificate authorities (PEM) that are trusted next to the system's.
+    /// Certificate authorities (PEM), trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// How long a token is good for.
+    /// The validity of a token.
     pub token_life: SignedDuration,
-    /// How long nothing may be heard. At most 1,177 s: the hub's limit.
+    /// The MQTT keep-alive interval. At most 1,177 s: the hub's limit.
     pub keep_alive: SignedDuration,
-    /// The longest wait before the next try to connect.
+    /// The longest wait between two connection attempts.
     pub reconnect_max: SignedDuration,
 }
 
 impl Hub {
-    /// The proxy. The text was checked when the configuration was read.
+    /// Returns the parsed proxy. [`Config::load`] has checked the text.
     pub(crate) fn proxy(&self) -> Proxy {
         let text = self.proxy.as_deref();
         text.and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 }
 
-/// What the device takes.
+/// The updates accepted by the device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Update {
-    /// The name of its updates.
+    /// The accepted update name.
     pub name: String,
-    /// Its hardware.
+    /// The name of the device's hardware.
     pub hardware: String,
-    /// The public keys that updates are signed with (base64): one, or two while one takes the place of the other.
+    /// The public keys of accepted signatures (base64): a single key, or two keys during a
+    /// rotation.
     pub keys: Vec<String>,
-    /// The largest artefact, in bytes.
+    /// The largest accepted artefact, in bytes.
     #[serde(default = "max_size")]
     pub max_size: u64,
 }
 
-/// What the device runs.
+/// The firmware running on the device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Firmware {
-    /// The reported property that has the version.
+    /// The name of the reported property with the version.
     pub property: String,
-    /// The version that runs until the agent has installed another.
+    /// The running version until the agent installs another version.
     pub version: Option<String>,
-    /// A file with the version that runs. It is read at each start and after each update, and counts more than what the
-    /// agent remembers.
+    /// A file with the running version, read at each start and after each update. The file takes
+    /// precedence over the version in the agent's state.
     pub version_file: Option<PathBuf>,
 }
 
-/// How artefacts are fetched.
+/// Downloads of artefacts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Download {
-    /// The download begins at a random time within so long.
+    /// The longest random delay before the start of a download.
     pub jitter: SignedDuration,
-    /// How long it may take, with all retries and restarts.
+    /// The time limit of a download, including all retries and restarts.
     pub within: SignedDuration,
-    /// The first wait before the next try; it doubles up to 10 minutes, and is drawn at random.
+    /// The first ceiling of the random wait between retries. The ceiling doubles up to 10 minutes.
     pub retry_wait: SignedDuration,
-    /// A connection is given up if so long ...
+    /// The measuring period of the download speed.
     pub low_speed_time: SignedDuration,
-    /// ... fewer bytes a second come in than this.
+    /// The lowest accepted speed, in bytes per second. A connection below this speed during
+    /// `low_speed_time` is closed.
     pub low_speed_rate: u64,
-    /// So many bytes stay free on the disk.
+    /// The number of bytes kept free on the disk.
     pub keep_free: u64,
 }
 
-/// Two folders, `a` and `b`, and a link `current` to the one that runs.
+/// Two folders, `a` and `b`, and a symbolic link `current` to the running folder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slots {
-    /// The folder that has them.
+    /// The parent folder of `a`, `b` and `current`.
     pub root: PathBuf,
-    /// What an artefact is.
+    /// The format of artefacts.
     #[serde(default)]
     pub artifact: ArtifactKind,
 }
 
-/// What an artefact is.
+/// The format of artefacts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ArtifactKind {
-    /// One file, which is copied with the name `artifact`.
+    /// A single file, copied under the name `artifact`.
     #[default]
     #[serde(rename = "file")]
     File,
-    /// A tar archive, which is unpacked.
+    /// A tar archive, unpacked into the slot.
     #[serde(rename = "tar")]
     Tar,
-    /// A tar archive in gzip.
+    /// A gzip-compressed tar archive, unpacked into the slot.
     #[serde(rename = "tar.gz")]
     TarGz,
 }
 
-/// The device's own commands: program and arguments, no shell. With [`Slots`], they run after what those do.
+/// The device's own commands: program and arguments, without a shell. With [`Slots`], each command
+/// runs after the slots' part of the same step.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hooks {
-    /// Puts the artefact where it does not run yet. Must not change what runs.
+    /// Installs the artefact beside the running version. Must not change the running version.
     pub install: Option<Vec<String>>,
-    /// Makes the new version the one that runs.
+    /// Switches to the new version.
     pub activate: Option<Vec<String>>,
-    /// Makes that last.
+    /// Makes the switch permanent.
     pub confirm: Option<Vec<String>>,
-    /// Makes the version before it run again.
+    /// Switches back to the previous version.
     pub rollback: Option<Vec<String>>,
-    /// How long each may take.
+    /// The time limit of each command.
     pub timeout: SignedDuration,
-    /// How often `install` is tried if it asks for it (exit code 75).
-    pub tries: u32,
-    /// How long is waited between two.
-    pub pause: SignedDuration,
-    /// How long a restart may take that `activate` announced (exit code 3).
+    /// The largest number of `install` attempts. Exit code 75 of `install` requests another
+    /// attempt.
+    pub max_attempts: u32,
+    /// The pause between two attempts.
+    pub retry_pause: SignedDuration,
+    /// The time limit of a restart announced by `activate` (exit code 3).
     pub restart_within: SignedDuration,
 }
 
-/// How it is seen whether a new version works.
+/// The health check of a new version.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// Program and arguments; exit code 0 says that it works.
+    /// Program and arguments; exit code 0 means healthy.
     pub command: Vec<String>,
-    /// How long it may take until it says so.
+    /// The time limit until a successful check.
     #[serde(default = "health_within")]
     pub within: SignedDuration,
-    /// How long is waited before it is asked again.
+    /// The pause between two checks.
     #[serde(default = "health_every")]
     pub every: SignedDuration,
 }
@@ -310,58 +316,60 @@ impl Default for Hooks {
             confirm: None,
             rollback: None,
             timeout: SignedDuration::from_mins(10),
-            tries: 3,
-            pause: SignedDuration::from_mins(1),
+            max_attempts: 3,
+            retry_pause: SignedDuration::from_mins(1),
             restart_within: SignedDuration::from_mins(15),
         }
     }
 }
 
-/// Why a configuration is not used.
+/// Errors of [`Config::load`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A file that it is, or that it names, cannot be read.
+    /// The configuration file, or a file named in it, cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// It is not TOML, or has other keys or values.
-    #[error("{} is not a configuration of the agent, {place}: {message}", .path.display())]
+    /// The file is not TOML, or has unknown keys or invalid values.
+    #[error("cannot parse the configuration {}, {place}: {message}", .path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
         /// The line.
         place: String,
-        /// What is wrong. No value is in it: it may be a secret.
+        /// The problem, without the value: the value may be a secret.
         message: String,
     },
-    /// Its values do not go together. All that is wrong is told at once.
-    #[error("the configuration {} is refused: {}", .path.display(), .mistakes.join("; "))]
+    /// The values are out of bounds or inconsistent. The error lists all mistakes at once.
+    #[error("the configuration {} is not valid: {}", .path.display(), .mistakes.join("; "))]
     Refused {
         /// The file.
         path: PathBuf,
-        /// What is wrong, by key.
+        /// The mistakes, each with the key.
         mistakes: Vec<String>,
     },
 }
 
 impl Config {
-    /// Reads and checks a file. Paths in it count from its folder.
+    /// Reads and checks a configuration file. Relative paths in the file are resolved against the
+    /// file's folder.
     ///
     /// # Errors
-    /// [`ConfigError`]; no secret is in it.
+    /// [`ConfigError`]; the error contains no secret.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read(path)?;
         let mut config: Self = toml::from_str(&text).map_err(|error| {
-            let before = error.span().and_then(|span| text.get(..span.start));
+            let before = error.span().and_then(|range| text.get(..range.start));
             let line = before.map(|before| before.matches('\n').count() + 1);
             ConfigError::Syntax {
                 path: path.to_owned(),
-                place: line.map_or_else(|| "somewhere".to_owned(), |line| format!("line {line}")),
+                place: line
+                    .map_or_else(|| "unknown line".to_owned(), |line| format!("line {line}")),
                 message: without_values(error.message()),
             }
         })?;
@@ -405,7 +413,7 @@ impl Config {
             .into_iter()
             .flatten()
             .filter_map(|command| command.first_mut());
-        // A name alone is looked for in the path.
+        // A name without a slash is searched in `PATH`.
         for program in programs.filter(|program| program.contains('/')) {
             *program = base.join(&*program).display().to_string();
         }
@@ -454,11 +462,11 @@ impl Config {
         );
         check(
             self.slots.is_some() || self.hooks.install.is_some() && self.hooks.activate.is_some(),
-            "hooks: there must be slots, or hooks.install and hooks.activate",
+            "hooks: hooks.install and hooks.activate are required without slots",
         );
         check(
             self.slots.is_some() || self.hooks.rollback.is_some(),
-            "hooks.rollback: must be there if there are no slots",
+            "hooks.rollback: is required without slots",
         );
         let health = self.health.as_ref();
         check(
@@ -472,23 +480,23 @@ impl Config {
             );
         }
         check(
-            (1..=100).contains(&self.hooks.tries),
-            "hooks.tries: must be 1 to 100",
+            (1..=100).contains(&self.hooks.max_attempts),
+            "hooks.max_attempts: must be 1 to 100",
         );
         check(
             (1..=1177).contains(&self.hub.keep_alive.as_secs()),
             "hub.keep_alive: must be 1s to 1177s",
         );
-        for (name, span, least) in self.spans() {
-            let in_bounds = span >= least && span <= SignedDuration::from_hours(24 * 30);
+        for (name, duration, least) in self.durations() {
+            let in_bounds = duration >= least && duration <= SignedDuration::from_hours(24 * 30);
             check(in_bounds, &format!("{name}: must be {least:#} to 720h"));
         }
         mistakes
     }
 
-    fn spans(&self) -> Vec<(&'static str, SignedDuration, SignedDuration)> {
+    fn durations(&self) -> Vec<(&'static str, SignedDuration, SignedDuration)> {
         let (zero, short) = (SignedDuration::ZERO, SignedDuration::from_millis(10));
-        let mut spans = vec![
+        let mut durations = vec![
             (
                 "hub.token_life",
                 self.hub.token_life,
@@ -504,17 +512,17 @@ impl Config {
                 short,
             ),
             ("hooks.timeout", self.hooks.timeout, short),
-            ("hooks.pause", self.hooks.pause, short),
+            ("hooks.retry_pause", self.hooks.retry_pause, short),
             ("hooks.restart_within", self.hooks.restart_within, short),
         ];
         if let Some(health) = &self.health {
-            spans.push(("health.within", health.within, short));
-            spans.push(("health.every", health.every, short));
+            durations.push(("health.within", health.within, short));
+            durations.push(("health.every", health.every, short));
         }
-        spans
+        durations
     }
 
-    /// What updates it takes.
+    /// Returns the policy for accepted updates.
     #[must_use]
     pub fn policy(&self) -> Policy {
         Policy {
@@ -532,8 +540,8 @@ impl Config {
 
     pub(crate) fn limits(&self) -> Limits {
         Limits {
-            tries: self.hooks.tries,
-            pause: self.hooks.pause,
+            max_attempts: self.hooks.max_attempts,
+            retry_pause: self.hooks.retry_pause,
             restart_within: self.hooks.restart_within,
         }
     }
@@ -571,16 +579,16 @@ impl Identity {
         );
         check(
             self.hub.is_some() == self.device_id.is_some(),
-            "identity.device_id: belongs to identity.hub",
+            "identity.device_id: must be set together with identity.hub",
         );
         let has_certificate = self.certificate_file.is_some();
         check(
             has_certificate == self.private_key_file.is_some(),
-            "identity: certificate_file and private_key_file belong together",
+            "identity: certificate_file and private_key_file must be set together",
         );
         check(
             self.hub.is_none() || has_certificate,
-            "identity.certificate_file: is needed with identity.hub",
+            "identity.certificate_file: is required with identity.hub",
         );
         if let Some(dps) = &self.dps {
             let keys = [
@@ -598,7 +606,7 @@ impl Identity {
     }
 }
 
-/// A file that is named in the configuration, as text.
+/// Reads the configuration file, or a file named in it, as text.
 ///
 /// # Errors
 /// [`ConfigError::Read`].
@@ -609,7 +617,7 @@ pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// What a parser says, without the values that it quotes: only what is expected stays.
+/// Removes the quoted values from a parser's message; only the expectation stays.
 fn without_values(message: &str) -> String {
     let is_quoting = message.starts_with("invalid type") || message.starts_with("invalid value");
     match (is_quoting, message.find(", expected ")) {
@@ -619,9 +627,9 @@ fn without_values(message: &str) -> String {
     }
 }
 
-/// As the runtime takes it.
-pub(crate) fn span(span: SignedDuration) -> Duration {
-    span.try_into().unwrap_or_default()
+/// Converts a configured duration for the runtime.
+pub(crate) fn to_std(duration: SignedDuration) -> Duration {
+    duration.try_into().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
-//! Artefacts: fetched with resume, within bounds of size, disk, speed and time, and believed only by their SHA-256.
+//! Downloads of artefacts: resumable, bounded in size, disk space, speed and time, and accepted
+//! only with the right SHA-256.
 //!
-//! What was fetched stays across retries and restarts. A download is resumed only if the server says that the file is the
-//! same (`If-Range` with its `ETag` or date); where it says nothing, the SHA-256 tells at the end, and then the whole file is fetched
+//! Downloaded bytes stay across retries and restarts. A download resumes only if the server
+//! confirms an unchanged file (`If-Range` with the `ETag` or date of the file). Without a validator
+//! from the server, the SHA-256 decides at the end; on a mismatch, the whole file is downloaded
 //! once more.
 
 use std::fs::File;
@@ -16,7 +18,7 @@ use url::Url;
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::config::{self, span};
+use crate::config::{self, to_std};
 use crate::manifest::Artifact;
 use crate::report::Reason;
 use crate::store;
@@ -37,24 +39,24 @@ pub(crate) struct Downloader {
     pub(crate) clock: Clock,
 }
 
-/// What a part of an artefact is a part of.
+/// The identity of a partial download, stored as `part.json` beside the bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Part {
+struct PartialDownload {
     sha256: String,
-    /// What the server knows the file by.
+    /// The server's validator of the file: an `ETag` or a date.
     validator: Option<String>,
 }
 
-/// Why a try ended.
+/// The failure of a download attempt.
 #[derive(Debug)]
 enum Failed {
-    /// The next try may do better.
-    Again(String),
-    /// No try will.
-    ForGood(Reason),
+    /// A transient failure: the next attempt may succeed.
+    Transient(String),
+    /// A permanent failure: no further attempt follows.
+    Permanent(Reason),
 }
 
-/// Where bytes come from.
+/// The source of the bytes.
 enum Body {
     Http(reqwest::Response),
     #[cfg(feature = "ftp")]
@@ -62,17 +64,17 @@ enum Body {
 }
 
 impl Downloader {
-    /// The file that an artefact is fetched to.
+    /// Returns the path of the downloaded artefact.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.join("artifact")
     }
 
-    /// Fetches an artefact that is being tried since `since`. When it returns, the file is complete, what it should be, and
-    /// on the disk. Cancel safe: what was fetched stays.
+    /// Downloads an artefact; the time limit counts from `since`. On success, the file is complete,
+    /// verified, and synced to the disk. Cancel safe: downloaded bytes stay.
     pub(crate) async fn fetch(&self, artifact: &Artifact, since: Timestamp) -> Result<(), Reason> {
-        let limit = span(self.settings.within);
+        let limit = to_std(self.settings.within);
         let spent = Duration::try_from(self.clock.now().duration_since(since)).unwrap_or_default();
-        let mut last = "nothing was received".to_owned();
+        let mut last = "no data received".to_owned();
         match tokio::time::timeout(
             limit.saturating_sub(spent),
             self.try_until_done(artifact, &mut last),
@@ -88,30 +90,30 @@ impl Downloader {
     }
 
     async fn try_until_done(&self, artifact: &Artifact, last: &mut String) -> Result<(), Reason> {
-        let mut backoff = Backoff::new(span(self.settings.retry_wait), RETRY_WAIT_MAX);
+        let mut backoff = Backoff::new(to_std(self.settings.retry_wait), RETRY_WAIT_MAX);
         let mut is_second_time = false;
         loop {
-            let (had, part) = self.had(artifact).await.map_err(|error| disk(&error))?;
-            match self.attempt(artifact, had, part).await {
+            let (offset, partial) = self.partial(artifact).await.map_err(|error| disk(&error))?;
+            match self.attempt(artifact, offset, partial).await {
                 Ok(()) if verify(&self.path(), artifact).await? => return Ok(()),
-                // What was resumed may have been put together of two files.
-                Ok(()) if had > 0 && !is_second_time => {
+                // A resumed file may be a mix of two versions of the server's file.
+                Ok(()) if offset > 0 && !is_second_time => {
                     is_second_time = true;
                     store::clear(&self.folder).map_err(|error| disk(&error))?;
                     tracing::warn!(
-                        "artefact was resumed and has another SHA-256; it is fetched anew"
+                        "SHA-256 of the resumed download does not match the manifest; downloading the whole artefact again"
                     );
                     continue;
                 }
                 Ok(()) => {
-                    let text = "the artefact has another SHA-256 than the manifest says";
+                    let text = "the artefact's SHA-256 does not match the manifest";
                     return Err(Reason::new("sha256", text));
                 }
-                Err(Failed::ForGood(reason)) => return Err(reason),
-                Err(Failed::Again(why)) => *last = why,
+                Err(Failed::Permanent(reason)) => return Err(reason),
+                Err(Failed::Transient(why)) => *last = why,
             }
-            let (now, _) = self.had(artifact).await.map_err(|error| disk(&error))?;
-            if now > had {
+            let (now, _) = self.partial(artifact).await.map_err(|error| disk(&error))?;
+            if now > offset {
                 backoff.reset();
             }
             let wait = backoff.next();
@@ -119,27 +121,29 @@ impl Downloader {
                 error = *last,
                 have_bytes = now,
                 wait_ms = wait.as_millis(),
-                "download was interrupted"
+                "download interrupted; retrying"
             );
             tokio::time::sleep(wait).await;
         }
     }
 
-    /// How much of the artefact is there.
-    async fn had(&self, artifact: &Artifact) -> std::io::Result<(u64, Part)> {
-        let part: Option<Part> = store::read(&self.folder.join("part.json")).unwrap_or_default();
+    /// Returns the number of bytes already downloaded, and the identity of the partial download.
+    /// Removes the bytes of any other artefact.
+    async fn partial(&self, artifact: &Artifact) -> std::io::Result<(u64, PartialDownload)> {
+        let partial: Option<PartialDownload> =
+            store::read(&self.folder.join("part.json")).unwrap_or_default();
         let length = tokio::fs::metadata(self.path())
             .await
             .map_or(0, |metadata| metadata.len());
-        match part {
-            Some(part) if part.sha256 == artifact.sha256 && length <= artifact.size => {
-                Ok((length, part))
+        match partial {
+            Some(partial) if partial.sha256 == artifact.sha256 && length <= artifact.size => {
+                Ok((length, partial))
             }
             _ => {
                 store::clear(&self.folder)?;
                 Ok((
                     0,
-                    Part {
+                    PartialDownload {
                         sha256: artifact.sha256.clone(),
                         validator: None,
                     },
@@ -148,26 +152,42 @@ impl Downloader {
         }
     }
 
-    async fn attempt(&self, artifact: &Artifact, had: u64, part: Part) -> Result<(), Failed> {
-        if had == artifact.size && had > 0 {
+    async fn attempt(
+        &self,
+        artifact: &Artifact,
+        offset: u64,
+        partial: PartialDownload,
+    ) -> Result<(), Failed> {
+        if offset == artifact.size && offset > 0 {
             return Ok(());
         }
-        self.check_disk(artifact.size - had)?;
-        let url = Url::parse(&artifact.url).map_err(|error| Failed::Again(error.to_string()))?;
+        self.check_disk(artifact.size - offset)?;
+        let url =
+            Url::parse(&artifact.url).map_err(|error| Failed::Transient(error.to_string()))?;
         let (body, from, validator) = match url.scheme() {
             #[cfg(feature = "ftp")]
             "ftp" => {
-                let transfer = ftp::Transfer::begin(&url, artifact.size, had).await?;
-                (Body::Ftp(transfer), had, None)
+                let transfer = ftp::Transfer::begin(&url, artifact.size, offset).await?;
+                (Body::Ftp(transfer), offset, None)
             }
-            "http" | "https" => self.begin_http(&url, artifact.size, had, &part).await?,
+            "http" | "https" => {
+                self.begin_http(&url, artifact.size, offset, &partial)
+                    .await?
+            }
             scheme => {
-                let text = format!("this agent was built without {scheme}");
-                return Err(Failed::ForGood(Reason::new("url", text)));
+                let text = format!("this agent was built without support for {scheme}");
+                return Err(Failed::Permanent(Reason::new("url", text)));
             }
         };
-        let lost = |error: std::io::Error| Failed::ForGood(disk(&error));
-        store::write(&self.folder.join("part.json"), &Part { validator, ..part }).map_err(lost)?;
+        let lost = |error: std::io::Error| Failed::Permanent(disk(&error));
+        store::write(
+            &self.folder.join("part.json"),
+            &PartialDownload {
+                validator,
+                ..partial
+            },
+        )
+        .map_err(lost)?;
         let options = tokio::fs::OpenOptions::new()
             .create(true)
             .write(true)
@@ -187,7 +207,7 @@ impl Downloader {
         received
     }
 
-    /// Writes what comes, until all is there.
+    /// Writes received bytes to the file until the artefact is complete.
     async fn receive(
         &self,
         mut body: Body,
@@ -196,7 +216,7 @@ impl Downloader {
         size: u64,
     ) -> Result<(), Failed> {
         let (low_time, low_rate) = (
-            span(self.settings.low_speed_time),
+            to_std(self.settings.low_speed_time),
             self.settings.low_speed_rate,
         );
         let (mut at, mut window, mut begun) = (from, 0, Instant::now());
@@ -207,28 +227,28 @@ impl Downloader {
                     at += bytes.len() as u64;
                     window += bytes.len() as u64;
                     if at > size {
-                        return Err(Failed::ForGood(wrong_size(at, size)));
+                        return Err(Failed::Permanent(wrong_size(at, size)));
                     }
                     file.write_all(&bytes)
                         .await
-                        .map_err(|error| Failed::ForGood(disk(&error)))?;
+                        .map_err(|error| Failed::Permanent(disk(&error)))?;
                 }
                 Ok(Ok(None)) if at == size => return Ok(()),
                 Ok(Ok(None)) => {
-                    return Err(Failed::Again(format!(
+                    return Err(Failed::Transient(format!(
                         "the connection ended after {at} of {size} bytes"
                     )));
                 }
-                Ok(Err(error)) => return Err(Failed::Again(error)),
+                Ok(Err(error)) => return Err(Failed::Transient(error)),
                 Err(_) => {}
             }
             if begun.elapsed() >= low_time {
                 let least = low_rate.saturating_mul(low_time.as_secs().max(1));
                 if window < least {
                     let text = format!(
-                        "only {window} bytes came in {low_time:?}, after {at} of {size} bytes"
+                        "download too slow: {window} bytes received in {low_time:?}, minimum {least}; {at} of {size} bytes complete"
                     );
-                    return Err(Failed::Again(text));
+                    return Err(Failed::Transient(text));
                 }
                 (window, begun) = (0, Instant::now());
             }
@@ -237,31 +257,31 @@ impl Downloader {
 
     fn check_disk(&self, needed: u64) -> Result<(), Failed> {
         let room = rustix::fs::statvfs(&self.folder)
-            .map_err(|error| Failed::ForGood(disk(&error.into())))?;
+            .map_err(|error| Failed::Permanent(disk(&error.into())))?;
         let free = room.f_bavail.saturating_mul(room.f_frsize);
         if free >= needed.saturating_add(self.settings.keep_free) {
             return Ok(());
         }
         let keep = self.settings.keep_free;
         let text = format!(
-            "{needed} bytes are needed and {keep} are kept free, but the disk has {free} left"
+            "not enough disk space: {needed} bytes are needed and {keep} must stay free, but {free} are free"
         );
-        Err(Failed::ForGood(Reason::new("disk_full", text)))
+        Err(Failed::Permanent(Reason::new("disk_full", text)))
     }
 }
 
 impl Body {
-    /// The next bytes; none at the end. Cancel safe.
+    /// Returns the next bytes, or none at the end. Cancel safe.
     async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
         match self {
-            Self::Http(response) => response.chunk().await.map_err(http::words),
+            Self::Http(response) => response.chunk().await.map_err(http::error_chain),
             #[cfg(feature = "ftp")]
             Self::Ftp(transfer) => transfer.chunk().await,
         }
     }
 }
 
-/// Whether a file is the artefact.
+/// Returns whether a file has the artefact's size and SHA-256.
 pub(crate) async fn verify(path: &Path, artifact: &Artifact) -> Result<bool, Reason> {
     let (path, size) = (path.to_owned(), artifact.size);
     let digest = tokio::task::spawn_blocking(move || digest(&path, size)).await;
@@ -274,7 +294,7 @@ pub(crate) async fn verify(path: &Path, artifact: &Artifact) -> Result<bool, Rea
     }
 }
 
-/// The SHA-256 of a file of a size; none if it has another size.
+/// Returns the SHA-256 of a file, or none if the file's size is not `size`.
 fn digest(path: &Path, size: u64) -> std::io::Result<Option<String>> {
     let mut file = File::open(path)?;
     if file.metadata()?.len() != size {
@@ -283,7 +303,7 @@ fn digest(path: &Path, size: u64) -> std::io::Result<Option<String>> {
     Ok(Some(sha256(&mut file)?))
 }
 
-/// The SHA-256 of what a reader gives, in hex.
+/// Returns the SHA-256 of a reader's content, in hex.
 pub(crate) fn sha256(reader: &mut impl std::io::Read) -> std::io::Result<String> {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     let mut buffer = vec![0; 1 << 16];
@@ -298,15 +318,15 @@ pub(crate) fn sha256(reader: &mut impl std::io::Read) -> std::io::Result<String>
 fn wrong_size(found: u64, size: u64) -> Reason {
     Reason::new(
         "size",
-        format!("the server has {found} bytes or more, the manifest says {size}"),
+        format!("the server's file has {found} bytes or more; the manifest specifies {size}"),
     )
 }
 
-/// What a full or broken disk comes to.
+/// Returns the reason for a full or broken disk.
 fn disk(error: &std::io::Error) -> Reason {
     let code = match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "disk_full",
         _ => "disk",
     };
-    Reason::new(code, format!("cannot use the artefact's file: {error}"))
+    Reason::new(code, format!("cannot access the artefact's file: {error}"))
 }

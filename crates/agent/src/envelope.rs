@@ -1,4 +1,5 @@
-//! DSSE envelopes ([secure-systems-lab/dsse] v1) with ed25519 signatures: what is signed, by whom, and whether we trust them.
+//! DSSE envelopes ([secure-systems-lab/dsse] v1) with ed25519 signatures: keys, signing and
+//! verification.
 //!
 //! [secure-systems-lab/dsse]: https://github.com/secure-systems-lab/dsse
 
@@ -9,58 +10,59 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The type of what an update's envelope holds.
+/// The payload type of an update's envelope.
 pub const PAYLOAD_TYPE: &str = "application/vnd.twincast.update+json";
 
-/// More signatures than this are no rotation of keys.
+/// The largest number of verified signatures. A rotation of keys needs fewer.
 const SIGNATURES_MAX: usize = 8;
 
-/// An envelope as it is sent.
+/// An envelope, as sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Envelope {
-    /// What the payload is.
+    /// The type of the payload.
     pub payload_type: String,
     /// The payload, base64.
     pub payload: String,
-    /// Any one of a key that is trusted is enough.
+    /// The signatures. A single valid signature of a trusted key suffices.
     pub signatures: Vec<Signature>,
 }
 
 /// A signature in an [`Envelope`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
-    /// Whose it is: [`PublicKey::id`]. A hint only; DSSE forbids to decide by it.
+    /// The id of the signing key: [`PublicKey::id`]. A hint only; DSSE forbids security decisions
+    /// based on the id.
     #[serde(default)]
     pub keyid: String,
     /// The signature, base64.
     pub sig: String,
 }
 
-/// Why an envelope is not believed.
+/// Errors of [`open`].
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EnvelopeError {
-    /// It is no envelope.
-    #[error("the message is no DSSE envelope: {0}")]
+    /// The message is not an envelope.
+    #[error("the message is not a DSSE envelope: {0}")]
     Malformed(String),
-    /// It holds something else.
-    #[error("the envelope holds {found:?}; an update is {PAYLOAD_TYPE:?}")]
+    /// The payload has another type.
+    #[error("the payload type is {found:?}; an update has {PAYLOAD_TYPE:?}")]
     OtherPayload {
-        /// The type that it has.
+        /// The type of the payload.
         found: String,
     },
-    /// None of its signatures is a good one of a key that is trusted.
-    #[error("none of its {found} signatures is a good one of a trusted key ({trusted})")]
+    /// No signature is a valid signature of a trusted key.
+    #[error("none of the {found} signatures is a valid signature of a trusted key ({trusted})")]
     NotSigned {
-        /// How many there are.
+        /// The number of signatures.
         found: usize,
         /// The ids of the trusted keys.
         trusted: String,
     },
 }
 
-/// The bytes that are signed: DSSE's pre-authentication encoding.
+/// Returns the signed bytes: DSSE's pre-authentication encoding.
 #[must_use]
 pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let mut bytes = format!(
@@ -73,10 +75,10 @@ pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The payload of an envelope that one of `keys` has signed.
+/// Returns the payload of an envelope signed with any of `keys`.
 ///
 /// # Errors
-/// [`EnvelopeError`]. Nothing of an envelope is used before its signature was found good.
+/// [`EnvelopeError`]. No part of an envelope is used before the signature is verified.
 pub fn open(envelope: &[u8], keys: &[PublicKey]) -> Result<Vec<u8>, EnvelopeError> {
     let malformed = |what: &dyn std::fmt::Display| EnvelopeError::Malformed(what.to_string());
     let envelope: Envelope = serde_json::from_slice(envelope).map_err(|error| malformed(&error))?;
@@ -122,24 +124,24 @@ pub fn seal(payload: &[u8], keys: &[SecretKey]) -> Envelope {
     }
 }
 
-/// An ed25519 public key. As text: its 32 bytes in base64.
+/// An ed25519 public key. The text form is the key's 32 bytes in base64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey([u8; 32]);
 
-/// What a key is not.
+/// Errors of reading or creating a key.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// A public key is 32 bytes in base64.
+    /// The text is not a public key: 32 bytes in base64.
     #[error("is not an ed25519 public key: 32 bytes in base64")]
     Public,
-    /// A secret key is a PKCS#8 file.
+    /// The text is not a secret key: PKCS#8 in PEM.
     #[error(
         "is not an ed25519 secret key: PKCS#8 in PEM, as `twincast sign key new` and `openssl genpkey -algorithm ed25519` write it"
     )]
     Secret,
-    /// The system gives no random numbers.
-    #[error("cannot make a key: the system gives no random numbers")]
+    /// The system provides no random numbers.
+    #[error("cannot create a key: the system provides no random numbers")]
     NoRandom,
 }
 
@@ -159,7 +161,7 @@ impl std::fmt::Display for PublicKey {
 }
 
 impl PublicKey {
-    /// The first 8 bytes of its SHA-256, in hex.
+    /// Returns the key's id: the first 8 bytes of the key's SHA-256, in hex.
     #[must_use]
     pub fn id(&self) -> String {
         hex::encode(&ring::digest::digest(&ring::digest::SHA256, &self.0).as_ref()[..8])
@@ -172,16 +174,18 @@ impl PublicKey {
     }
 }
 
-/// An ed25519 key that signs.
+/// An ed25519 signing key.
 pub struct SecretKey(Ed25519KeyPair);
 
-/// What precedes the 32 bytes of the seed in PKCS#8 version 1 (RFC 8410 §7), the form that OpenSSL writes and reads.
+/// The prefix of the 32 seed bytes in PKCS#8 version 1 (RFC 8410 §7), the form written and read by
+/// OpenSSL.
 const PKCS8_ED25519: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
 impl SecretKey {
-    /// A new key, and its PEM for a file that only its owner reads.
+    /// Creates a key. Returns the key and the key's PEM, meant for a file readable by the owner
+    /// only.
     ///
     /// # Errors
     /// [`KeyError::NoRandom`].
@@ -195,10 +199,10 @@ impl SecretKey {
         Ok((Self::from_pem(&pem)?, pem))
     }
 
-    /// The key of a PEM file.
+    /// Parses the key of a PEM file.
     ///
     /// # Errors
-    /// [`KeyError::Secret`]; the text is not in it.
+    /// [`KeyError::Secret`]; the error does not contain the text.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         use rustls_pki_types::pem::PemObject as _;
         let der = rustls_pki_types::PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes())
@@ -208,7 +212,7 @@ impl SecretKey {
         Ok(Self(pair))
     }
 
-    /// The key that others check its signatures with.
+    /// Returns the public key for verifying this key's signatures.
     #[must_use]
     pub fn public(&self) -> PublicKey {
         let bytes = self.0.public_key().as_ref();
@@ -224,7 +228,7 @@ impl SecretKey {
 mod tests {
     use super::*;
 
-    /// The example of DSSE's protocol text.
+    /// The example of DSSE's protocol specification.
     #[test]
     fn what_is_signed() {
         let bytes = pae("http://example.com/HelloWorld", b"hello world");

@@ -1,10 +1,11 @@
-//! The device's own commands. Each runs once, as far as that can be known: a hook that outlives the agent is waited for, and one
-//! that ended while the agent was away has left its exit code.
+//! Runs the device's own commands, each only once as far as possible. After a restart, the agent
+//! waits for a hook still running, or reads the exit code of a hook ended in the meantime.
 //!
-//! A small shell script stands between agent and command. It holds a lock (as its standard input) as long as the command runs,
-//! and writes the exit code beside the command's output at the end. After a `kill -9` of the agent, the next one finds the lock
-//! held and waits, or finds the code. Only where both are gone (the machine lost its power in the middle) is the hook
-//! run again, with `TWINCAST_AGAIN=1`.
+//! A small shell script runs between agent and command. The script holds a lock (through standard
+//! input) while the command runs, and writes the exit code beside the command's output at the end.
+//! After a `kill -9` of the agent, the next agent finds the lock held and waits, or finds the exit
+//! code. If both are missing (the machine lost power during the command), the hook runs again with
+//! `TWINCAST_AGAIN=1`.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -13,32 +14,34 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::config::{self, span};
+use crate::config::{self, to_std};
 use crate::slots;
 use crate::store;
-use crate::update::{Hook, HookEnd};
+use crate::update::{Hook, HookResult};
 
-/// How long before the end of its time a health check is run for the last time.
+/// The time before the deadline reserved for the last run of a health check.
 const LAST_CHECK: Duration = Duration::from_secs(1);
 
-/// `$0` is where the results go, and the rest is the command. Standard input is the lock, which names the one that holds it.
+/// The script around a command. `$0` is the path of the results; the other arguments are the
+/// command. Standard input is the lock file, and contains the process id of the script.
 const SCRIPT: &str = r#"echo $$ >&0; : >"$0.pid"; "$@" </dev/null >>"$0.out" 2>&1; code=$?; echo $code >"$0.new" && mv "$0.new" "$0.code""#;
 
-/// The exit code of `activate` that announces a restart.
-const RESTART: i32 = 3;
-/// The exit code of `install` that asks for another try (EX_TEMPFAIL of sysexits.h).
-const LATER: i32 = 75;
+/// The exit code of `activate` for an announced restart.
+const EXIT_RESTART: i32 = 3;
+/// The exit code of `install` for a requested further attempt (EX_TEMPFAIL of sysexits.h).
+const EXIT_RETRY: i32 = 75;
 
-/// What is kept of a command's output, in bytes. Its last words fit into a report; the rest is for whoever looks.
+/// The largest kept output of a command, in bytes. A report quotes the end of the output; the rest
+/// is for manual inspection.
 const OUTPUT_MAX: u64 = 64 << 10;
-/// How much of that a report is made of.
-const LAST_WORDS: u64 = 2 << 10;
-/// How long a command has between being asked to end and being ended.
-const GRACE: Duration = Duration::from_secs(5);
-/// How often it is looked whether a command has ended.
-const POLL: Duration = Duration::from_millis(50);
+/// The number of bytes at the end of the output used for a report.
+const REPORTED_OUTPUT: u64 = 2 << 10;
+/// The time between SIGTERM and SIGKILL for a command beyond the time limit.
+const KILL_AFTER: Duration = Duration::from_secs(5);
+/// The polling interval for the end of a command.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What hooks are told of an update.
+/// The description of an update for hooks, passed as environment variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Context {
     pub(crate) id: String,
@@ -46,7 +49,7 @@ pub(crate) struct Context {
     pub(crate) version: String,
     pub(crate) previous: Option<String>,
     pub(crate) artifact: PathBuf,
-    /// Why it is rolled back: the code of the reason.
+    /// The code of the reason, during a rollback.
     pub(crate) reason: Option<String>,
 }
 
@@ -59,7 +62,7 @@ pub(crate) struct Runner {
     pub(crate) folder: PathBuf,
 }
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Code(i32),
@@ -67,20 +70,22 @@ enum Exit {
 }
 
 impl Runner {
-    /// Runs a hook, or finds out how it ended. Cancel safe: a command goes on, and the next call finds it.
-    pub(crate) async fn run(&self, hook: Hook, attempt: u32, context: &Context) -> HookEnd {
+    /// Runs a hook, or returns the result of an earlier run. Cancel safe: the command continues,
+    /// and the next call finds the command.
+    pub(crate) async fn run(&self, hook: Hook, attempt: u32, context: &Context) -> HookResult {
         let results = self.folder.join(key(hook, attempt, &context.id));
-        // The command begins when the slots are done.
+        // The command starts after the slots' part; an existing `pid` file means the slots' part is
+        // done.
         if let Some(slots) = self
             .slots
             .clone()
-            .filter(|_| !beside(&results, "pid").exists())
+            .filter(|_| !result_file(&results, "pid").exists())
         {
             let context = context.clone();
             let done =
                 tokio::task::spawn_blocking(move || slots::run(hook, &slots, &context)).await;
             if let Err(error) = done.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                return HookEnd::Failed(format!("slots: {error}"));
+                return HookResult::Failed(format!("slots: {error}"));
             }
         }
         let command = match hook {
@@ -90,60 +95,64 @@ impl Runner {
             Hook::Rollback => &self.hooks.rollback,
         };
         let Some(command) = command else {
-            return HookEnd::Done;
+            return HookResult::Done;
         };
         let environment = self.environment(hook.name(), attempt, context);
-        let timeout = span(self.hooks.timeout);
-        match self.once(&results, command, &environment, timeout).await {
-            Ok(exit) => end(hook, exit, timeout, &last_words(&results)),
-            Err(error) => HookEnd::Failed(format!("cannot run {}: {error}", command[0])),
+        let timeout = to_std(self.hooks.timeout);
+        match self
+            .run_once(&results, command, &environment, timeout)
+            .await
+        {
+            Ok(exit) => result_of(hook, exit, timeout, &output_end(&results)),
+            Err(error) => HookResult::Failed(format!("cannot run {}: {error}", command[0])),
         }
     }
 
-    /// Waits until the new version says that it works.
+    /// Waits for a successful health check of the new version.
     ///
     /// # Errors
-    /// What the command said last, if it does not within its time.
-    pub(crate) async fn healthy(&self, context: &Context) -> Result<(), String> {
+    /// The last output of the command, if no check succeeds within the time limit.
+    pub(crate) async fn wait_until_healthy(&self, context: &Context) -> Result<(), String> {
         let Some(health) = &self.health else {
             return Ok(());
         };
-        let (begun, within) = (Instant::now(), span(health.within));
+        let (begun, within) = (Instant::now(), to_std(health.within));
         let results = self.folder.join("health");
         let environment = self.environment("health", 1, context);
-        let mut said = None;
+        let mut last_output = None;
         loop {
             let left = within.saturating_sub(begun.elapsed());
             let exit = self
-                .anew(&results, &health.command, &environment, left)
+                .run_again(&results, &health.command, &environment, left)
                 .await;
-            let words = match exit {
+            let output = match exit {
                 Ok(Exit::Code(0)) => return Ok(()),
-                Ok(Exit::Code(code)) => or_code(&last_words(&results), code),
-                // One that is cut short by the end of the time does not take the words of the one before.
-                Ok(Exit::TimedOut) => said.take().unwrap_or_else(|| {
-                    format!("no answer within {left:?} {}", last_words(&results))
+                Ok(Exit::Code(code)) => output_or_code(&output_end(&results), code),
+                // A check cut short by the deadline does not replace the output of the check
+                // before.
+                Ok(Exit::TimedOut) => last_output.take().unwrap_or_else(|| {
+                    format!("timed out after {left:?} {}", output_end(&results))
                 }),
                 Err(error) => format!("cannot run {}: {error}", health.command[0]),
             };
-            let (pause, left) = (span(health.every), within.saturating_sub(begun.elapsed()));
+            let (pause, left) = (to_std(health.every), within.saturating_sub(begun.elapsed()));
             let last = LAST_CHECK.min(pause);
             if left <= last {
-                return Err(words);
+                return Err(output);
             }
-            // The last check has a little time of its own.
+            // Reserve time for the last check.
             let pause = pause.min(left - last);
-            tracing::info!(words, "new version does not work yet");
-            said = Some(words);
+            tracing::info!(output, "health check failed; retrying");
+            last_output = Some(output);
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Removes what hooks have left, once no update is on its way.
+    /// Removes the results of hooks after the end of an update. Does nothing while a command runs.
     pub(crate) fn clear(&self) {
         let is_idle = self.lock().is_ok_and(|lock| lock.is_some());
         if is_idle && let Err(error) = store::clear(&self.folder) {
-            tracing::warn!(%error, "results of hooks cannot be removed");
+            tracing::warn!(%error, "failed to remove the hook results");
         }
     }
 
@@ -179,8 +188,8 @@ impl Runner {
         environment
     }
 
-    /// Runs a command, unless it has run.
-    async fn once(
+    /// Runs a command, or returns the result of an earlier run.
+    async fn run_once(
         &self,
         results: &Path,
         command: &[String],
@@ -188,58 +197,63 @@ impl Runner {
         timeout: Duration,
     ) -> io::Result<Exit> {
         let lock = match self
-            .wait(results, timeout.saturating_sub(age(results)))
+            .wait_for_lock(results, timeout.saturating_sub(age(results)))
             .await?
         {
             (_, Some(exit)) => return Ok(exit),
             (lock, None) => lock,
         };
-        let is_again = beside(results, "pid").exists();
+        let is_again = result_file(results, "pid").exists();
         if is_again {
             tracing::warn!(
                 command = command[0],
-                "hook was interrupted; it is run again"
+                "hook was interrupted; running the hook again"
             );
         }
         spawn(results, command, environment, is_again, lock)?;
-        match self.wait(results, timeout).await? {
+        match self.wait_for_lock(results, timeout).await? {
             (_, Some(exit)) => Ok(exit),
             (_, None) => Err(io::Error::other(
-                "it was ended from outside, without an exit code",
+                "the command was killed by another process and has no exit code",
             )),
         }
     }
 
-    /// Runs a command, also if it has run.
-    async fn anew(
+    /// Runs a command again, discarding the result of an earlier run.
+    async fn run_again(
         &self,
         results: &Path,
         command: &[String],
         environment: &[(&str, String)],
         timeout: Duration,
     ) -> io::Result<Exit> {
-        let (lock, _) = self.wait(results, timeout).await?;
+        let (lock, _) = self.wait_for_lock(results, timeout).await?;
         for kind in ["pid", "out", "code"] {
-            match fs::remove_file(beside(results, kind)) {
+            match fs::remove_file(result_file(results, kind)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
         spawn(results, command, environment, false, lock)?;
-        match self.wait(results, timeout).await? {
+        match self.wait_for_lock(results, timeout).await? {
             (_, Some(exit)) => Ok(exit),
             (_, None) => Err(io::Error::other(
-                "it was ended from outside, without an exit code",
+                "the command was killed by another process and has no exit code",
             )),
         }
     }
 
-    /// Waits until no command runs, and ends one that runs too long. Gives the lock, and how the command with these results ended.
-    async fn wait(&self, results: &Path, timeout: Duration) -> io::Result<(File, Option<Exit>)> {
+    /// Waits until no command runs, and ends a command after `timeout`. Returns the lock, and the
+    /// end of the command with these results.
+    async fn wait_for_lock(
+        &self,
+        results: &Path,
+        timeout: Duration,
+    ) -> io::Result<(File, Option<Exit>)> {
         let begun = Instant::now();
         let mut signal = rustix::process::Signal::TERM;
         let mut next_signal = timeout;
-        let output = beside(results, "out");
+        let output = result_file(results, "out");
         loop {
             if let Some(lock) = self.lock()? {
                 let is_ended = signal == rustix::process::Signal::KILL;
@@ -248,17 +262,18 @@ impl Runner {
             }
             if begun.elapsed() >= next_signal {
                 self.signal_group(signal);
-                (signal, next_signal) = (rustix::process::Signal::KILL, begun.elapsed() + GRACE);
+                (signal, next_signal) =
+                    (rustix::process::Signal::KILL, begun.elapsed() + KILL_AFTER);
             }
-            // The script appends: what comes after goes to the new end.
+            // The script appends, so further output goes to the new end of the file.
             if fs::metadata(&output).is_ok_and(|it| it.len() > OUTPUT_MAX) {
                 File::options().write(true).open(&output)?.set_len(0)?;
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Sends a signal to the command that holds the lock, and to all that it has started.
+    /// Sends a signal to the process group of the command holding the lock.
     fn signal_group(&self, signal: rustix::process::Signal) {
         let holder = fs::read_to_string(self.folder.with_extension("lock")).ok();
         let pid = holder.and_then(|pid| pid.trim().parse().ok());
@@ -266,16 +281,16 @@ impl Runner {
             tracing::warn!(
                 pid = pid.as_raw_nonzero().get(),
                 ?signal,
-                "hook takes too long and is ended"
+                "hook exceeded the time limit; sending a signal"
             );
-            // One that has just ended is what is wanted.
+            // An error means an already ended command, as intended.
             _ = rustix::process::kill_process_group(pid, signal);
         }
     }
 
-    /// The lock, if no command holds it.
+    /// Returns the lock, or none while a command holds the lock.
     fn lock(&self) -> io::Result<Option<File>> {
-        // Not among the results: those are removed.
+        // The lock file is outside of the results folder, because `clear` empties the folder.
         let path = self.folder.with_extension("lock");
         let file = File::options()
             .create(true)
@@ -291,7 +306,8 @@ impl Runner {
     }
 }
 
-/// Starts a command that holds the lock until it ends. It is in a process group of its own: what stops the agent does not stop it.
+/// Starts a command holding the lock until the end of the command. The command has a process group
+/// of its own, so signals to the agent's group do not reach it.
 fn spawn(
     results: &Path,
     command: &[String],
@@ -310,30 +326,32 @@ fn spawn(
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0);
-    // Dropped, it is collected by the runtime once it ends.
+    // The runtime reaps a dropped child process after the process ends.
     let _child = tokio::process::Command::from(shell).spawn()?;
     Ok(())
 }
 
-fn beside(results: &Path, kind: &str) -> PathBuf {
+fn result_file(results: &Path, kind: &str) -> PathBuf {
     results.with_extension(kind)
 }
 
 fn read_exit(results: &Path) -> Option<Exit> {
-    let code = fs::read_to_string(beside(results, "code")).ok()?;
+    let code = fs::read_to_string(result_file(results, "code")).ok()?;
     code.trim().parse().ok().map(Exit::Code)
 }
 
-/// How long ago a command was started; nothing if it was not, or by another clock.
+/// Returns the time since the start of a command; zero for a command not started, or started in the
+/// future according to a changed clock.
 fn age(results: &Path) -> Duration {
-    let started = fs::metadata(beside(results, "pid")).and_then(|it| it.modified());
+    let started = fs::metadata(result_file(results, "pid")).and_then(|it| it.modified());
     started
         .ok()
         .and_then(|started| started.elapsed().ok())
         .unwrap_or_default()
 }
 
-/// The file name of a hook's results: ids may have any characters.
+/// Returns the file name of a hook's results. The id is hashed, because ids may contain any
+/// characters.
 fn key(hook: Hook, attempt: u32, id: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, id.as_bytes());
     format!(
@@ -343,14 +361,14 @@ fn key(hook: Hook, attempt: u32, id: &str) -> String {
     )
 }
 
-/// What a command said last.
-fn last_words(results: &Path) -> String {
+/// Returns the end of a command's output.
+fn output_end(results: &Path) -> String {
     let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(beside(results, "out"))?;
+        let mut file = File::open(result_file(results, "out"))?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(REPORTED_OUTPUT)))?;
         let mut bytes = Vec::new();
-        file.take(LAST_WORDS).read_to_end(&mut bytes)?;
+        file.take(REPORTED_OUTPUT).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     String::from_utf8_lossy(&read().unwrap_or_default())
@@ -358,22 +376,24 @@ fn last_words(results: &Path) -> String {
         .to_owned()
 }
 
-fn or_code(words: &str, code: i32) -> String {
-    if words.is_empty() {
+fn output_or_code(output: &str, code: i32) -> String {
+    if output.is_empty() {
         format!("exit code {code}")
     } else {
-        words.to_owned()
+        output.to_owned()
     }
 }
 
-/// The contract of exit codes.
-fn end(hook: Hook, exit: Exit, timeout: Duration, words: &str) -> HookEnd {
+/// Maps an exit code to the result of a hook.
+fn result_of(hook: Hook, exit: Exit, timeout: Duration, output: &str) -> HookResult {
     match (exit, hook) {
-        (Exit::Code(0), _) => HookEnd::Done,
-        (Exit::Code(RESTART), Hook::Activate) => HookEnd::Restart,
-        (Exit::Code(LATER), Hook::Install) => HookEnd::Later(or_code(words, LATER)),
-        (Exit::Code(code), _) => HookEnd::Failed(or_code(words, code)),
-        (Exit::TimedOut, _) => HookEnd::Failed(format!("ended after {timeout:?} {words}")),
+        (Exit::Code(0), _) => HookResult::Done,
+        (Exit::Code(EXIT_RESTART), Hook::Activate) => HookResult::Restart,
+        (Exit::Code(EXIT_RETRY), Hook::Install) => {
+            HookResult::Retry(output_or_code(output, EXIT_RETRY))
+        }
+        (Exit::Code(code), _) => HookResult::Failed(output_or_code(output, code)),
+        (Exit::TimedOut, _) => HookResult::Failed(format!("timed out after {timeout:?} {output}")),
     }
 }
 

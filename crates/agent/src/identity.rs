@@ -1,4 +1,4 @@
-//! Who the device is, and how it proves that to its hub.
+//! The device's identity, and the device's credentials for the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::sas;
 
 pub(crate) mod dps;
 
-/// The hub that a device belongs to, and its name there.
+/// The hub of a device, and the device's id in this hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Assignment {
     /// The hub's host name.
@@ -20,32 +20,32 @@ pub(crate) struct Assignment {
     pub(crate) device_id: String,
 }
 
-/// How a device proves who it is.
+/// The credential of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Proof {
-    /// It signs tokens with a symmetric key.
+pub(crate) enum Credential {
+    /// A symmetric key for signing tokens.
     Key(Secret),
-    /// Its certificate is part of TLS.
+    /// A client certificate for TLS.
     Certificate { certificate: PathBuf, key: PathBuf },
 }
 
-/// Where an [`Assignment`] comes from.
+/// The source of an [`Assignment`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum AssignmentSource {
     /// The configuration.
     Fixed(Assignment),
     /// The Device Provisioning Service.
     Provisioned(dps::Registration),
 }
 
-/// What the configuration says of the device's identity, read and understood.
+/// The device's identity, loaded from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Credentials {
-    pub(crate) source: Source,
-    pub(crate) proof: Proof,
+pub(crate) struct DeviceIdentity {
+    pub(crate) source: AssignmentSource,
+    pub(crate) credential: Credential,
 }
 
-/// Why the device has no identity.
+/// Errors of loading the device's identity.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum IdentityError {
@@ -53,21 +53,21 @@ pub enum IdentityError {
     #[error(transparent)]
     File(#[from] ConfigError),
     /// The connection string is not a device's.
-    #[error("the connection string is not a device's: {0}")]
+    #[error("the connection string is not a device connection string: {0}")]
     ConnectionString(&'static str),
     /// A key is not base64.
     #[error("the device's symmetric key is not base64")]
     Key,
 }
 
-impl Credentials {
-    /// Reads what `identity` names.
+impl DeviceIdentity {
+    /// Loads the credentials named in `identity`.
     pub(crate) fn load(identity: &Identity) -> Result<Self, IdentityError> {
         if let Some(dps) = &identity.dps {
             return Self::provisioned(identity, dps);
         }
         let certificate = certificate(identity);
-        if let (Some(hub), Some(device_id), Some(proof)) =
+        if let (Some(hub), Some(device_id), Some(credential)) =
             (&identity.hub, &identity.device_id, certificate)
         {
             let assignment = Assignment {
@@ -75,8 +75,8 @@ impl Credentials {
                 device_id: device_id.clone(),
             };
             return Ok(Self {
-                source: Source::Fixed(assignment),
-                proof,
+                source: AssignmentSource::Fixed(assignment),
+                credential,
             });
         }
         let text = match (
@@ -85,31 +85,31 @@ impl Credentials {
         ) {
             (Some(text), _) => text.clone(),
             (None, Some(path)) => Secret::from(config::read(path)?.trim().to_owned()),
-            (None, None) => return Err(IdentityError::ConnectionString("there is none")),
+            (None, None) => return Err(IdentityError::ConnectionString("it is missing")),
         };
         let (assignment, key) = connection_string(text.expose())?;
         Ok(Self {
-            source: Source::Fixed(assignment),
-            proof: Proof::Key(checked(key)?),
+            source: AssignmentSource::Fixed(assignment),
+            credential: Credential::Key(checked(key)?),
         })
     }
 
     fn provisioned(identity: &Identity, dps: &config::Dps) -> Result<Self, IdentityError> {
-        let proof = match (
+        let credential = match (
             certificate(identity),
             &dps.key,
             &dps.key_file,
             &dps.group_key,
         ) {
-            (Some(proof), ..) => proof,
-            (_, Some(key), ..) => Proof::Key(checked(key.clone())?),
-            (_, _, Some(path), _) => Proof::Key(checked(Secret::from(
+            (Some(credential), ..) => credential,
+            (_, Some(key), ..) => Credential::Key(checked(key.clone())?),
+            (_, _, Some(path), _) => Credential::Key(checked(Secret::from(
                 config::read(path)?.trim().to_owned(),
             ))?),
             (_, _, _, group_key) => {
                 let group_key = group_key.as_ref().map_or("", Secret::expose);
                 let key = sas::derive(group_key, &dps.registration_id).ok_or(IdentityError::Key)?;
-                Proof::Key(Secret::from(key))
+                Credential::Key(Secret::from(key))
             }
         };
         let registration = dps::Registration {
@@ -119,22 +119,22 @@ impl Credentials {
             registration_id: dps.registration_id.clone(),
         };
         Ok(Self {
-            source: Source::Provisioned(registration),
-            proof,
+            source: AssignmentSource::Provisioned(registration),
+            credential,
         })
     }
 
-    /// The files of the device's certificate, if it has one.
+    /// Returns the files of the device's certificate and key, if the device has a certificate.
     pub(crate) fn certificate(&self) -> Option<(&Path, &Path)> {
-        match &self.proof {
-            Proof::Certificate { certificate, key } => Some((certificate, key)),
-            Proof::Key(_) => None,
+        match &self.credential {
+            Credential::Certificate { certificate, key } => Some((certificate, key)),
+            Credential::Key(_) => None,
         }
     }
 }
 
-impl Proof {
-    /// A token for a resource; none for a device that has a certificate.
+impl Credential {
+    /// Returns a token for a resource, or none for a device with a certificate.
     pub(crate) fn token(
         &self,
         resource: &str,
@@ -148,12 +148,12 @@ impl Proof {
     }
 }
 
-fn certificate(identity: &Identity) -> Option<Proof> {
+fn certificate(identity: &Identity) -> Option<Credential> {
     let (certificate, key) = (
         identity.certificate_file.clone()?,
         identity.private_key_file.clone()?,
     );
-    Some(Proof::Certificate { certificate, key })
+    Some(Credential::Certificate { certificate, key })
 }
 
 fn checked(key: Secret) -> Result<Secret, IdentityError> {
@@ -171,7 +171,9 @@ fn connection_string(text: &str) -> Result<(Assignment, Secret), IdentityError> 
     };
     let missing = |what| IdentityError::ConnectionString(what);
     let hub = field("HostName").ok_or(missing("HostName is missing"))?;
-    let device_id = field("DeviceId").ok_or(missing("DeviceId is missing; is it a service's?"))?;
+    let device_id = field("DeviceId").ok_or(missing(
+        "DeviceId is missing; this may be a service connection string",
+    ))?;
     let key = field("SharedAccessKey").ok_or(missing("SharedAccessKey is missing"))?;
     Ok((Assignment { hub, device_id }, Secret::from(key)))
 }
@@ -188,7 +190,7 @@ mod tests {
             (&*assignment.hub, &*assignment.device_id, key.expose()),
             ("h.net", "a=b", "MTIz==")
         );
-        for (text, told) in [
+        for (text, expected) in [
             ("", "HostName"),
             (
                 "HostName=h;SharedAccessKeyName=service;SharedAccessKey=MTIz",
@@ -197,7 +199,10 @@ mod tests {
             ("HostName=h;DeviceId=d;SharedAccessKey=", "SharedAccessKey"),
         ] {
             let error = connection_string(text).unwrap_err().to_string();
-            assert!(error.contains(told) && !error.contains("MTIz"), "{error}");
+            assert!(
+                error.contains(expected) && !error.contains("MTIz"),
+                "{error}"
+            );
         }
     }
 }

@@ -1,12 +1,15 @@
-//! A device agent for Azure IoT Hub that a product team starts from: it takes signed updates, installs them, and says what
-//! became of them.
+//! A device agent for Azure IoT Hub, meant as a starting point for product teams. The agent
+//! receives signed updates, installs them, and reports the results.
 //!
-//! [`Agent`] is the whole of it: it connects over MQTT, stores each message before it acknowledges it, checks and fetches
-//! what the message names, installs it by the device's own [hooks](config::Hooks) or in [two folders](config::Slots), sees whether
-//! the new version works, rolls back if not, and answers with the reported property `update`. `docs/devices.md` is its guide.
+//! [`Agent`] connects over MQTT and stores each message before acknowledging it. The agent checks
+//! the message, downloads the artefact, and installs it with the device's own
+//! [hooks](config::Hooks) or in [two folders](config::Slots). A health check tests the new version;
+//! a failed check leads to a rollback. The agent reports the progress in the reported property
+//! `update`. The guide is `docs/how-to/devices.md`.
 //!
-//! [`update`] decides, and does nothing else: a state machine without I/O whose state stands on disk. Everything around it is
-//! thin: [`config`], identity, connection, download, hooks. A crash anywhere costs time.
+//! [`update`] makes all decisions and does nothing else: a state machine without I/O, with the
+//! state stored on disk. All other modules are thin: [`config`], identity, connection, download,
+//! hooks. A crash anywhere only costs time.
 
 mod agent;
 mod backoff;
@@ -15,8 +18,8 @@ pub mod config;
 mod download;
 pub mod envelope;
 mod hooks;
+mod hub_connection;
 mod identity;
-mod link;
 pub mod manifest;
 pub mod report;
 mod sas;
@@ -30,16 +33,16 @@ pub use agent::{Agent, AgentError};
 pub use identity::IdentityError;
 pub use tls::TlsError;
 
-/// An error and its causes in one line.
+/// Returns an error and all causes in a single line.
 #[must_use]
-pub fn words(error: &dyn std::error::Error) -> String {
-    link::chain(error)
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    hub_connection::error_chain(error)
 }
 
-/// The SHA-256 of what a reader gives, in hex, as a manifest has it.
+/// Returns the SHA-256 of a reader's content, in hex, as used in a manifest.
 ///
 /// # Errors
-/// What the reader says.
+/// The error of the reader.
 pub fn sha256(reader: &mut impl std::io::Read) -> std::io::Result<String> {
     download::sha256(reader)
 }

@@ -1,4 +1,5 @@
-//! `twincast-agent --config agent.toml`: the agent as a program of its own, small enough for a device.
+//! `twincast-agent --config agent.toml`: the agent as a separate program, small enough for a
+//! device.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,13 +9,13 @@ use twincast_agent::config::Config;
 
 const USAGE: &str = "usage: twincast-agent --config FILE [--print-config]
 
-Takes signed updates from Azure IoT Hub, installs them, and says what became of them.
+Receives signed updates from Azure IoT Hub, installs them, and reports the results.
 
-  --config FILE    the configuration (TOML)
-  --print-config   shows the configuration that is in force, without secrets, and ends
-  --version        shows the version and ends
+  --config FILE    read the configuration (TOML)
+  --print-config   print the effective configuration, without secrets, and exit
+  --version        print the version and exit
 
-Exit codes: 0 ended on request, 1 unexpected, 2 wrong command line, 3 configuration or identity refused";
+Exit codes: 0 stopped on request, 1 unexpected error, 2 invalid command line, 3 configuration or identity not usable";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
             Some("--print-config") => print = true,
             Some("--version") => return say(concat!("twincast-agent ", env!("CARGO_PKG_VERSION"))),
             Some("--help" | "-h") => return say(USAGE),
-            _ => return usage(&format!("{} is not an argument", argument.display())),
+            _ => return usage(&format!("unknown argument {}", argument.display())),
         }
     }
     match config {
@@ -63,7 +64,7 @@ fn start(path: &Path, print: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// SIGTERM or SIGINT.
+/// Waits for SIGTERM or SIGINT.
 async fn signal() {
     let terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
     match terminated {
@@ -76,7 +77,7 @@ async fn signal() {
 }
 
 fn refuse(error: &dyn std::error::Error) -> ExitCode {
-    complain(3, &twincast_agent::words(error))
+    complain(3, &twincast_agent::error_chain(error))
 }
 
 fn usage(what: &str) -> ExitCode {
@@ -85,14 +86,14 @@ fn usage(what: &str) -> ExitCode {
 
 #[expect(
     clippy::print_stderr,
-    reason = "the program has no other way to say why it does not run"
+    reason = "an error at the start can only go to standard error"
 )]
 fn complain(code: u8, what: &str) -> ExitCode {
     eprintln!("error: {what}");
     ExitCode::from(code)
 }
 
-#[expect(clippy::print_stdout, reason = "it was asked for")]
+#[expect(clippy::print_stdout, reason = "the output was requested")]
 fn say(what: &str) -> ExitCode {
     println!("{what}");
     ExitCode::SUCCESS

@@ -1,4 +1,4 @@
-//! What an update is, and whether this device may install it: the checks that need nothing but the message.
+//! The manifest of an update, and all checks possible without the artefact.
 
 use std::cmp::Ordering;
 
@@ -10,60 +10,61 @@ use crate::envelope::{self, EnvelopeError, PublicKey};
 use crate::report::Reason;
 use crate::version;
 
-/// The schema that this agent understands.
+/// The manifest schema of this agent.
 pub const SCHEMA: u64 = 1;
 
-/// What is signed and sent.
+/// The signed content of an update's message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`SCHEMA`].
+    /// The schema: [`SCHEMA`].
     pub schema: u64,
-    /// What is updated. A device takes only its own.
+    /// The update's name. A device accepts only updates with the configured name.
     pub name: String,
-    /// The version that it becomes.
+    /// The new version.
     pub version: String,
-    /// The hardware that it is for; any, if there is none.
+    /// The supported hardware; any hardware if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Vec<String>>,
-    /// What is fetched.
+    /// The artefact to download.
     pub artifact: Artifact,
-    /// From then on it is not installed any more.
+    /// The time of expiry. From this time on, the update is not installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
-    /// Also an equal or lower version is installed.
+    /// Whether a version equal to or lower than the running version is installed too.
     #[serde(default)]
     pub force: bool,
 }
 
-/// What an update installs.
+/// The artefact of an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
-    /// Where it is: `https`, `http` or `ftp`.
+    /// The URL: `https`, `http` or `ftp`.
     pub url: String,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// Its SHA-256, in hex.
+    /// The SHA-256, in hex.
     pub sha256: String,
 }
 
-/// What a device takes.
+/// A device's policy for accepted updates.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// The keys that sign its updates.
+    /// The trusted keys.
     pub keys: Vec<PublicKey>,
-    /// The name of its updates.
+    /// The accepted update name.
     pub name: String,
-    /// Its hardware.
+    /// The device's hardware.
     pub hardware: String,
-    /// The largest artefact, in bytes.
+    /// The largest accepted artefact, in bytes.
     pub max_size: u64,
 }
 
-/// The manifest of a message that may be installed on a device that runs `installed`.
+/// Returns the manifest of a message, if a device running version `installed` may install the
+/// update.
 ///
 /// # Errors
-/// A [`Reason`] with one of the codes `malformed`, `payload_type`, `signature`, `schema`, `name`, `hardware`, `version`,
-/// `downgrade`, `size`, `sha256`, `url`, `expired`.
+/// A [`Reason`] with one of the codes `malformed`, `payload_type`, `signature`, `schema`, `name`,
+/// `hardware`, `version`, `downgrade`, `size`, `sha256`, `url`, `expired`.
 pub fn check(
     body: &[u8],
     policy: &Policy,
@@ -78,12 +79,12 @@ pub fn check(
         };
         Reason::new(code, error.to_string())
     })?;
-    // A later schema may have other fields.
+    // Check the schema before the fields: a later schema may have other fields.
     let schema = serde_json::from_slice::<serde_json::Value>(&payload)
         .ok()
         .and_then(|manifest| manifest.get("schema")?.as_u64());
     if let Some(schema) = schema.filter(|schema| *schema != SCHEMA) {
-        let text = format!("the manifest has schema {schema}; this device understands {SCHEMA}");
+        let text = format!("the manifest has schema {schema}; this device supports {SCHEMA}");
         return Err(Reason::new("schema", text));
     }
     let manifest: Manifest = serde_json::from_slice(&payload)
@@ -95,7 +96,7 @@ pub fn check(
 }
 
 impl Manifest {
-    /// Whether its fields can be what they should be: version, SHA-256 and address.
+    /// Checks the form of version, SHA-256 and URL.
     ///
     /// # Errors
     /// A [`Reason`] with one of the codes `version`, `sha256`, `url`.
@@ -103,7 +104,7 @@ impl Manifest {
         if !version::is_numbered(&self.version) {
             let text = format!(
                 "the version must begin with a number and have 1 to {} visible ASCII characters",
-                version::LONGEST
+                version::MAX_CHARS
             );
             return Err(Reason::new("version", text));
         }
@@ -116,7 +117,7 @@ impl Manifest {
         match Url::parse(&self.artifact.url) {
             Err(error) => Err(Reason::new(
                 "url",
-                format!("the artefact's url is no address: {error}"),
+                format!("the artefact's url is not valid: {error}"),
             )),
             Ok(url)
                 if url.host_str().is_none()
@@ -135,7 +136,7 @@ impl Manifest {
     fn check_device(&self, policy: &Policy, installed: Option<&str>) -> Result<(), Reason> {
         if self.name != policy.name {
             let text = format!(
-                "the update is for {:?}, this device takes {:?}",
+                "the update is for {:?}; this device accepts {:?}",
                 self.name, policy.name
             );
             return Err(Reason::new("name", text));
@@ -144,7 +145,7 @@ impl Manifest {
             && !hardware.contains(&policy.hardware)
         {
             let text = format!(
-                "the update is for {}, this device is {}",
+                "the update is for the hardware {}; this device is {}",
                 hardware.join(", "),
                 policy.hardware
             );
@@ -152,7 +153,7 @@ impl Manifest {
         }
         if self.artifact.size > policy.max_size {
             let text = format!(
-                "the artefact has {} bytes, this device takes {}",
+                "the artefact has {} bytes; this device accepts at most {}",
                 self.artifact.size, policy.max_size
             );
             return Err(Reason::new("size", text));
@@ -162,7 +163,7 @@ impl Manifest {
             && version::compare(&self.version, installed) != Ordering::Greater
         {
             let text = format!(
-                "version {} is not later than {installed}, which runs; force is not set",
+                "version {} is not later than the running version {installed}, and force is not set",
                 self.version
             );
             return Err(Reason::new("downgrade", text));
@@ -170,7 +171,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Whether it may still be installed.
+    /// Checks the time of expiry.
     ///
     /// # Errors
     /// A [`Reason`] with the code `expired`.
@@ -196,7 +197,7 @@ mod tests {
         "2026-11-30T12:00:00Z".parse().unwrap()
     }
 
-    /// Puts `value` at a place of a good manifest, and checks it.
+    /// Replaces a field of a valid manifest with `value`, and checks the manifest.
     fn checked(at: &str, value: Value) -> Result<Manifest, Reason> {
         let (key, _) = SecretKey::new().unwrap();
         let mut manifest = json!({

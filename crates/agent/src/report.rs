@@ -1,36 +1,37 @@
-//! What a device answers: the reported property `update`.
+//! A device's report: the reported property `update`.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Where an update is on a device. The last five are ends: final for their message.
+/// The progress of an update on a device. The last five values are ends: final for the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum Progress {
     /// The message is stored.
     Received,
-    /// Signature and manifest are good; it waits for its turn or its time.
+    /// Signature and manifest are valid; the update waits for the start of the download.
     Verified,
     /// The artefact is being fetched.
     Downloading,
-    /// The artefact is complete and is being installed. From here on it cannot be cancelled.
+    /// The artefact is complete and is being installed. From here on, the update cannot be
+    /// cancelled.
     Installing,
     /// The new version is being started, checked, confirmed, or rolled back.
     Restarting,
     /// The new version runs and is confirmed.
     Applied,
-    /// It could not be installed.
+    /// The update could not be downloaded or installed, or the rollback failed.
     Failed,
-    /// It must not be installed: signature, hardware, version ...
+    /// The update must not be installed: signature, hardware, version ...
     Refused,
-    /// It was installed, did not work, and the version before it runs again.
+    /// The new version was installed and did not work, and the previous version runs again.
     RolledBack,
-    /// It was given up on request, before it was installed.
+    /// The update was cancelled on request, before the installation.
     Cancelled,
 }
 
-impl Stage {
-    /// Whether nothing follows for the same message.
+impl Progress {
+    /// Returns whether the progress is final for the message.
     #[must_use]
     pub fn is_end(self) -> bool {
         matches!(
@@ -40,35 +41,37 @@ impl Stage {
     }
 }
 
-/// Why an update did not come to `applied`.
+/// The reason why an update was not applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// A word in snake case, at most 64 characters.
+    /// A code in snake case, at most 64 characters.
     pub code: String,
-    /// For people, at most 256 characters in one line.
+    /// A text for people, at most 256 characters in a single line.
     pub text: String,
 }
 
 impl Reason {
     /// The longest text, in characters.
-    pub const LONGEST_TEXT: usize = 256;
+    pub const MAX_TEXT_CHARS: usize = 256;
 
-    /// A reason. Of a text that is too long, the end is kept: with what commands print, it says what went wrong.
+    /// Creates a reason. Of a long text, only the end is kept: the end of a command's output names
+    /// the problem.
     #[must_use]
     pub fn new(code: &'static str, text: impl AsRef<str>) -> Self {
         Self {
             code: code.to_owned(),
-            text: last_words(text.as_ref()),
+            text: shortened(text.as_ref()),
         }
     }
 }
 
-/// The end of a text in one line without control characters, at most [`Reason::LONGEST_TEXT`] characters.
-fn last_words(text: &str) -> String {
+/// Returns the end of a text in a single line without control characters, at most
+/// [`Reason::MAX_TEXT_CHARS`] characters.
+fn shortened(text: &str) -> String {
     let visible = |c: char| if c.is_control() { ' ' } else { c };
-    let words: String = text.chars().map(visible).collect();
-    let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.chars().count().checked_sub(Reason::LONGEST_TEXT) {
+    let printable: String = text.chars().map(visible).collect();
+    let line = printable.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.chars().count().checked_sub(Reason::MAX_TEXT_CHARS) {
         None | Some(0) => line,
         Some(over) => ["..."]
             .into_iter()
@@ -78,20 +81,20 @@ fn last_words(text: &str) -> String {
     }
 }
 
-/// The value of the reported property.
+/// The value of the reported property `update`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The id of the message.
     pub id: String,
-    /// Where the update is.
-    pub state: Stage,
-    /// The version, where it is known: not before the signature was verified.
+    /// The progress of the update.
+    pub state: Progress,
+    /// The version; none before the signature is verified.
     pub version: Option<String>,
-    /// In all ends but `applied`.
+    /// The reason, for every end except `applied`.
     pub error: Option<Reason>,
-    /// How often the device tried to install it.
+    /// The number of the installation attempt, from 1.
     pub attempt: u32,
-    /// When it came to this state, by the device's clock.
+    /// The time of reaching this state, by the device's clock.
     pub at: Timestamp,
 }
 
@@ -100,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_commands_are_one_short_line() {
+    fn texts_are_a_single_short_line() {
         let long = format!("{} the end", "x".repeat(400));
         for (text, line) in [
             (
@@ -113,7 +116,7 @@ mod tests {
         ] {
             let reason = Reason::new("code", text);
             assert_eq!(reason.text, line);
-            assert!(reason.text.chars().count() <= Reason::LONGEST_TEXT);
+            assert!(reason.text.chars().count() <= Reason::MAX_TEXT_CHARS);
         }
     }
 
@@ -121,7 +124,7 @@ mod tests {
     fn the_contract_by_example() {
         let report = Report {
             id: "fw.1.0.0.1.1".to_owned(),
-            state: Stage::RolledBack,
+            state: Progress::RolledBack,
             version: Some("1.4.2".to_owned()),
             error: Some(Reason::new(
                 "health_check",

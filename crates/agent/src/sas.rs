@@ -1,24 +1,26 @@
-//! Shared access signatures: what a device with a symmetric key shows to its hub.
+//! Shared access signatures: tokens of a device with a symmetric key.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::hmac;
 
-/// What stays as it is in a URL's component (RFC 3986 §2.3).
+/// The characters to encode in a URL component: all except the unreserved characters of RFC 3986
+/// §2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// Percent-encodes a component.
+/// Percent-encodes a URL component.
 pub(crate) fn encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// A token for `resource` (`{host}/devices/{id}`) until `expires` (seconds since 1970), signed with a key in base64.
-/// `policy` is the name that the Device Provisioning Service wants. None if the key is not base64.
+/// Returns a token for `resource` (`{host}/devices/{id}`), valid until `expires` (seconds since
+/// 1970) and signed with a key in base64. `policy` is the policy name required by the Device
+/// Provisioning Service. Returns none if the key is not base64.
 pub(crate) fn token(
     resource: &str,
     key: &str,
@@ -36,7 +38,7 @@ pub(crate) fn token(
     ))
 }
 
-/// A device's key, from that of its enrolment group.
+/// Derives a device's key from the key of the enrolment group.
 pub(crate) fn derive(group_key: &str, registration_id: &str) -> Option<String> {
     Some(STANDARD.encode(sign(group_key, registration_id.as_bytes())?))
 }
@@ -50,7 +52,7 @@ fn sign(key: &str, text: &[u8]) -> Option<hmac::Tag> {
 mod tests {
     use super::*;
 
-    /// Computed with Python's `hmac` and `base64`.
+    /// The expected values were computed with Python's `hmac` and `base64`.
     #[test]
     fn tokens() {
         let token = token(

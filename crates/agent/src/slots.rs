@@ -1,11 +1,11 @@
-//! Two folders that versions are installed in by turns, and a link to the one that runs.
+//! Two folders for alternating installations, and a link to the running folder.
 //!
 //! ```text
 //! root/a  root/b            the versions
-//! root/current -> a         what runs; changed by a rename, so that it is always one of the two
-//! root/update.json          which folder the update on its way goes to, and which one ran before
+//! root/current -> a         the running version; renamed into place, so always a or b
+//! root/update.json          the folder of the current update, and the folder running before
 //! ```
-//! Every step may be repeated: what is done stays done.
+//! Every step may be repeated; completed work is not done again.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,86 +20,92 @@ use crate::store;
 use crate::update::Hook;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Plan {
+struct SlotAssignment {
     id: String,
     slot: String,
     previous: Option<String>,
 }
 
-/// Does what a hook is for.
+/// Performs the slots' part of a hook.
 ///
 /// # Errors
-/// What the system says, with the path.
+/// The error of the operating system, with the path.
 pub(crate) fn run(hook: Hook, slots: &Slots, context: &Context) -> io::Result<()> {
     match hook {
         Hook::Install => install(slots, context),
         Hook::Activate => {
-            let plan = plan(slots, &context.id)?
+            let assignment = assignment(slots, &context.id)?
                 .ok_or_else(|| io::Error::other("the update was not installed"))?;
-            point(&slots.root, Some(&plan.slot))
+            switch_to(&slots.root, Some(&assignment.slot))
         }
         Hook::Confirm => Ok(()),
-        // Without a plan nothing was changed.
-        Hook::Rollback => match plan(slots, &context.id)? {
-            Some(plan) => point(&slots.root, plan.previous.as_deref()),
+        // Without an assignment, the update has changed nothing.
+        Hook::Rollback => match assignment(slots, &context.id)? {
+            Some(assignment) => switch_to(&slots.root, assignment.previous.as_deref()),
             None => Ok(()),
         },
     }
 }
 
-/// The folder that an update goes to, once it is installed.
+/// Returns the folder of an update; none before the installation.
 pub(crate) fn slot_of(slots: &Slots, id: &str) -> Option<PathBuf> {
-    let plan = plan(slots, id).ok().flatten()?;
-    Some(slots.root.join(plan.slot))
+    let assignment = assignment(slots, id).ok().flatten()?;
+    Some(slots.root.join(assignment.slot))
 }
 
-fn plan(slots: &Slots, id: &str) -> io::Result<Option<Plan>> {
-    let plan: Option<Plan> = store::read(&slots.root.join("update.json"))?;
-    Ok(plan.filter(|plan| plan.id == id))
+fn assignment(slots: &Slots, id: &str) -> io::Result<Option<SlotAssignment>> {
+    let path = slots.root.join("update.json");
+    let assignment: Option<SlotAssignment> =
+        store::read(&path).map_err(|error| with_path(&path, &error))?;
+    Ok(assignment.filter(|assignment| assignment.id == id))
 }
 
 fn install(slots: &Slots, context: &Context) -> io::Result<()> {
     let root = &slots.root;
-    fs::create_dir_all(root).map_err(|error| at(root, &error))?;
-    let plan = match plan(slots, &context.id)? {
-        Some(plan) => plan,
-        None => {
-            let previous = running(root);
+    fs::create_dir_all(root).map_err(|error| with_path(root, &error))?;
+    let assignment = match assignment(slots, &context.id) {
+        Ok(Some(assignment)) => assignment,
+        Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+        // A damaged file belongs to an earlier update, and the link still names the running
+        // version.
+        Ok(None) | Err(_) => {
+            let previous = running_slot(root);
             let slot = if previous.as_deref() == Some("a") {
                 "b"
             } else {
                 "a"
             };
-            let plan = Plan {
+            let assignment = SlotAssignment {
                 id: context.id.clone(),
                 slot: slot.to_owned(),
                 previous,
             };
-            store::write(&root.join("update.json"), &plan).map_err(|error| at(root, &error))?;
-            plan
+            store::write(&root.join("update.json"), &assignment)
+                .map_err(|error| with_path(root, &error))?;
+            assignment
         }
     };
-    if running(root).as_ref() == Some(&plan.slot) {
+    if running_slot(root).as_ref() == Some(&assignment.slot) {
         return Err(io::Error::other(format!(
-            "slot {} runs; nothing is installed into it",
-            plan.slot
+            "cannot install into slot {}: it is the running slot",
+            assignment.slot
         )));
     }
-    let (slot, beside) = (
-        root.join(&plan.slot),
-        root.join(format!("{}.new", plan.slot)),
+    let (slot, temporary) = (
+        root.join(&assignment.slot),
+        root.join(format!("{}.new", assignment.slot)),
     );
-    remove(&beside)?;
-    // The room is needed for the new version.
+    remove(&temporary)?;
+    // Make room for the new version.
     remove(&slot)?;
-    let filled =
-        fs::create_dir(&beside).and_then(|()| unpack(&context.artifact, slots.artifact, &beside));
+    let filled = fs::create_dir(&temporary)
+        .and_then(|()| unpack(&context.artifact, slots.artifact, &temporary));
     if let Err(error) = filled {
-        remove(&beside)?;
-        return Err(at(&beside, &error));
+        remove(&temporary)?;
+        return Err(with_path(&temporary, &error));
     }
     rustix::fs::syncfs(File::open(root)?)?;
-    fs::rename(&beside, &slot).map_err(|error| at(&slot, &error))?;
+    fs::rename(&temporary, &slot).map_err(|error| with_path(&slot, &error))?;
     store::sync_folder(&slot)
 }
 
@@ -114,39 +120,39 @@ fn unpack(artifact: &Path, kind: ArtifactKind, folder: &Path) -> io::Result<()> 
     }
 }
 
-/// Which of the two runs.
-fn running(root: &Path) -> Option<String> {
+/// Returns the name of the running folder.
+fn running_slot(root: &Path) -> Option<String> {
     let link = fs::read_link(root.join("current")).ok()?;
     Some(link.file_name()?.to_str()?.to_owned())
 }
 
-/// Makes the link point to a slot, at once and for good; or to none, if none ran before.
-fn point(root: &Path, slot: Option<&str>) -> io::Result<()> {
-    let (link, beside) = (root.join("current"), root.join("current.new"));
-    if running(root).as_deref() == slot {
+/// Points the link to a slot, atomically and durably; removes the link if no version ran before.
+fn switch_to(root: &Path, slot: Option<&str>) -> io::Result<()> {
+    let (link, temporary) = (root.join("current"), root.join("current.new"));
+    if running_slot(root).as_deref() == slot {
         return Ok(());
     }
     match slot {
         Some(slot) => {
-            if beside.symlink_metadata().is_ok() {
-                fs::remove_file(&beside).map_err(|error| at(&beside, &error))?;
+            if temporary.symlink_metadata().is_ok() {
+                fs::remove_file(&temporary).map_err(|error| with_path(&temporary, &error))?;
             }
-            symlink(slot, &beside).map_err(|error| at(&beside, &error))?;
-            fs::rename(&beside, &link).map_err(|error| at(&link, &error))?;
+            symlink(slot, &temporary).map_err(|error| with_path(&temporary, &error))?;
+            fs::rename(&temporary, &link).map_err(|error| with_path(&link, &error))?;
         }
-        None => fs::remove_file(&link).map_err(|error| at(&link, &error))?,
+        None => fs::remove_file(&link).map_err(|error| with_path(&link, &error))?,
     }
     store::sync_folder(&link)
 }
 
 fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(folder, &error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(with_path(folder, &error)),
         _ => Ok(()),
     }
 }
 
-fn at(path: &Path, error: &io::Error) -> io::Error {
+fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
@@ -169,7 +175,7 @@ mod tests {
             Self { folder, slots }
         }
 
-        /// Runs a hook twice: as after a crash.
+        /// Runs a hook twice, as after a crash.
         fn run(&self, hook: Hook, id: &str, artifact: &[u8]) -> io::Result<()> {
             let path = self.folder.path().join("artifact");
             fs::write(&path, artifact).unwrap();
@@ -184,7 +190,7 @@ mod tests {
             run(hook, &self.slots, &context).and_then(|()| run(hook, &self.slots, &context))
         }
 
-        fn runs(&self) -> String {
+        fn running_version(&self) -> String {
             fs::read_to_string(self.slots.root.join("current/artifact")).unwrap_or_default()
         }
     }
@@ -193,17 +199,17 @@ mod tests {
     fn versions_take_turns_and_steps_may_be_repeated() {
         let device = Device::new(ArtifactKind::File);
         for (id, version) in [("1", "one"), ("2", "two"), ("3", "three")] {
-            let before = device.runs();
+            let before = device.running_version();
             device.run(Hook::Install, id, version.as_bytes()).unwrap();
-            assert_eq!(device.runs(), before);
+            assert_eq!(device.running_version(), before);
             device.run(Hook::Activate, id, b"").unwrap();
-            assert_eq!(device.runs(), version);
+            assert_eq!(device.running_version(), version);
             device.run(Hook::Confirm, id, b"").unwrap();
         }
         device.run(Hook::Install, "4", b"four").unwrap();
         device.run(Hook::Activate, "4", b"").unwrap();
         device.run(Hook::Rollback, "4", b"").unwrap();
-        assert_eq!(device.runs(), "three");
+        assert_eq!(device.running_version(), "three");
         assert_eq!(
             slot_of(&device.slots, "4"),
             Some(device.slots.root.join("b"))
@@ -218,7 +224,27 @@ mod tests {
         device.run(Hook::Install, "1", b"one").unwrap();
         device.run(Hook::Activate, "1", b"").unwrap();
         device.run(Hook::Rollback, "1", b"").unwrap();
-        assert_eq!(device.runs(), "");
+        assert_eq!(device.running_version(), "");
+    }
+
+    #[test]
+    fn a_damaged_assignment_stops_a_rollback_and_not_the_next_update() {
+        let device = Device::new(ArtifactKind::File);
+        for (id, version) in [("1", "one"), ("2", "two")] {
+            device.run(Hook::Install, id, version.as_bytes()).unwrap();
+            device.run(Hook::Activate, id, b"").unwrap();
+        }
+        for damaged in ["", "{\"id\": \"2\", \"sl"] {
+            fs::write(device.slots.root.join("update.json"), damaged).unwrap();
+            let error = device.run(Hook::Rollback, "2", b"").unwrap_err();
+            assert!(error.to_string().contains("update.json"), "{error}");
+            assert_eq!(device.running_version(), "two");
+        }
+        device.run(Hook::Install, "3", b"three").unwrap();
+        device.run(Hook::Activate, "3", b"").unwrap();
+        assert_eq!(device.running_version(), "three");
+        device.run(Hook::Rollback, "3", b"").unwrap();
+        assert_eq!(device.running_version(), "two");
     }
 
     #[test]
@@ -237,7 +263,7 @@ mod tests {
         let device = Device::new(ArtifactKind::TarGz);
         device.run(Hook::Install, "1", &whole).unwrap();
         device.run(Hook::Activate, "1", b"").unwrap();
-        assert_eq!(device.runs(), "one");
+        assert_eq!(device.running_version(), "one");
         let cut = &whole[..whole.len() / 2];
         assert!(
             device
@@ -247,6 +273,6 @@ mod tests {
                 .contains("b.new")
         );
         assert!(!device.slots.root.join("b.new").exists());
-        assert_eq!(device.runs(), "one");
+        assert_eq!(device.running_version(), "one");
     }
 }

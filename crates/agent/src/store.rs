@@ -1,4 +1,4 @@
-//! Files that are whole or not there, whatever happens: written beside, synced, renamed, and the folder synced.
+//! Atomic, durable files: written under another name, synced, renamed, and the folder synced.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -9,16 +9,17 @@ use serde::de::DeserializeOwned;
 
 use crate::update::{FORMAT, State};
 
-/// The agent's folder.
+/// The agent's state folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     folder: PathBuf,
-    /// Held as long as the agent runs.
+    /// The lock of the folder, held while the agent runs.
     _lock: std::sync::Arc<File>,
 }
 
 impl Store {
-    /// Opens the folder, and makes it if it is not there. Only one agent may have it open.
+    /// Opens the folder, and creates a missing folder. Only a single agent may have the folder
+    /// open.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         for folder in [
             folder.to_owned(),
@@ -41,78 +42,84 @@ impl Store {
         })
     }
 
-    /// Where artefacts are fetched to.
+    /// Returns the folder of downloaded artefacts.
     pub(crate) fn downloads(&self) -> PathBuf {
         self.folder.join("download")
     }
 
-    /// Where hooks leave what became of them.
+    /// Returns the folder of hook results.
     pub(crate) fn hooks(&self) -> PathBuf {
         self.folder.join("hooks")
     }
 
-    /// The state as it was stored last. A damaged one is put aside and counts as none: the device must stay reachable, and
-    /// its version guard still holds.
+    /// Returns the last stored state. A damaged state is put aside and counts as absent: the device
+    /// must stay reachable, and the version guard still holds.
     pub(crate) fn load(&self) -> io::Result<Option<State>> {
         let path = self.folder.join("state.json");
         let damaged = match read::<State>(&path) {
             Ok(Some(state)) if state.format == FORMAT => return Ok(Some(state)),
             Ok(None) => return Ok(None),
-            Ok(Some(state)) => format!("it has format {}; this agent reads {FORMAT}", state.format),
+            Ok(Some(state)) => format!(
+                "the file has format {}; this agent supports {FORMAT}",
+                state.format
+            ),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => error.to_string(),
             Err(error) => return Err(error),
         };
         tracing::error!(
             error = damaged,
-            "state cannot be read; it is put aside as state.json.damaged"
+            "cannot read the state; renaming the file to state.json.damaged"
         );
         fs::rename(&path, self.folder.join("state.json.damaged"))?;
         Ok(None)
     }
 
-    /// Stores the state. When it returns, a power cut does not undo it.
+    /// Stores the state. After the return, the state survives a power cut.
     pub(crate) fn save(&self, state: &State) -> io::Result<()> {
         write(&self.folder.join("state.json"), state)
     }
 
-    /// The hub that the provisioning service gave.
+    /// Returns the stored assignment of the provisioning service.
     pub(crate) fn assignment<T: DeserializeOwned>(&self) -> Option<T> {
         read(&self.folder.join("assignment.json")).ok().flatten()
     }
 
-    /// Forgets it.
+    /// Deletes the stored assignment.
     pub(crate) fn forget_assignment(&self) {
         if let Err(error) = fs::remove_file(self.folder.join("assignment.json")) {
-            tracing::warn!(%error, "assignment cannot be forgotten");
+            tracing::warn!(%error, "failed to delete the stored assignment");
         }
     }
 
-    /// Remembers it.
+    /// Stores the assignment.
     pub(crate) fn assign(&self, assignment: &impl Serialize) -> io::Result<()> {
         write(&self.folder.join("assignment.json"), assignment)
     }
 }
 
-/// A file's content; none if it is not there, `InvalidData` if it is something else.
+/// Reads a JSON file. Returns none for a missing file, and `InvalidData` for damaged content, which
+/// includes an empty and a truncated file.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(Into::into),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Puts a file in the place of another one, at once and for good.
+/// Replaces a file, atomically and durably.
 pub(crate) fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
     file.write_all(&serde_json::to_vec(content)?)?;
     file.sync_all()?;
-    fs::rename(&beside, path)?;
+    fs::rename(&temporary, path)?;
     sync_folder(path)
 }
 
-/// Makes what was renamed or made in a file's folder last.
+/// Syncs the parent folder of a file, so that created and renamed files survive a power cut.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
@@ -120,7 +127,7 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes all that is in a folder.
+/// Removes the content of a folder.
 pub(crate) fn clear(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -150,15 +157,19 @@ mod tests {
         let mut state = State::new(Some("1.0".to_owned()));
         store.save(&state).unwrap();
         assert_eq!(store.load().unwrap().as_ref(), Some(&state));
-        // What a crash leaves of a write does not count.
+        // The remains of an interrupted write do not count.
         fs::write(folder.path().join("state.new"), "{\"for").unwrap();
         assert_eq!(store.load().unwrap().as_ref(), Some(&state));
         state.format = FORMAT + 1;
         store.save(&state).unwrap();
         assert_eq!(store.load().unwrap(), None);
-        fs::write(folder.path().join("state.json"), "{}").unwrap();
-        assert_eq!(store.load().unwrap(), None);
-        assert!(folder.path().join("state.json.damaged").exists());
-        assert_eq!(store.load().unwrap(), None);
+        for damaged in ["{}", "", "{\"format\": 1, \"ver", "hello"] {
+            fs::write(folder.path().join("state.json"), damaged).unwrap();
+            assert_eq!(store.load().unwrap(), None, "{damaged:?}");
+            let aside = folder.path().join("state.json.damaged");
+            assert_eq!(fs::read_to_string(&aside).unwrap(), damaged);
+            fs::remove_file(&aside).unwrap();
+            assert_eq!(store.load().unwrap(), None);
+        }
     }
 }

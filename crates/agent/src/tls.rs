@@ -1,5 +1,5 @@
-//! TLS as a client: rustls on ring, the system's authorities and those of the configuration, the device's certificate, and
-//! the agent's own clock.
+//! The TLS client: rustls on ring, the certificate authorities of system and configuration, the
+//! device's certificate, and the agent's own clock.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,27 +11,28 @@ use twincast_tls::{Roots, RootsError};
 
 use crate::clock::Clock;
 
-/// Why TLS cannot be used.
+/// Errors of the TLS configuration.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file with certificates or a key is not what it should be.
-    #[error("cannot use {} as PEM of a certificate or a key", .path.display())]
+    /// A file does not contain certificates or a key in PEM.
+    #[error("cannot read a PEM certificate or key from {}", .path.display())]
     Pem {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the PEM parser.
         source: rustls::pki_types::pem::Error,
     },
     /// The certificate authorities cannot be loaded.
-    #[error("no certificate authorities")]
+    #[error("cannot load the certificate authorities")]
     Roots(#[from] RootsError),
-    /// The library refuses it.
+    /// The library rejects the configuration.
     #[error("cannot configure TLS")]
     Config(#[from] rustls::Error),
 }
 
-/// What connections are made with. `certificate` is the device's, with its key.
+/// Returns the configuration of TLS connections. `certificate` has the files of the device's
+/// certificate and key.
 pub(crate) fn client(
     ca_file: Option<&Path>,
     certificate: Option<(&Path, &Path)>,

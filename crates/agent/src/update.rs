@@ -1,9 +1,9 @@
-//! What a device knows of its updates, and what it does next: pure functions, no I/O, no clock.
+//! The state machine of a device's updates: pure functions without I/O or clock.
 //!
-//! [`State`] is what stands on disk and is the truth. [`State::on`] takes an event into it; [`State::work`] says what is to
-//! be done, and [`State::patch`] what is to be told, from nothing but the state. The driver stores the state before it acts
-//! on it; after a crash it loads the state and finds the same work again. Every work may therefore be done twice, or be found
-//! done.
+//! [`State`] is stored on disk and is the source of truth. [`State::on`] applies an event;
+//! [`State::work`] returns the work due, and [`State::patch`] the report due, both from the state
+//! alone. The driver stores the state before acting. After a crash, the driver loads the state and
+//! finds the same work again. All work may therefore be done twice, or be found done.
 //!
 //! ```text
 //! Received ─check─> Verified ─jitter─> Downloading ─> Installing ─> Activating ─> [AwaitingRestart] ─> Checking ─> Confirming ─> applied
@@ -12,7 +12,7 @@
 //!    └─> refused               cancelled, failed        └─> failed                 RollingBack ─> rolled_back | failed
 //! ```
 //!
-//! One update is worked on at a time; others wait in the order of their arrival.
+//! Only a single update is processed at a time; other updates wait in the order of arrival.
 
 use std::collections::VecDeque;
 
@@ -20,114 +20,117 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Manifest;
-use crate::report::{Reason, Report, Stage};
+use crate::report::{Progress, Reason, Report};
 
 mod event;
 
-pub use event::{Event, Hook, HookEnd, Limits, Patch, Work};
+pub use event::{Event, Hook, HookResult, Limits, Patch, Work};
 
-/// The form of the file that a state is stored in.
+/// The format version of the state file.
 pub const FORMAT: u32 = 1;
 
-/// How many updates may wait. A hub keeps 50 messages for a device; nobody needs more than the last few.
+/// The largest number of waiting updates. A hub keeps 50 messages for a device; only the last few
+/// are of use.
 pub const WAITING_MAX: usize = 8;
 
-/// How many ends are remembered, to know repeats by: far more than a hub keeps of messages for a device.
+/// The number of remembered ends, for recognising repeated messages: far more than the messages
+/// kept by a hub for a device.
 pub const HISTORY_MAX: usize = 256;
 
-/// How often the agent may start in the middle of a health check, before the new version is taken for what ends it.
+/// The largest number of agent starts during a health check. Beyond this number, the new version
+/// counts as the cause of the restarts.
 pub const STARTS_MAX: u32 = 5;
 
 /// The longest message id: the hub's limit.
 pub const ID_MAX: usize = 128;
 
-/// Everything that a device knows of its updates.
+/// The state of all updates of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// [`FORMAT`].
+    /// The format: [`FORMAT`].
     pub format: u32,
-    /// The version that runs.
+    /// The running version.
     pub installed: Option<String>,
-    /// The update that is worked on.
+    /// The update in progress.
     pub current: Option<Update>,
-    /// Updates that wait, the next one first.
+    /// Waiting updates, the next update first.
     pub waiting: VecDeque<Update>,
-    /// The ends, oldest first.
+    /// The reports of ended updates, oldest first.
     pub history: VecDeque<Report>,
-    /// What the hub is to be told, oldest first: of each update what came last.
-    pub unreported: VecDeque<Report>,
-    /// What was said last.
-    pub said: Option<Report>,
-    /// The version that the hub was told.
+    /// The reports not yet accepted by the hub, oldest first: only the last report of each update.
+    pub pending_reports: VecDeque<Report>,
+    /// The last report.
+    pub last_report: Option<Report>,
+    /// The version last accepted by the hub.
     pub reported_version: Option<String>,
-    /// What the desired property asks to give up.
+    /// The cancellation target in the desired property.
     pub cancelled: Option<String>,
 }
 
-/// An update on its way.
+/// An update, waiting or in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Update {
-    /// The id of its message.
+    /// The id of the message.
     pub id: String,
-    /// The body of its message, until it was checked.
+    /// The body of the message; empty after the check.
     pub body: String,
-    /// What it is, once it was checked.
+    /// The manifest, after the check.
     pub manifest: Option<Manifest>,
-    /// How often its installation was begun.
+    /// The number of the installation attempt, from 1.
     pub attempt: u32,
-    /// Where it is.
+    /// The current step.
     pub step: Step,
 }
 
-/// Where an update is: more exactly than what is [reported](Stage).
+/// The step of an update, finer than the [reported progress](Progress).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "at")]
 pub enum Step {
-    /// Stored, not checked.
+    /// The message is stored, not checked.
     Received,
-    /// Good; the download begins later, so that a fleet does not begin all at once.
+    /// The update is accepted. The download begins later, to spread the load of a fleet.
     Verified {
-        /// When it begins.
+        /// The start of the download.
         until: Timestamp,
     },
-    /// Being fetched.
+    /// The artefact is being downloaded.
     Downloading {
-        /// Since when; the limit of the whole download counts from here.
+        /// The start of the download; the time limit counts from here.
         since: Timestamp,
     },
     /// The hook `install` runs.
     Installing,
-    /// `install` asked to be tried again.
+    /// `install` requested another attempt.
     Pausing {
-        /// When.
+        /// The time of the next attempt.
         until: Timestamp,
     },
     /// The hook `activate` runs.
     Activating {
-        /// The boot of the machine in which it began.
+        /// The boot id of the machine at the start of the hook.
         boot: String,
     },
-    /// `activate` is done, and the machine or the agent is about to start anew.
+    /// `activate` is done, and the machine or the agent is about to restart.
     AwaitingRestart {
-        /// When it is given up.
+        /// The deadline of the restart.
         until: Timestamp,
     },
-    /// The new version shows whether it works.
+    /// The health check of the new version runs.
     Checking {
-        /// How often the agent was started since.
+        /// The number of agent starts during the health check, from 1.
         starts: u32,
     },
     /// The hook `confirm` runs.
     Confirming,
     /// The hook `rollback` runs.
     RollingBack {
-        /// Why.
+        /// The reason for the rollback.
         reason: Reason,
     },
 }
 
 impl State {
-    /// A device that runs `installed` and knows of no update.
+    /// Creates the state of a device running version `installed`, without updates.
     #[must_use]
     pub fn new(installed: Option<String>) -> Self {
         Self {
@@ -136,18 +139,19 @@ impl State {
             current: None,
             waiting: VecDeque::new(),
             history: VecDeque::new(),
-            unreported: VecDeque::new(),
-            said: None,
+            pending_reports: VecDeque::new(),
+            last_report: None,
             reported_version: None,
             cancelled: None,
         }
     }
 
-    /// Takes an event in. What does not fit where the update is (a late answer, a repeat) changes nothing.
+    /// Applies an event. An event not fitting the current step (a late answer, a repeat) changes
+    /// nothing.
     pub fn on(&mut self, event: Event, limits: &Limits, now: Timestamp) {
         match event {
             Event::Started { boot, installed } => {
-                self.runs(installed);
+                self.set_installed(installed);
                 self.started(&boot, now);
             }
             Event::Message { id, body } => self.message(id, body, now),
@@ -161,12 +165,12 @@ impl State {
             Event::Checked { result, until } => self.checked(result, until, now),
             Event::Due => self.due(now),
             Event::Downloaded(result) => self.downloaded(result, now),
-            Event::Ended {
-                end,
+            Event::HookEnded {
+                result,
                 boot,
                 installed,
-            } => self.ended(end, boot, installed, limits, now),
-            Event::Healthy(result) => self.healthy(result, now),
+            } => self.hook_ended(result, boot, installed, limits, now),
+            Event::HealthChecked(result) => self.health_checked(result, now),
             Event::Reported(patch) => self.reported(patch),
             Event::Twin(patch) => self.twin(patch),
         }
@@ -175,7 +179,7 @@ impl State {
         }
     }
 
-    /// What is to be done now.
+    /// Returns the work due now.
     #[must_use]
     pub fn work(&self) -> Option<Work> {
         let update = self.current.as_ref()?;
@@ -197,7 +201,7 @@ impl State {
         })
     }
 
-    /// What the hub is to be told now.
+    /// Returns the patch of reported properties due now.
     #[must_use]
     pub fn patch(&self) -> Option<Patch> {
         let version = self
@@ -205,19 +209,19 @@ impl State {
             .clone()
             .filter(|it| self.reported_version.as_ref() != Some(it));
         let patch = Patch {
-            update: self.unreported.front().cloned(),
+            update: self.pending_reports.front().cloned(),
             version,
         };
         (patch != Patch::default()).then_some(patch)
     }
 
-    /// Whether an id was seen: of an update on its way, or of one that ended and is remembered.
-    fn knows(&self, id: &str) -> bool {
-        let mut on_their_way = self.current.iter().chain(&self.waiting);
-        on_their_way.any(|update| update.id == id)
+    /// Returns whether an id belongs to an update in progress or waiting.
+    fn is_open(&self, id: &str) -> bool {
+        let mut open = self.current.iter().chain(&self.waiting);
+        open.any(|update| update.id == id)
     }
 
-    fn runs(&mut self, installed: Option<String>) {
+    fn set_installed(&mut self, installed: Option<String>) {
         if installed.is_some() {
             self.installed = installed;
         }
@@ -229,14 +233,14 @@ impl State {
         };
         match &mut update.step {
             Step::AwaitingRestart { .. } => update.step = Step::Checking { starts: 1 },
-            // The hook itself has restarted the machine.
+            // The hook itself restarted the machine.
             Step::Activating { boot: before } if before != boot => {
                 update.step = Step::Checking { starts: 1 }
             }
             Step::Checking { starts } if *starts < STARTS_MAX => *starts += 1,
             Step::Checking { .. } => {
                 let text = format!(
-                    "the agent was started {STARTS_MAX} times before the new version was found to work"
+                    "the agent restarted {STARTS_MAX} times during the health check of the new version"
                 );
                 self.roll_back(Reason::new("health_check", text), now);
             }
@@ -245,14 +249,14 @@ impl State {
     }
 
     fn message(&mut self, id: String, body: String, now: Timestamp) {
-        if self.knows(&id) {
+        if self.is_open(&id) {
             return;
         }
         if let Some(end) = self.history.iter().find(|end| end.id == id) {
-            // The answer is what it was, and is given if it is not what the hub has.
-            if self.said.as_ref() != Some(end) {
+            // Repeat the report of an ended update, unless it is still the last report.
+            if self.last_report.as_ref() != Some(end) {
                 let end = end.clone();
-                self.say(end);
+                self.queue_report(end);
             }
             return;
         }
@@ -266,19 +270,20 @@ impl State {
         let is_cancelled = self
             .cancelled
             .as_deref()
-            .is_some_and(|target| is_meant(target, &update.id));
+            .is_some_and(|target| cancels(target, &update.id));
         if is_cancelled {
-            self.finish(&update, Stage::Cancelled, Some(cancelled()), now);
+            self.end_update(&update, Progress::Cancelled, Some(cancelled()), now);
         } else if self.waiting.len() >= WAITING_MAX {
-            let text = format!("{WAITING_MAX} updates wait on this device, and it takes no more");
-            self.finish(
+            let text =
+                format!("too many waiting updates: at most {WAITING_MAX} can wait on this device");
+            self.end_update(
                 &update,
-                Stage::Refused,
+                Progress::Refused,
                 Some(Reason::new("busy", text)),
                 now,
             );
         } else {
-            self.say(report(&update, Stage::Received, None, now));
+            self.queue_report(report(&update, Progress::Received, None, now));
             self.waiting.push_back(update);
         }
     }
@@ -292,14 +297,14 @@ impl State {
         };
         let (given_up, kept) = std::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|update: &Update| is_meant(target, &update.id));
+            .partition(|update: &Update| cancels(target, &update.id));
         self.waiting = kept;
         let current = self
             .current
-            .take_if(|it| is_meant(target, &it.id) && is_early(&it.step));
+            .take_if(|it| cancels(target, &it.id) && is_early(&it.step));
         let given_up: VecDeque<Update> = given_up;
         for update in current.into_iter().chain(given_up) {
-            self.finish(&update, Stage::Cancelled, Some(cancelled()), now);
+            self.end_update(&update, Progress::Cancelled, Some(cancelled()), now);
         }
     }
 
@@ -311,9 +316,9 @@ impl State {
             Ok(manifest) => {
                 update.body.clear();
                 update.manifest = Some(manifest);
-                self.go(Step::Verified { until }, now);
+                self.go_to(Step::Verified { until }, now);
             }
-            Err(reason) => self.end(Stage::Refused, Some(reason), now),
+            Err(reason) => self.end_current(Progress::Refused, Some(reason), now),
         }
     }
 
@@ -322,13 +327,13 @@ impl State {
             return;
         };
         match update.step {
-            Step::Verified { .. } => self.go(Step::Downloading { since: now }, now),
+            Step::Verified { .. } => self.go_to(Step::Downloading { since: now }, now),
             Step::Pausing { .. } => {
                 update.attempt += 1;
-                self.go(Step::Installing, now);
+                self.go_to(Step::Installing, now);
             }
             Step::AwaitingRestart { .. } => {
-                let text = "the restart that activate announced did not come in time";
+                let text = "the restart announced by activate did not happen in time";
                 self.roll_back(Reason::new("restart", text), now);
             }
             _ => {}
@@ -339,20 +344,20 @@ impl State {
         let Some(update) = self.current_at(|step| matches!(step, Step::Downloading { .. })) else {
             return;
         };
-        // It may have expired on the way.
+        // The update may have expired during the download.
         let in_time = update
             .manifest
             .as_ref()
             .map_or(Ok(()), |manifest| manifest.check_time(now));
         match result.and(in_time) {
-            Ok(()) => self.go(Step::Installing, now),
-            Err(reason) => self.end(Stage::Failed, Some(reason), now),
+            Ok(()) => self.go_to(Step::Installing, now),
+            Err(reason) => self.end_current(Progress::Failed, Some(reason), now),
         }
     }
 
-    fn ended(
+    fn hook_ended(
         &mut self,
-        end: HookEnd,
+        result: HookResult,
         boot: String,
         installed: Option<String>,
         limits: &Limits,
@@ -361,61 +366,66 @@ impl State {
         let Some(update) = &mut self.current else {
             return;
         };
-        let failed = |code, words: String| Reason::new(code, words);
-        match (&update.step, end) {
-            (Step::Installing, HookEnd::Done | HookEnd::Restart) => {
-                self.go(Step::Activating { boot }, now);
+        let failed = |code, output: String| Reason::new(code, output);
+        match (&update.step, result) {
+            (Step::Installing, HookResult::Done | HookResult::Restart) => {
+                self.go_to(Step::Activating { boot }, now);
             }
-            (Step::Installing, HookEnd::Later(_)) if update.attempt < limits.tries => {
-                self.go(
+            (Step::Installing, HookResult::Retry(_)) if update.attempt < limits.max_attempts => {
+                self.go_to(
                     Step::Pausing {
-                        until: later(now, limits.pause),
+                        until: later(now, limits.retry_pause),
                     },
                     now,
                 );
             }
-            (Step::Installing, HookEnd::Later(words) | HookEnd::Failed(words)) => {
-                self.end(Stage::Failed, Some(failed("install", words)), now);
+            (Step::Installing, HookResult::Retry(output) | HookResult::Failed(output)) => {
+                self.end_current(Progress::Failed, Some(failed("install", output)), now);
             }
-            (Step::Activating { .. }, HookEnd::Done) => self.go(Step::Checking { starts: 1 }, now),
-            (Step::Activating { .. }, HookEnd::Restart) => {
-                self.go(
+            (Step::Activating { .. }, HookResult::Done) => {
+                self.go_to(Step::Checking { starts: 1 }, now)
+            }
+            (Step::Activating { .. }, HookResult::Restart) => {
+                self.go_to(
                     Step::AwaitingRestart {
                         until: later(now, limits.restart_within),
                     },
                     now,
                 );
             }
-            (Step::Activating { .. }, HookEnd::Later(words) | HookEnd::Failed(words)) => {
-                self.roll_back(failed("activate", words), now);
+            (Step::Activating { .. }, HookResult::Retry(output) | HookResult::Failed(output)) => {
+                self.roll_back(failed("activate", output), now);
             }
-            (Step::Confirming, HookEnd::Done | HookEnd::Restart) => {
+            (Step::Confirming, HookResult::Done | HookResult::Restart) => {
                 let installed =
                     installed.or_else(|| Some(update.manifest.as_ref()?.version.clone()));
-                self.runs(installed);
-                self.end(Stage::Applied, None, now);
+                self.set_installed(installed);
+                self.end_current(Progress::Applied, None, now);
             }
-            (Step::Confirming, HookEnd::Later(words) | HookEnd::Failed(words)) => {
-                self.roll_back(failed("confirm", words), now);
+            (Step::Confirming, HookResult::Retry(output) | HookResult::Failed(output)) => {
+                self.roll_back(failed("confirm", output), now);
             }
-            (Step::RollingBack { reason }, HookEnd::Done | HookEnd::Restart) => {
+            (Step::RollingBack { reason }, HookResult::Done | HookResult::Restart) => {
                 let reason = reason.clone();
-                self.runs(installed);
-                self.end(Stage::RolledBack, Some(reason), now);
+                self.set_installed(installed);
+                self.end_current(Progress::RolledBack, Some(reason), now);
             }
-            (Step::RollingBack { reason }, HookEnd::Later(words) | HookEnd::Failed(words)) => {
+            (
+                Step::RollingBack { reason },
+                HookResult::Retry(output) | HookResult::Failed(output),
+            ) => {
                 let text = format!(
-                    "{}: {}; and the rollback failed: {words}",
+                    "{}: {}; and the rollback failed: {output}",
                     reason.code, reason.text
                 );
-                self.runs(installed);
-                self.end(Stage::Failed, Some(failed("rollback", text)), now);
+                self.set_installed(installed);
+                self.end_current(Progress::Failed, Some(failed("rollback", text)), now);
             }
             _ => {}
         }
     }
 
-    fn healthy(&mut self, result: Result<(), String>, now: Timestamp) {
+    fn health_checked(&mut self, result: Result<(), String>, now: Timestamp) {
         if self
             .current_at(|step| matches!(step, Step::Checking { .. }))
             .is_none()
@@ -423,8 +433,8 @@ impl State {
             return;
         }
         match result {
-            Ok(()) => self.go(Step::Confirming, now),
-            Err(words) => self.roll_back(Reason::new("health_check", words), now),
+            Ok(()) => self.go_to(Step::Confirming, now),
+            Err(output) => self.roll_back(Reason::new("health_check", output), now),
         }
     }
 
@@ -433,18 +443,20 @@ impl State {
             self.reported_version = patch.version;
         }
         if let Some(report) = patch.update {
-            self.unreported.retain(|it| *it != report);
+            self.pending_reports.retain(|it| *it != report);
         }
     }
 
-    /// A write whose answer was lost was taken; a twin that says something else (it was made anew) is told again.
+    /// Compares the twin with the state. A report in the twin counts as accepted, although the
+    /// answer to the write was lost. A twin without the last report (the device was created anew)
+    /// gets the report again.
     fn twin(&mut self, patch: Patch) {
         self.reported_version = patch.version;
         if let Some(report) = &patch.update {
-            self.unreported.retain(|it| it != report);
+            self.pending_reports.retain(|it| it != report);
         }
-        if self.unreported.is_empty() && patch.update != self.said {
-            self.unreported.extend(self.said.clone());
+        if self.pending_reports.is_empty() && patch.update != self.last_report {
+            self.pending_reports.extend(self.last_report.clone());
         }
     }
 
@@ -455,68 +467,75 @@ impl State {
     }
 
     fn roll_back(&mut self, reason: Reason, now: Timestamp) {
-        self.go(Step::RollingBack { reason }, now);
+        self.go_to(Step::RollingBack { reason }, now);
     }
 
-    /// The current update goes on to a step; it is told if that is another stage.
-    fn go(&mut self, step: Step, now: Timestamp) {
+    /// Moves the current update to a step. Queues a report if the progress changes.
+    fn go_to(&mut self, step: Step, now: Timestamp) {
         let Some(update) = &mut self.current else {
             return;
         };
-        let before = std::mem::replace(&mut update.step, step).stage();
-        let stage = update.step.stage();
-        if stage != before {
-            let report = report(update, stage, None, now);
-            self.say(report);
+        let before = std::mem::replace(&mut update.step, step).progress();
+        let progress = update.step.progress();
+        if progress != before {
+            let report = report(update, progress, None, now);
+            self.queue_report(report);
         }
     }
 
-    fn end(&mut self, stage: Stage, error: Option<Reason>, now: Timestamp) {
+    fn end_current(&mut self, progress: Progress, error: Option<Reason>, now: Timestamp) {
         if let Some(update) = self.current.take() {
-            self.finish(&update, stage, error, now);
+            self.end_update(&update, progress, error, now);
         }
     }
 
-    fn finish(&mut self, update: &Update, stage: Stage, error: Option<Reason>, now: Timestamp) {
-        let report = report(update, stage, error, now);
+    fn end_update(
+        &mut self,
+        update: &Update,
+        progress: Progress,
+        error: Option<Reason>,
+        now: Timestamp,
+    ) {
+        let report = report(update, progress, error, now);
         self.history.push_back(report.clone());
         if self.history.len() > HISTORY_MAX {
             self.history.pop_front();
         }
-        self.say(report);
+        self.queue_report(report);
     }
 
-    /// What comes last of an update stands for what came before.
-    fn say(&mut self, report: Report) {
-        self.unreported.retain(|it| it.id != report.id);
-        // A hub that does not listen for so many ends has messages for us no more: its queue for a device is 50.
-        if self.unreported.len() >= HISTORY_MAX {
-            self.unreported.pop_front();
+    /// Queues a report. The last report of an update replaces earlier reports.
+    fn queue_report(&mut self, report: Report) {
+        self.pending_reports.retain(|it| it.id != report.id);
+        // Dropping the oldest report is no loss: a hub that accepts none of so many reports has no
+        // more messages for the device, because the queue of a device holds 50 messages.
+        if self.pending_reports.len() >= HISTORY_MAX {
+            self.pending_reports.pop_front();
         }
-        self.unreported.push_back(report.clone());
-        self.said = Some(report);
+        self.pending_reports.push_back(report.clone());
+        self.last_report = Some(report);
     }
 }
 
 impl Step {
-    /// What of it is reported.
+    /// Returns the reported progress.
     #[must_use]
-    pub fn stage(&self) -> Stage {
+    pub fn progress(&self) -> Progress {
         match self {
-            Self::Received => Stage::Received,
-            Self::Verified { .. } => Stage::Verified,
-            Self::Downloading { .. } => Stage::Downloading,
-            Self::Installing | Self::Pausing { .. } => Stage::Installing,
+            Self::Received => Progress::Received,
+            Self::Verified { .. } => Progress::Verified,
+            Self::Downloading { .. } => Progress::Downloading,
+            Self::Installing | Self::Pausing { .. } => Progress::Installing,
             Self::Activating { .. }
             | Self::AwaitingRestart { .. }
             | Self::Checking { .. }
             | Self::Confirming
-            | Self::RollingBack { .. } => Stage::Restarting,
+            | Self::RollingBack { .. } => Progress::Restarting,
         }
     }
 }
 
-fn report(update: &Update, state: Stage, error: Option<Reason>, at: Timestamp) -> Report {
+fn report(update: &Update, state: Progress, error: Option<Reason>, at: Timestamp) -> Report {
     Report {
         id: update.id.clone(),
         state,
@@ -531,14 +550,16 @@ fn report(update: &Update, state: Stage, error: Option<Reason>, at: Timestamp) -
 }
 
 fn cancelled() -> Reason {
-    Reason::new("cancelled", "given up on request, before it was installed")
+    Reason::new("cancelled", "cancelled on request before the installation")
 }
 
-/// How many parts of a message id follow the rollout's name, each after a dot. A name may have dots itself.
+/// The number of parts after the rollout's name in a message id, each after a dot. The name itself
+/// may contain dots.
 const ID_PARTS: usize = 5;
 
-/// Whether what is cancelled by `target`, a message id or a rollout's name, includes the message `id`.
-fn is_meant(target: &str, id: &str) -> bool {
+/// Returns whether a cancellation of `target`, a message id or a rollout's name, includes the
+/// message `id`.
+fn cancels(target: &str, id: &str) -> bool {
     let of_rollout = |rest: &str| rest.starts_with('.') && rest.matches('.').count() == ID_PARTS;
     let rest = id.strip_prefix(target).filter(|_| !target.is_empty());
     rest.is_some_and(|rest| rest.is_empty() || of_rollout(rest))

@@ -1,25 +1,27 @@
-//! Versions as devices have them: compared like semantic versions, and total on whatever else stands there.
+//! Device versions, compared like semantic versions. The order is total over all texts.
 
 use std::cmp::Ordering;
 
 /// The longest version, in characters.
-pub const LONGEST: usize = 64;
+pub const MAX_CHARS: usize = 64;
 
-/// Whether a text can be a version: 1 to [`LONGEST`] visible ASCII characters.
+/// Returns whether a text is a version: 1 to [`MAX_CHARS`] visible ASCII characters.
 #[must_use]
 pub fn is_version(text: &str) -> bool {
-    (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=MAX_CHARS).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Whether it is one that later ones can be told from: it begins with a number, perhaps after a `v`.
+/// Returns whether a text is a version beginning with a number, perhaps after a `v`. Only such
+/// versions have a useful order.
 #[must_use]
 pub fn is_numbered(text: &str) -> bool {
     let numbers = split(text).0;
     is_version(text) && numbers.starts_with(|first: char| first.is_ascii_digit())
 }
 
-/// Which of two versions is the later one, by the rules of semantic versions with any number of parts: `1.2` is `1.2.0`,
-/// a leading `v` and what follows a `+` do not count, and a version with a `-` comes before the one without.
+/// Compares two versions by the rules of semantic versions with any number of parts. `1.2` equals
+/// `1.2.0`, a leading `v` and the text after a `+` do not count, and a version with a `-` precedes
+/// the version without.
 #[must_use]
 pub fn compare(left: &str, right: &str) -> Ordering {
     let (left, left_pre) = split(left);
@@ -32,7 +34,7 @@ pub fn compare(left: &str, right: &str) -> Ordering {
     })
 }
 
-/// The numbers of a version, and what comes after its `-`.
+/// Splits a version into the numbers and the text after the `-`.
 fn split(version: &str) -> (&str, Option<&str>) {
     let version = version.split('+').next().unwrap_or(version);
     let version = version.strip_prefix(['v', 'V']).unwrap_or(version);
@@ -42,7 +44,7 @@ fn split(version: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Part by part; the shorter one is filled up with `missing`.
+/// Compares part by part. `missing` stands for the missing parts of the shorter version.
 fn parts(left: &str, right: &str, missing: &str) -> Ordering {
     let (mut left, mut right) = (left.split('.'), right.split('.'));
     loop {
@@ -56,7 +58,8 @@ fn parts(left: &str, right: &str, missing: &str) -> Ordering {
     }
 }
 
-/// Nothing comes before numbers, and numbers before words. Numbers may be of any length.
+/// Compares two parts. An empty part precedes numbers, and numbers precede words. Numbers may have
+/// any length.
 fn part(left: &str, right: &str) -> Ordering {
     let rank = |text: &str| match text {
         "" => 0,

@@ -1,12 +1,13 @@
-//! Where a rollout's time goes.
+//! The time account of a rollout.
 //!
-//! A rollout's record has an [`Account`]: what it is doing, since when, and for how long it did what before.
-//! Whenever it begins to do something else, the time since is booked. So the parts add up to the whole, to the
-//! millisecond, whatever is noted and however late; and while nobody drives a rollout, after a crash say, its time
-//! is booked to what it was doing.
+//! A rollout's record has a [`TimeAccount`]: the current activity, its start, and the time spent on
+//! all earlier activities. Each change of activity books the elapsed time to the previous activity.
+//! So the parts add up to the total, to the millisecond, however late a change is noted. While no
+//! driver runs a rollout, after a crash for example, the time is booked to the last noted activity.
 //!
-//! A transition books at its very moment. What a running rollout does changes without one, too: that is noted by
-//! its driver, at once after a transition, and then once in [`NOTED_EVERY`] at the most.
+//! A transition books the time at the moment of the transition. The activity of a running rollout
+//! also changes between transitions: the driver notes the first change after a transition at once,
+//! and later changes at most once in [`NOTED_EVERY`].
 
 mod activity;
 
@@ -21,30 +22,30 @@ use crate::waiting::Waiting;
 
 pub use activity::Activity;
 
-/// How often it is noted, at the most, that a running rollout does something else. What lasts for less may be
-/// booked to what came before or after it.
+/// The shortest interval between two notes on the activity of a running rollout. A shorter activity
+/// may be booked to the activity before or after it.
 pub const NOTED_EVERY: Duration = Duration::from_secs(5);
 
-/// For how long a rollout has done what.
+/// The time spent by a rollout on each activity.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Account {
-    /// Milliseconds, up to `since`.
+pub struct TimeAccount {
+    /// The time spent on each activity up to `since`, in milliseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     booked: BTreeMap<Activity, u64>,
-    /// What it is doing.
+    /// The current activity.
     doing: Activity,
-    /// Since when, or since the last booking.
+    /// The start of the current activity, or the last booking.
     since: Timestamp,
-    /// When a driver last noted something, since the last transition.
+    /// The time of the driver's last note since the last transition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     noted_at: Option<Timestamp>,
-    /// What the sends wait for, as far as a driver has noted it.
+    /// The reason for holding back sends, as of the driver's last note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hold: Option<Waiting>,
 }
 
-impl Account {
-    /// That of a rollout which was just accepted.
+impl TimeAccount {
+    /// Opens the account of a rollout accepted at `at`.
     #[must_use]
     pub fn opened(at: Timestamp) -> Self {
         Self {
@@ -53,20 +54,22 @@ impl Account {
         }
     }
 
-    /// What the rollout is doing, as far as it was noted.
+    /// Returns the current activity, as of the last note or transition.
     #[must_use]
     pub fn doing(&self) -> Activity {
         self.doing
     }
 
-    /// What the sends wait for at `now`, as far as a driver has noted it.
+    /// Returns the reason for holding back sends, as of the driver's last note; `None` if the noted
+    /// wait is over at `now`.
     #[must_use]
     pub fn held_back(&self, now: Timestamp) -> Option<&Waiting> {
         let hold = self.hold.as_ref();
         hold.filter(|hold| hold.until().is_none_or(|until| now < until))
     }
 
-    /// Books the time up to `now`. A clock that was put back books nothing until it has caught up.
+    /// Books the time up to `now` and begins the activity `doing`. After the clock was set back,
+    /// nothing is booked until the clock has caught up.
     pub(crate) fn begin(&mut self, doing: Activity, now: Timestamp) {
         let passed = now.since(self.since);
         if !passed.is_zero() {
@@ -76,8 +79,9 @@ impl Account {
         self.doing = doing;
     }
 
-    /// The account with what a driver has seen of a running rollout; `None` if that is noted, or is not to be noted yet.
-    pub(crate) fn noting(
+    /// Returns the account with a driver's observation of a running rollout; `None` if the
+    /// observation is noted already or the last note is too recent.
+    pub(crate) fn with_note(
         mut self,
         doing: Activity,
         hold: Option<Waiting>,
@@ -92,13 +96,13 @@ impl Account {
         Some(self)
     }
 
-    /// Books a transition, after which the rollout is `doing` that. What a driver has noted before is over.
-    pub(crate) fn turn(&mut self, doing: Activity, now: Timestamp) {
+    /// Books a transition to the activity `doing`, and discards the driver's last note.
+    pub(crate) fn book_transition(&mut self, doing: Activity, now: Timestamp) {
         self.begin(doing, now);
         (self.noted_at, self.hold) = (None, None);
     }
 
-    /// Where the time has gone up to `now`; up to its end, for a rollout that is over.
+    /// Returns the time spent up to `now`, or up to the end of an ended rollout.
     #[must_use]
     pub fn at(&self, now: Timestamp) -> TimeSpent {
         let mut parts = self.booked.clone();
@@ -109,25 +113,25 @@ impl Account {
     }
 }
 
-/// For how long a rollout did what. Written as seconds, with their `total`.
+/// The time spent on each activity. Serialized as whole seconds, with the `total`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TimeSpent(BTreeMap<Activity, u64>);
 
 impl TimeSpent {
-    /// All of it: from when the rollout was accepted to its end, or to now.
+    /// Returns the total time, from the acceptance of the rollout to its end or to now.
     #[must_use]
     pub fn total(&self) -> Duration {
         Duration::from_millis(self.0.values().sum())
     }
 
-    /// How long it did one thing.
+    /// Returns the time spent on one activity.
     #[must_use]
     pub fn on(&self, activity: Activity) -> Duration {
         Duration::from_millis(self.0.get(&activity).copied().unwrap_or(0))
     }
 
-    /// Whole seconds for each activity, which add up to those of the total: each is the difference of two
-    /// sums that were rounded down.
+    /// Returns the whole seconds spent on each activity. They add up to the whole seconds of the
+    /// total: each number is the difference of two rounded-down sums.
     #[must_use]
     pub fn seconds(&self) -> [(Activity, u64); Activity::ALL.len()] {
         let mut sum = Duration::ZERO;
@@ -150,7 +154,7 @@ impl Serialize for TimeSpent {
     }
 }
 
-/// Back from the seconds; the total is their sum.
+/// Reads the seconds; the total is their sum.
 impl<'de> Deserialize<'de> for TimeSpent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let seconds = BTreeMap::<String, u64>::deserialize(deserializer)?;

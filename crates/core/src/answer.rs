@@ -1,4 +1,4 @@
-//! What devices answer: how far each is with what the message asks for.
+//! The answers of devices: how far each device is with the request in the message.
 //!
 //! A device writes its answer into a reported property of its twin, for example `update`:
 //!
@@ -7,9 +7,10 @@
 //!  "error": {"code": "health_check", "text": "the door sensor does not answer"}, "attempt": 1, "at": "2026-12-01T12:00:00Z"}
 //! ```
 //!
-//! The id is that of the message, so the answers to one rollout, or to one of its stages, begin alike
-//! ([`MessageId::prefix`](crate::message::MessageId::prefix)), and a hub counts them in one query. Which device failed, and
-//! why, is read from the twins of the failed ones. `docs/devices.md` has the contract.
+//! The id is the message id. The answers to one rollout, or to one stage, therefore share a prefix
+//! ([`MessageId::prefix`](crate::message::MessageId::prefix)), and a hub counts them in one query.
+//! Failed devices and the reasons for their failures are read from the twins of the failed devices.
+//! `docs/how-to/devices.md` has the contract.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,14 +23,14 @@ use crate::outcome::{Counts, Outcome, Tally, thousands};
 use crate::text::cut;
 use crate::time::Timestamp;
 
-/// The most characters of an error's code that are kept.
+/// The most stored characters of an error's code.
 const CODE_CHARS: usize = 64;
-/// The most characters of an error's text that are kept.
+/// The most stored characters of an error's text.
 const TEXT_CHARS: usize = 256;
-/// How many different errors of a rollout are kept with their words.
+/// The most different errors of a rollout stored with their texts.
 const ERRORS: usize = 50;
 
-/// The outcome that a state stands for. A device may use any words for states on the way.
+/// Returns the outcome for a device's state. A device may use any text for intermediate states.
 #[must_use]
 pub fn outcome_of(state: &str) -> Outcome {
     match state {
@@ -39,17 +40,18 @@ pub fn outcome_of(state: &str) -> Outcome {
     }
 }
 
-/// Why a device failed, in its own words. Both texts are cut at their bounds.
+/// A device's error, in the device's own words. Both texts are cut to their bounds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DeviceError {
-    /// A word for programs, at most 64 characters. May be empty.
+    /// A code for programs, at most 64 characters. May be empty.
     pub code: String,
-    /// For people, at most 256 characters. May be empty.
+    /// A human-readable text, at most 256 characters. May be empty.
     pub text: String,
 }
 
 impl DeviceError {
-    /// The error as a device tells it.
+    /// Creates an error from the device's texts: trimmed, cut, and with spaces in place of control
+    /// characters.
     #[must_use]
     pub fn new(code: &str, text: &str) -> Self {
         let plain = |text: &str, most| cut(text.trim(), most).replace(char::is_control, " ");
@@ -59,8 +61,8 @@ impl DeviceError {
         }
     }
 
-    /// A number for it, the same for the same words; never 0. It is the code of a device that is
-    /// [`Outcome::Failed`].
+    /// Returns a number derived from both texts; never 0. The number is the code of a device with
+    /// the outcome [`Outcome::Failed`].
     #[must_use]
     pub fn number(&self) -> u32 {
         let words = format!("{}\0{}", self.code, self.text);
@@ -69,14 +71,14 @@ impl DeviceError {
     }
 }
 
-/// The words of a device that are not kept any more.
-pub const WORDS_NOT_KEPT: &str =
-    "its words are not kept: a rollout's first 50 different errors are";
+/// The text for an error without a stored text.
+pub const ERROR_NOT_STORED: &str =
+    "the text is not kept: a rollout keeps its first 50 different errors";
 
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.code.as_str(), self.text.as_str()) {
-            ("", "") => f.write_str("the device does not say why"),
+            ("", "") => f.write_str("the device gives no reason"),
             (code, "") => f.write_str(code),
             ("", text) => f.write_str(text),
             (code, text) => write!(f, "{code}: {text}"),
@@ -84,39 +86,40 @@ impl fmt::Display for DeviceError {
     }
 }
 
-/// The answer of one device, as its hub tells it.
+/// The answer of one device, as returned by the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// The id of the message that it is about. May be of any application.
+    /// The id of the answered message. May belong to another application.
     pub message_id: String,
-    /// The device whose twin has it.
+    /// The answering device.
     pub device: String,
-    /// The state, in the device's words.
+    /// The state, in the device's own words.
     pub state: String,
-    /// Why the device failed; of no meaning in other states.
+    /// The device's error; meaningless in other states than a failure.
     pub error: DeviceError,
 }
 
-/// How many devices of a stage have answered what, according to their hubs.
+/// The numbers of answers in a stage, as counted by the hubs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answered {
-    /// Devices that are at work on it.
+    /// Devices at work on the request.
     pub installing: u64,
-    /// Devices that have done it.
+    /// Devices that fulfilled the request.
     pub applied: u64,
-    /// Devices that could not do it.
+    /// Devices that could not fulfil the request.
     pub failed: u64,
-    /// Devices of the stage that had failed by then in any way, as far as they were known. The failed ones among these are
-    /// counted in `failed`, too.
+    /// Devices of the stage known to have failed in any way by then. Devices with an answered
+    /// failure among them are counted in `failed`, too.
     pub known_failed: u64,
-    /// Everything that devices have reported by then is counted: the time of the query, less the lag of the hub's queries.
+    /// Everything reported by devices until this time is counted: the time of the query, less the
+    /// lag of the hub's queries.
     pub as_of: Timestamp,
     /// The time of the query.
     pub asked_at: Timestamp,
 }
 
 impl Answered {
-    /// Counts devices with a state.
+    /// Adds devices with a state.
     pub fn count(&mut self, state: &str, devices: u64) {
         match outcome_of(state) {
             Outcome::Applied => self.applied += devices,
@@ -125,9 +128,10 @@ impl Answered {
         }
     }
 
-    /// The numbers, for people: `950 applied, 30 installing`; `None` before a device has answered.
+    /// Returns the numbers as human-readable text: `950 applied, 30 installing`; `None` before the
+    /// first answer.
     #[must_use]
-    pub fn in_words(&self) -> Option<String> {
+    pub fn describe(&self) -> Option<String> {
         let parts = [
             (self.applied, "applied"),
             (self.installing, "installing"),
@@ -140,44 +144,44 @@ impl Answered {
     }
 }
 
-/// The answers to a rollout: how many by stage, and the words of those that failed.
+/// The answers to a rollout: the numbers by stage, and the errors of failed devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answers {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     stages: BTreeMap<StageIndex, Answered>,
-    /// The words of failed devices, by [number](DeviceError::number). At most [`ERRORS`].
+    /// The errors of failed devices, by [number](DeviceError::number). At most [`ERRORS`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    errors: BTreeMap<u32, Told>,
+    errors: BTreeMap<u32, ErrorCount>,
 }
 
-/// An error, and how many devices have told it.
+/// An error, and the number of devices reporting it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Told {
+struct ErrorCount {
     error: DeviceError,
     devices: u64,
 }
 
 impl Answers {
-    /// Nothing is known.
+    /// Returns whether no answer is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.stages.is_empty() && self.errors.is_empty()
     }
 
-    /// What is known of a stage.
+    /// Returns the numbers of a stage.
     #[must_use]
     pub fn of(&self, stage: StageIndex) -> Option<&Answered> {
         self.stages.get(&stage)
     }
 
-    /// All stages that something is known of, in order.
+    /// Returns all stages with known numbers, in order.
     pub fn stages(&self) -> impl Iterator<Item = (StageIndex, &Answered)> {
         self.stages
             .iter()
             .map(|(stage, answered)| (*stage, answered))
     }
 
-    /// The numbers of all stages together.
+    /// Returns the sum of the numbers of all stages.
     #[must_use]
     pub fn sum(&self) -> Answered {
         let mut sum = Answered::default();
@@ -189,7 +193,7 @@ impl Answers {
         sum
     }
 
-    /// For how long the answers to queries lack changes, as of the newest questions.
+    /// Returns the lag of the hubs' queries behind the twins, as of the newest queries.
     #[must_use]
     pub fn lag(&self) -> Duration {
         let stages = self.stages.values();
@@ -197,8 +201,8 @@ impl Answers {
         lags.max().unwrap_or_default()
     }
 
-    /// Devices that may have the message and have not answered that they have done it, or could not: of these tallies,
-    /// stage by stage.
+    /// Returns the number of devices, in these tallies, that may have the message and have answered
+    /// neither with success nor with failure. Computed stage by stage.
     #[must_use]
     pub fn unanswered(&self, tallies: &[Tally]) -> u64 {
         let stages: BTreeSet<_> = tallies.iter().map(|tally| tally.stage).collect();
@@ -209,20 +213,20 @@ impl Answers {
         stages.into_iter().map(of_stage).sum()
     }
 
-    /// Whether everything that devices have reported by `at` is counted, in all stages that were asked about.
+    /// Returns whether everything reported by devices until `at` is counted, in all queried stages.
     #[must_use]
     pub fn covers(&self, at: Timestamp) -> bool {
         !self.stages.is_empty() && self.stages.values().all(|answered| answered.as_of >= at)
     }
 
-    /// Notes what was found of a stage.
+    /// Notes the numbers of a stage.
     pub fn note(&mut self, stage: StageIndex, answered: Answered) {
         self.stages.insert(stage, answered);
     }
 
-    /// Whether the same numbers and words are known, whenever they were asked for.
+    /// Returns whether both have the same numbers and errors, regardless of the query times.
     #[must_use]
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn has_same_content(&self, other: &Self) -> bool {
         let numbers = |answers: &Self| -> Vec<_> {
             let stages = answers.stages.iter();
             stages
@@ -240,33 +244,35 @@ impl Answers {
         self.errors == other.errors && numbers(self) == numbers(other)
     }
 
-    /// Keeps the words of an error, which so many devices have told at once, unless 50 others are kept. Gives its number.
-    pub fn keep(&mut self, error: DeviceError, devices: u64) -> u32 {
+    /// Stores an error reported by `devices` devices at the same time, unless 50 other errors are
+    /// stored. Returns the error's number.
+    pub fn store_error(&mut self, error: DeviceError, devices: u64) -> u32 {
         let number = error.number();
-        if let Some(told) = self.errors.get_mut(&number) {
-            told.devices = told.devices.max(devices);
+        if let Some(counted) = self.errors.get_mut(&number) {
+            counted.devices = counted.devices.max(devices);
         } else if self.errors.len() < ERRORS {
-            self.errors.insert(number, Told { error, devices });
+            self.errors.insert(number, ErrorCount { error, devices });
         }
         number
     }
 
-    /// The error that most devices have told.
+    /// Returns the error reported by the most devices.
     #[must_use]
-    pub fn most_told(&self) -> Option<&DeviceError> {
-        let told = self.errors.values().max_by_key(|told| told.devices)?;
-        Some(&told.error)
+    pub fn most_frequent_error(&self) -> Option<&DeviceError> {
+        let counted = self.errors.values().max_by_key(|counted| counted.devices)?;
+        Some(&counted.error)
     }
 
-    /// The words of the error with this number, if they are kept.
+    /// Returns the error with this number, if stored.
     #[must_use]
     pub fn error(&self, number: u32) -> Option<&DeviceError> {
-        self.errors.get(&number).map(|told| &told.error)
+        self.errors.get(&number).map(|counted| &counted.error)
     }
 }
 
-/// Devices that were sent the message and have not answered that they have done it, or could not: of these counts, which
-/// have every device that failed, and of the devices that have applied it according to their hubs.
+/// Returns the number of devices with the message that have answered neither with success nor with
+/// failure. `counts` include every failed device; `applied` is the number of devices with the
+/// change applied, as counted by the hubs.
 #[must_use]
 pub fn unanswered(counts: &Counts, applied: u64) -> u64 {
     let sent = counts.sum_of(|outcome| outcome.was_enqueued() && !outcome.is_failure());
@@ -295,15 +301,15 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_told_in_words() {
+    fn numbers_are_described() {
         let answered = |applied, installing, failed| Answered {
             applied,
             installing,
             failed,
             ..Answered::default()
         };
-        assert_eq!(answered(0, 0, 0).in_words(), None);
-        let all = answered(1_950, 30, 2).in_words().unwrap();
+        assert_eq!(answered(0, 0, 0).describe(), None);
+        let all = answered(1_950, 30, 2).describe().unwrap();
         assert_eq!(all, "1,950 applied, 30 installing, 2 failed");
     }
 
@@ -313,21 +319,24 @@ mod tests {
         assert_eq!(error.code.chars().count(), CODE_CHARS + 1);
         assert_eq!(error.text.chars().count(), TEXT_CHARS + 1);
         assert!(error.text.starts_with("a bx"), "{error}");
-        let told = |code, text| DeviceError::new(code, text).to_string();
-        assert_eq!(told("a", "b"), "a: b");
-        assert_eq!(told("a", ""), "a");
-        assert_eq!(told("", "b"), "b");
-        assert_eq!(told("", ""), "the device does not say why");
+        let shown = |code, text| DeviceError::new(code, text).to_string();
+        assert_eq!(shown("a", "b"), "a: b");
+        assert_eq!(shown("a", ""), "a");
+        assert_eq!(shown("", "b"), "b");
+        assert_eq!(shown("", ""), "the device gives no reason");
 
         let mut answers = Answers::default();
         let numbers: Vec<_> = (0..90)
-            .map(|n| answers.keep(DeviceError::new("e", &n.to_string()), n))
+            .map(|n| answers.store_error(DeviceError::new("e", &n.to_string()), n))
             .collect();
         let kept = numbers.iter().filter(|it| answers.error(**it).is_some());
         assert_eq!(kept.count(), ERRORS);
-        assert_eq!(answers.most_told().unwrap().text, "49");
-        assert_eq!(answers.keep(DeviceError::new("e", "7"), 90), numbers[7]);
-        assert_eq!(answers.most_told().unwrap().text, "7");
+        assert_eq!(answers.most_frequent_error().unwrap().text, "49");
+        assert_eq!(
+            answers.store_error(DeviceError::new("e", "7"), 90),
+            numbers[7]
+        );
+        assert_eq!(answers.most_frequent_error().unwrap().text, "7");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A batch: what is known of its devices, who works on it, and all that may happen to it.
+//! A batch: the outcomes of its devices, its lease, and all operations on it.
 //!
 //! ```text
 //!            lease                     last device settled
@@ -10,70 +10,72 @@
 //!        reopen, for a new attempt at some of its devices
 //! ```
 //!
-//! [`Batch`] decides, without a clock and without a store: an operation changes a copy, and the store
-//! [commits](crate::ports::Batches::commit) the copy if nobody else has changed the batch since it was read. So every
-//! rule about a batch is written here, once, for all stores.
+//! [`Batch`] decides without a clock and without a store: an operation changes a copy, and the
+//! store [commits](crate::ports::Batches::commit) the copy unless the stored batch has changed
+//! since the read. So every rule about a batch is written here, once, for all stores.
 //!
-//! Whether a batch is done is not stored: it follows from its outcomes, so the two cannot differ.
+//! Whether a batch is done is not stored but derived from the outcomes, so the two cannot differ.
 
 mod attempts;
-mod giving;
 mod lease;
+mod room;
 mod status;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::budget::{Begun, GroupProgress};
+use crate::budget::{BudgetUsage, GroupProgress};
 use crate::ids::Attempt;
 use crate::outcome::{Counts, Outcome, OutcomeList};
 use crate::plan::BatchHeader;
-use crate::rollout::{Adding, LookId, Stance, Wanted};
+use crate::rollout::{Adding, Directive, RolloutControl, ScanId};
 use crate::time::Timestamp;
 
 pub use attempts::Attempts;
-pub use giving::{groups_of, sort_out};
-pub use lease::{Fenced, Held, Lease, LeaseReply, LeaseRequest, MAX_STRIKES, Tenancy};
+pub use lease::{Fenced, Held, Lease, LeaseReply, LeaseRequest, LeaseState, MAX_FAILED_LEASES};
+pub use room::{budget_groups, with_room};
 pub use status::BatchStatus;
 
-/// A batch with all that changes about it.
+/// A batch with all of its mutable state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// What it is. Never changes.
+    /// The immutable description of the batch.
     pub header: BatchHeader,
-    /// When the store took it in, by the store's clock.
+    /// When the store added the batch, by the store's clock.
     pub added_at: Timestamp,
-    /// What is known of its devices, in the manifest's order.
+    /// The outcomes of the devices, in the manifest's order.
     pub outcomes: OutcomeList,
-    /// The codes of devices whose outcome [has one](Outcome::has_code), by position.
+    /// The codes of devices whose outcome [has a code](Outcome::has_code), by position.
     pub codes: BTreeMap<u32, u32>,
-    /// Which attempts were made at its devices.
+    /// The attempts made at the devices.
     pub attempts: Attempts,
-    /// Who works on it.
-    pub tenancy: Tenancy,
-    /// Its part in its budgets; unused without budgets.
-    pub begun: Begun,
+    /// The lease state.
+    pub lease_state: LeaseState,
+    /// The batch's budget usage. Unused without budgets.
+    pub budget_usage: BudgetUsage,
 }
 
 /// A report on one device of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
-    /// Its position in the manifest.
+    /// The device's position in the manifest.
     pub index: u32,
-    /// What became of it.
+    /// The device's outcome.
     pub outcome: Outcome,
-    /// Its code, if the outcome [has one](Outcome::has_code), else 0. The first that is recorded stands.
+    /// The code, if the outcome [has a code](Outcome::has_code), otherwise 0. The first recorded
+    /// code stands.
     pub code: u32,
 }
 
-/// What an operation depends on beside the batch.
+/// The inputs of an operation besides the batch.
 #[derive(Debug, Clone, Copy)]
-pub struct Surroundings<'a> {
-    /// The batch's rollout.
-    pub rollout: &'a Stance,
-    /// The groups of the batch's budgets, in the order of its header; none are needed once it is begun.
+pub struct LeaseContext<'a> {
+    /// The state of the batch's rollout.
+    pub rollout: &'a RolloutControl,
+    /// The progress of the batch's budget groups, in the order of the header. Not needed for a
+    /// batch that the budgets count already.
     pub budgets: &'a [GroupProgress],
-    /// A crash of the store can undo neither the batch nor its plan any more.
+    /// Whether the batch and its plan are safe from a crash of the store.
     pub durable: bool,
     /// The store's time.
     pub now: Timestamp,
@@ -82,7 +84,7 @@ pub struct Surroundings<'a> {
 /// Why reports were not recorded. Nothing was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The lease does not hold any more.
+    /// The lease no longer holds.
     #[error(transparent)]
     Fenced(#[from] Fenced),
     /// The batch has no device at this position.
@@ -90,32 +92,34 @@ pub enum Refused {
     NoDevice(u32),
 }
 
-/// Which devices of a batch will not be sent to.
+/// The devices of a batch to exclude from sending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Skip {
-    /// All that are left, for the rollout is being aborted: `pending` becomes `skipped`, `attempting` becomes `unknown`.
-    Rest,
-    /// Those that have left the target, as far as they are `pending`, which becomes `skipped`.
-    Left {
-        /// The look that has found it.
-        look: LookId,
-        /// Their positions in the manifest, ascending.
+    /// All unsettled devices, because the rollout is being aborted: `pending` becomes `skipped`,
+    /// `attempting` becomes `unknown`.
+    Remaining,
+    /// Devices that left the target. Only `pending` devices are affected: `pending` becomes
+    /// `skipped`.
+    Departed {
+        /// The scan of the target that found the devices missing.
+        scan: ScanId,
+        /// The positions of the devices in the manifest, ascending.
         devices: Vec<u32>,
     },
 }
 
-/// What became of the wish to reopen a batch.
+/// The result of reopening a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reopened {
-    /// So many devices are pending again; none, if the batch had been reopened for this attempt, or a
-    /// newer one, before.
+    /// The number of devices made pending again; 0 if the batch was already reopened for this
+    /// attempt or a newer one.
     Devices(u32),
-    /// Somebody still works on the batch; nothing was changed.
+    /// A worker still holds the batch; nothing was changed.
     Held(Held),
 }
 
 impl Batch {
-    /// A new one: all of its devices are pending.
+    /// Creates a batch with all devices pending.
     #[must_use]
     pub fn new(header: BatchHeader, added_at: Timestamp) -> Self {
         Self {
@@ -124,42 +128,45 @@ impl Batch {
             added_at,
             codes: BTreeMap::new(),
             attempts: Attempts::default(),
-            tenancy: Tenancy::default(),
-            begun: Begun::default(),
+            lease_state: LeaseState::default(),
+            budget_usage: BudgetUsage::default(),
         }
     }
 
-    /// Its outcomes, counted.
+    /// Returns the number of devices with each outcome.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.outcomes.counts()
     }
 
-    /// Its budgets are to count it from the next lease on, so they must have room for it.
+    /// Returns whether a lease needs room in the batch's budgets, because the budgets do not count
+    /// the batch yet.
     #[must_use]
     pub fn needs_room(&self) -> bool {
-        !self.header.budgets.is_empty() && !self.begun.is_open
+        !self.header.budgets.is_empty() && !self.budget_usage.is_open
     }
 
-    /// Gives the batch to whoever asks for it, if the rollout wants it to be worked on now, and nobody else has it.
+    /// Leases the batch to the requester, if the rollout's directive is to continue and no other
+    /// worker holds the batch.
     ///
-    /// Only a batch of the stages up to the rollout's current one is given, and only one that all of its budgets have room
-    /// for: from then on they count it ([`budget`](crate::budget)).
-    pub fn lease(&mut self, request: &LeaseRequest, around: &Surroundings<'_>) -> LeaseReply {
+    /// Only a batch of a stage up to the rollout's current stage is leased, and only if all of its
+    /// budgets have room for the batch. From then on the budgets count the batch
+    /// ([`budget`](crate::budget)).
+    pub fn lease(&mut self, request: &LeaseRequest, context: &LeaseContext<'_>) -> LeaseReply {
         let unsettled = self.counts().unsettled();
         if unsettled == 0 {
             return LeaseReply::Done;
         }
-        let is_open = around.rollout.wanted == Wanted::GoOn && around.durable;
-        let is_early = self.header.stage > around.rollout.stage;
-        if !is_open || is_early || (self.needs_room() && !self.has_room(unsettled, around.budgets))
+        let is_open = context.rollout.directive == Directive::Continue && context.durable;
+        let is_early = self.header.stage > context.rollout.stage;
+        if !is_open || is_early || (self.needs_room() && !self.has_room(unsettled, context.budgets))
         {
             return LeaseReply::NotWanted;
         }
-        let version = around.rollout.revision.version;
-        let given = self.tenancy.lease(request, version, around.now);
+        let version = context.rollout.revision.version;
+        let given = self.lease_state.lease(request, version, context.now);
         if !self.header.budgets.is_empty() && matches!(given, LeaseReply::Granted(_)) {
-            self.begun.given();
+            self.budget_usage.on_lease();
         }
         given
     }
@@ -169,8 +176,9 @@ impl Batch {
         groups.all(|(group, progress)| progress.room(group.limit) >= devices)
     }
 
-    /// Merges what the holder of `lease` reports, and renews the lease until `ttl` from `now`. With no reports it is a
-    /// heartbeat. A lease that lapsed and was taken by nobody still holds: nobody else has written.
+    /// Merges the reports of the holder of `lease`, and renews the lease until `ttl` from `now`.
+    /// Without reports, the call is a heartbeat. A lapsed lease still holds if no other worker has
+    /// taken the batch: no other holder has written.
     ///
     /// # Errors
     /// [`Refused`].
@@ -181,23 +189,26 @@ impl Batch {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<(), Refused> {
-        self.tenancy.renew(lease, !reports.is_empty(), now, ttl)?;
+        self.lease_state
+            .renew(lease, !reports.is_empty(), now, ttl)?;
         let is_beyond = |report: &&Report| report.index >= self.header.devices;
         if let Some(beyond) = reports.iter().find(is_beyond) {
             return Err(Refused::NoDevice(beyond.index));
         }
-        // Whoever holds the batch sends its newest attempt.
+        // The holder sends the newest attempt.
         self.merge(self.attempts.newest, reports);
         if !reports.is_empty() && !self.header.budgets.is_empty() {
-            self.begun.recorded(&self.counts(), now);
+            self.budget_usage.on_record(&self.counts(), now);
         }
         Ok(())
     }
 
-    /// Merges what others than the batch's holder have learned, the hub's feedback above all. `attempt` is that of the
-    /// messages which the reports are about; those that say nothing of their device any more are passed over, see
-    /// [`Attempts::admits`]. Those on devices that the batch does not have, of an older plan, are passed over, too; gives how
-    /// many the others are. Idempotent: within an attempt outcomes only rise.
+    /// Merges reports from other sources than the holder, above all the hub's feedback. `attempt`
+    /// is the attempt of the reported messages.
+    ///
+    /// Ignores reports that no longer apply to their device, see [`Attempts::admits`], and reports
+    /// on unknown devices, from an older plan. Returns the number of reports on known devices.
+    /// Idempotent: within an attempt, outcomes only rise.
     pub fn merge(&mut self, attempt: Attempt, reports: &[Report]) -> usize {
         let is_there = |report: &&Report| report.index < self.header.devices;
         let reports: Vec<_> = reports.iter().filter(is_there).collect();
@@ -214,22 +225,23 @@ impl Batch {
                 self.codes.entry(report.index).or_insert(report.code);
             }
         }
-        self.begun.settled(&self.counts());
+        self.budget_usage.on_change(&self.counts());
         reports.len()
     }
 
-    /// Takes the batch back from the holder of `lease`. A word from the last holder acquits a batch that was taken from it
-    /// because of its strikes, too.
+    /// Releases the lease. A release by the last holder also clears the failed leases of a batch
+    /// that was quarantined after its lease.
     ///
     /// # Errors
     /// [`Refused::Fenced`].
     pub fn release(&mut self, lease: &Lease) -> Result<(), Refused> {
-        Ok(self.tenancy.release(lease)?)
+        Ok(self.lease_state.release(lease)?)
     }
 
-    /// Settles devices that will not be sent to. Gives the holder if somebody works on the batch; then nothing is changed.
+    /// Settles devices excluded from sending. Returns the holder if a worker holds the batch;
+    /// nothing is changed then.
     pub fn skip(&mut self, which: &Skip, now: Timestamp) -> Option<Held> {
-        let held = self.tenancy.held_at(now);
+        let held = self.lease_state.held_at(now);
         if held.is_some() {
             return held;
         }
@@ -239,19 +251,21 @@ impl Batch {
                 self.outcomes.merge(index as usize, end);
             }
         }
-        self.begun.settled(&self.counts());
+        self.budget_usage.on_change(&self.counts());
         None
     }
 
-    /// Makes the devices pending again that have one of `outcomes` (of those that
-    /// [can be retried](Outcome::can_be_retried)), as `attempt`, and forgets the hub's codes for them. Whoever had the
-    /// batch last is fenced: what they have not recorded by now is about an older attempt. With no such device, and when it
-    /// was reopened for this attempt or a newer one, nothing is changed.
+    /// Makes devices pending again for `attempt`, and forgets their codes. The devices are those
+    /// with one of `outcomes`, as far as the outcome [can be retried](Outcome::can_be_retried).
+    ///
+    /// The last holder is fenced: any report not recorded by now is about an older attempt. Nothing
+    /// is changed if there is no such device, or if the batch was already reopened for this attempt
+    /// or a newer one.
     pub fn reopen(&mut self, attempt: Attempt, outcomes: &[Outcome], now: Timestamp) -> Reopened {
         if self.attempts.newest >= attempt {
             return Reopened::Devices(0);
         }
-        if let Some(held) = self.tenancy.held_at(now) {
+        if let Some(held) = self.lease_state.held_at(now) {
             return Reopened::Held(held);
         }
         let mut reopened = 0;
@@ -267,33 +281,34 @@ impl Batch {
         }
         if reopened > 0 {
             self.attempts.reopen(attempt, outcomes, had_failed);
-            self.tenancy.vacate();
+            self.lease_state.revoke();
         }
         Reopened::Devices(reopened)
     }
 }
 
 impl Skip {
-    /// What is to be recorded of the device at `index` whose outcome is `known`.
+    /// Returns the outcome to record for the device at `index` with the outcome `known`; `None` to
+    /// leave the outcome.
     #[must_use]
     pub fn end(&self, index: u32, known: Outcome) -> Option<Outcome> {
         match (self, known) {
-            (Self::Rest, Outcome::Pending) => Some(Outcome::Skipped),
-            (Self::Rest, Outcome::Attempting) => Some(Outcome::Unknown),
-            (Self::Left { devices, .. }, Outcome::Pending) => {
-                let has_left = devices.binary_search(&index).is_ok();
-                has_left.then_some(Outcome::Skipped)
+            (Self::Remaining, Outcome::Pending) => Some(Outcome::Skipped),
+            (Self::Remaining, Outcome::Attempting) => Some(Outcome::Unknown),
+            (Self::Departed { devices, .. }, Outcome::Pending) => {
+                let has_departed = devices.binary_search(&index).is_ok();
+                has_departed.then_some(Outcome::Skipped)
             }
             _ => None,
         }
     }
 
-    /// Whether that may happen to a batch of a rollout as it is.
+    /// Returns whether the state of the rollout allows the skip.
     #[must_use]
-    pub fn is_allowed(&self, rollout: &Stance) -> bool {
+    pub fn is_allowed(&self, rollout: &RolloutControl) -> bool {
         match self {
-            Self::Rest => rollout.aborting,
-            Self::Left { look, .. } => rollout.adding == Some(Adding::Look(*look)),
+            Self::Remaining => rollout.aborting,
+            Self::Departed { scan, .. } => rollout.adding == Some(Adding::Scan(*scan)),
         }
     }
 }

@@ -1,21 +1,23 @@
-//! How many devices of a place may be in progress at once.
+//! Budgets: how many devices of a site may be in progress at once.
 //!
-//! A device is *in progress* from the moment on at which its batch is given to a worker until it has confirmed the
-//! message, has failed, or has been silent for so long that it is given up on.
+//! A device is *in progress* from the lease of its batch to a worker until the device has confirmed
+//! the message, has failed, or was silent for too long.
 //!
-//! It is counted by batch, and where batches are given: the store gives one only if all of its groups have room for
-//! all of it, which is one step with the giving. From then on the batch is *begun*, and counts:
+//! Devices are counted by batch, at the lease. The store leases a batch only if all of its budget
+//! groups have room for the whole batch; the check and the lease are one step. From then on the
+//! budgets count the batch:
 //!
 //! ```text
-//!   given ──▶ all that is to be sent to, and all that is silent
-//!               │  (a crash changes nothing: it is given to the next worker)
+//!   leased ──▶ unsent and silent devices
+//!               │  (a crash changes nothing: the next worker gets the batch)
 //!               ▼
-//!   all sent ─▶ what is silent, until so long after its last send
+//!   all sent ─▶ silent devices, until the limit for silence after the last send
 //! ```
 //!
-//! So it does not matter who rings for what: neither a stale dispatch nor two drivers can break a budget. What is
-//! begun is always given again, so a group that is full because of it empties. A batch is never larger than what its
-//! groups allow ([`BatchSizes`](crate::plan::BatchSizes)), so in an empty group any batch has room: nothing waits for ever.
+//! So neither a stale dispatch nor a second driver can break a budget. A counted batch is always
+//! leased again, so a group filled by such batches empties. A batch is never larger than the limits
+//! of its groups ([`BatchSizes`](crate::plan::BatchSizes)), so an empty group has room for any
+//! batch: no batch waits for ever.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,29 +28,30 @@ use crate::ids::BatchId;
 use crate::outcome::{Counts, Outcome};
 use crate::time::Timestamp;
 
-/// Devices of which only so many may be in progress: a part of a batch's header.
+/// A budget group: devices with a limit on how many are in progress. Part of a batch's header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetGroup {
-    /// The tag and the value that they share: `site=4711`. Devices without the tag are in no group.
+    /// The tag and the value shared by the devices: `site=4711`. Devices without the tag are in no
+    /// group.
     pub group: String,
-    /// How many.
+    /// The limit.
     pub limit: Limit,
-    /// After so many milliseconds, from their batch's last send on, silent devices are given up on.
+    /// How long silent devices count after the last send of their batch, in milliseconds.
     pub silent_ms: u64,
 }
 
-/// How many devices of a group may be in progress.
+/// The limit on the devices of a group in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
-    /// So many.
+    /// A number of devices.
     Devices(u32),
-    /// So many millionths of the group's devices, rounded down, and at least one.
+    /// Millionths of the group's devices, rounded down, and at least one device.
     Millionths(u32),
 }
 
 impl Limit {
-    /// How many of a group with `devices` devices; at least one.
+    /// Returns the limit of a group with `devices` devices; at least one.
     #[must_use]
     pub fn of(self, devices: u64) -> u64 {
         let allowed = match self {
@@ -62,39 +65,39 @@ impl Limit {
     }
 }
 
-/// What is known of a batch's part in budgets.
+/// The budget usage of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Begun {
-    /// It was given to a worker, and something of it is still to be sent.
+pub struct BudgetUsage {
+    /// Whether the batch was leased and still has unsent devices.
     pub is_open: bool,
-    /// When something of it was last recorded as sent; 0 before.
-    pub sent_at: Timestamp,
+    /// When a worker last recorded outcomes of the batch; 0 before.
+    pub recorded_at: Timestamp,
 }
 
-impl Begun {
-    /// It was given to a worker.
-    pub fn given(&mut self) {
+impl BudgetUsage {
+    /// Notes a lease of the batch.
+    pub fn on_lease(&mut self) {
         self.is_open = true;
     }
 
-    /// A worker has recorded something, after which the outcomes are these.
-    pub fn recorded(&mut self, counts: &Counts, now: Timestamp) {
-        self.sent_at = now;
-        self.settled(counts);
+    /// Notes a record of the holder, with the outcomes after it.
+    pub fn on_record(&mut self, counts: &Counts, now: Timestamp) {
+        self.recorded_at = now;
+        self.on_change(counts);
     }
 
-    /// The outcomes are these.
-    pub fn settled(&mut self, counts: &Counts) {
+    /// Notes the current outcomes.
+    pub fn on_change(&mut self, counts: &Counts) {
         if counts.unsettled() == 0 {
             self.is_open = false;
         }
     }
 
-    /// How many of the batch's devices are in progress at `now`.
+    /// Returns the number of the batch's devices in progress at `now`.
     #[must_use]
     pub fn in_progress(self, counts: &Counts, silent_ms: u64, now: Timestamp) -> u64 {
         let unsent = if self.is_open { counts.unsettled() } else { 0 };
-        let is_given_up = now >= self.sent_at.plus(Duration::from_millis(silent_ms));
+        let is_given_up = now >= self.recorded_at.plus(Duration::from_millis(silent_ms));
         let silent = if is_given_up {
             0
         } else {
@@ -104,55 +107,56 @@ impl Begun {
     }
 }
 
-/// A group as it is now.
+/// The progress of a budget group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupProgress {
-    /// Its devices, in all stages and on all hubs.
+    /// The number of the group's devices, in all stages and on all hubs.
     pub devices: u64,
-    /// How many of them are in progress.
+    /// The number of these devices in progress.
     pub in_progress: u64,
-    /// Its begun batches that have no device in progress any more: they need not be counted again.
-    pub over: Vec<BatchId>,
+    /// Counted batches without devices in progress; they need not be counted again.
+    pub finished: Vec<BatchId>,
 }
 
 impl GroupProgress {
-    /// A group of so many devices at `now`, from the batches that its budget counts.
+    /// Returns the progress of a group with `devices` devices at `now`, from the batches counted by
+    /// the group's budget.
     #[must_use]
     pub fn of(
         devices: u64,
-        counted: impl IntoIterator<Item = (BatchId, Begun, Counts)>,
+        counted: impl IntoIterator<Item = (BatchId, BudgetUsage, Counts)>,
         silent_ms: u64,
         now: Timestamp,
     ) -> Self {
         let mut progress = Self {
             devices,
             in_progress: 0,
-            over: Vec::new(),
+            finished: Vec::new(),
         };
-        for (batch, begun, counts) in counted {
-            match begun.in_progress(&counts, silent_ms, now) {
-                0 => progress.over.push(batch),
+        for (batch, usage, counts) in counted {
+            match usage.in_progress(&counts, silent_ms, now) {
+                0 => progress.finished.push(batch),
                 own => progress.in_progress += own,
             }
         }
         progress
     }
 
-    /// How many more may be, by `limit`.
+    /// Returns how many more devices may be in progress under `limit`.
     #[must_use]
     pub fn room(&self, limit: Limit) -> u64 {
         limit.of(self.devices).saturating_sub(self.in_progress)
     }
 }
 
-/// A group that has no room for a batch of its.
+/// A budget group without room for one of its batches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FullGroup {
     /// The tag and the value.
     pub group: String,
-    /// How many of its devices are in progress.
+    /// The number of the group's devices in progress.
     pub in_progress: u64,
-    /// How many may be.
+    /// The limit.
     pub at_most: u64,
 }
 
@@ -204,25 +208,26 @@ mod tests {
             (Unknown, 32),
         ]);
         let all_sent = counts(&[(Enqueued, 4), (Delivered, 8)]);
-        let at =
-            |now, begun: Begun, counts: &Counts| begun.in_progress(counts, 1_000, Timestamp(now));
-        let untouched = Begun::default();
+        let at = |now, usage: BudgetUsage, counts: &Counts| {
+            usage.in_progress(counts, 1_000, Timestamp(now))
+        };
+        let untouched = BudgetUsage::default();
         assert_eq!(at(5_000, untouched, &some), 0, "nobody has had it");
-        let mut begun = untouched;
-        begun.given();
+        let mut usage = untouched;
+        usage.on_lease();
         let unsent = counts(&[(Pending, 9)]);
-        assert_eq!(at(5_000, begun, &unsent), 9);
-        begun.recorded(&some, Timestamp(5_000));
-        assert_eq!(at(5_999, begun, &some), 1 + 2 + 4);
+        assert_eq!(at(5_000, usage, &unsent), 9);
+        usage.on_record(&some, Timestamp(5_000));
+        assert_eq!(at(5_999, usage, &some), 1 + 2 + 4);
         assert_eq!(
-            at(6_000, begun, &some),
+            at(6_000, usage, &some),
             1 + 2,
             "what is to be sent never lapses"
         );
-        begun.recorded(&all_sent, Timestamp(7_000));
-        assert_eq!(at(7_999, begun, &all_sent), 4);
-        assert_eq!(at(8_000, begun, &all_sent), 0);
-        // Tried again, it is as one that nobody has had.
-        assert_eq!(at(9_000, begun, &some), 0);
+        usage.on_record(&all_sent, Timestamp(7_000));
+        assert_eq!(at(7_999, usage, &all_sent), 4);
+        assert_eq!(at(8_000, usage, &all_sent), 0);
+        // A retried batch counts like a batch without a lease.
+        assert_eq!(at(9_000, usage, &some), 0);
     }
 }

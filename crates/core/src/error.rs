@@ -1,10 +1,10 @@
-//! Errors, for people.
+//! Errors as human-readable text.
 
 use std::error::Error;
 
-/// An error with its causes, in one line.
+/// Returns an error with its causes in one line, without the error codes of the operating system.
 #[must_use]
-pub fn in_words(error: &dyn Error) -> String {
+pub fn describe(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -12,12 +12,13 @@ pub fn in_words(error: &dyn Error) -> String {
         words.push_str(&error.to_string());
         source = error.source();
     }
-    without_codes(&words)
+    without_os_codes(&words)
 }
 
-/// Words without the number that the standard library puts after those of the system: ` (os error 2)`.
+/// Removes the error codes of the operating system, as appended by the standard library: ` (os
+/// error 2)`.
 #[must_use]
-pub fn without_codes(words: &str) -> String {
+pub fn without_os_codes(words: &str) -> String {
     let mut out = String::with_capacity(words.len());
     let mut rest = words;
     while let Some((before, after)) = rest.split_once(" (os error ") {
@@ -48,7 +49,7 @@ mod tests {
             ("x (os error x) (os error ", "x (os error x) (os error "),
             ("", ""),
         ] {
-            assert_eq!(without_codes(words), expected);
+            assert_eq!(without_os_codes(words), expected);
         }
     }
 }

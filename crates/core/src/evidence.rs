@@ -1,8 +1,9 @@
 //! How far the feedback of a hub has been received.
 //!
-//! A hub reports the fate of messages through a single feedback queue, in batches, to any listener. Silence of a device
-//! is meaningful only if an answer would have been received. Every listener therefore reports its progress to the
-//! store, and the *watermark* of a hub is computed from these reports:
+//! A hub reports the fate of messages through a single feedback queue, in batches, to any listener.
+//! Silence of a device is meaningful only if an answer would have been received. Every listener
+//! therefore reports its progress to the store, and the *watermark* of a hub is computed from these
+//! reports:
 //!
 //! ```text
 //!  worker ──report: heard until 12:00:07──┐
@@ -10,10 +11,10 @@
 //!  lost worker: heard until 11:59:58 ─────┘   (11:59:58 until the hub redelivers the messages of the lost worker)
 //! ```
 //!
-//! The *heard-until* time of a listener is the latest moment at which the queue was empty or the newest received
-//! message was enqueued, provided every message handed to the listener was merged. The watermark is the earliest
-//! heard-until time of all present listeners: each message in the queue by then was handed to a present listener, and
-//! is merged.
+//! The *heard-until* time of a listener is the latest moment at which the queue was empty or the
+//! newest received message was enqueued, provided every message handed to the listener was merged.
+//! The watermark is the earliest heard-until time of all present listeners: each message in the
+//! queue by then was handed to a present listener, and is merged.
 
 use std::fmt;
 use std::time::Duration;
@@ -25,26 +26,26 @@ use crate::outcome::{Counts, Outcome};
 use crate::reports::{Reported, Reports};
 use crate::time::{Timestamp, ms};
 
-pub use crate::reports::FORGOTTEN;
+pub use crate::reports::REPORT_RETENTION;
 
-/// How long a hub collects feedback before sending a batch, unless the hub is configured otherwise: 64 records or 15 s,
-/// whichever comes first (`iot-hub-devguide-messages-c2d`).
+/// How long a hub collects feedback before sending a batch, unless the hub is configured otherwise:
+/// 64 records or 15 s, whichever comes first (`iot-hub-devguide-messages-c2d`).
 pub const BATCHING: Duration = Duration::from_secs(15);
-/// How long a hub hides a feedback message that it has handed out, unless the hub is configured otherwise
-/// (`lockDurationAsIso8601`).
+/// How long a hub hides a feedback message that it has handed out, unless the hub is configured
+/// otherwise (`lockDurationAsIso8601`).
 pub const LOCK: Duration = Duration::from_secs(60);
 /// Allowance for the hub's clock, its housekeeping and the network.
 pub const MARGIN: Duration = Duration::from_secs(15);
-/// A listener that has not reported for longer is lost.
-const PRESENT: Duration = Duration::from_secs(10);
+/// A listener without a report for longer than this is lost.
+const PRESENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The watermark of a hub is current up to this age.
-const CURRENT: Duration = Duration::from_secs(60);
-/// A longer gap between two looks of a driver does not count as driven time.
-pub const DRIVEN: Duration = Duration::from_secs(10);
-/// The most obstacles that a text names.
-const NAMED: usize = 3;
+const CURRENT_FOR: Duration = Duration::from_secs(60);
+/// A longer gap between two passes of a driver does not count as driven time.
+pub const MAX_PASS_GAP: Duration = Duration::from_secs(10);
+/// The maximum number of obstacles in a text.
+const MAX_NAMED_OBSTACLES: usize = 3;
 /// The longest kept text about a listener's trouble, in characters.
-const TROUBLE: usize = 200;
+const MAX_TROUBLE_CHARS: usize = 200;
 
 /// A listener's report about its own progress, sent about once a second.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +63,8 @@ pub struct ListenerReport {
 pub struct ListenerState {
     /// Whether messages of the queue can reach the listener.
     pub listening: bool,
-    /// How long after this report, in milliseconds, the hub may hide unanswered messages of the listener from other
-    /// listeners, should the listener be lost now.
+    /// How long after this report, in milliseconds, the hub may hide unanswered messages of the
+    /// listener from other listeners, should the listener be lost now.
     pub hidden_ms: u64,
     /// The number of messages of other applications at the front of the queue.
     pub foreign: u64,
@@ -78,13 +79,13 @@ impl ListenerState {
     /// Adds the reason for not listening. A long text is cut.
     #[must_use]
     pub fn troubled_by(mut self, why: &str) -> Self {
-        self.trouble = Some(why.chars().take(TROUBLE).collect());
+        self.trouble = Some(why.chars().take(MAX_TROUBLE_CHARS).collect());
         self
     }
 }
 
-/// The newest report of a listener, as returned by the store. Times are ages on the store's clock, so the clocks of the
-/// reporting and the reading process need not agree.
+/// The newest report of a listener, as returned by the store. Times are ages on the store's clock,
+/// so the clocks of the reporting and the reading process need not agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerStatus {
     /// The listener.
@@ -98,13 +99,14 @@ pub struct ListenerStatus {
 }
 
 impl ListenerStatus {
-    /// Whether the listener receives feedback now, as far as its reports tell.
+    /// Returns whether the listener receives feedback now, according to the listener's reports.
     #[must_use]
     pub fn is_present(&self) -> bool {
-        self.state.listening && self.reported_ago <= PRESENT
+        self.state.listening && self.reported_ago <= PRESENCE_TIMEOUT
     }
 
-    /// How long ago the locks on the listener's messages ended. `Err`: locks may be held for at most this time more.
+    /// Returns how long ago the locks on the listener's messages ended. `Err`: locks may be held
+    /// for at most this time more.
     fn hidden_until_ago(&self) -> Result<Duration, Duration> {
         let hidden = Duration::from_millis(self.state.hidden_ms);
         match self.reported_ago.checked_sub(hidden) {
@@ -119,13 +121,14 @@ impl ListenerStatus {
 pub struct Listeners(Reports<ListenerState>);
 
 impl Listeners {
-    /// Stores a report at `now`, and deletes reports older than [`FORGOTTEN`]. Returns `true` for a new listener.
+    /// Stores a report at `now`, and deletes reports older than [`REPORT_RETENTION`]. Returns
+    /// `true` for a new listener.
     pub fn report(&mut self, hub: &HubName, report: &ListenerReport, now: Timestamp) -> bool {
         let (listener, heard_ago) = (&report.listener, report.heard_ago);
         self.0.report(hub, listener, heard_ago, &report.state, now)
     }
 
-    /// The listeners of a hub, with ages at `now`.
+    /// Returns the listeners of a hub, with ages at `now`.
     #[must_use]
     pub fn of(&self, hub: &HubName, now: Timestamp) -> Vec<ListenerStatus> {
         self.0.of(hub, now).map(ListenerStatus::from).collect()
@@ -149,7 +152,7 @@ pub enum Obstacle {
     /// No listener is present.
     NoListener,
     /// The listeners cannot receive feedback.
-    Away {
+    ListenersFailing {
         /// The reason, for people.
         why: String,
     },
@@ -171,19 +174,19 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoListener => f.write_str("no worker listens to its feedback"),
-            Self::Away { why } => write!(f, "its feedback is not received: {why}"),
+            Self::ListenersFailing { why } => write!(f, "its feedback is not received: {why}"),
             Self::Foreign { messages: 1 } => {
-                f.write_str("1 feedback message of other applications is in front")
+                f.write_str("1 feedback message of other applications is ahead in the queue")
             }
             Self::Foreign { messages } => {
                 write!(
                     f,
-                    "{messages} feedback messages of other applications are in front"
+                    "{messages} feedback messages of other applications are ahead in the queue"
                 )
             }
             Self::Hidden { left } => write!(
                 f,
-                "a worker has gone, and the hub hands out again what it had within {} s",
+                "a worker is gone, and the hub redelivers its messages within {} s",
                 left.as_secs().max(1)
             ),
             Self::Behind => f.write_str("its feedback is being received"),
@@ -194,16 +197,17 @@ impl fmt::Display for Obstacle {
 /// How far the feedback of a single hub was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watermark {
-    /// All feedback enqueued by the hub until this moment is merged; `None` before the first such moment.
+    /// All feedback enqueued by the hub until this moment is merged; `None` before the first such
+    /// moment.
     pub heard_until: Option<Timestamp>,
     /// How long the hub collects feedback.
     pub batching: Duration,
-    /// What currently prevents further progress, if anything.
+    /// The current obstacle to further progress, if any.
     pub obstacle: Option<Obstacle>,
 }
 
 impl Watermark {
-    /// The watermark of a hub with these listeners, at `now` on the caller's clock.
+    /// Computes the watermark of a hub with these listeners, at `now` on the caller's clock.
     #[must_use]
     pub fn of(listeners: &[ListenerStatus], now: Timestamp) -> Self {
         let (present, lost): (Vec<_>, Vec<_>) =
@@ -216,9 +220,13 @@ impl Watermark {
             obstacle: Some(obstacle),
         };
         if present.is_empty() {
-            let troubled = lost.iter().filter(|it| it.reported_ago <= PRESENT);
+            let troubled = lost.iter().filter(|it| it.reported_ago <= PRESENCE_TIMEOUT);
             let why = troubled.filter_map(|it| it.state.trouble.clone()).next();
-            return not_heard(why.map_or(Obstacle::NoListener, |why| Obstacle::Away { why }));
+            return not_heard(
+                why.map_or(Obstacle::NoListener, |why| Obstacle::ListenersFailing {
+                    why,
+                }),
+            );
         }
         let foreign = present.iter().map(|it| it.state.foreign).sum();
         let behind = match foreign {
@@ -229,8 +237,9 @@ impl Watermark {
         let Some(mut ago) = heard.and_then(|heard| heard.into_iter().max()) else {
             return not_heard(behind);
         };
-        let mut obstacle = (ago > CURRENT || foreign > 0).then_some(behind);
-        // A lost listener's message is merged once the present listeners have heard beyond the end of its lock.
+        let mut obstacle = (ago > CURRENT_FOR || foreign > 0).then_some(behind);
+        // A lost listener's message is merged once the present listeners have heard beyond the end
+        // of its lock.
         for listener in lost {
             let left = match listener.hidden_until_ago() {
                 Ok(until_ago) if ago <= until_ago => continue,
@@ -259,7 +268,7 @@ pub struct Evidence {
     /// The longest time for which a hub collects feedback, in milliseconds.
     batching_ms: u64,
     /// The obstacles, for people; empty without obstacles.
-    in_the_way: String,
+    obstacles: String,
 }
 
 impl Default for Evidence {
@@ -269,17 +278,17 @@ impl Default for Evidence {
 }
 
 impl Evidence {
-    /// No feedback is expected.
+    /// Returns the evidence when no feedback is expected.
     #[must_use]
     pub fn complete() -> Self {
         Self {
             heard_until: Some(Timestamp::MAX),
             batching_ms: ms(BATCHING),
-            in_the_way: String::new(),
+            obstacles: String::new(),
         }
     }
 
-    /// The evidence of several hubs: no more than of the least advanced hub.
+    /// Returns the evidence of several hubs: no more than of the least advanced hub.
     #[must_use]
     pub fn of(hubs: impl IntoIterator<Item = (HubName, Watermark)>) -> Self {
         let mut evidence = Self::complete();
@@ -288,7 +297,7 @@ impl Evidence {
             evidence.heard_until = evidence.heard_until.min(watermark.heard_until);
             evidence.batching_ms = evidence.batching_ms.max(ms(watermark.batching));
             match watermark.obstacle {
-                Some(obstacle) if named.len() < NAMED => {
+                Some(obstacle) if named.len() < MAX_NAMED_OBSTACLES => {
                     named.push(format!("hub {hub}: {obstacle}"));
                 }
                 Some(_) => others += 1,
@@ -298,7 +307,7 @@ impl Evidence {
         if others > 0 {
             named.push(format!("and {others} more hubs"));
         }
-        evidence.in_the_way = named.join("; ");
+        evidence.obstacles = named.join("; ");
         evidence
     }
 
@@ -306,31 +315,31 @@ impl Evidence {
         self.heard_until == Some(Timestamp::MAX)
     }
 
-    /// The longest time for which a hub collects feedback.
+    /// Returns the longest time for which a hub collects feedback.
     #[must_use]
     pub fn batching(&self) -> Duration {
         Duration::from_millis(self.batching_ms)
     }
 
-    /// Whether everything that devices did by `at` is merged: the hubs had their batching time to report, and the
-    /// reports were received.
+    /// Returns whether everything done by devices until `at` is merged: the hubs had their batching
+    /// time to report, and the reports were received.
     #[must_use]
     pub fn covers(&self, at: Timestamp) -> bool {
         self.heard_until
             .is_some_and(|until| until >= at.plus(self.batching()))
     }
 
-    /// Whether the feedback of the hubs is being received at `now`.
+    /// Returns whether the feedback of the hubs is being received at `now`.
     #[must_use]
     pub fn is_current(&self, now: Timestamp) -> bool {
         self.heard_until
-            .is_some_and(|until| now.since(until) <= CURRENT)
+            .is_some_and(|until| now.since(until) <= CURRENT_FOR)
     }
 
-    /// The obstacles, for people; empty without obstacles.
+    /// Returns the obstacles, for people; empty without obstacles.
     #[must_use]
-    pub fn in_the_way(&self) -> &str {
-        &self.in_the_way
+    pub fn obstacles(&self) -> &str {
+        &self.obstacles
     }
 }
 
@@ -340,12 +349,13 @@ pub struct EvidenceClock {
     /// The bake time of the current stage so far, in milliseconds.
     #[serde(default)]
     baked_ms: u64,
-    /// How long no new evidence has arrived, in milliseconds: the watermark stood still, or twin queries failed.
+    /// How long no new evidence has arrived, in milliseconds: the watermark stood still, or twin
+    /// queries failed.
     #[serde(default)]
-    unheard_ms: u64,
+    without_evidence_ms: u64,
     /// Why the last twin query failed, for people; `None` after a success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    not_asked: Option<String>,
+    query_failure: Option<String>,
     /// The evidence at the last count.
     #[serde(default)]
     evidence: Evidence,
@@ -355,33 +365,33 @@ pub struct EvidenceClock {
 }
 
 impl EvidenceClock {
-    /// The bake time of the current stage so far.
+    /// Returns the bake time of the current stage so far.
     #[must_use]
     pub fn baked(&self) -> Duration {
         Duration::from_millis(self.baked_ms)
     }
 
-    /// How long no new evidence has arrived.
+    /// Returns how long no new evidence has arrived.
     #[must_use]
-    pub fn unheard(&self) -> Duration {
-        Duration::from_millis(self.unheard_ms)
+    pub fn without_evidence(&self) -> Duration {
+        Duration::from_millis(self.without_evidence_ms)
     }
 
-    /// The evidence at the last count.
+    /// Returns the evidence at the last count.
     #[must_use]
     pub fn evidence(&self) -> &Evidence {
         &self.evidence
     }
 
-    /// Why the last twin query failed, for people; `None` after a success.
+    /// Returns why the last twin query failed, for people; `None` after a success.
     #[must_use]
-    pub fn not_asked(&self) -> Option<&str> {
-        self.not_asked.as_deref()
+    pub fn query_failure(&self) -> Option<&str> {
+        self.query_failure.as_deref()
     }
 
     /// Notes the result of a twin query: `None` for success, or the reason for the failure.
-    pub fn asked(&mut self, failure: Option<&str>) {
-        self.not_asked = failure.map(|why| why.chars().take(TROUBLE).collect());
+    pub fn note_query(&mut self, failure: Option<&str>) {
+        self.query_failure = failure.map(|why| why.chars().take(MAX_TROUBLE_CHARS).collect());
     }
 
     /// Starts the bake of a stage.
@@ -393,15 +403,19 @@ impl EvidenceClock {
     }
 
     /// Resumes after a stop. The time of the stop does not count.
-    pub(crate) fn go_on(&mut self, now: Timestamp) {
-        (self.unheard_ms, self.counted_to) = (0, Some(now));
+    pub(crate) fn resume(&mut self, now: Timestamp) {
+        (self.without_evidence_ms, self.counted_to) = (0, Some(now));
     }
 
-    /// Counts the time up to `now`. A gap longer than a driver leaves between two looks was not driven, and is left
-    /// out.
+    /// Counts the time up to `now`. A gap longer than the interval between two passes of a driver
+    /// was not driven, and is left out.
     pub(crate) fn advance(&mut self, bakes: bool, evidence: &Evidence, now: Timestamp) {
         let passed = self.counted_to.map_or(Duration::ZERO, |to| now.since(to));
-        let passed = if passed <= DRIVEN { ms(passed) } else { 0 };
+        let passed = if passed <= MAX_PASS_GAP {
+            ms(passed)
+        } else {
+            0
+        };
         self.counted_to = Some(now);
         if bakes && evidence.is_current(now) {
             self.baked_ms += passed;
@@ -409,25 +423,25 @@ impl EvidenceClock {
         let has_moved = evidence.heard_until > self.evidence.heard_until
             || self.evidence.is_complete()
             || evidence.is_complete();
-        if self.not_asked.is_none() && has_moved {
-            self.unheard_ms = 0;
+        if self.query_failure.is_none() && has_moved {
+            self.without_evidence_ms = 0;
         } else {
-            self.unheard_ms += passed;
+            self.without_evidence_ms += passed;
         }
         self.evidence = evidence.clone();
     }
 }
 
-/// Devices whose message the hub accepted, without feedback so far.
+/// Returns the number of devices with a message accepted by the hub, without feedback so far.
 #[must_use]
-pub fn silent(counts: &Counts) -> u64 {
+pub fn silent_devices(counts: &Counts) -> u64 {
     counts.get(Outcome::Enqueued)
 }
 
-/// Devices that may have a message, without feedback so far.
+/// Returns the number of devices that may have a message, without feedback so far.
 #[must_use]
-pub fn unanswered(counts: &Counts) -> u64 {
-    silent(counts) + counts.get(Outcome::Unknown)
+pub fn unanswered_devices(counts: &Counts) -> u64 {
+    silent_devices(counts) + counts.get(Outcome::Unknown)
 }
 
 #[cfg(test)]

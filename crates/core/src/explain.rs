@@ -1,48 +1,51 @@
-//! Why a device is where it is in a rollout, what it waits for, and why it may not be there at all.
+//! Explanations for a device in a rollout: why it is in its stage, what it waits for, or why it may
+//! be absent.
 //!
-//! It is told from what is stored: the spec, the plan, the rollout's record. The plan keeps no device's tags, so
-//! of a stage that takes by tags it can be said that a device had them, or that it did not.
+//! The explanations use stored data only: the spec, the plan and the rollout's record. The plan
+//! keeps no tags of devices, so for a stage selecting by tags only the past match or mismatch can
+//! be stated.
 
 use crate::account::Activity;
 use crate::batch::{BatchStatus, Held};
 use crate::budget::FullGroup;
 use crate::ids::{Attempt, DeviceId, StageIndex, StageName};
-use crate::link::Impasse;
+use crate::link::LinkObstacle;
 use crate::outcome::Outcome;
 use crate::plan::Cohort;
 use crate::query;
 use crate::rollout::{Event, HistoryEntry, Phase, Rollout};
 use crate::spec::{Exclusion, Order, RolloutSpec, Stage};
 use crate::time::Timestamp;
-use crate::waiting::{Named, Waiting};
+use crate::waiting::{Shortlist, Waiting};
 
-/// Why a stage has taken a device.
+/// Why a device belongs to a stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageReason {
     /// The stage.
     pub stage: StageName,
-    /// What it has taken the device by.
-    pub because: String,
-    /// The stages before it, and why they have not taken it.
+    /// The rule by which the stage took the device.
+    pub reason: String,
+    /// The earlier stages, each with the reason for not taking the device.
     pub passed_over: Vec<(StageName, String)>,
 }
 
-/// Why the plan has put a device with this cohort into this stage. `None` for a stage that the spec does not have.
+/// Returns why the plan put a device with this cohort into this stage; `None` for a stage unknown
+/// to the spec.
 #[must_use]
 pub fn why_stage(spec: &RolloutSpec, stage: StageIndex, cohort: Cohort) -> Option<StageReason> {
     let stages = spec.all_stages();
     let (before, from) = stages.split_at_checked(usize::from(stage.0))?;
     let own = from.first()?;
     let rules = rules(own, cohort);
-    let because = match (rules.as_slice(), before) {
+    let reason = match (rules.as_slice(), before) {
         _ if spec.late_stage() == Some(stage) => {
-            "it takes devices that have joined the target since it was planned".to_owned()
+            "it takes devices that have joined the target after planning".to_owned()
         }
         ([], []) => "it takes all devices".to_owned(),
-        ([], _) => "it takes all that the stages before it have left".to_owned(),
+        ([], _) => "it takes all devices that the earlier stages have left".to_owned(),
         (rules, _) => format!("it takes {}", rules.join(", and of these ")),
     };
-    // Whoever joins later is not asked which of the others it belongs to.
+    // Late joiners are not tested against the other stages.
     let before = if spec.late_stage() == Some(stage) {
         &[]
     } else {
@@ -52,17 +55,17 @@ pub fn why_stage(spec: &RolloutSpec, stage: StageIndex, cohort: Cohort) -> Optio
         let rules = self::rules(stage, cohort);
         (
             stage.name.clone(),
-            format!("it is not among {}", rules.join(", or of these not among ")),
+            format!("it is not among {}", rules.join(", or not among ")),
         )
     });
     Some(StageReason {
         stage: own.name.clone(),
-        because,
+        reason,
         passed_over: passed_over.collect(),
     })
 }
 
-/// What a stage takes, in words.
+/// Describes the devices of a stage.
 fn rules(stage: &Stage, cohort: Cohort) -> Vec<String> {
     let tags = (!stage.tags.is_empty())
         .then(|| format!("the devices with {}", query::matching(&stage.tags)));
@@ -72,45 +75,46 @@ fn rules(stage: &Stage, cohort: Cohort) -> Vec<String> {
     });
     let max = stage
         .max_devices
-        .map(|max| format!("the first {max} by cohort that came to it"));
+        .map(|max| format!("the first {max} of the remaining devices by cohort"));
     [tags, percent, max].into_iter().flatten().collect()
 }
 
-/// A device's place in a rollout.
+/// The facts about a device in a rollout.
 #[derive(Debug, Clone, Copy)]
-pub struct Seat<'a> {
+pub struct DeviceContext<'a> {
     /// The rollout.
     pub rollout: &'a Rollout,
     /// The device's batch.
     pub batch: &'a BatchStatus,
-    /// What is known of the device.
+    /// The device's outcome.
     pub outcome: Outcome,
-    /// Groups of its batch that have no room for it.
+    /// Budget groups of the batch without room for the batch.
     pub full: &'a [FullGroup],
-    /// What keeps everything from being sent through its hub, if something does.
-    pub impasse: Option<&'a Impasse>,
+    /// The reason why nothing can be sent through the device's hub, if there is one.
+    pub obstacle: Option<&'a LinkObstacle>,
 }
 
-/// An attempt that was made, or is to be made, at devices of a batch.
+/// An attempt made, or to be made, at devices of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tried<'a> {
-    /// Which one.
+pub struct AttemptInfo<'a> {
+    /// The attempt.
     pub attempt: Attempt,
-    /// How it was asked for; `None` for the first, and when the history does not reach back to it.
+    /// The retry request; `None` for the first attempt, and for a request no longer in the history.
     pub request: Option<&'a HistoryEntry>,
 }
 
-/// The attempts, oldest first, up to the `newest` of a batch of this stage. All devices were among those of the
-/// first. Which were among those of a later one is not stored, only how they were chosen.
+/// Returns the attempts, oldest first, up to the `newest` attempt at a batch of this stage. The
+/// first attempt included all devices. The devices of a later attempt are not stored, only the rule
+/// for choosing them.
 #[must_use]
-pub fn attempts(rollout: &Rollout, stage: StageIndex, newest: Attempt) -> Vec<Tried<'_>> {
+pub fn attempts(rollout: &Rollout, stage: StageIndex, newest: Attempt) -> Vec<AttemptInfo<'_>> {
     let name = rollout
         .stages
         .get(usize::from(stage.0))
         .map(|stage| &stage.name);
     let is_retry = |entry: &&HistoryEntry| matches!(entry.event, Event::RetryRequested { .. });
     let requests = rollout.history.iter().rev().filter(is_retry);
-    // The newest request is that of the newest attempt.
+    // The newest request belongs to the newest attempt.
     let mut later: Vec<_> = (Attempt::FIRST.0 + 1..=rollout.attempt.0)
         .rev()
         .map(Attempt)
@@ -122,9 +126,9 @@ pub fn attempts(rollout: &Rollout, stage: StageIndex, newest: Attempt) -> Vec<Tr
             });
             *attempt <= newest && of.is_none_or(|of| Some(of) == name)
         })
-        .map(|(attempt, request)| Tried { attempt, request })
+        .map(|(attempt, request)| AttemptInfo { attempt, request })
         .collect();
-    later.push(Tried {
+    later.push(AttemptInfo {
         attempt: Attempt::FIRST,
         request: None,
     });
@@ -132,30 +136,34 @@ pub fn attempts(rollout: &Rollout, stage: StageIndex, newest: Attempt) -> Vec<Tr
     later
 }
 
-/// The device is among those that the rollout is to make another attempt at.
-fn is_to_be_retried(seat: Seat<'_>) -> bool {
-    let rollout = seat.rollout;
-    let stage = usize::from(seat.batch.header.stage.0);
+/// Returns whether the requested retry includes the device.
+fn is_to_be_retried(context: DeviceContext<'_>) -> bool {
+    let rollout = context.rollout;
+    let stage = usize::from(context.batch.header.stage.0);
     let stage = rollout.stages.get(stage).map(|stage| &stage.name);
     rollout.retry.as_ref().is_some_and(|retry| {
         let is_of_stage = retry.stage.is_none() || retry.stage.as_ref() == stage;
-        is_of_stage && retry.outcomes.contains(&seat.outcome)
+        is_of_stage && retry.outcomes.contains(&context.outcome)
     })
 }
 
-/// What a device waits for at `now`; `None` when it waits for nothing. `standstill` is what the rollout's current stage
-/// waits for.
+/// Returns the reason for a device's wait at `now`; `None` for a device without a wait.
+/// `standstill` is the reason for the wait of the rollout's current stage.
 #[must_use]
-pub fn waits_for(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) -> Option<Waiting> {
-    let rollout = seat.rollout;
-    if seat.outcome.is_settled() && !is_to_be_retried(seat) {
-        let is_asked = rollout.spec.message.answers();
-        return (seat.outcome == Outcome::Enqueued && is_asked).then_some(Waiting::Delivery);
+pub fn waits_for(
+    context: DeviceContext<'_>,
+    standstill: Option<Waiting>,
+    now: Timestamp,
+) -> Option<Waiting> {
+    let rollout = context.rollout;
+    if context.outcome.is_settled() && !is_to_be_retried(context) {
+        let is_asked = rollout.spec.message.wants_feedback();
+        return (context.outcome == Outcome::Enqueued && is_asked).then_some(Waiting::Delivery);
     }
     let reason = || rollout.phase.reason().unwrap_or_default().to_owned();
     match &rollout.phase {
         Phase::Accepted | Phase::Planning => Some(Waiting::Plan),
-        Phase::Running => Some(while_running(seat, standstill, now)),
+        Phase::Running => Some(while_running(context, standstill, now)),
         Phase::Paused { .. } => Some(Waiting::Paused(reason())),
         Phase::Halted { .. } => Some(Waiting::Halted(reason())),
         Phase::Aborting { .. } => Some(Waiting::Aborting(reason())),
@@ -166,8 +174,12 @@ pub fn waits_for(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) ->
     }
 }
 
-fn while_running(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) -> Waiting {
-    let (rollout, header) = (seat.rollout, &seat.batch.header);
+fn while_running(
+    context: DeviceContext<'_>,
+    standstill: Option<Waiting>,
+    now: Timestamp,
+) -> Waiting {
+    let (rollout, header) = (context.rollout, &context.batch.header);
     if rollout.retry.is_some() {
         return Waiting::Retry;
     }
@@ -180,19 +192,19 @@ fn while_running(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) ->
             standstill: standstill.map(Box::new),
         };
     }
-    let opening = rollout.spec.opening(&header.group, now);
-    if let Some(closed) = Waiting::of_schedule(&opening) {
+    let schedule = rollout.spec.schedule_state(&header.group, now);
+    if let Some(closed) = Waiting::of_schedule(&schedule) {
         return closed;
     }
-    let worker = match &seat.batch.held {
-        _ if seat.batch.quarantined => Waiting::Quarantined,
+    let worker = match &context.batch.held {
+        _ if context.batch.quarantined => Waiting::Quarantined,
         Some(Held { by, until }) => Waiting::Held {
             by: by.clone(),
             until: *until,
         },
-        None => match Waiting::of_budgets(seat.full) {
+        None => match Waiting::of_budgets(context.full) {
             Some(full) => return full,
-            None if seat.batch.lapsed => Waiting::Lapsed,
+            None if context.batch.lapsed => Waiting::Lapsed,
             None => Waiting::Worker(match rollout.spec.order_of(header.stage) {
                 Some(Order::By(tag)) => Some(tag.clone()),
                 Some(Order::Shuffled) | None => None,
@@ -200,13 +212,13 @@ fn while_running(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) ->
         },
     };
     let hub = &header.hub;
-    if let Some(impasse) = seat.impasse {
-        return Waiting::of_hubs([(hub.clone(), impasse.clone())], 0).then(worker);
+    if let Some(obstacle) = context.obstacle {
+        return Waiting::of_hubs([(hub.clone(), obstacle.clone())], 0).then(worker);
     }
     let account = &rollout.notes.account;
     let first = match account.doing() {
         Activity::Blocked => account.held_back(now).cloned(),
-        Activity::Throttled => Some(Waiting::Quota(Named::of([hub.clone()]))),
+        Activity::Throttled => Some(Waiting::Quota(Shortlist::of([hub.clone()]))),
         _ => None,
     };
     match first {
@@ -218,21 +230,21 @@ fn while_running(seat: Seat<'_>, standstill: Option<Waiting>, now: Timestamp) ->
 /// Why a device is not in a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Absence {
-    /// What is certain; nothing else need be looked at then.
+    /// The certain reason; the other fields do not matter then.
     pub certain: Option<String>,
-    /// What may be.
+    /// The possible reasons.
     pub possible: Vec<String>,
-    /// The query that tells, on each hub, whether the device is in the target now.
+    /// The query for checking on each hub whether the device is in the target now.
     pub query: String,
 }
 
-/// Why a device may not be in a rollout's plan, as far as its spec says it.
+/// Returns the reasons for a device's absence from a rollout's plan, as far as the spec tells.
 #[must_use]
 pub fn why_absent(spec: &RolloutSpec, device: &DeviceId) -> Absence {
     let target = &spec.target;
     let mut certain = None;
     let last = match spec.continuous {
-        Some(_) => "it was looked for devices last",
+        Some(_) => "the target was last scanned",
         None => "the plan was made",
     };
     let mut possible = vec![format!("the hubs did not have it when {last}")];
@@ -251,7 +263,7 @@ pub fn why_absent(spec: &RolloutSpec, device: &DeviceId) -> Absence {
     let selected = spec.selected();
     if !selected.is_empty() {
         possible.push(format!(
-            "it did not fulfil the target's condition, {selected}"
+            "it did not match the target's condition, {selected}"
         ));
     }
     for (index, rule) in target.exclude.iter().enumerate() {
@@ -267,22 +279,22 @@ pub fn why_absent(spec: &RolloutSpec, device: &DeviceId) -> Absence {
             ..
         } = rule;
         if devices.contains(device) {
-            certain.get_or_insert(format!("{field} leaves it out by its id{reason}"));
+            certain.get_or_insert(format!("{field} excludes it by its id{reason}"));
         }
         if let Some(path) = devices_file {
             possible.push(format!(
-                "{field} leaves it out{reason}: it is in {}",
+                "{field} excludes it{reason}: it is in {}",
                 path.display()
             ));
         }
         if !tags.is_empty() {
             let tags = query::matching(tags);
-            possible.push(format!("{field} leaves it out{reason}: it had {tags}"));
+            possible.push(format!("{field} excludes it{reason}: it had {tags}"));
         }
     }
     if let Some(tag) = spec.skips_unknown_zones() {
         possible.push(format!(
-            "schedule.unknown_zone leaves it out: its tags.{tag} was no time zone"
+            "schedule.unknown_zone excludes it: its tags.{tag} was not a time zone"
         ));
     }
     let mut id = String::new();
@@ -303,9 +315,9 @@ mod tests {
     use super::*;
     use crate::ids::{BatchId, Holder, HubHost, HubName};
     use crate::outcome::Counts;
-    use crate::plan::{BatchHeader, Group, Place};
+    use crate::plan::{BatchHeader, SortKey, TagGroup};
     use crate::ports::HubTrouble;
-    use crate::rollout::Word;
+    use crate::rollout::Attribution;
 
     const START: Timestamp = Timestamp(1_790_000_000_000);
 
@@ -319,13 +331,13 @@ mod tests {
 
     #[test]
     fn a_stage_says_what_it_took_a_device_by() {
-        let because = |spec: &RolloutSpec, stage| {
+        let reason = |spec: &RolloutSpec, stage| {
             let why = why_stage(spec, StageIndex(stage), Cohort(1 << 61))?;
             let passed = why.passed_over.into_iter();
             let passed: Vec<_> = passed
                 .map(|(stage, why)| format!("{stage}: {why}"))
                 .collect();
-            Some((why.because, passed.join("; ")))
+            Some((why.reason, passed.join("; ")))
         };
         let staged = spec(STAGES);
         let tenth = "the first 10% of the target by cohort (its cohort is 0.125000)";
@@ -340,23 +352,24 @@ mod tests {
             (format!("it takes {tenth}"), canary.to_owned()),
             (
                 format!(
-                    "it takes {few}, and of these {half}, and of these the first 7 by cohort that came to it"
+                    "it takes {few}, and of these {half}, and of these the first 7 of the \
+                     remaining devices by cohort"
                 ),
                 format!("{canary}; tenth: it is not among {tenth}"),
             ),
             (
-                "it takes all that the stages before it have left".to_owned(),
+                "it takes all devices that the earlier stages have left".to_owned(),
                 format!(
-                    "{canary}; tenth: it is not among {tenth}; few: it is not among {few}, or of these not among \
-                    {half}, or of these not among the first 7 by cohort that came to it"
+                    "{canary}; tenth: it is not among {tenth}; few: it is not among {few}, or not \
+                     among {half}, or not among the first 7 of the remaining devices by cohort"
                 ),
             ),
         ];
         for (stage, expected) in (0..).zip(expected) {
-            assert_eq!(because(&staged, stage), Some(expected), "stage {stage}");
+            assert_eq!(reason(&staged, stage), Some(expected), "stage {stage}");
         }
-        assert_eq!(because(&staged, 4), None);
-        let plain = because(&spec("target: {all: true}"), 0).unwrap();
+        assert_eq!(reason(&staged, 4), None);
+        let plain = reason(&spec("target: {all: true}"), 0).unwrap();
         assert_eq!(plain, ("it takes all devices".to_owned(), String::new()));
     }
 
@@ -374,7 +387,7 @@ mod tests {
         );
         assert_eq!(
             left_out.certain.unwrap(),
-            "target.exclude[1] leaves it out by its id (broken)"
+            "target.exclude[1] excludes it by its id (broken)"
         );
         let unknown = absence(
             "target: {tags: {type: fridge}, exclude: [{tags: {vip: true}, reason: calm}, {devices_file: out.txt}]}",
@@ -384,16 +397,16 @@ mod tests {
         );
         assert_eq!(
             zoned.possible[1],
-            "schedule.unknown_zone leaves it out: its tags.zone was no time zone"
+            "schedule.unknown_zone excludes it: its tags.zone was not a time zone"
         );
         assert_eq!(unknown.certain, None);
         assert_eq!(
             unknown.possible,
             [
                 "the hubs did not have it when the plan was made",
-                "it did not fulfil the target's condition, tags.type = 'fridge'",
-                "target.exclude[0] leaves it out (calm): it had tags.vip = true",
-                "target.exclude[1] leaves it out: it is in out.txt",
+                "it did not match the target's condition, tags.type = 'fridge'",
+                "target.exclude[0] excludes it (calm): it had tags.vip = true",
+                "target.exclude[1] excludes it: it is in out.txt",
             ]
         );
         assert!(
@@ -429,9 +442,9 @@ mod tests {
                 hub: HubName::new("h").unwrap(),
                 host: HubHost::new("h").unwrap(),
                 stage: StageIndex(stage),
-                group: Group::default(),
-                further: Vec::new(),
-                place: Place::default(),
+                group: TagGroup::default(),
+                further_groups: Vec::new(),
+                sort_key: SortKey::default(),
                 budgets: Vec::new(),
                 devices: 1,
             },
@@ -439,7 +452,7 @@ mod tests {
             held: None,
             lapsed: false,
             quarantined: false,
-            begun: false,
+            is_counted: false,
         }
     }
 
@@ -449,14 +462,14 @@ mod tests {
         outcome: Outcome,
         standstill: Option<Waiting>,
     ) -> String {
-        let seat = Seat {
+        let context = DeviceContext {
             rollout,
             batch,
             outcome,
             full: &[],
-            impasse: None,
+            obstacle: None,
         };
-        let waits = waits_for(seat, standstill, START);
+        let waits = waits_for(context, standstill, START);
         waits.map_or_else(|| "nothing".to_owned(), |waits| waits.to_string())
     }
 
@@ -471,7 +484,7 @@ mod tests {
             let event = Event::RetryRequested {
                 outcomes: outcomes.to_vec(),
                 stage: stage.map(|stage| StageName::new(stage).unwrap()),
-                word: Word::default(),
+                attribution: Attribution::default(),
             };
             let requested = rollout.after(event, START).unwrap().unwrap();
             let prepared = requested.after(Event::RetryPrepared, START);
@@ -482,7 +495,7 @@ mod tests {
         let again = says(&requested, &batch(0), Outcome::NotFound, None);
         assert_eq!(
             again,
-            "the retry to be prepared: until then nothing is sent"
+            "the retry to be prepared; nothing is sent until then"
         );
         assert_eq!(
             says(&requested, &batch(0), Outcome::Refused, None),
@@ -521,7 +534,7 @@ mod tests {
         };
         assert_eq!(
             pending(&rollout, &held),
-            "worker w, which has its batch until 2026-09-21T14:13:30Z or longer"
+            "worker w, which holds the lease on its batch until 2026-09-21T14:13:30Z or longer"
         );
         let lapsed = BatchStatus {
             lapsed: true,
@@ -534,33 +547,34 @@ mod tests {
             at_most: 2,
         };
         let held_back = |full: &[FullGroup]| {
-            let seat = Seat {
+            let context = DeviceContext {
                 rollout: &rollout,
                 batch: &batch(0),
                 outcome: Outcome::Pending,
                 full,
-                impasse: None,
+                obstacle: None,
             };
-            waits_for(seat, None, START).unwrap().to_string()
+            waits_for(context, None, START).unwrap().to_string()
         };
-        let impasse = Impasse {
+        let obstacle = LinkObstacle {
             trouble: HubTrouble::Unreachable,
             reason: "no route".into(),
         };
-        let out_of_reach = Seat {
+        let out_of_reach = DeviceContext {
             rollout: &rollout,
             batch: &held,
             outcome: Outcome::Pending,
             full: &[],
-            impasse: Some(&impasse),
+            obstacle: Some(&obstacle),
         };
         assert_eq!(
             waits_for(out_of_reach, None, START).unwrap().to_string(),
-            "hub h, which cannot be reached: no route; then worker w, which has its batch until 2026-09-21T14:13:30Z or longer"
+            "hub h, which cannot be reached: no route; then worker w, which holds the lease on its \
+             batch until 2026-09-21T14:13:30Z or longer"
         );
         assert_eq!(
             held_back(&[full("site=oslo")]),
-            "room in site=oslo (2 of 2 devices in progress)"
+            "room in the budget of site=oslo (2 of 2 devices in progress)"
         );
         let many = ["a", "b", "c", "d", "e"].map(full);
         assert!(held_back(&many).ends_with("c (2 of 2 devices in progress) and 2 more"));
@@ -571,11 +585,12 @@ mod tests {
                 Outcome::Pending,
                 Some(Waiting::Approval { until: None })
             ),
-            "the turn of its stage, after stage canary, which waits for an approval"
+            "the start of its stage, after stage canary, which waits for an approval"
         );
         assert_eq!(
             pending(&rollout, &batch(3)),
-            "the turn of its stage, after stages canary, tenth, few; now it is the turn of canary, which is under way"
+            "the start of its stage, after stages canary, tenth, few; the current stage is canary, \
+             which is under way"
         );
         assert_eq!(
             says(&rollout, &batch(0), Outcome::NotFound, None),
@@ -584,7 +599,7 @@ mod tests {
         let enqueued = says(&rollout, &batch(0), Outcome::Enqueued, None);
         assert_eq!(
             enqueued,
-            "the device to take the message, and the hub to tell of it"
+            "the device to accept the message, and the hub to report this"
         );
 
         let pause = Event::PauseRequested {
@@ -598,7 +613,7 @@ mod tests {
         let later = running("target: {all: true}, schedule: {start_at: 2027-01-01T00:00:00Z}");
         assert_eq!(
             pending(&later, &batch(0)),
-            "2027-01-01T00:00:00Z: it is before its start"
+            "the schedule to open at 2027-01-01T00:00:00Z (before its start)"
         );
     }
 }

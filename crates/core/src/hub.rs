@@ -1,7 +1,7 @@
-//! What a hub allows: its tier, its units, and our share of them.
+//! The limits of a hub: the tier, the units, and the configured share of them.
 //!
-//! The numbers are those of `iot-hub-devguide-quotas-throttling` (2023-02). They are defaults:
-//! every one of them can be set in the configuration.
+//! The numbers are from `iot-hub-devguide-quotas-throttling` (2023-02). They are defaults: each can
+//! be configured.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::{BATCHING, LOCK};
 
-/// A hub's tier. The basic tiers cannot send to devices, so they are not here.
+/// The tier of a hub. The basic tiers cannot send to devices, so they are missing here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Tier {
     /// The free tier; one unit.
@@ -35,7 +35,7 @@ impl fmt::Display for Tier {
 }
 
 impl Tier {
-    /// Cloud-to-device sends a minute and unit, for all senders together.
+    /// Returns the cloud-to-device sends per minute and unit, for all senders together.
     #[must_use]
     pub fn sends_per_minute(self) -> f64 {
         match self {
@@ -44,7 +44,7 @@ impl Tier {
         }
     }
 
-    /// Twin queries (pages) a minute and unit.
+    /// Returns the twin queries (pages) per minute and unit.
     #[must_use]
     pub fn queries_per_minute(self) -> f64 {
         match self {
@@ -53,7 +53,7 @@ impl Tier {
         }
     }
 
-    /// Messages a day and unit, for everything that the hub is used for.
+    /// Returns the messages per day and unit, for all uses of the hub.
     #[must_use]
     pub fn messages_per_day(self) -> u64 {
         match self {
@@ -64,7 +64,7 @@ impl Tier {
         }
     }
 
-    /// Bytes that count as one message against the daily quota.
+    /// Returns the number of bytes that count as one message against the daily quota.
     #[must_use]
     pub fn meter_bytes(self) -> u64 {
         match self {
@@ -73,7 +73,7 @@ impl Tier {
         }
     }
 
-    /// How many units a hub of this tier can have.
+    /// Returns the most units of a hub of this tier.
     #[must_use]
     pub fn max_units(self) -> u32 {
         match self {
@@ -84,31 +84,31 @@ impl Tier {
     }
 }
 
-/// How fast we may use one hub.
+/// How fast one hub may be used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HubLimits {
-    /// Sends a minute; `None` for a hub without limits (an emulator that is told so).
+    /// Sends per minute; `None` for a hub without limits (an emulator configured so).
     pub sends_per_minute: Option<f64>,
-    /// Query pages a minute; `None` likewise.
+    /// Query pages per minute; `None` likewise.
     pub queries_per_minute: Option<f64>,
-    /// Messages a day; `None` likewise.
+    /// Messages per day; `None` likewise.
     pub messages_per_day: Option<u64>,
     /// Bytes that count as one message against the daily quota.
     pub meter_bytes: u64,
-    /// How its feedback is handled.
+    /// The handling of the hub's feedback.
     pub feedback: FeedbackRules,
-    /// For how long at the most a change of a twin is missing in the answers to queries.
+    /// The longest time for which a change of a twin may be missing in query results.
     pub query_lag: Duration,
 }
 
-/// How a hub's feedback is handled.
+/// The handling of a hub's feedback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedbackRules {
-    /// Whose the hub's feedback queue is.
+    /// Whether other applications use the hub's feedback queue.
     pub queue: FeedbackQueue,
-    /// How long the hub hides a message that it has handed out.
+    /// How long the hub hides a feedback message from other listeners after handing it out.
     pub lock: Duration,
-    /// How long the hub collects records before it tells.
+    /// How long the hub collects records before sending a feedback message.
     pub batching: Duration,
 }
 
@@ -122,26 +122,27 @@ impl Default for FeedbackRules {
     }
 }
 
-/// Whose a hub's one feedback queue is.
+/// Whether other applications use a hub's only feedback queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeedbackQueue {
-    /// Other applications take from it, too: what is not ours is left to them.
+    /// Other applications use the queue, too: their messages are left for them.
     #[default]
     Shared,
-    /// Nobody else takes from it: what is not ours is removed, so that nothing stands behind it.
+    /// No other application uses the queue: foreign messages are removed, so no message is stuck
+    /// behind them.
     Exclusive,
 }
 
-/// Of the quota, what we plan to use. The rest is for the jitter of the way to the hub: messages
-/// that left evenly can arrive a little closer together, and the hub counts arrivals.
-/// At 1 %, a hub with 100 sends a minute tolerates 0.6 s of it, one with 50,000 as much. The same
-/// of a rollout's own rate, which is a promise, too, and may be caught up with for a moment
-/// ([`MAKE_UP`](crate::permits::MAKE_UP), half of those 0.6 s).
+/// The used part of the quota. The rest is for jitter on the way to the hub: messages sent at an
+/// even pace can arrive a little closer together, and the hub counts arrivals. A reserve of 1 %
+/// tolerates 0.6 s of jitter, for a hub with 100 sends per minute as well as with 50,000. The same
+/// part applies to a rollout's own rate: the rate is a promise, too, and the rollout may catch up
+/// for a moment ([`MAKE_UP`](crate::permits::MAKE_UP), half of those 0.6 s).
 pub const HEADROOM: f64 = 0.99;
 
 impl HubLimits {
-    /// The limits of a hub with `units` of `tier`, of which we may use `share` (0 to 1].
+    /// Returns the limits for a `share` (0 to 1] of a hub with `units` units of `tier`.
     #[must_use]
     pub fn of(tier: Tier, units: u32, share: f64) -> Self {
         let units = f64::from(units);
@@ -155,7 +156,7 @@ impl HubLimits {
         }
     }
 
-    /// A hub without limits.
+    /// Returns the limits of an unlimited hub.
     #[must_use]
     pub fn unlimited() -> Self {
         Self {
@@ -168,7 +169,8 @@ impl HubLimits {
         }
     }
 
-    /// The pace of sending, a minute: the quota or the rollout's own lower rate, less the headroom.
+    /// Returns the pace of sending, per minute: the lower of the quota and the rollout's own rate,
+    /// less the headroom.
     #[must_use]
     pub fn pace(&self, rollout: Option<crate::spec::Rate>) -> Option<f64> {
         let rate = rollout.map(crate::spec::Rate::as_per_minute);

@@ -1,4 +1,4 @@
-//! The names of things. No bare string or number crosses a module.
+//! Names, ids and versions. No bare string or number crosses a module boundary.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::time::Timestamp;
 
-/// Why a text is not a name.
+/// A text that is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {found:?} is not valid: {allowed}")]
 pub struct InvalidName {
-    /// What the text was meant to name.
+    /// The kind of name.
     pub kind: &'static str,
     /// The text, cut to 140 characters.
     pub found: String,
-    /// What is allowed, in words.
+    /// A description of the allowed texts.
     pub allowed: &'static str,
 }
 
@@ -29,10 +29,10 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks `text` and makes it a name.
+            /// Creates a name from valid text.
             ///
             /// # Errors
-            /// [`InvalidName`], which says what is allowed.
+            /// [`InvalidName`], with a description of the allowed texts.
             pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidName> {
                 let text = text.as_ref();
                 let valid: fn(&str) -> bool = $valid;
@@ -47,7 +47,7 @@ macro_rules! name {
                 }
             }
 
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -103,22 +103,23 @@ fn is_label(text: &str, longest: usize) -> bool {
 }
 
 name!(
-    /// The name of a rollout, unique in a store. It is part of every message id.
+    /// The name of a rollout, unique in a store. Part of every message id.
     RolloutName, "rollout name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
     "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit",
     |text| is_label(text, 64)
 );
 
 name!(
-    /// The alias that the configuration gives to one IoT hub. A store binds it to one [`HubHost`].
+    /// The alias of an IoT hub in the configuration. A store binds the alias to one [`HubHost`].
     HubName, "hub name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
     "1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit",
     |text| is_label(text, 63)
 );
 
 name!(
-    /// The host name of an IoT hub in lower case, with its port if the configuration gives one. It identifies the hub;
-    /// a [`HubName`] is an alias that the configuration may move to another hub.
+    /// The host name of an IoT hub in lower case, with the port if configured. The host name
+    /// identifies the hub; a [`HubName`] is an alias, and the configuration may move the alias to
+    /// another hub.
     HubHost, "hub host name", r"^[a-z0-9.:\[\]_-]{1,255}$",
     "1 to 255 lower-case letters, digits or any of . - _ : [ ]",
     |text| (1..=255).contains(&text.len())
@@ -133,8 +134,8 @@ name!(
 );
 
 name!(
-    /// The name of a group of rollouts, of which one at a time is under way.
-    GroupName, "group name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+    /// The name of a concurrency group: of its rollouts, only one is under way at a time.
+    ConcurrencyGroup, "group name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
     "1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit",
     |text| is_label(text, 63)
 );
@@ -147,17 +148,18 @@ name!(
 );
 
 name!(
-    /// What a command is known by when it comes again: chosen by whoever asks, never for another command.
+    /// The idempotency key of a command. The sender chooses the key, and never uses it for another
+    /// command.
     CommandKey, "command key", "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
     "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit",
     |text| is_label(text, 128)
 );
 
 name!(
-    /// A device's id in its hub's registry. Case-sensitive.
+    /// A device's id in the registry of its hub. Case-sensitive.
     ///
-    /// The allowed characters are those of the identity registry's documentation
-    /// (`iot-hub-devguide-identity-registry`): all that any version of its list has.
+    /// The allowed characters are from the documentation of the identity registry
+    /// (`iot-hub-devguide-identity-registry`): all characters allowed in any version of its list.
     DeviceId, "device id", r"^[A-Za-z0-9\-:.+%_#*?!(),=@;$']{1,128}$",
     "1 to 128 ASCII letters, digits or any of - : . + % _ # * ? ! ( ) , = @ ; $ '",
     |text| (1..=128).contains(&text.len())
@@ -165,7 +167,7 @@ name!(
 );
 
 name!(
-    /// Who holds a lease: one run of one process. Never reused.
+    /// The holder of a lease or claim: one run of one process. Never reused.
     Holder, "holder", "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
     "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit",
     |text| is_label(text, 128)
@@ -187,21 +189,21 @@ macro_rules! number {
 }
 
 number!(
-    /// A batch's number in its rollout's plan, from 0.
+    /// The number of a batch in its rollout's plan, from 0.
     BatchId(u32)
 );
 number!(
-    /// A stage's position in its rollout, from 0.
+    /// The position of a stage in its rollout, from 0.
     StageIndex(u16)
 );
 number!(
-    /// Which try at a device this is, from 1. Raised only by the operator's `retry`, never by
-    /// the engine's own resending.
+    /// The number of an attempt at a device, from 1. Only the operator's `retry` begins a new
+    /// attempt; resending by the engine does not.
     Attempt(u16)
 );
 
 impl Attempt {
-    /// The one that every device begins with.
+    /// The first attempt at every device.
     pub const FIRST: Self = Self(1);
 
     pub(crate) fn first() -> Self {
@@ -210,29 +212,30 @@ impl Attempt {
 }
 
 number!(
-    /// A fencing token: grows with every new holder of a lease. A store refuses writes that
-    /// carry an older one than it has seen.
+    /// A fencing token: grows with every lease. A store refuses a write with an older epoch than
+    /// the newest granted epoch.
     Epoch(u64)
 );
 number!(
-    /// A record's generation. Grows with every change.
+    /// The generation of a record. Grows with every change.
     Version(u64)
 );
 number!(
-    /// A digest of all changes that led to a version of a record.
+    /// A digest of all changes up to a version of a record.
     ///
-    /// A store that crashes may come back without its last writes. It then gives the same versions again, to other
-    /// changes. Records of the same version are the same record only if their lineages are equal, too.
+    /// A store may come back from a crash without its last writes. The store then assigns the same
+    /// versions again, to other changes. Records of the same version are the same record only if
+    /// their lineages are equal, too.
     Lineage(u64)
 );
 
 impl Lineage {
-    /// The id of a rollout whose record begins with this lineage.
+    /// Returns the id of a rollout whose record begins with this lineage.
     pub(crate) fn id(self) -> RolloutId {
         RolloutId(self.0)
     }
 
-    /// The lineage after a change at `now`, which `change` describes.
+    /// Returns the lineage after a change at `now`; `change` is a description of the change.
     #[must_use]
     pub(crate) fn then(self, change: &[u8], now: Timestamp) -> Self {
         let mut all = Vec::with_capacity(16 + change.len());
@@ -243,8 +246,8 @@ impl Lineage {
     }
 }
 
-/// What tells a rollout from others of its name, in this store and in all others: a name is free again once its rollout
-/// was deleted. Written in base 36, at most 13 characters.
+/// The unique id of a rollout, in this store and in all others. A name alone is not unique, because
+/// the name of a deleted rollout can be used again. Written in base 36, at most 13 characters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RolloutId(pub u64);
 
@@ -279,7 +282,7 @@ impl<'de> Deserialize<'de> for RolloutId {
     }
 }
 
-/// A number in base 36, with lower-case letters.
+/// Formats a number in base 36, with lower-case letters.
 pub(crate) fn base36(mut number: u64) -> String {
     let mut digits = [0u8; 13];
     let mut start = digits.len();
@@ -294,23 +297,24 @@ pub(crate) fn base36(mut number: u64) -> String {
     String::from_utf8_lossy(&digits[start..]).into_owned()
 }
 
-/// Reads what [`base36`] wrote, and nothing else: one number has one text.
+/// Parses the result of [`base36`] and no other text: each number has exactly one text.
 pub(crate) fn from_base36(text: &str) -> Option<u64> {
     let number = u64::from_str_radix(text, 36).ok()?;
     (base36(number) == text).then_some(number)
 }
 
 number!(
-    /// One state of a batch in a store. A store gives none twice, not even after it has lost its last writes.
+    /// The version of a batch in a store. A store never assigns a version twice, not even after
+    /// losing its last writes.
     BatchVersion(u64)
 );
 
-/// One state of a record.
+/// The version and the lineage of a record: together they identify one state of the record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
     /// The record's version.
     pub version: Version,
-    /// What led to that version.
+    /// The digest of the changes up to the version.
     pub lineage: Lineage,
 }
 

@@ -1,4 +1,4 @@
-//! JSON to the digit.
+//! JSON values with all digits of their numbers.
 
 use std::fmt;
 
@@ -7,15 +7,16 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// A JSON value in its compact form. A number in it keeps every digit that was written, which no number of a machine does.
+/// A JSON value as compact text. Its numbers keep every written digit, unlike machine numbers.
 #[derive(Clone)]
 pub struct Json(Box<RawValue>);
 
 impl Json {
-    /// The name under which [`Document`](crate::spec::Document) recognises a value that it is to hand over as its text.
+    /// The name by which [`Document`](crate::spec::Document) recognises a value to hand over as
+    /// text.
     pub(crate) const NAME: &str = "twincast::Json";
 
-    /// A value from its compact text.
+    /// Parses compact JSON text.
     ///
     /// # Errors
     /// When the text is not JSON.
@@ -23,21 +24,21 @@ impl Json {
         RawValue::from_string(text).map(Self)
     }
 
-    /// A value as serde writes it.
+    /// Serializes a value.
     ///
     /// # Errors
-    /// When it cannot be written as JSON.
+    /// When the value cannot be written as JSON.
     pub fn of(value: &impl Serialize) -> Result<Self, serde_json::Error> {
         serde_json::value::to_raw_value(value).map(Self)
     }
 
-    /// The value to look into; its numbers are those of a machine.
+    /// Returns the parsed value; its numbers become machine numbers.
     #[must_use]
     pub fn to_value(&self) -> serde_json::Value {
         serde_json::from_str(self.as_str()).unwrap_or_default()
     }
 
-    /// The compact text.
+    /// Returns the compact text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.0.get()
@@ -64,9 +65,9 @@ impl Serialize for Json {
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Given;
+        struct JsonVisitor;
 
-        impl<'de> Visitor<'de> for Given {
+        impl<'de> Visitor<'de> for JsonVisitor {
             type Value = Json;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -80,7 +81,7 @@ impl<'de> Deserialize<'de> for Json {
             }
         }
 
-        deserializer.deserialize_newtype_struct(Self::NAME, Given)
+        deserializer.deserialize_newtype_struct(Self::NAME, JsonVisitor)
     }
 }
 

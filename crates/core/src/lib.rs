@@ -1,32 +1,34 @@
-//! Twincast's domain: what a rollout is, how it is planned, what may happen to it, and the
-//! ports through which the rest of the world is reached.
+//! Twincast's domain: rollouts, their planning and their state machines, and the ports to the
+//! outside world.
 //!
-//! Everything here is deterministic. There is no runtime, no network and no clock: time,
-//! random numbers and new ids arrive as arguments, so every rule can be tested as a table.
+//! Everything here is deterministic. The crate has no runtime, no network and no clock: time,
+//! random numbers and new ids arrive as arguments, so table tests can cover every rule.
 //!
-//! Where to look:
+//! The modules:
 //!
-//! * [`spec`]: what a user writes, how it is read, and what is wrong with it;
+//! * [`spec`]: the rollout spec, its parser and its validation;
 //! * [`plan`]: from a stream of devices to batches, cohorts, estimates and a digest;
-//! * [`outcome`]: what is known of one device, as a join-semilattice, and how it is counted;
-//! * [`answer`]: what devices answer in their twins;
-//! * [`gate`]: the test between two stages; [`evidence`]: whether those were heard that it judges;
+//! * [`outcome`]: the outcome of one device, as a join-semilattice, and the counters of outcomes;
+//! * [`answer`]: the answers of devices in their twins;
+//! * [`gate`]: the test between two stages; [`evidence`]: how far the feedback behind a verdict has
+//!   been received;
 //! * [`rollout`] and [`batch`]: the two state machines;
-//! * [`account`]: where a rollout's time goes; [`explain`]: why a device is where it is;
-//! * [`waiting`]: what is waited for, and its words;
-//! * [`trace`]: the spans that tell of a rollout, and how they belong together;
-//! * [`permits`]: the arithmetic of a hub's quota; [`link`]: whether anything can be sent through a hub;
-//! * [`ports`]: queue, store, hub and clock, with the contract that each implementation keeps.
+//! * [`account`]: the time account of a rollout; [`explain`]: why a device is where it is;
+//! * [`waiting`]: the reasons for waiting, and their texts;
+//! * [`trace`]: the spans of a rollout, and how they form a trace;
+//! * [`permits`]: the arithmetic of a hub's quota; [`link`]: whether workers can send through a
+//!   hub;
+//! * [`ports`]: queue, store, hub and clock, with the contract for all implementations.
 
 pub mod account;
 pub mod answer;
 pub mod batch;
 pub mod budget;
+pub mod concurrency_group;
 pub mod error;
 pub mod evidence;
 pub mod explain;
 pub mod gate;
-pub mod group;
 pub mod hub;
 pub mod ids;
 pub mod json;

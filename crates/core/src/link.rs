@@ -1,8 +1,8 @@
 //! Whether workers can send through a hub.
 //!
-//! Every worker reports the condition of its sending link to each of its hubs to the store, at least once in
-//! [`REPORTED_EVERY`]. [`Impasse::of`] decides from the reports of all workers whether anything can be sent through a
-//! hub, so a rollout that stands still can say why.
+//! Every worker reports the condition of its sending link to each of its hubs to the store, at
+//! least once in [`REPORTED_EVERY`]. [`LinkObstacle::of`] decides from the reports of all workers
+//! whether anything can be sent through a hub, so a stalled rollout can name the reason.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::time::Timestamp;
 
 /// The longest interval between two reports of a worker.
 pub const REPORTED_EVERY: Duration = Duration::from_secs(5);
-/// A worker that has not reported for longer is gone.
+/// A worker without a report for longer is gone.
 const PRESENT: Duration = Duration::from_secs(15);
-/// Trouble that is over sooner is not worth telling: a link that is replaced within moments.
-pub const WORTH_TELLING: Duration = Duration::from_secs(5);
+/// Shorter trouble is not reported: a link may be replaced within moments.
+pub const MIN_TROUBLE: Duration = Duration::from_secs(5);
 /// The longest kept reason, in characters.
 const REASON: usize = 300;
 
@@ -36,7 +36,7 @@ pub enum LinkState {
     Hindered {
         /// The kind of trouble.
         trouble: HubTrouble,
-        /// The reason, for people.
+        /// The human-readable reason.
         reason: String,
     },
 }
@@ -84,11 +84,11 @@ impl LinkStatus {
     }
 
     /// The trouble, and how long it has lasted.
-    fn impasse(&self) -> Option<(Duration, Impasse)> {
+    fn obstacle(&self) -> Option<(Duration, LinkObstacle)> {
         match &self.state {
-            LinkState::Hindered { trouble, reason } if self.lasting >= WORTH_TELLING => {
+            LinkState::Hindered { trouble, reason } if self.lasting >= MIN_TROUBLE => {
                 let (trouble, reason) = (*trouble, reason.clone());
-                Some((self.lasting, Impasse { trouble, reason }))
+                Some((self.lasting, LinkObstacle { trouble, reason }))
             }
             _ => None,
         }
@@ -127,54 +127,55 @@ impl LinkReports {
 
 /// The reason why nothing can be sent through a hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Impasse {
+pub struct LinkObstacle {
     /// The kind of trouble.
     pub trouble: HubTrouble,
-    /// The reason, for people.
+    /// The human-readable reason.
     pub reason: String,
 }
 
-impl Impasse {
-    /// What keeps all workers from sending through a hub: that of the link which has been in trouble longest. `None`
-    /// while a link is open, and while no present worker has met trouble for [`WORTH_TELLING`].
+impl LinkObstacle {
+    /// Returns the trouble of all workers with a hub, taken from the link with the longest trouble.
+    /// `None` while a link is open, or while no present worker has had trouble for
+    /// [`MIN_TROUBLE`].
     #[must_use]
     pub fn of(links: &[LinkStatus]) -> Option<Self> {
         let present = links.iter().filter(|link| link.is_present());
         if present.clone().any(|link| link.state == LinkState::Open) {
             return None;
         }
-        let impasses = present.filter_map(LinkStatus::impasse);
-        let longest = impasses.max_by_key(|(lasting, _)| *lasting);
-        longest.map(|(_, impasse)| impasse)
+        let obstacles = present.filter_map(LinkStatus::obstacle);
+        let longest = obstacles.max_by_key(|(lasting, _)| *lasting);
+        longest.map(|(_, obstacle)| obstacle)
     }
 
-    /// The longest trouble of the links that have some, whether or not others are open; how long it has lasted; and their
-    /// number.
+    /// Returns the longest trouble among the links with trouble, its duration, and the number of
+    /// these links, even if other links are open.
     #[must_use]
-    pub fn partly(links: &[LinkStatus]) -> Option<(Self, Duration, usize)> {
+    pub fn longest(links: &[LinkStatus]) -> Option<(Self, Duration, usize)> {
         let present = links.iter().filter(|link| link.is_present());
-        let impasses: Vec<_> = present.filter_map(LinkStatus::impasse).collect();
-        let count = impasses.len();
-        let (lasting, longest) = impasses.into_iter().max_by_key(|(lasting, _)| *lasting)?;
+        let obstacles: Vec<_> = present.filter_map(LinkStatus::obstacle).collect();
+        let count = obstacles.len();
+        let (lasting, longest) = obstacles.into_iter().max_by_key(|(lasting, _)| *lasting)?;
         Some((longest, lasting, count))
     }
 }
 
-/// Words that follow "the hub".
-impl fmt::Display for Impasse {
+/// A description to follow "the hub".
+impl fmt::Display for LinkObstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.trouble {
             HubTrouble::Unreachable => "cannot be reached",
-            HubTrouble::Certificate => "shows a certificate that is not trusted",
-            HubTrouble::CertificateName => "shows a certificate for another name",
-            HubTrouble::CertificateDates => "shows a certificate that is not valid now",
+            HubTrouble::Certificate => "presents a certificate that is not trusted",
+            HubTrouble::CertificateName => "presents a certificate for another name",
+            HubTrouble::CertificateDates => "presents a certificate that is not valid now",
             HubTrouble::Tls => "does not speak TLS",
             HubTrouble::Unauthorized => "refuses the key",
-            HubTrouble::Throttled => "refuses sends for its quota",
+            HubTrouble::Throttled => "refuses sends because of its quota",
             HubTrouble::QuotaUsedUp => "has used up its daily quota, until midnight (UTC)",
-            HubTrouble::Shut => "takes nothing",
-            HubTrouble::Clock => "refuses when messages expire, by its clock",
-            HubTrouble::BadQuery | HubTrouble::Other => "cannot be sent through",
+            HubTrouble::Unavailable => "accepts no messages",
+            HubTrouble::Clock => "refuses the expiry times of messages, by its clock",
+            HubTrouble::BadQuery | HubTrouble::Other => "cannot be used for sends",
         };
         write!(f, "{what}: {}", self.reason)
     }
@@ -198,7 +199,7 @@ mod tests {
     }
 
     fn reason(links: &[LinkStatus]) -> Option<String> {
-        Impasse::of(links).map(|impasse| impasse.reason)
+        LinkObstacle::of(links).map(|obstacle| obstacle.reason)
     }
 
     #[test]
@@ -223,7 +224,7 @@ mod tests {
         assert_eq!(reason(&[link("a", 4, 1, away("x"))]), None, "a moment");
         assert_eq!(reason(&[link("a", 600, 1, unused)]), None);
         let (longest, _, count) =
-            Impasse::partly(&[two[0].clone(), two[1].clone(), sends]).unwrap();
+            LinkObstacle::longest(&[two[0].clone(), two[1].clone(), sends]).unwrap();
         assert_eq!((longest.reason.as_str(), count), ("y", 2));
     }
 

@@ -1,4 +1,4 @@
-//! The message that a rollout sends, and the id that each copy of it carries.
+//! The message of a rollout, and the message ids.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use twincast_hub_limits::{LONGEST_ENCODED_ID, MessageSize, property};
+use twincast_hub_limits::{MAX_ENCODED_ID_BYTES, MessageSize, property};
 
 use crate::ids::{
     Attempt, BatchId, DeviceId, RolloutId, RolloutName, StageIndex, base36, from_base36,
 };
 
-/// Lifetime of messages without a time to live of their own: the default of the hub (`iot-hub-devguide-messages-c2d`).
+/// The lifetime of a message without a configured time to live: the default of the hub
+/// (`iot-hub-devguide-messages-c2d`).
 pub const TTL: Duration = Duration::from_secs(3600);
 
 /// Which feedback the hub is asked to give on a message (`iothub-ack`).
@@ -31,7 +32,8 @@ pub enum Ack {
     Full,
 }
 
-/// What every device of a rollout is sent. The same for all, so it is shared and never copied.
+/// The content of a rollout's messages. All devices get the same content, so it is shared and never
+/// copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
     /// The body, at most 64 KiB together with properties and ids.
@@ -42,22 +44,23 @@ pub struct Content {
     pub content_encoding: Option<String>,
     /// Application properties, in the order in which they were written.
     pub properties: Vec<(String, String)>,
-    /// How long the hub keeps the message for a device that is away, from the send on.
-    /// `None`: the hub's own default (1 hour unless its owner changed it).
+    /// How long the hub keeps the message for an absent device, from the send on. `None` means the
+    /// hub's own default (1 hour unless the hub is configured otherwise).
     pub ttl: Option<Duration>,
-    /// Which feedback to ask for.
+    /// The requested feedback.
     pub ack: Ack,
 }
 
 impl Content {
-    /// [`size`](Self::size) for the longest device id.
+    /// Returns the [`size`](Self::size) for the longest device id.
     #[must_use]
     pub fn largest(&self, rollout: &RolloutName) -> usize {
-        self.size(rollout, LONGEST_ENCODED_ID)
+        self.size(rollout, MAX_ENCODED_ID_BYTES)
     }
 
-    /// What counts against the hub's limit on a message's size, at the most, for a rollout of this name. The device's id
-    /// is `device_id` bytes long, percent-encoded.
+    /// Returns the upper bound of the message's size, as counted against the hub's limit, for a
+    /// rollout with this name. `device_id` is the length of the percent-encoded device id, in
+    /// bytes.
     #[must_use]
     pub fn size(&self, rollout: &RolloutName, device_id: usize) -> usize {
         let length = |field: &Option<String>| field.as_ref().map(String::len);
@@ -76,31 +79,32 @@ impl Content {
     }
 }
 
-/// The deterministic id of one message: a device that is sent the same message twice (after a
-/// crash) can tell by it, and a feedback record finds its device without a look-up table.
+/// The deterministic id of one message. A device can recognise a repeated message (after a crash)
+/// by the id, and a feedback record leads to its device without a look-up table.
 ///
-/// Written `<rollout>.<id>.<stage>.<batch>.<index>.<attempt>` with the numbers in base 36: at most 104 of the 128
-/// characters that the hub allows. The [id](RolloutId) keeps messages of another rollout of the same name apart: a device
-/// that drops repeats does not take one for the other. Ids of one stage, and of one batch, have a
-/// [prefix](Self::prefix) in common, by which a hub counts the devices that answered them.
+/// The form is `<rollout>.<id>.<stage>.<batch>.<index>.<attempt>`, with the numbers in base 36: at
+/// most 104 of the 128 characters allowed by the hub. The [id](RolloutId) distinguishes rollouts of
+/// the same name, so a device dropping repeated messages never mistakes a message of one rollout
+/// for a message of the other. The ids of a stage, and of a batch, share a [prefix](Self::prefix);
+/// by the prefix, a hub counts the devices with an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageId {
     /// The rollout.
     pub rollout: RolloutName,
-    /// Which one of that name.
+    /// The id of the rollout.
     pub id: RolloutId,
-    /// The stage of its plan.
+    /// The stage.
     pub stage: StageIndex,
-    /// The batch in its plan.
+    /// The batch.
     pub batch: BatchId,
     /// The device's position in the batch's manifest.
     pub index: u32,
-    /// Which attempt.
+    /// The attempt.
     pub attempt: Attempt,
 }
 
 impl MessageId {
-    /// The length of the longest id of a rollout's messages.
+    /// Returns the length of the longest message id of a rollout.
     #[must_use]
     pub fn longest(rollout: &RolloutName) -> usize {
         let longest = Self {
@@ -114,13 +118,13 @@ impl MessageId {
         longest.to_string().len()
     }
 
-    /// The beginning, up to a dot, that the ids of all messages of a stage have in common.
+    /// Returns the common prefix of the message ids of a stage, ending with a dot.
     #[must_use]
     pub fn prefix(rollout: &RolloutName, id: RolloutId, stage: StageIndex) -> String {
         format!("{rollout}.{id}.{}.", base36(stage.0.into()))
     }
 
-    /// The same of a batch.
+    /// Returns the common prefix of the message ids of a batch, ending with a dot.
     #[must_use]
     pub fn batch_prefix(
         rollout: &RolloutName,
@@ -143,15 +147,16 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// A text that is not one of our message ids: it belongs to another application.
+/// A text that is not a Twincast message id: the message belongs to another application.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a message id of ours")]
+#[error("not a message id of Twincast")]
 pub struct ForeignMessageId;
 
 impl FromStr for MessageId {
     type Err = ForeignMessageId;
 
-    /// Reads an id back. The rollout's name may hold dots, so the numbers are taken from the end.
+    /// Parses a message id. The rollout's name may contain dots, so the numbers are taken from the
+    /// end.
     fn from_str(text: &str) -> Result<Self, ForeignMessageId> {
         let mut parts = text.rsplitn(6, '.');
         let mut number = || parts.next().and_then(from_base36).ok_or(ForeignMessageId);
@@ -171,14 +176,14 @@ impl FromStr for MessageId {
     }
 }
 
-/// One message to one device, ready to be sent.
+/// A message to one device, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Outbound {
-    /// To whom.
+    /// The device.
     pub device: DeviceId,
-    /// Its id, see [`MessageId`].
+    /// The message id, see [`MessageId`].
     pub id: String,
-    /// What is sent; shared by the whole rollout.
+    /// The content; shared by the whole rollout.
     pub content: std::sync::Arc<Content>,
 }
 

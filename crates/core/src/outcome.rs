@@ -1,15 +1,16 @@
-//! What is known of one device in one rollout.
+//! The outcome of one device in one rollout.
 //!
-//! Within one attempt an [`Outcome`] only ever rises: [`Outcome::merge`] takes the higher of two
-//! reports, so reports may come twice and in any order (feedback can overtake the record of the send
-//! that caused it). The order is total, so a merge is commutative, associative and idempotent with no
-//! further rule: within a rank the outcome that is listed later stands. What lowers an outcome, for a
-//! new attempt, is [`OutcomeList::reopen`], and nothing else.
+//! Within one attempt an [`Outcome`] only rises: [`Outcome::merge`] takes the higher of two
+//! outcomes, so reports may be repeated and reordered (feedback can overtake the record of its own
+//! send). The order is total, so a merge is commutative, associative and idempotent without further
+//! rules; within a rank, the later variant wins. Only [`OutcomeList::reopen`] lowers an outcome,
+//! for a new attempt.
 //!
-//! A failure that a device has told stands until a retry, whatever the device tells later under the same message id: an
-//! [answer](crate::answer) is final. So [`Outcome::Failed`] is the highest.
+//! A failure reported by a device stands until a retry, whatever the device reports later under the
+//! same message id: an [answer](crate::answer) is final. So [`Outcome::Failed`] is the highest
+//! outcome.
 //!
-//! [`Counts`] move by the difference that a merge made, so they cannot drift from the outcomes.
+//! [`Counts`] change by the difference of a merge, so they cannot drift from the outcomes.
 
 use std::fmt;
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HubName, StageIndex};
 
-/// What is known of one device. Four bits.
+/// The outcome of one device, in four bits.
 #[derive(
     Debug,
     Clone,
@@ -38,20 +39,20 @@ use crate::ids::{HubName, StageIndex};
 #[derive(strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Outcome {
-    /// Planned, nothing sent yet.
+    /// Planned; nothing sent yet.
     #[default]
     Pending = 0,
-    /// About to be sent. Written before a send under `at_most_once` only.
+    /// About to be sent. Recorded before a send, only under `at_most_once`.
     Attempting = 1,
-    /// Was in flight when its worker or connection was lost, and must not be repeated.
+    /// In flight when the worker or the connection was lost; must not be repeated.
     Unknown = 2,
-    /// Will not be sent: the rollout was aborted first, or the device has left the target.
+    /// Excluded from sending: the rollout was aborted first, or the device has left the target.
     Skipped = 3,
     /// The hub does not know the device.
     NotFound = 4,
     /// The device already has 50 messages waiting in the hub.
     QueueFull = 5,
-    /// The hub refused the message for good, with a code.
+    /// The hub refused the message permanently, with a code.
     Refused = 6,
     /// The hub has accepted the message and keeps it for the device.
     Enqueued = 7,
@@ -65,15 +66,15 @@ pub enum Outcome {
     Purged = 11,
     /// The device completed the message.
     Delivered = 12,
-    /// The device answers that it is at work on what the message asks for.
+    /// The device answers: at work on the request in the message.
     Installing = 13,
-    /// The device answers that it has done what the message asks for.
+    /// The device answers: request fulfilled.
     Applied = 14,
-    /// The device answers that it could not do what the message asks for.
+    /// The device answers: request impossible to fulfil.
     Failed = 15,
 }
 
-/// How many outcomes there are.
+/// The number of outcomes.
 pub const OUTCOMES: usize = 16;
 
 impl Outcome {
@@ -97,56 +98,58 @@ impl Outcome {
         Self::Failed,
     ];
 
-    /// The outcome with this number, if there is one.
+    /// Returns the outcome with this number.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
 
-    /// The higher of the two.
+    /// Returns the higher of two outcomes.
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         self.max(other)
     }
 
-    /// No send for this device is owed any more.
+    /// Returns whether no send is owed to the device any more.
     #[must_use]
     pub fn is_settled(self) -> bool {
         self > Self::Attempting
     }
 
-    /// The hub accepted a message for the device, whatever became of it later.
+    /// Returns whether the hub accepted a message for the device, regardless of the message's fate.
     #[must_use]
     pub fn was_enqueued(self) -> bool {
         self >= Self::Enqueued
     }
 
-    /// Its devices have a code: of the hub for [`Self::Refused`], of the device's [error](crate::answer::DeviceError) for
-    /// [`Self::Failed`].
+    /// Returns whether devices with this outcome have a code: of the hub for [`Self::Refused`], of
+    /// the device's [error](crate::answer::DeviceError) for [`Self::Failed`].
     #[must_use]
     pub fn has_code(self) -> bool {
         matches!(self, Self::Refused | Self::Failed)
     }
 
-    /// The device has answered that it has done what the message asks for, or that it could not.
+    /// Returns whether the device has answered with success or with failure.
     #[must_use]
     pub fn is_answered(self) -> bool {
         matches!(self, Self::Applied | Self::Failed)
     }
 
-    /// The device was not sent the message, did not take it, or could not do what it asks for.
+    /// Returns whether the device was not sent the message, did not take the message, or could not
+    /// fulfil the request.
     #[must_use]
     pub fn is_failure(self) -> bool {
-        Class::of(self, false).is_failure()
+        OutcomeClass::of(self, false).is_failure()
     }
 
-    /// A new attempt may be made at a device that has it: it failed, or nothing was heard of it.
+    /// Returns whether a new attempt at the device is allowed: after a failure, or without any
+    /// feedback.
     #[must_use]
     pub fn can_be_retried(self) -> bool {
         self.is_failure() || self == Self::Enqueued
     }
 
-    /// The outcome's name as it is written in files and labels.
+    /// Returns the outcome's name in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.into()
@@ -159,9 +162,9 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A word that is no outcome's name.
+/// A text that is not an outcome's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is no outcome; the outcomes are {}", Outcome::ALL.map(Outcome::as_str).join(", "))]
+#[error("{found:?} is not an outcome; the outcomes are {}", Outcome::ALL.map(Outcome::as_str).join(", "))]
 pub struct UnknownOutcome {
     found: String,
 }
@@ -178,12 +181,12 @@ impl std::str::FromStr for Outcome {
     }
 }
 
-/// How many devices have each outcome.
+/// The number of devices with each outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts([u64; OUTCOMES]);
 
 impl Counts {
-    /// `devices` that are all pending.
+    /// Returns counts of `devices` pending devices.
     #[must_use]
     pub fn pending(devices: u64) -> Self {
         let mut counts = Self::default();
@@ -191,19 +194,19 @@ impl Counts {
         counts
     }
 
-    /// How many devices have `outcome`.
+    /// Returns the number of devices with `outcome`.
     #[must_use]
     pub fn get(&self, outcome: Outcome) -> u64 {
         self.0[outcome as usize]
     }
 
-    /// All devices counted.
+    /// Returns the number of all counted devices.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
 
-    /// Devices whose outcome satisfies `condition`.
+    /// Returns the number of devices whose outcome satisfies `condition`.
     #[must_use]
     pub fn sum_of(&self, condition: impl Fn(Outcome) -> bool) -> u64 {
         Outcome::ALL
@@ -213,19 +216,19 @@ impl Counts {
             .sum()
     }
 
-    /// Devices to which nothing is owed any more.
+    /// Returns the number of devices without an owed send.
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.sum_of(Outcome::is_settled)
     }
 
-    /// Devices that a send is still owed to.
+    /// Returns the number of devices with an owed send.
     #[must_use]
     pub fn unsettled(&self) -> u64 {
         self.total() - self.settled()
     }
 
-    /// Devices that were not sent the message, did not take it, or could not do what it asks for.
+    /// Returns the number of failed devices, see [`Outcome::is_failure`].
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.sum_of(Outcome::is_failure)
@@ -236,10 +239,10 @@ impl Counts {
         self.0[outcome as usize] += 1;
     }
 
-    /// Counts one device that was `old` as `new`.
+    /// Counts one device as `new` instead of `old`.
     ///
     /// # Panics
-    /// When no device is counted as `old`: then the counts have drifted, which is a defect.
+    /// When no device is counted as `old`: the counts have drifted, which is a defect.
     pub fn shift(&mut self, old: Outcome, new: Outcome) {
         let from = &mut self.0[old as usize];
         *from = from
@@ -248,8 +251,8 @@ impl Counts {
         self.0[new as usize] += 1;
     }
 
-    /// The same after some of the devices, which were counted as `from`, have become `to`; `None` when they were not among
-    /// them.
+    /// Returns the counts after a part of the devices changed from the counts `from` to the counts
+    /// `to`; `None` when these devices were not counted.
     #[must_use]
     pub fn moved(&self, from: &Self, to: &Self) -> Option<Self> {
         let mut moved = *self;
@@ -266,7 +269,7 @@ impl Counts {
         }
     }
 
-    /// The outcomes that any device has, with their counts, lowest first.
+    /// Iterates over the outcomes of at least one device, with their counts, lowest first.
     pub fn iter(&self) -> impl Iterator<Item = (Outcome, u64)> + '_ {
         Outcome::ALL
             .into_iter()
@@ -282,12 +285,12 @@ pub struct Tally {
     pub stage: StageIndex,
     /// The hub.
     pub hub: HubName,
-    /// How many devices have which outcome.
+    /// The number of devices with each outcome.
     pub counts: Counts,
 }
 
 impl Tally {
-    /// The counts of all stages and hubs together.
+    /// Returns the sum of the counts over stages and hubs.
     #[must_use]
     pub fn sum<'a>(tallies: impl IntoIterator<Item = &'a Self>) -> Counts {
         let mut counts = Counts::default();
@@ -305,36 +308,37 @@ impl From<[u64; OUTCOMES]> for Counts {
     }
 }
 
-/// What became of devices: each is in one class, so the classes add up to the devices.
+/// The class of an outcome, for reports. Every outcome has exactly one class, so the classes add up
+/// to the number of devices.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 #[derive(strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-pub enum Class {
-    /// The device has done what the message asks for.
+pub enum OutcomeClass {
+    /// The device has fulfilled the request in the message.
     Applied,
     /// The device took the message.
     Taken,
-    /// The hub has the message, and no answer was asked for.
+    /// The hub has the message; no feedback was requested.
     Sent,
-    /// The hub has the message, an answer was asked for, and none has come.
+    /// The hub has the message; feedback was requested, and none has come.
     Silent,
     /// A send is still owed.
     Pending,
-    /// The device took the message, and could not do what it asks for.
+    /// The device took the message, and could not fulfil the request.
     NotApplied,
     /// The hub had the message, and the device did not take it.
     NotTaken,
-    /// The hub does not have the message, or it is not known that it does.
+    /// The hub does not have the message, or may not have the message.
     NotSent,
-    /// No send is owed any more: the rollout was aborted first, or the device has left the target.
+    /// Excluded from sending: the rollout was aborted first, or the device has left the target.
     Skipped,
 }
 
-impl Class {
-    /// All classes, in the order in which people read them.
+impl OutcomeClass {
+    /// All classes, in the order for reports.
     pub const ALL: [Self; 9] = [
         Self::Applied,
         Self::Taken,
@@ -347,16 +351,17 @@ impl Class {
         Self::Skipped,
     ];
 
-    /// The class of a device with this outcome. `answers`: the hub was asked to tell what becomes of the message.
+    /// Returns the class of a device with this outcome. `wants_feedback`: the hub was asked for
+    /// feedback.
     #[must_use]
-    pub fn of(outcome: Outcome, answers: bool) -> Self {
+    pub fn of(outcome: Outcome, wants_feedback: bool) -> Self {
         match outcome {
             Outcome::Pending | Outcome::Attempting => Self::Pending,
             Outcome::Unknown | Outcome::NotFound | Outcome::QueueFull | Outcome::Refused => {
                 Self::NotSent
             }
             Outcome::Skipped => Self::Skipped,
-            Outcome::Enqueued if answers => Self::Silent,
+            Outcome::Enqueued if wants_feedback => Self::Silent,
             Outcome::Enqueued => Self::Sent,
             Outcome::Expired | Outcome::Rejected | Outcome::Undeliverable | Outcome::Purged => {
                 Self::NotTaken
@@ -367,27 +372,28 @@ impl Class {
         }
     }
 
-    /// The outcomes of this class. `answers` as in [`Class::of`].
-    pub fn outcomes(self, answers: bool) -> impl Iterator<Item = Outcome> {
+    /// Returns the outcomes of this class. `wants_feedback` as in [`OutcomeClass::of`].
+    pub fn outcomes(self, wants_feedback: bool) -> impl Iterator<Item = Outcome> {
         let all = Outcome::ALL.into_iter();
-        all.filter(move |outcome| Self::of(*outcome, answers) == self)
+        all.filter(move |outcome| Self::of(*outcome, wants_feedback) == self)
     }
 
-    /// The device was not sent the message, did not take it, or could not do what it asks for.
+    /// Returns whether the device was not sent the message, did not take the message, or could not
+    /// fulfil the request.
     #[must_use]
     pub fn is_failure(self) -> bool {
         matches!(self, Self::NotApplied | Self::NotTaken | Self::NotSent)
     }
 
-    /// The name in files and labels.
+    /// Returns the name in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 
-    /// The same for people.
+    /// Returns the human-readable name.
     #[must_use]
-    pub fn in_words(self) -> &'static str {
+    pub fn describe(self) -> &'static str {
         match self {
             Self::NotApplied => "not applied",
             Self::NotTaken => "not taken",
@@ -397,14 +403,14 @@ impl Class {
     }
 }
 
-/// A word that is no class's name.
+/// A text that is not a class's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is no class; the classes are {}", Class::ALL.map(Class::as_str).join(", "))]
+#[error("{found:?} is not a class; the classes are {}", OutcomeClass::ALL.map(OutcomeClass::as_str).join(", "))]
 pub struct UnknownClass {
     found: String,
 }
 
-impl std::str::FromStr for Class {
+impl std::str::FromStr for OutcomeClass {
     type Err = UnknownClass;
     fn from_str(text: &str) -> Result<Self, UnknownClass> {
         let found = Self::ALL.into_iter().find(|class| class.as_str() == text);
@@ -414,84 +420,89 @@ impl std::str::FromStr for Class {
     }
 }
 
-/// How many devices are in each [`Class`]. All are written, in this order.
+/// The number of devices in each [`OutcomeClass`]. Serialization includes all classes, in this
+/// order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Ends {
-    /// See [`Class::Applied`].
+pub struct ClassCounts {
+    /// See [`OutcomeClass::Applied`].
     pub applied: u64,
-    /// See [`Class::Taken`].
+    /// See [`OutcomeClass::Taken`].
     pub taken: u64,
-    /// See [`Class::Sent`].
+    /// See [`OutcomeClass::Sent`].
     pub sent: u64,
-    /// See [`Class::Silent`].
+    /// See [`OutcomeClass::Silent`].
     pub silent: u64,
-    /// See [`Class::Pending`].
+    /// See [`OutcomeClass::Pending`].
     pub pending: u64,
-    /// See [`Class::NotApplied`].
+    /// See [`OutcomeClass::NotApplied`].
     pub not_applied: u64,
-    /// See [`Class::NotTaken`].
+    /// See [`OutcomeClass::NotTaken`].
     pub not_taken: u64,
-    /// See [`Class::NotSent`].
+    /// See [`OutcomeClass::NotSent`].
     pub not_sent: u64,
-    /// See [`Class::Skipped`].
+    /// See [`OutcomeClass::Skipped`].
     pub skipped: u64,
 }
 
-impl Ends {
-    /// Sorts devices. `answers`: the hub was asked to tell what becomes of messages.
+impl ClassCounts {
+    /// Returns the number of devices in each class. `wants_feedback` as in [`OutcomeClass::of`].
     #[must_use]
-    pub fn of(counts: &Counts, answers: bool) -> Self {
-        let of = |class| counts.sum_of(|outcome| Class::of(outcome, answers) == class);
+    pub fn of(counts: &Counts, wants_feedback: bool) -> Self {
+        let of =
+            |class| counts.sum_of(|outcome| OutcomeClass::of(outcome, wants_feedback) == class);
         Self {
-            applied: of(Class::Applied),
-            taken: of(Class::Taken),
-            sent: of(Class::Sent),
-            silent: of(Class::Silent),
-            pending: of(Class::Pending),
-            not_applied: of(Class::NotApplied),
-            not_taken: of(Class::NotTaken),
-            not_sent: of(Class::NotSent),
-            skipped: of(Class::Skipped),
+            applied: of(OutcomeClass::Applied),
+            taken: of(OutcomeClass::Taken),
+            sent: of(OutcomeClass::Sent),
+            silent: of(OutcomeClass::Silent),
+            pending: of(OutcomeClass::Pending),
+            not_applied: of(OutcomeClass::NotApplied),
+            not_taken: of(OutcomeClass::NotTaken),
+            not_sent: of(OutcomeClass::NotSent),
+            skipped: of(OutcomeClass::Skipped),
         }
     }
 
-    /// How many devices are in a class.
+    /// Returns the number of devices in a class.
     #[must_use]
-    pub fn get(&self, class: Class) -> u64 {
+    pub fn get(&self, class: OutcomeClass) -> u64 {
         match class {
-            Class::Applied => self.applied,
-            Class::Taken => self.taken,
-            Class::Sent => self.sent,
-            Class::Silent => self.silent,
-            Class::Pending => self.pending,
-            Class::NotApplied => self.not_applied,
-            Class::NotTaken => self.not_taken,
-            Class::NotSent => self.not_sent,
-            Class::Skipped => self.skipped,
+            OutcomeClass::Applied => self.applied,
+            OutcomeClass::Taken => self.taken,
+            OutcomeClass::Sent => self.sent,
+            OutcomeClass::Silent => self.silent,
+            OutcomeClass::Pending => self.pending,
+            OutcomeClass::NotApplied => self.not_applied,
+            OutcomeClass::NotTaken => self.not_taken,
+            OutcomeClass::NotSent => self.not_sent,
+            OutcomeClass::Skipped => self.skipped,
         }
     }
 
-    /// All devices.
+    /// Returns the number of all devices.
     #[must_use]
     pub fn total(&self) -> u64 {
-        Class::ALL.into_iter().map(|class| self.get(class)).sum()
+        OutcomeClass::ALL
+            .into_iter()
+            .map(|class| self.get(class))
+            .sum()
     }
 
-    /// Devices to which no send is owed any more.
+    /// Returns the number of devices without an owed send.
     #[must_use]
     pub fn done(&self) -> u64 {
         self.total() - self.pending
     }
 
-    /// Devices that were not sent the message, did not take it, or could not do what it asks for.
+    /// Returns the number of failed devices, see [`OutcomeClass::is_failure`].
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.not_sent + self.not_taken + self.not_applied
     }
 
-    /// A headline: `42 devices: 40 taken, 2 not sent`.
+    /// Returns a headline: `42 devices: 40 taken, 2 not sent`.
     #[must_use]
-    pub fn in_all(&self) -> String {
+    pub fn headline(&self) -> String {
         match self.total() {
             0 => self.to_string(),
             1 => format!("1 device: {self}"),
@@ -499,9 +510,9 @@ impl Ends {
         }
     }
 
-    /// Progress, in two parts: `42 of 60 done`, and the classes of these 42.
+    /// Returns the progress in two parts: `42 of 60 done`, and the classes of these 42 devices.
     #[must_use]
-    pub fn so_far(&self) -> (String, Option<String>) {
+    pub fn progress_texts(&self) -> (String, Option<String>) {
         let [done, total] = [self.done(), self.total()].map(thousands);
         let pending = 0;
         let classes = Self { pending, ..*self }.to_string();
@@ -510,12 +521,14 @@ impl Ends {
     }
 }
 
-impl fmt::Display for Ends {
-    /// The classes that have devices: `40 taken, 2 not sent`.
+impl fmt::Display for ClassCounts {
+    /// Writes the classes of at least one device: `40 taken, 2 not sent`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = Class::ALL.into_iter().filter(|class| self.get(*class) > 0);
+        let parts = OutcomeClass::ALL
+            .into_iter()
+            .filter(|class| self.get(*class) > 0);
         let parts =
-            parts.map(|class| format!("{} {}", thousands(self.get(class)), class.in_words()));
+            parts.map(|class| format!("{} {}", thousands(self.get(class)), class.describe()));
         let parts: Vec<_> = parts.collect();
         match parts.as_slice() {
             [] => f.write_str("no devices"),
@@ -524,7 +537,7 @@ impl fmt::Display for Ends {
     }
 }
 
-/// A count with its thousands set apart: `1,234,567`.
+/// Returns a number with separated thousands: `1,234,567`.
 #[must_use]
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -555,14 +568,14 @@ impl<'de> Deserialize<'de> for Counts {
     }
 }
 
-/// The outcomes of a batch's devices, in the manifest's order, two to a byte.
+/// The outcomes of a batch's devices, in the manifest's order, two per byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutcomeList {
     packed: Vec<u8>,
     len: usize,
 }
 
-/// Packed outcomes that do not belong to the batch they were read for.
+/// Packed outcomes with a wrong length for their batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{bytes} bytes are not the outcomes of {devices} devices")]
 pub struct CorruptOutcomes {
@@ -571,7 +584,7 @@ pub struct CorruptOutcomes {
 }
 
 impl OutcomeList {
-    /// `len` devices, all pending.
+    /// Returns the outcomes of `len` pending devices.
     #[must_use]
     pub fn pending(len: usize) -> Self {
         Self {
@@ -580,7 +593,7 @@ impl OutcomeList {
         }
     }
 
-    /// Reads what [`OutcomeList::as_bytes`] gave.
+    /// Reads the result of [`OutcomeList::as_bytes`].
     ///
     /// # Errors
     /// When the bytes are too few or too many. Every half of a byte is an outcome.
@@ -597,25 +610,25 @@ impl OutcomeList {
         })
     }
 
-    /// The packed form: two devices a byte, the earlier one in the low half.
+    /// Returns the packed form: two devices per byte, the earlier device in the low half.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.packed
     }
 
-    /// How many devices.
+    /// Returns the number of devices.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// No devices.
+    /// Returns whether there are no devices.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The outcome of the device at `index`.
+    /// Returns the outcome of the device at `index`.
     ///
     /// # Panics
     /// When the batch has no such device.
@@ -625,7 +638,7 @@ impl OutcomeList {
         Outcome::ALL[usize::from(self.packed[index / 2] >> (index % 2 * 4) & 15)]
     }
 
-    /// Merges a report into the outcome at `index`; gives what it was and what it is now.
+    /// Merges a report into the outcome at `index`; returns the old and the new outcome.
     ///
     /// # Panics
     /// When the batch has no such device.
@@ -636,10 +649,10 @@ impl OutcomeList {
         (old, new)
     }
 
-    /// Makes the device at `index` pending for a new attempt; gives what it was.
+    /// Makes the device at `index` pending for a new attempt; returns the old outcome.
     ///
     /// # Panics
-    /// When the batch has no such device, or no attempt may be made at it: see
+    /// When the batch has no such device, or the outcome allows no new attempt: see
     /// [`Outcome::can_be_retried`].
     pub fn reopen(&mut self, index: usize) -> Outcome {
         let old = self.get(index);
@@ -654,12 +667,12 @@ impl OutcomeList {
         *byte = *byte & !(15 << shift) | (outcome as u8) << shift;
     }
 
-    /// The outcomes in order.
+    /// Iterates over the outcomes in order.
     pub fn iter(&self) -> impl Iterator<Item = Outcome> + '_ {
         (0..self.len).map(|index| self.get(index))
     }
 
-    /// How many devices have each outcome.
+    /// Returns the number of devices with each outcome.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
@@ -682,7 +695,7 @@ mod tests {
 
     #[test]
     fn codes_and_names_are_fixed() {
-        // They are on disk and in Redis: a change here needs a migration.
+        // The codes and names are on disk and in Redis: a change needs a migration.
         let names: Vec<_> = Outcome::ALL
             .iter()
             .map(|o| (*o as u8, o.as_str()))
@@ -722,7 +735,8 @@ mod tests {
             prop_assert!(a.merge(b) >= a);
         }
 
-        /// Reports in any order, with repeats, end the same, and counts equal outcomes.
+        /// Reports in any order and with repeats give the same result, and the counts match the
+        /// outcomes.
         #[test]
         fn reports_commute_and_counts_never_drift(
             len in 1usize..40,
@@ -753,7 +767,9 @@ mod tests {
     fn every_outcome_is_in_one_class() {
         let table: Vec<_> = Outcome::ALL
             .into_iter()
-            .map(|it| [false, true].map(|answers| Class::of(it, answers).as_str()))
+            .map(|it| {
+                [false, true].map(|wants_feedback| OutcomeClass::of(it, wants_feedback).as_str())
+            })
             .collect();
         assert_eq!(
             table,
@@ -780,12 +796,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn classes_add_up(numbers in prop::collection::vec(0u64..1_000, OUTCOMES), answers: bool) {
+        fn classes_add_up(numbers in prop::collection::vec(0u64..1_000, OUTCOMES), wants_feedback: bool) {
             let mut counts = Counts::default();
             for (outcome, n) in Outcome::ALL.into_iter().zip(numbers) {
                 counts.0[outcome as usize] = n;
             }
-            let ends = Ends::of(&counts, answers);
+            let ends = ClassCounts::of(&counts, wants_feedback);
             prop_assert_eq!(ends.total(), counts.total());
             prop_assert_eq!(ends.failed(), counts.failed());
             prop_assert_eq!(ends.pending, counts.unsettled());
@@ -793,33 +809,38 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_in_words() {
+    fn class_counts_are_described() {
         let mut counts = Counts::pending(0);
-        assert_eq!(Ends::of(&counts, true).to_string(), "no devices");
+        assert_eq!(ClassCounts::of(&counts, true).to_string(), "no devices");
         for outcome in [Outcome::Enqueued, Outcome::Enqueued, Outcome::Rejected] {
             counts.count(outcome);
         }
-        let ends = Ends::of(&counts, true);
+        let ends = ClassCounts::of(&counts, true);
         assert_eq!(ends.to_string(), "2 silent, 1 not taken");
-        assert_eq!(ends.in_all(), "3 devices: 2 silent, 1 not taken");
-        let ends = Ends {
+        assert_eq!(ends.headline(), "3 devices: 2 silent, 1 not taken");
+        let ends = ClassCounts {
             pending: 1_234_567,
             ..ends
         };
-        let (done, classes) = ends.so_far();
+        let (done, classes) = ends.progress_texts();
         assert_eq!(done, "3 of 1,234,570 done");
         assert_eq!(classes.unwrap(), "2 silent, 1 not taken");
-        assert_eq!(Ends::of(&Counts::pending(2), true).so_far().1, None);
+        assert_eq!(
+            ClassCounts::of(&Counts::pending(2), true)
+                .progress_texts()
+                .1,
+            None
+        );
     }
 
     #[test]
     fn classes_have_their_names_and_outcomes() {
-        for class in Class::ALL {
+        for class in OutcomeClass::ALL {
             assert_eq!(class.as_str().parse(), Ok(class));
             assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
         }
-        let none = Class::Silent.outcomes(false).count();
-        assert_eq!((none, Class::Silent.outcomes(true).count()), (0, 1));
+        let none = OutcomeClass::Silent.outcomes(false).count();
+        assert_eq!((none, OutcomeClass::Silent.outcomes(true).count()), (0, 1));
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! The arithmetic of a hub's quota.
 //!
-//! A [`Limiter`] hands out *reservations*: so many sends, from this moment on, evenly. It is a
-//! GCRA whose theoretical arrival time may run ahead of the clock by up to [`HORIZON`], so a
-//! worker can fetch its next block before the current one is used up and no time is lost between
-//! them. There is no burst: whatever window one lays over the sends, they fit the rate.
+//! A [`SendLimiter`] grants *reservations*: a number of sends, evenly spaced, from a given moment.
+//! It is a GCRA whose theoretical arrival time may run ahead of the clock by up to [`HORIZON`]. So
+//! a worker can fetch its next block of permits before the current block is used up, and no time is
+//! lost in between. There is no burst: the sends in any time window fit the rate.
 //!
-//! A throttle from the hub cuts the rate and holds everyone back for a while; then it climbs
-//! back, slowly (additive increase, multiplicative decrease).
+//! A throttle from the hub cuts the rate and stops all sends for a while; then the rate climbs back
+//! slowly (additive increase, multiplicative decrease).
 //!
-//! [`HubPermits`] shares one hub's limiter between rollouts by their weights. It counts what each
-//! has used for its weight, and whoever has used the least may reserve up to the horizon. The
-//! others get something only when the line runs dry: then nobody with a better right has asked,
-//! and the quota would be lost.
+//! [`HubPermits`] shares the limiter of one hub between rollouts by their weights. The use of each
+//! rollout is counted and divided by its weight. The rollout with the least use may reserve up to
+//! the horizon. The other rollouts get permits only when the reservations run dry: then no rollout
+//! with a better right has asked, and the quota would be lost.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,63 +21,64 @@ use crate::time::Timestamp;
 
 /// How far ahead of the clock permits may be reserved.
 pub const HORIZON: Duration = Duration::from_secs(1);
-/// How much sending one block of permits is, at the most.
+/// The longest sending time of one block of permits.
 pub const BLOCK: Duration = Duration::from_millis(100);
-/// What a throttle leaves of the rate.
+/// The factor by which a throttle cuts the rate.
 pub const CUT: f64 = 0.7;
-/// The rate is never cut below this part of the quota.
+/// The lowest rate after cuts, as a part of the quota.
 pub const FLOOR: f64 = 0.05;
-/// What the rate wins back a second, as a part of the quota.
+/// How much the rate climbs back per second, as a part of the quota.
 pub const CLIMB_PER_SECOND: f64 = 0.01;
-/// How long nothing is sent after a throttle, when the hub does not say: the hub's own texts
-/// and SDKs say 10 s.
+/// How long sending stops after a throttle without a time from the hub: 10 s according to the hub's
+/// own texts and SDKs.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(10);
 
-/// A line with less than this reserved is dry: anyone may have what nobody else asks for.
-pub const DRY: Duration = Duration::from_millis(20);
-/// How much later than it was told to a rollout may come back before its turn is no longer kept.
-pub const KEEP: Duration = Duration::from_millis(300);
+/// Reservations below this duration count as dry: any rollout may take permits that no other
+/// rollout asks for.
+pub const DRY_BELOW: Duration = Duration::from_millis(20);
+/// How late a rollout may ask again, after the time given to it, before it loses its turn.
+pub const TURN_GRACE: Duration = Duration::from_millis(300);
 
-/// Up to how much time a rollout with a limit of its own may make up for after asking late.
+/// How much time a rollout with its own limit may make up for after asking late.
 pub const MAKE_UP: Duration = Duration::from_millis(300);
 
-/// A wish to send through a hub.
+/// A request to send through a hub.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PermitRequest {
     /// The hub.
     pub hub: HubName,
-    /// So many messages at the most.
+    /// The most messages to send.
     pub wanted: u32,
-    /// The hub's pace for all senders together, a minute.
+    /// The pace of the hub for all senders together, per minute.
     pub per_minute: f64,
-    /// For which rollout.
+    /// The rollout.
     pub rollout: RolloutName,
-    /// The rollout's share, compared with those of the others.
+    /// The weight of the rollout, relative to the weights of other rollouts.
     pub weight: u32,
-    /// The rollout's own limit on this hub, a minute, if it has one below the hub's.
+    /// The rollout's own limit on this hub, per minute, if below the pace of the hub.
     pub limit: Option<f64>,
 }
 
-/// The right to send.
+/// Permits to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grant {
-    /// So many messages; 0 when the reservations already reach to the horizon.
+    /// The number of messages; 0 when the reservations already reach to the horizon.
     pub permits: u32,
-    /// Not before this long from now; with 0 permits, ask again then.
+    /// The time from now until the first send; with 0 permits, the time until the next request.
     pub wait: Duration,
 }
 
-/// One hub's (or one rollout's) limiter.
+/// The limiter of one hub.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limiter {
-    /// The next send's time, in microseconds since the epoch.
+pub struct SendLimiter {
+    /// The time of the next send, in microseconds since the epoch.
     next_us: u64,
-    /// What of the quota is used after throttles: [`FLOOR`] to 1, as of `factor_at`.
+    /// The used part of the quota after throttles: [`FLOOR`] to 1, as of `factor_at`.
     factor: f64,
     factor_at: Timestamp,
 }
 
-impl Default for Limiter {
+impl Default for SendLimiter {
     fn default() -> Self {
         Self {
             next_us: 0,
@@ -87,9 +88,9 @@ impl Default for Limiter {
     }
 }
 
-impl Limiter {
-    /// Reserves up to `wanted` permits at `per_minute`. Gives no more than one [`BLOCK`] of them,
-    /// and at least one unless the horizon is reached.
+impl SendLimiter {
+    /// Reserves up to `wanted` permits at `per_minute`: at most one [`BLOCK`], and at least one
+    /// permit unless the horizon is reached.
     pub fn take(&mut self, now: Timestamp, wanted: u32, per_minute: f64) -> Grant {
         let now_us = now.0 * 1_000;
         let rate = per_minute * self.factor(now);
@@ -111,16 +112,17 @@ impl Limiter {
         }
     }
 
-    /// How far ahead of the clock permits are reserved.
+    /// Returns how far ahead of the clock permits are reserved.
     #[must_use]
     pub fn ahead(&self, now: Timestamp) -> Duration {
         Duration::from_micros(self.next_us.saturating_sub(now.0 * 1_000))
     }
 
-    /// The hub refused a send for its quota: cuts the rate, and lets nothing through until the
-    /// hub's `retry_after` is over.
+    /// Notes a hub's refusal for its quota: cuts the rate, and stops all sends for the hub's
+    /// `retry_after`.
     pub fn throttled(&mut self, now: Timestamp, retry_after: Option<Duration>) {
-        // Everything in flight at the first refusal is refused too: that is one throttle.
+        // The hub also refuses everything in flight at the first refusal: all of this is one
+        // throttle.
         let fresh = now.since(self.factor_at) >= Duration::from_secs(2) || self.factor >= 1.0;
         if fresh {
             self.factor = (self.factor(now) * CUT).max(FLOOR);
@@ -130,26 +132,26 @@ impl Limiter {
         self.next_us = self.next_us.max(until);
     }
 
-    /// What of the quota is used at `now`: 1 when all is well.
+    /// Returns the used part of the quota at `now`: 1 without recent throttles.
     #[must_use]
     pub fn factor(&self, now: Timestamp) -> f64 {
         (self.factor + now.since(self.factor_at).as_secs_f64() * CLIMB_PER_SECOND).min(1.0)
     }
 }
 
-/// What a hub's limiter does at one moment.
+/// The state of a hub's limiter at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LimiterState {
-    /// What of the quota is used: 1 when all is well, less for a while after the hub has refused sends.
+    /// The used part of the quota: 1 normally, less for a while after the hub has refused sends.
     pub factor: f64,
     /// How far ahead of the clock permits are reserved.
     pub ahead: Duration,
-    /// The rollouts that want permits, by name.
+    /// The rollouts asking for permits, by name.
     pub asking: Vec<RolloutName>,
 }
 
 impl Default for LimiterState {
-    /// That of a hub that nobody has used.
+    /// Returns the state of an unused hub.
     fn default() -> Self {
         Self {
             factor: 1.0,
@@ -160,45 +162,46 @@ impl Default for LimiterState {
 }
 
 impl LimiterState {
-    /// For how long nothing is sent because the hub has refused sends, at a pace of `per_minute`; `None` when permits
-    /// are given. Those alone reach no further ahead than to the horizon, and what was given last beyond it.
+    /// Returns how long nothing is sent after a throttle, at a pace of `per_minute`; `None` while
+    /// permits are given. Without a throttle, reservations reach to the horizon at most, and beyond
+    /// it only by the last grant.
     #[must_use]
-    pub fn shut_for(&self, per_minute: f64) -> Option<Duration> {
+    pub fn paused_for(&self, per_minute: f64) -> Option<Duration> {
         let interval = Duration::try_from_secs_f64(60.0 / (per_minute * self.factor));
         let most = HORIZON.saturating_add(BLOCK.max(interval.unwrap_or_default()));
         (self.ahead > most).then_some(self.ahead)
     }
 }
 
-/// One hub's permits, for all rollouts.
+/// The permits of one hub, for all rollouts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HubPermits {
-    limiter: Limiter,
+    limiter: SendLimiter,
     shares: BTreeMap<RolloutName, Share>,
 }
 
-/// What a rollout has of a hub.
+/// The share of a rollout in a hub.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Share {
-    /// Permits used, divided by the weight. Only differences between rollouts mean something.
+    /// Used permits, divided by the weight. Only differences between rollouts are meaningful.
     used: f64,
-    /// It waits for permits, and is expected back by then.
+    /// Until when the rollout counts as waiting for permits.
     asking_until: Timestamp,
-    /// Its own limit, if it has one.
-    own: Ration,
+    /// The rollout's own limit, if it has a limit.
+    own: RolloutLimiter,
 }
 
-/// A rollout's own limit. Other than a [`Limiter`] it gives nothing ahead of time (a place in the
-/// hub's line that is used later than it was reserved for would come on top of the places
-/// reserved for then), and makes up for [`MAKE_UP`] that it was asked late: the hub's line is in
-/// the way of the next ask.
+/// The limiter for a rollout's own limit. Unlike a [`SendLimiter`], it reserves nothing ahead of
+/// time: a reservation in the hub's limiter used later than planned would come on top of the
+/// reservations for that time. It lets a rollout make up for up to [`MAKE_UP`] of asking late,
+/// because waiting for the hub's limiter delays the next request.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Ration {
+struct RolloutLimiter {
     next_us: u64,
 }
 
-impl Ration {
-    /// How many may be sent now; or how long to wait.
+impl RolloutLimiter {
+    /// Returns the number of messages allowed now, or the time to wait.
     fn allowed(self, now: Timestamp, per_minute: f64) -> Result<u32, Duration> {
         let now_us = now.0 * 1_000;
         if self.next_us > now_us {
@@ -212,7 +215,7 @@ impl Ration {
         self.next_us = self.start_us(now) + (f64::from(permits) * 60e6 / per_minute) as u64;
     }
 
-    /// What was taken still matters.
+    /// Returns whether earlier permits still affect the limit.
     fn counts_at(self, now: Timestamp) -> bool {
         self.next_us > Self::earliest_us(now)
     }
@@ -227,7 +230,8 @@ impl Ration {
 }
 
 impl HubPermits {
-    /// Reserves permits for a rollout, within the hub's rate, its own, and its share.
+    /// Reserves permits for a rollout within the hub's rate, the rollout's own limit and the
+    /// rollout's share.
     pub fn take(&mut self, now: Timestamp, request: &PermitRequest) -> Grant {
         let share = self.share(now, &request.rollout);
         let later = |wait: Duration| Grant { permits: 0, wait };
@@ -236,7 +240,7 @@ impl HubPermits {
             match share.own.allowed(now, limit) {
                 Ok(permits) => allowed = allowed.min(permits),
                 Err(wait) => {
-                    // It has no use for the hub now, so it holds nobody up.
+                    // The rollout cannot use the hub now, so it delays no other rollout.
                     share.asking_until = now;
                     return later(wait);
                 }
@@ -245,8 +249,8 @@ impl HubPermits {
         let least = self.least_of_others(now, &request.rollout);
         let ahead = self.limiter.ahead(now);
         let unfair = least.is_some_and(|least| self.shares[&request.rollout].used > least);
-        let grant = if unfair && ahead > DRY {
-            later(ahead.checked_sub(DRY).unwrap_or_default())
+        let grant = if unfair && ahead > DRY_BELOW {
+            later(ahead.checked_sub(DRY_BELOW).unwrap_or_default())
         } else {
             self.limiter.take(now, allowed, request.per_minute)
         };
@@ -260,23 +264,23 @@ impl HubPermits {
             content = grant.permits == allowed && allowed < request.wanted;
         }
         if content {
-            // It got all that it may have for now, so it holds nobody up.
+            // The rollout got all permits allowed for now, so it delays no other rollout.
             share.asking_until = now;
         } else {
-            let back = now.plus(grant.wait).plus(BLOCK).plus(KEEP);
+            let back = now.plus(grant.wait).plus(BLOCK).plus(TURN_GRACE);
             share.asking_until = share.asking_until.max(back);
         }
         grant
     }
 
-    /// The store came back from a crash in which it may have lost its writes of this time: what was reserved meanwhile is
-    /// used without being known, so as much is passed over.
-    pub fn lost(&mut self, now: Timestamp, time: Duration) {
+    /// Skips the reservations that the store may have lost in a crash: writes of the last `time`
+    /// may be missing, so the same time is left unused.
+    pub fn skip(&mut self, now: Timestamp, time: Duration) {
         let next_us = self.limiter.next_us.max(now.0 * 1_000);
         self.limiter.next_us = next_us.saturating_add(time.as_micros() as u64);
     }
 
-    /// What the limiter does at `now`.
+    /// Returns the state of the limiter at `now`.
     #[must_use]
     pub fn state(&self, now: Timestamp) -> LimiterState {
         let asking = self.shares.iter();
@@ -288,13 +292,13 @@ impl HubPermits {
         }
     }
 
-    /// The hub refused a send for its quota, see [`Limiter::throttled`].
+    /// Notes a hub's refusal for its quota, see [`SendLimiter::throttled`].
     pub fn throttled(&mut self, now: Timestamp, retry_after: Option<Duration>) {
         self.limiter.throttled(now, retry_after);
     }
 
-    /// A rollout's share. One that is new here, or back, starts level with the one that has used
-    /// the least: it gets no credit for the time that it was away.
+    /// Returns a rollout's share. A new or returning rollout starts level with the rollout of the
+    /// least use: its absence gives no credit.
     fn share(&mut self, now: Timestamp, rollout: &RolloutName) -> &mut Share {
         let least = self.least_of_others(now, rollout);
         self.shares.retain(|name, share| {
@@ -303,7 +307,7 @@ impl HubPermits {
         let share = self.shares.entry(rollout.clone()).or_insert(Share {
             used: 0.0,
             asking_until: Timestamp(0),
-            own: Ration::default(),
+            own: RolloutLimiter::default(),
         });
         if share.asking_until <= now {
             share.used = least.map_or(0.0, |least| share.used.max(least));
@@ -311,7 +315,7 @@ impl HubPermits {
         share
     }
 
-    /// What the rollout that used the least has used, of those that wait for permits now.
+    /// Returns the least use among the other rollouts waiting for permits now.
     fn least_of_others(&self, now: Timestamp, rollout: &RolloutName) -> Option<f64> {
         let others = self
             .shares
@@ -321,21 +325,21 @@ impl HubPermits {
     }
 }
 
-/// The budget for opening links to a hub. The hub has one, too, that its documents give no number
-/// for (`AmqpLinkOpen`); ours lets a few dozen workers start at once, and no more than two links a
-/// second after that.
+/// The budget for opening links to a hub. The hub has such a limit, too, without a number in its
+/// documentation (`AmqpLinkOpen`). This budget lets a few dozen workers start at once, and then two
+/// links per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Links {
     next: Timestamp,
 }
 
 impl Links {
-    /// Links that may be opened at once after a quiet time.
+    /// The number of links that may be opened at once after a quiet time.
     pub const BURST: u32 = 40;
-    /// The time that one link stands for.
+    /// The interval between later links.
     pub const EACH: Duration = Duration::from_millis(500);
 
-    /// Reserves the opening of one link, and says how long to wait before it.
+    /// Reserves the opening of one link, and returns the time to wait before opening.
     pub fn open(&mut self, now: Timestamp) -> Duration {
         let start = self.next.max(now);
         self.next = start.plus(Self::EACH);
@@ -351,9 +355,10 @@ mod tests {
 
     use super::*;
 
-    /// Sends by several workers that ask whenever they may; gives the send times in microseconds.
+    /// Simulates several workers asking as early as possible; returns the times of the sends in
+    /// microseconds.
     fn run(per_minute: f64, seconds: u64, workers: usize, jitter: &[u16]) -> Vec<u64> {
-        let mut limiter = Limiter::default();
+        let mut limiter = SendLimiter::default();
         let mut sends = Vec::new();
         let mut free_at = vec![0u64; workers];
         let mut jitter = jitter.iter().cycle();
@@ -368,7 +373,7 @@ mod tests {
             let start = now * 1_000 + grant.wait.as_micros() as u64;
             let interval = 60e6 / per_minute;
             sends.extend((0..grant.permits).map(|i| start + (f64::from(i) * interval) as u64));
-            // Asks again when its block begins, some time late.
+            // The worker asks again when its block begins, or some time later.
             free_at[worker] =
                 start.div_ceil(1_000).max(now + 1) + u64::from(*jitter.next().unwrap() % 50);
         }
@@ -401,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_throttle_cuts_holds_back_and_is_forgiven() {
-        let mut limiter = Limiter::default();
+        let mut limiter = SendLimiter::default();
         let now = Timestamp(1_000_000);
         limiter.throttled(now, None);
         limiter.throttled(now.plus(Duration::from_millis(5)), None);
@@ -427,9 +432,9 @@ mod tests {
         assert!(limiter.factor(now.plus(Duration::from_secs(60 + 3 * 99))) >= FLOOR);
     }
 
-    /// A hub that gives permits one by one gives each a long time ahead; that is no throttle.
+    /// A hub with few permits reserves each far ahead; a long reservation is no throttle.
     #[test]
-    fn a_limiter_is_shut_by_throttles_only() {
+    fn a_limiter_is_paused_by_throttles_only() {
         let now = Timestamp(1_000_000);
         for per_minute in [1.0, 100.0, 6_000.0, f64::INFINITY] {
             let mut permits = HubPermits::default();
@@ -444,11 +449,11 @@ mod tests {
             if per_minute.is_finite() {
                 while permits.take(now, &request).permits > 0 {}
             }
-            assert_eq!(permits.state(now).shut_for(per_minute), None);
+            assert_eq!(permits.state(now).paused_for(per_minute), None);
             let pause = Duration::from_secs(100);
             permits.throttled(now, Some(pause));
-            let shut = permits.state(now).shut_for(per_minute);
-            assert_eq!(shut, Some(pause), "{per_minute}");
+            let paused = permits.state(now).paused_for(per_minute);
+            assert_eq!(paused, Some(pause), "{per_minute}");
         }
     }
 
@@ -456,8 +461,8 @@ mod tests {
         RolloutName::new(name).unwrap()
     }
 
-    /// One worker's demand for one rollout, as a pacer makes it: it fetches a block when the one
-    /// before begins.
+    /// The demand of one worker for one rollout, as made by a pacer: the worker fetches a block
+    /// when the block before begins.
     #[derive(Clone)]
     struct Asker {
         name: RolloutName,
@@ -479,7 +484,7 @@ mod tests {
         }
     }
 
-    /// Lets the askers have their way; gives (microsecond, rollout) of every send.
+    /// Runs the askers against each other; returns the microsecond and the rollout of every send.
     fn contend(mut askers: Vec<Asker>, per_minute: f64, seconds: u64) -> Vec<(u64, RolloutName)> {
         let mut permits = HubPermits::default();
         let mut sends = Vec::new();
@@ -571,7 +576,7 @@ mod tests {
         );
         let (brief, big) = (minute("brief"), minute("big"));
         assert!((brief / big / 5.0 - 1.0).abs() < 0.05, "{brief} and {big}");
-        // From the moment on that the brief one is gone; a second for it to be missed.
+        // From the moment the brief rollout is gone, plus a second until its absence counts.
         let rest = sent(&sends, "big", 61..90) + sent(&sends, "limited", 61..90);
         assert!(rest > 29.0 * 100.0 * 0.985, "{rest}");
         let urgent = sent(&sends, "urgent", 91..119);
@@ -613,7 +618,7 @@ mod tests {
     proptest! {
         #[test]
         fn reservations_never_overlap(asks in prop::collection::vec((0u64..300, 1u32..2_000), 1..100), rate in 1.0f64..100_000.0) {
-            let mut limiter = Limiter::default();
+            let mut limiter = SendLimiter::default();
             let (mut now, mut end) = (1_000u64, 0f64);
             for (later, wanted) in asks {
                 now += later;

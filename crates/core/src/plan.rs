@@ -1,102 +1,110 @@
-//! Planning: from a stream of devices to batches.
+//! Planning: turns a stream of devices into batches.
 //!
-//! The plan is the frozen answer to "which devices, in which stage, in which batch". It is made
-//! once, in a stream: what is held in memory is bounded by [`BatchLimits::open_devices`], by the stages'
-//! `max_devices`, and by some thousand devices for each percent that cuts ([`HubStager`]), however large the fleet is.
+//! A plan is the frozen assignment of every device of the target to a stage and a batch. Planning
+//! happens once, in a stream. Memory is bounded by [`BatchLimits::open_devices`], by the
+//! `max_devices` of the stages, and by some thousand devices for each distinct `percent` of the
+//! stages ([`HubStager`]), regardless of the size of the fleet.
 
 mod batcher;
 mod checksum;
 mod cohort;
-mod course;
 mod digest;
 mod estimate;
 mod forecast;
+mod malformed_rows;
 mod manifest;
-mod not_understood;
 mod order;
 mod overlap;
 mod packer;
-mod place;
+mod sending_time;
 mod sizes;
+mod sort_key;
 mod stager;
 mod unknown_zones;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use batcher::{BatchLimits, Batcher, Filled};
+pub use batcher::{BatchLimits, Batcher, ClosedBatch};
 pub use checksum::Checksum;
 pub use cohort::Cohort;
 pub use digest::{HubDigest, PlanDigest};
 pub use estimate::{Estimate, HubEstimate, estimate};
 pub use forecast::{Forecast, Impossible, Share, StageForecast, StageShares, forecast, warnings};
-pub use manifest::{Batch, BatchHeader, DeviceList, Group};
-pub use not_understood::{NotUnderstood, OddExample};
+pub use malformed_rows::{MalformedRowExample, MalformedRows};
+pub use manifest::{Batch, BatchHeader, DeviceList, TagGroup};
 pub use overlap::{Overlap, overlap};
 pub use packer::{Packed, pack};
-pub use place::{COMPARED, Place};
 pub use sizes::BatchSizes;
-pub use stager::{Assigned, CutMissed, HubStager, StageRules, finish_stages};
+pub use sort_key::{COMPARED_BYTES, SortKey};
+pub use stager::{AssignedDevice, CutMissed, HubStager, StageRules, finish_stages};
 pub use unknown_zones::UnknownZones;
 
 use crate::ids::{HubHost, HubName, StageName};
 
-/// What a plan came to. The batches themselves are in the store.
+/// The result of planning. The batches themselves are in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanSummary {
     /// Devices in all batches.
     pub devices: u64,
-    /// How many batches.
+    /// The number of batches.
     pub batches: u32,
     /// Equal digests mean equal plans: the same devices in the same batches.
     pub digest: String,
-    /// The batches that the store must hold for the plan to be whole.
+    /// The expected checksum of the batches in the store. A store with another checksum does not
+    /// hold the whole plan.
     pub checksum: Checksum,
-    /// By hub, in the order of their names.
+    /// The part of each hub, ordered by hub name.
     pub hubs: Vec<HubPlan>,
-    /// By stage, in the order of the spec; the one for the rest is the last. Older records have none.
+    /// The part of each stage, in the order of
+    /// [`RolloutSpec::all_stages`](crate::spec::RolloutSpec::all_stages). Older records have no
+    /// stages.
     #[serde(default)]
     pub stages: Vec<StagePlan>,
-    /// By exclusion rule, in the order of the spec.
+    /// The effect of each exclusion rule, in the order of the spec.
     pub excluded: Vec<Excluded>,
-    /// How often a device was named again, by the device list or by its hub; each is in the plan once.
+    /// The number of repeated occurrences of devices, in the device list or in a hub's answers.
+    /// Each device is in the plan once.
     pub repeated: u64,
-    /// Rows of the hubs' answers that are not understood, whose devices are left out. In a continuous rollout, those of the
-    /// newest look.
-    #[serde(default, skip_serializing_if = "NotUnderstood::is_empty")]
-    pub not_understood: NotUnderstood,
-    /// Devices whose `zone_tag` holds no zone. Those that are left out for that are among the excluded, too.
+    /// Malformed rows of the hubs' answers. The plan leaves their devices out. In a continuous
+    /// rollout, the malformed rows of the newest scan of the target.
+    #[serde(default, skip_serializing_if = "MalformedRows::is_empty")]
+    pub malformed_rows: MalformedRows,
+    /// Devices with an unknown time zone in `zone_tag`. Devices left out for this reason count in
+    /// `excluded`, too.
     #[serde(default, skip_serializing_if = "UnknownZones::is_empty")]
     pub unknown_zones: UnknownZones,
 }
 
 impl PlanSummary {
-    /// What there is to be said of a plan without devices.
+    /// Returns the error text for a plan without devices.
     #[must_use]
-    pub fn empty(&self) -> String {
-        let odd = self.not_understood.in_short();
-        let odd = odd.map(|odd| format!("; {odd}")).unwrap_or_default();
-        format!("the target matches no device{odd}")
+    pub fn empty_plan_message(&self) -> String {
+        let malformed = self.malformed_rows.summary();
+        let malformed = malformed
+            .map(|malformed| format!("; {malformed}"))
+            .unwrap_or_default();
+        format!("the target matches no device{malformed}")
     }
 }
 
-/// One hub's part of a plan.
+/// A hub's part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HubPlan {
     /// The hub.
     pub hub: HubName,
-    /// The host name of the hub that the devices were found in.
+    /// The host name of the hub at the time of planning.
     pub host: HubHost,
-    /// Its devices.
+    /// The number of devices.
     pub devices: u64,
-    /// Its batches.
+    /// The number of batches.
     pub batches: u32,
 }
 
 impl HubPlan {
-    /// That of a hub without devices.
+    /// Returns the part of a hub without devices.
     #[must_use]
-    pub fn none(hub: &HubName, host: &HubHost) -> Self {
+    pub fn empty(hub: &HubName, host: &HubHost) -> Self {
         Self {
             hub: hub.clone(),
             host: host.clone(),
@@ -106,25 +114,25 @@ impl HubPlan {
     }
 }
 
-/// One stage's part of a plan.
+/// A stage's part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StagePlan {
     /// The stage.
     pub name: StageName,
-    /// Its devices; there may be none.
+    /// The number of devices; may be zero.
     pub devices: u64,
-    /// Its batches.
+    /// The number of batches.
     pub batches: u32,
 }
 
-/// How many devices of the target a rule left out.
+/// The number of devices left out by an exclusion rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Excluded {
-    /// The rule, in words.
+    /// A description of the rule.
     pub rule: String,
-    /// Why, if the spec says.
+    /// The reason from the spec, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Devices that match the target and this rule. Rules may overlap.
+    /// Devices that match both the target and this rule. Rules may overlap.
     pub devices: u64,
 }

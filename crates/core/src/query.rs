@@ -1,7 +1,7 @@
 //! From tag selectors to the condition of a twin query.
 //!
-//! Values and tags are quoted so that none can change the meaning of the query, and a condition that somebody wrote is
-//! one that can be put in brackets (reference: `iot-hub-devguide-query-language`).
+//! Values and tags are quoted, so none can change the meaning of the query. A user's condition is
+//! checked to be safe in parentheses (reference: `iot-hub-devguide-query-language`).
 
 mod property;
 
@@ -13,9 +13,9 @@ use serde_json::Value;
 
 pub use property::{InvalidPropertyName, PropertyName};
 
-/// A hub refuses longer queries.
+/// The longest query accepted by a hub, in characters.
 pub const MAX_QUERY_CHARS: usize = 8192;
-/// The longest condition on devices, in characters: it leaves room for the rest of the query.
+/// The longest condition on devices, in characters: leaves room for the rest of the query.
 pub const MAX_CONDITION_CHARS: usize = MAX_QUERY_CHARS - 1024;
 
 /// The path of a tag below `tags`, for example `region` or `location.site`.
@@ -23,15 +23,16 @@ pub const MAX_CONDITION_CHARS: usize = MAX_QUERY_CHARS - 1024;
 #[serde(try_from = "String", into = "String")]
 pub struct TagPath(String);
 
-/// Why a text is not a tag path that can be queried.
+/// A text that is not a usable tag path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "tag {0:?} cannot be queried: it has names with '.' between the levels of a nested tag, without the leading \"tags.\"; a name \
-     has no white space, no quotes, no brackets and no \\, and the whole has 256 bytes at the most"
+    "tag {0:?} is not a valid tag path: write names with '.' between the levels of a nested tag, \
+     without the leading \"tags.\"; a name has no white space, quotes, brackets or \\, and the \
+     path has at most 256 bytes"
 )]
 pub struct InvalidTagPath(String);
 
-/// Words of the query language. A tag with such a name is put in brackets.
+/// Keywords of the query language. A tag with such a name is written in brackets.
 const KEYWORDS: [&str; 25] = [
     "select",
     "from",
@@ -61,10 +62,10 @@ const KEYWORDS: [&str; 25] = [
 ];
 
 impl TagPath {
-    /// Checks `text` and makes it a path.
+    /// Creates a path from valid text.
     ///
     /// # Errors
-    /// [`InvalidTagPath`], which says what is allowed.
+    /// [`InvalidTagPath`], with a description of the allowed texts.
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidTagPath> {
         let text = text.into();
         let is_allowed = |c: char| !c.is_control() && !c.is_whitespace() && !"[]'\"\\`".contains(c);
@@ -77,8 +78,9 @@ impl TagPath {
         Ok(Self(text))
     }
 
-    /// The path as a query has it: `tags.location.[[group]]`. Names that are words of the language, or have other characters
-    /// than letters, digits and `_`, are in brackets (`iot-hub-devguide-query-language`).
+    /// Returns the path in query syntax: `tags.location.[[group]]`. Names equal to a keyword of the
+    /// language, or with other characters than letters, digits and `_`, are in brackets
+    /// (`iot-hub-devguide-query-language`).
     #[must_use]
     pub fn in_query(&self) -> String {
         let mut out = "tags".to_owned();
@@ -96,7 +98,7 @@ impl TagPath {
         out
     }
 
-    /// The path as text, without `tags.`.
+    /// Returns the path as text, without `tags.`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -209,10 +211,10 @@ pub enum OneOrMany {
     Many(Vec<TagValue>),
 }
 
-/// Tags and the values that they must have, all of them.
+/// Tags with their required values. A device must match all tags.
 pub type TagSelector = std::collections::BTreeMap<TagPath, OneOrMany>;
 
-/// The condition for devices that match all of `tags`; empty for no tags.
+/// Returns the condition for devices matching all of `tags`; empty for no tags.
 #[must_use]
 pub fn matching(tags: &TagSelector) -> String {
     join(
@@ -222,11 +224,11 @@ pub fn matching(tags: &TagSelector) -> String {
     )
 }
 
-/// The condition for devices that do *not* match all of `tags`.
+/// Returns the condition for devices *not* matching all of `tags`.
 ///
-/// A device without the tag does not match it, so it stays. That is said in the condition,
-/// because a comparison with something undefined is neither true nor false there, and `NOT`
-/// does not make it true.
+/// A device without the tag does not match, so the condition must include the device. The condition
+/// says so explicitly, because in the query language a comparison with an undefined value is
+/// neither true nor false, and `NOT` does not make it true.
 #[must_use]
 pub fn not_matching(tags: &TagSelector) -> String {
     join(
@@ -241,9 +243,9 @@ pub fn not_matching(tags: &TagSelector) -> String {
     )
 }
 
-/// Whether a device matches all of `tags`; `tag` gives its value of one. As the hub itself would say to
-/// [`matching`]: numbers are equal by value, all else by type and value, and what is not defined
-/// equals nothing.
+/// Returns whether a device matches all of `tags`; `tag` returns the device's value of a tag. The
+/// result equals the hub's result for [`matching`]: numbers are equal by value, everything else by
+/// type and value, and an undefined value equals nothing.
 #[must_use]
 pub fn matches<'t>(tags: &TagSelector, tag: impl Fn(&TagPath) -> Option<&'t Value>) -> bool {
     tags.iter().all(|(path, wanted)| {
@@ -282,7 +284,7 @@ fn join(parts: impl Iterator<Item = String>, with: &str) -> String {
     parts.collect::<Vec<_>>().join(with)
 }
 
-/// `a` AND `b`, where an empty condition means "all devices".
+/// Joins conditions with AND; an empty condition means "all devices".
 #[must_use]
 pub fn all_of<'a>(conditions: impl IntoIterator<Item = &'a str>) -> String {
     let parts: Vec<_> = conditions
@@ -300,8 +302,8 @@ pub fn all_of<'a>(conditions: impl IntoIterator<Item = &'a str>) -> String {
     }
 }
 
-/// What is wrong with a condition that somebody wrote. It must stay one condition when it is put in brackets: whatever it
-/// opens it closes, and nothing else.
+/// Returns what is wrong with a user's condition. The condition must stay one condition in
+/// parentheses: it must close everything that it opens, and nothing else.
 #[must_use]
 pub fn condition_problem(condition: &str) -> Option<String> {
     let mut open = Vec::new();
@@ -312,23 +314,21 @@ pub fn condition_problem(condition: &str) -> Option<String> {
             ('\'' | '"', _) => loop {
                 match chars.next() {
                     None => {
-                        return Some(format!("has a text that does not end, from character {at}"));
+                        return Some(format!("has an unterminated text at character {at}"));
                     }
                     Some(('\\', _)) => _ = chars.next(),
                     Some((end, _)) if end == c => break,
                     Some(_) => {}
                 }
             },
-            // A name may have quotes in it.
+            // A name in brackets may contain quotes.
             ('[', Some('[')) => {
                 _ = chars.next();
                 let mut before = ' ';
                 loop {
                     match chars.next() {
                         None => {
-                            return Some(format!(
-                                "has a name that does not end, from character {at}"
-                            ));
+                            return Some(format!("has an unterminated name at character {at}"));
                         }
                         Some((']', _)) if before == ']' => break,
                         Some((c, _)) => before = c,
@@ -339,21 +339,19 @@ pub fn condition_problem(condition: &str) -> Option<String> {
             (')' | ']', _) => {
                 let opening = if c == ')' { '(' } else { '[' };
                 if open.pop().is_none_or(|(opened, _)| opened != opening) {
-                    return Some(format!("has a {c} that nothing opens, character {at}"));
+                    return Some(format!("has an unmatched {c} at character {at}"));
                 }
             }
-            ('-', Some('-')) | ('/', Some('*')) => {
+            ('-', Some(next @ '-')) | ('/', Some(next @ '*')) => {
                 return Some(format!(
-                    "has a remark ({c}{c}), character {at}; leave it out"
+                    "has a comment ({c}{next}) at character {at}; remove it"
                 ));
             }
             _ => {}
         }
     }
     let (opened, at) = open.pop()?;
-    Some(format!(
-        "has a {opened} that nothing closes, character {at}"
-    ))
+    Some(format!("has an unclosed {opened} at character {at}"))
 }
 
 #[cfg(test)]
@@ -507,24 +505,16 @@ mod tests {
         for (bad, says) in [
             (
                 "tags.region='zz') OR (tags.type='fridge'",
-                "has a ) that nothing opens, character 17",
+                "has an unmatched ) at character 17",
             ),
-            ("(tags.a = 1", "has a ( that nothing closes, character 1"),
-            ("tags.a IN [1)", "has a ) that nothing opens, character 13"),
-            (
-                "tags.a = 'x",
-                "has a text that does not end, from character 10",
-            ),
-            (
-                "tags.a = 'x\\'",
-                "has a text that does not end, from character 10",
-            ),
-            (
-                "tags.[[a] = 1",
-                "has a name that does not end, from character 6",
-            ),
-            ("tags.a = 1 -- x", "has a remark (--), character 12"),
-            ("]", "has a ] that nothing opens, character 1"),
+            ("(tags.a = 1", "has an unclosed ( at character 1"),
+            ("tags.a IN [1)", "has an unmatched ) at character 13"),
+            ("tags.a = 'x", "has an unterminated text at character 10"),
+            ("tags.a = 'x\\'", "has an unterminated text at character 10"),
+            ("tags.[[a] = 1", "has an unterminated name at character 6"),
+            ("tags.a = 1 -- x", "has a comment (--) at character 12"),
+            ("tags.a = 1 /* x", "has a comment (/*) at character 12"),
+            ("]", "has an unmatched ] at character 1"),
         ] {
             let found = condition_problem(bad).unwrap();
             assert!(found.starts_with(says), "{bad}: {found}");
@@ -532,7 +522,7 @@ mod tests {
     }
 
     proptest! {
-        /// However hostile the value, the literal ends where we end it.
+        /// However hostile the value, the literal ends at the final quote.
         #[test]
         fn no_value_leaves_its_quotes(value in any::<String>()) {
             let mut literal = String::new();

@@ -1,4 +1,4 @@
-//! What processes report about hubs, as a store within a single process keeps it.
+//! Reports of processes on hubs, as kept by a store within a single process.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,9 +7,10 @@ use crate::ids::{Holder, HubName};
 use crate::time::Timestamp;
 
 /// Older reports are meaningless, because no lock lasts as long. Stores may delete old reports.
-pub const FORGOTTEN: Duration = Duration::from_secs(600);
+pub const REPORT_RETENTION: Duration = Duration::from_secs(600);
 
-/// The newest report of each reporter on each hub. Reports older than [`FORGOTTEN`] are deleted with the next report.
+/// The newest report of each reporter on each hub. Reports older than [`REPORT_RETENTION`] are
+/// deleted with the next report.
 #[derive(Debug, Clone)]
 pub struct Reports<S>(BTreeMap<HubName, BTreeMap<Holder, Entry<S>>>);
 
@@ -25,7 +26,7 @@ struct Entry<S> {
 pub struct Reported<S> {
     /// The reporter.
     pub by: Holder,
-    /// The age of the moment that the report is about, if it names one.
+    /// The age of the reported moment, if the report has one.
     pub at_ago: Option<Duration>,
     /// The age of the report.
     pub reported_ago: Duration,
@@ -40,7 +41,8 @@ impl<S> Default for Reports<S> {
 }
 
 impl<S: Clone> Reports<S> {
-    /// Stores a report at `now` in place of the reporter's last one. Returns `true` for a new reporter.
+    /// Stores a report at `now` in place of the reporter's last report. Returns `true` for a new
+    /// reporter.
     pub fn report(
         &mut self,
         hub: &HubName,
@@ -50,7 +52,7 @@ impl<S: Clone> Reports<S> {
         now: Timestamp,
     ) -> bool {
         let reports = self.0.entry(hub.clone()).or_default();
-        reports.retain(|_, entry| now.since(entry.reported) < FORGOTTEN);
+        reports.retain(|_, entry| now.since(entry.reported) < REPORT_RETENTION);
         let entry = Entry {
             at: at_ago.map(|ago| now.minus(ago)),
             reported: now,

@@ -1,4 +1,4 @@
-//! A rollout's life.
+//! The life of a rollout, as a state machine.
 //!
 //! ```text
 //!                      ┌────────────── plan failed ─────────────▶ Failed
@@ -15,42 +15,42 @@
 //!      retry: Succeeded | FinishedWithFailures ──▶ Running
 //! ```
 //!
-//! [`transition`] decides, and nothing else does. What a rollout *owes* the world ([`Rollout::owed`])
-//! follows from its record alone: after a crash that is loaded and what is owed is done again, which is
-//! always safe.
+//! Only [`transition`] decides about phases. The duty of a rollout's driver ([`Rollout::duty`])
+//! follows from the record alone: after a crash, the driver loads the record and repeats the duty,
+//! which is always safe.
 //!
-//! A retry lowers outcomes, which nothing else does. It is requested, then prepared, batch by batch; until
-//! it is, nothing is sent and no gate is asked.
+//! A retry lowers outcomes; nothing else does. A retry is requested, and then prepared batch by
+//! batch. Until the preparation is complete, nothing is sent and no gate is judged.
 
 mod adding;
-mod booking;
-mod change;
+mod apply;
 mod commands;
+mod control;
 mod event;
-mod hearing;
+mod feedback;
 pub mod history;
-mod life;
-mod looks;
 mod notes;
 mod phase;
-mod planning;
 mod progress;
 mod record;
 mod refusal;
+mod scans;
 mod search;
-mod stance;
+mod search_notes;
 #[cfg(test)]
 mod tests;
+mod time_account;
+mod transition;
 
-pub use adding::{Adding, Found, LookId, Looks, PlanId};
-pub use commands::{Commands, Keyed};
+pub use adding::{Adding, PlanId, ScanId, ScanResult, Scans};
+pub use commands::{Commands, KeyedCommand};
+pub use control::RolloutControl;
 pub use event::Event;
 pub use history::HistoryEntry;
-pub use life::transition;
 pub use notes::Notes;
-pub use phase::{Owed, Phase, Wanted};
-pub use progress::{Approval, MetricResult, MetricTally, StageProgress, Word};
-pub use record::{Reliance, Retry, Rollout};
+pub use phase::{Directive, Duty, Phase};
+pub use progress::{Approval, Attribution, MetricResult, MetricTally, StageProgress};
+pub use record::{Retry, Rollout, StorePrecondition};
 pub use refusal::IllegalTransition;
 pub use search::{Search, SearchTrouble};
-pub use stance::Stance;
+pub use transition::transition;

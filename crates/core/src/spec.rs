@@ -1,7 +1,7 @@
-//! A rollout's spec: what a user writes, in YAML or JSON.
+//! The spec of a rollout, written by a user in YAML or JSON.
 //!
-//! [`Document`] keeps the place of every value; [`RolloutSpec::read`] gives either a spec of
-//! which nothing need be checked again, or every problem with its field and line.
+//! [`Document`] keeps the position of every value. [`RolloutSpec::read`] returns either a fully
+//! checked spec, or every problem with its field and line.
 
 mod answers;
 mod budget;
@@ -26,11 +26,11 @@ mod validate;
 
 pub use answers::{Answers, Convention, MAX_ANSWERS_WITHIN};
 pub use budget::{AtMost, Budget, InvalidAtMost};
-pub use continuous::{Continuous, LATE, MAX_LOOK_EVERY, MIN_LOOK_EVERY};
-pub use document::{Document, Given, MAX_DOCUMENT_BYTES, Problem, Problems, difference};
+pub use continuous::{Continuous, LATE_STAGE, MAX_SCAN_INTERVAL, MIN_SCAN_INTERVAL};
+pub use document::{Document, InputValue, MAX_DOCUMENT_BYTES, Problem, Problems, difference};
 pub use limits::{
-    MAX_BY_CHARS, MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TEXT_CHARS, MAX_TTL,
-    MAX_WEIGHT, MIN_TTL, too_long,
+    MAX_ACTOR_CHARS, MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TEXT_CHARS, MAX_TTL,
+    MAX_WEIGHT, MIN_TTL, length_problem,
 };
 pub use message::{Body, MessageSpec, NoContent};
 pub use metric::{
@@ -39,16 +39,16 @@ pub use metric::{
 };
 pub use order::Order;
 pub use pace::StagePace;
-pub use quantity::{InvalidPercent, InvalidRate, InvalidSpan, Percent, Rate, Span};
+pub use quantity::{HumanDuration, InvalidDuration, InvalidPercent, InvalidRate, Percent, Rate};
 pub use ramp::{MAX_EVERY, MAX_FACTOR, MIN_FACTOR, Ramp, RampOf};
-pub use rollout_spec::{Conflict, Delivery, RolloutSpec};
+pub use rollout_spec::{Concurrency, ConcurrencyPolicy, Delivery, RolloutSpec};
 pub use schedule::{
     CivilDate, Closed, Day, Freeze, HORIZON, InvalidDate, InvalidTimeOfDay, InvalidZone,
-    MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Opening, Schedule, TimeOfDay, UnknownZone,
-    Window, ZoneName,
+    MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, Schedule, ScheduleState, TimeOfDay,
+    UnknownZone, Window, ZoneName,
 };
 pub use stage::{
-    ApprovalRule, EVIDENCE_WITHIN, Gate, OnFailure, Rung, Stage, TooLittle, Unconfirmed,
+    ApprovalRule, EVIDENCE_WITHIN, Gate, OnFailure, SmallSample, Stage, SuccessLevel, Unconfirmed,
 };
 pub use target::{Exclusion, Target};
 

@@ -1,9 +1,9 @@
-//! What is kept of long texts.
+//! Bounds of long texts.
 
-/// Characters of an error that are stored: a chain of causes is shorter.
+/// The longest stored error text, in characters. A chain of causes is shorter.
 pub const ERROR_CHARS: usize = 600;
 
-/// The text's first `most` characters, and a mark if there are more.
+/// Returns the first `most` characters of the text, followed by `…` if the text is longer.
 #[must_use]
 pub fn cut(text: &str, most: usize) -> String {
     let mut cut: String = text.chars().take(most).collect();

@@ -1,4 +1,4 @@
-//! Points in time. The deciding code never reads a clock; it is told the time.
+//! Points in time. Decision code never reads a clock; the time is an argument.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,27 +6,27 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A point in time: milliseconds since the Unix epoch, UTC. Written as RFC 3339 text.
+/// A point in time, in milliseconds since the Unix epoch, UTC. Serialized as RFC 3339 text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// The latest time that text can express; used for "for ever".
+    /// The latest time with a text form; stands for "for ever".
     pub const MAX: Self = Self(253_402_207_200_000);
 
-    /// This time less `duration`, or the first one.
+    /// Returns this time less `duration`, at least the Unix epoch.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(ms(duration)))
     }
 
-    /// This time plus `duration`, or [`Timestamp::MAX`].
+    /// Returns this time plus `duration`, at most [`Timestamp::MAX`].
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(ms(duration))).min(Self::MAX)
     }
 
-    /// How long it is from `earlier` to this time; zero when it is not earlier.
+    /// Returns the time elapsed since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
@@ -72,13 +72,13 @@ impl JsonSchema for Timestamp {
     }
 }
 
-/// A duration in whole milliseconds, at most [`u64::MAX`].
+/// Returns a duration in whole milliseconds, at most [`u64::MAX`].
 #[must_use]
 pub fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Writes a duration the way people read it: `1h 30m`, `45s`, `0.3s`.
+/// Returns a duration as human-readable text: `1h 30m`, `45s`, `0.3s`.
 #[must_use]
 pub fn friendly(duration: Duration) -> String {
     if duration < Duration::from_secs(10) {

@@ -1,4 +1,4 @@
-//! Traces: what happens for one rollout, told as spans that belong together.
+//! Traces: the course of a rollout as a tree of spans.
 //!
 //! ```text
 //! command ─┬─ plan
@@ -8,14 +8,15 @@
 //!          └─ rollout             (all of it, once it has ended)
 //! ```
 //!
-//! A rollout outlives processes, so its spans do not hang on them: its record keeps the context of the command that
-//! started it, the ids of all further spans follow from that, and each is told when what it is about is over, by
-//! whoever has stored that. A span that is told twice has the same id.
+//! A rollout outlives processes, so its spans do not depend on a process. The rollout's record
+//! keeps the trace context of the command that started the rollout, and the ids of all other spans
+//! are derived from this context. Each span is emitted once its subject is over, by the component
+//! that stored the change. A span emitted twice has the same id.
 //!
-//! A trace is bounded, however large the fleet is: there is no span for a device, and of the batches
-//! [`SPANS_OF_BATCHES`] are told at the most, for each time that they are worked on.
+//! A trace is bounded, however large the fleet: there is no span per device, and at most
+//! [`MAX_TRACED_BATCHES`] batches have spans, for each run of a worker on the batch.
 
-mod told;
+mod transition;
 
 use std::fmt;
 use std::ops::Range;
@@ -31,15 +32,15 @@ use crate::outcome::Counts;
 use crate::time::Timestamp;
 
 pub use opentelemetry::trace::{SpanId, TraceId};
-pub use told::of_transition;
+pub use transition::transition_spans;
 
-/// Of how many batches of a rollout the runs are told, at the most.
-pub const SPANS_OF_BATCHES: u32 = 1_000;
+/// The most batches of a rollout with spans.
+pub const MAX_TRACED_BATCHES: u32 = 1_000;
 
 /// The name of the header that carries a context, in HTTP, AMQP and CloudEvents.
 pub const TRACEPARENT: &str = "traceparent";
 
-/// A span by its ids: W3C Trace Context, written as its `traceparent`.
+/// The ids of a span: W3C Trace Context, written as a `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TraceContext {
@@ -47,12 +48,12 @@ pub struct TraceContext {
     pub trace: TraceId,
     /// The span. Never zero.
     pub span: SpanId,
-    /// Somebody keeps the trace. If not, nothing of it is told.
+    /// Whether the trace is recorded. No span of an unsampled trace is emitted.
     pub sampled: bool,
 }
 
 impl TraceContext {
-    /// Another span of the same trace; `what` is what tells it apart from all others.
+    /// Derives another span of the same trace; `what` makes the span's id unique in the trace.
     #[must_use]
     pub fn derive(&self, what: fmt::Arguments<'_>) -> Self {
         let id = xxh3_64(format!("{} {what}", self.trace).as_bytes());
@@ -68,10 +69,10 @@ impl TraceContext {
         self.derive(format_args!("stage {}", stage.0))
     }
 
-    /// Whether runs of a batch are told of a rollout that has so many.
+    /// Returns whether the runs of a batch have spans, in a rollout of `batches` batches.
     #[must_use]
-    pub fn tells_of(&self, batch: BatchId, batches: u32) -> bool {
-        let each = batches.div_ceil(SPANS_OF_BATCHES).max(1);
+    pub fn samples(&self, batch: BatchId, batches: u32) -> bool {
+        let each = batches.div_ceil(MAX_TRACED_BATCHES).max(1);
         self.sampled && batch.0.is_multiple_of(each)
     }
 }
@@ -83,10 +84,10 @@ impl fmt::Display for TraceContext {
     }
 }
 
-/// A text that is no `traceparent`.
+/// A text that is not a `traceparent`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{found:?} is no traceparent, such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    "{found:?} is not a traceparent such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 )]
 pub struct InvalidTraceparent {
     /// The text, cut to 140 characters.
@@ -96,7 +97,8 @@ pub struct InvalidTraceparent {
 impl FromStr for TraceContext {
     type Err = InvalidTraceparent;
 
-    /// Of a version that is not known yet, what is known is read, as the standard wants it.
+    /// Parses a `traceparent`. The known fields of an unknown, later version are read, as the
+    /// standard demands.
     fn from_str(text: &str) -> Result<Self, InvalidTraceparent> {
         let invalid = || InvalidTraceparent {
             found: text.chars().take(140).collect(),
@@ -139,38 +141,39 @@ impl From<TraceContext> for String {
     }
 }
 
-/// The span of a command: begun by us, below a span of whoever gave it, if they said so.
+/// The span of a received command. If the caller passed a trace context, the command's span is a
+/// child of the caller's span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begun {
+pub struct CommandSpan {
     /// The command's own span.
     pub context: TraceContext,
-    /// Theirs.
+    /// The caller's span.
     pub parent: Option<SpanId>,
 }
 
-/// What was done, from when to when.
+/// A span: an operation with its start and its end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
-    /// Its ids.
+    /// The ids of the span.
     pub context: TraceContext,
-    /// The span of which it is a part.
+    /// The parent span.
     pub parent: Option<SpanId>,
-    /// A span of another trace that it has to do with.
+    /// A related span of another trace.
     pub link: Option<TraceContext>,
-    /// What it was: one of a few words.
+    /// The kind of operation, one of a few names.
     pub name: &'static str,
-    /// When it began.
+    /// The start.
     pub start: Timestamp,
-    /// When it ended.
+    /// The end.
     pub end: Timestamp,
-    /// Why it did not come to a good end, for people.
+    /// Why the operation failed, human-readable.
     pub trouble: Option<String>,
-    /// What else is to be known of it.
+    /// Further attributes.
     pub attributes: Vec<KeyValue>,
 }
 
 impl Span {
-    /// A span of which no more is known yet.
+    /// Creates a span without link, trouble and attributes.
     #[must_use]
     pub fn new(
         context: TraceContext,
@@ -190,14 +193,14 @@ impl Span {
         }
     }
 
-    /// The same, with a text that is to be known of it.
+    /// Adds a text attribute.
     #[must_use]
-    pub fn with(mut self, name: &'static str, text: &(impl fmt::Display + ?Sized)) -> Self {
+    pub fn with_text(mut self, name: &'static str, text: &(impl fmt::Display + ?Sized)) -> Self {
         self.attributes.push(KeyValue::new(name, text.to_string()));
         self
     }
 
-    /// The same, with a number that is to be known of it.
+    /// Adds a number attribute.
     #[must_use]
     pub fn with_number(mut self, name: impl Into<Key>, number: impl Into<u64>) -> Self {
         let number = i64::try_from(number.into()).unwrap_or(i64::MAX);
@@ -205,7 +208,7 @@ impl Span {
         self
     }
 
-    /// The same, with how many devices came to what.
+    /// Adds an attribute for each outcome, with the number of devices.
     #[must_use]
     pub fn with_counts(self, counts: &Counts) -> Self {
         counts.iter().fold(self, |span, (outcome, devices)| {
@@ -214,13 +217,13 @@ impl Span {
     }
 }
 
-/// Takes the spans to whoever keeps them. Cheap to clone; the default takes them nowhere.
+/// Passes spans to an exporter. Cheap to clone; the default discards all spans.
 #[derive(Clone, Default)]
-pub struct Tracer(Option<Arc<Kept>>);
+pub struct Tracer(Option<Arc<Exporter>>);
 
-struct Kept {
-    is_kept: Box<dyn Fn(TraceId, Option<bool>) -> bool + Send + Sync>,
-    keep: Box<dyn Fn(Span) + Send + Sync>,
+struct Exporter {
+    sample: Box<dyn Fn(TraceId, Option<bool>) -> bool + Send + Sync>,
+    export: Box<dyn Fn(Span) + Send + Sync>,
 }
 
 impl fmt::Debug for Tracer {
@@ -230,27 +233,30 @@ impl fmt::Debug for Tracer {
 }
 
 impl Tracer {
-    /// Gives spans to `keep`, which must not wait, if `is_kept` holds for their trace. Of a trace that a caller began,
-    /// `is_kept` is given the caller's decision too.
+    /// Creates a tracer that passes spans to `export`, which must not block. `sample` makes the
+    /// sampling decision for a new command by the trace id, and by the caller's decision for a
+    /// trace begun by a caller.
     pub fn new(
-        is_kept: impl Fn(TraceId, Option<bool>) -> bool + Send + Sync + 'static,
-        keep: impl Fn(Span) + Send + Sync + 'static,
+        sample: impl Fn(TraceId, Option<bool>) -> bool + Send + Sync + 'static,
+        export: impl Fn(Span) + Send + Sync + 'static,
     ) -> Self {
-        let (is_kept, keep) = (Box::new(is_kept), Box::new(keep));
-        Self(Some(Arc::new(Kept { is_kept, keep })))
+        let (sample, export) = (Box::new(sample), Box::new(export));
+        Self(Some(Arc::new(Exporter { sample, export })))
     }
 
-    /// Begins a command's span, out of random bits: in the trace of `caller`, or in one of its own.
+    /// Begins the span of a command, with ids from random bits: in the trace of `caller`, or in a
+    /// new trace.
     #[must_use]
-    pub fn begin(&self, caller: Option<TraceContext>, random: (u128, u64)) -> Begun {
+    pub fn begin(&self, caller: Option<TraceContext>, random: (u128, u64)) -> CommandSpan {
         let trace = caller.map_or_else(|| random.0.max(1).into(), |caller| caller.trace);
         let of_caller = caller.map(|caller| caller.sampled);
         let sampled = match &self.0 {
-            Some(kept) => (kept.is_kept)(trace, of_caller),
-            // No spans are kept here, but other processes may keep theirs of the caller's trace.
+            Some(exporter) => (exporter.sample)(trace, of_caller),
+            // No spans are exported here, but other processes may export spans of the caller's
+            // trace.
             None => of_caller.unwrap_or(false),
         };
-        Begun {
+        CommandSpan {
             context: TraceContext {
                 trace,
                 span: random.1.max(1).into(),
@@ -260,12 +266,12 @@ impl Tracer {
         }
     }
 
-    /// Tells of spans, of traces that are kept.
-    pub fn tell(&self, spans: impl IntoIterator<Item = Span>) {
-        let Some(kept) = &self.0 else { return };
+    /// Emits the spans of sampled traces.
+    pub fn emit(&self, spans: impl IntoIterator<Item = Span>) {
+        let Some(exporter) = &self.0 else { return };
         for span in spans {
             if span.context.sampled {
-                (kept.keep)(span);
+                (exporter.export)(span);
             }
         }
     }
@@ -312,49 +318,49 @@ mod tests {
     fn whoever_began_a_trace_decides_whether_it_is_kept() {
         let caller: TraceContext = TEXT.parse().unwrap();
         let nowhere = Tracer::default();
-        let begun = nowhere.begin(Some(caller), (5, 7));
-        assert_eq!(begun.context.trace, caller.trace);
+        let command = nowhere.begin(Some(caller), (5, 7));
+        assert_eq!(command.context.trace, caller.trace);
         assert_eq!(
-            (begun.context.span, begun.parent),
+            (command.context.span, command.parent),
             (SpanId::from(7), Some(caller.span))
         );
-        assert!(begun.context.sampled);
+        assert!(command.context.sampled);
         let own = nowhere.begin(None, (5, 7));
         assert_eq!((own.context.trace, own.parent), (TraceId::from(5), None));
         assert!(!own.context.sampled, "nobody keeps it");
         let some = Tracer::new(|trace, _| trace == TraceId::from(5), drop);
-        for (trace, kept) in [(5, true), (6, false)] {
-            let begun = some.begin(None, (trace, 7));
-            assert_eq!(begun.context.sampled, kept, "{trace}");
+        for (trace, sampled) in [(5, true), (6, false)] {
+            let command = some.begin(None, (trace, 7));
+            assert_eq!(command.context.sampled, sampled, "{trace}");
         }
     }
 
     #[test]
-    fn only_what_is_kept_is_told() {
-        let told = Arc::new(Mutex::new(0));
-        let counted = Arc::clone(&told);
+    fn only_sampled_spans_are_emitted() {
+        let emitted = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&emitted);
         let tracer = Tracer::new(|_, _| true, move |_| *counted.lock().unwrap() += 1);
         let context: TraceContext = TEXT.parse().unwrap();
         let span = |sampled| {
             let context = TraceContext { sampled, ..context };
             Span::new(context, None, "plan", Timestamp(1)..Timestamp(2))
         };
-        tracer.tell([span(true), span(false), span(true)]);
-        assert_eq!(*told.lock().unwrap(), 2);
+        tracer.emit([span(true), span(false), span(true)]);
+        assert_eq!(*emitted.lock().unwrap(), 2);
     }
 
     #[test]
-    fn the_batches_that_are_told_of_are_bounded() {
+    fn the_batches_with_spans_are_bounded() {
         let context: TraceContext = TEXT.parse().unwrap();
         for batches in [1, 7, 999, 1_000, 1_001, 2_500, 1_000_000] {
-            let told = (0..batches).filter(|batch| context.tells_of(BatchId(*batch), batches));
-            let told = u32::try_from(told.count()).unwrap();
+            let emitted = (0..batches).filter(|batch| context.samples(BatchId(*batch), batches));
+            let emitted = u32::try_from(emitted.count()).unwrap();
             assert!(
-                told <= SPANS_OF_BATCHES && told >= batches.min(500),
-                "{batches}: {told}"
+                emitted <= MAX_TRACED_BATCHES && emitted >= batches.min(500),
+                "{batches}: {emitted}"
             );
         }
-        assert!(context.tells_of(BatchId(3), 0), "of an unknown number");
+        assert!(context.samples(BatchId(3), 0), "of an unknown number");
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! Holds many MQTT connections, sends each device a message, and measures memory for each connection and time.
+//! Holds many MQTT connections, sends each device a message, and measures time and the memory per
+//! connection.
 //!
 //! ```text
 //! cargo run --release -p twincast-emulator --example connections -- [devices]
 //! ```
 //!
-//! The hub and the devices run in processes of their own, so that the hub's memory can be read. Devices connect from
-//! several addresses of the loopback network: one has too few ports. Both processes need a file descriptor for each
-//! connection: `ulimit -n`.
+//! The hub and the devices run in separate processes, so that the hub's memory can be measured.
+//! Devices connect from several addresses of the loopback network: a single address has too few
+//! ports. Both processes need a file descriptor for each connection: `ulimit -n`.
 
 #![expect(clippy::print_stdout, reason = "a program for the terminal")]
 
@@ -34,9 +35,9 @@ use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 use twincast_emulator::{Fleet, HubConfig, Summary, sign_device_token, sign_token, start};
 
-/// How many connections one source address has.
+/// The number of connections per source address.
 const PER_ADDRESS: u32 = 5_000;
-/// How many devices connect at the same time.
+/// The number of devices connecting at the same time.
 const CONNECTING: usize = 64;
 const FAR_FUTURE_S: u64 = 4_000_000_000;
 
@@ -50,7 +51,8 @@ async fn main() -> Result<()> {
     devices(first.parse()?).await
 }
 
-/// The process of the hub: tells where it is, and its account for each line that it reads.
+/// The process of the hub. Prints the addresses and connection strings, then a summary for each
+/// line of input.
 async fn hub(count: u32) -> Result<()> {
     let hub = start(HubConfig {
         unlimited: true,
@@ -81,7 +83,7 @@ async fn hub(count: u32) -> Result<()> {
     Ok(())
 }
 
-/// The hub's process as the devices' process has it.
+/// The hub's process, as seen by the devices' process.
 struct HubProcess {
     child: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
@@ -98,7 +100,7 @@ impl HubProcess {
         Ok(serde_json::from_str(&self.line()?)?)
     }
 
-    /// Resident memory, in bytes.
+    /// Returns the resident memory, in bytes.
     fn memory(&self) -> Result<u64> {
         let mut text = String::new();
         let path = format!("/proc/{}/status", self.child.id());
@@ -149,7 +151,7 @@ async fn devices(count: u32) -> Result<()> {
         });
     }
     drop(ready);
-    // Closed when all devices have subscribed.
+    // Closed after all devices have subscribed.
     all_ready.recv().await;
     let connected = started.elapsed();
     let summary = hub.summary()?;
@@ -218,7 +220,7 @@ fn connector(ca: &str) -> Result<TlsConnector> {
 
 type Tls = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
 
-/// Connects a device and subscribes to its messages.
+/// Connects a device and subscribes to the device's messages.
 async fn connect(number: u32, key: &[u8], mqtt: SocketAddr, tls: &TlsConnector) -> Result<Tls> {
     let id = format!("device-{number:06}");
     let socket = TcpSocket::new_v4()?;
@@ -240,7 +242,7 @@ async fn connect(number: u32, key: &[u8], mqtt: SocketAddr, tls: &TlsConnector) 
     connect.write(&mut out)?;
     subscribe.write(&mut out)?;
     stream.write_all(&out).await?;
-    // CONNACK of four bytes and SUBACK of five.
+    // A CONNACK of four bytes and a SUBACK of five.
     let mut answers = [0; 9];
     stream.read_exact(&mut answers).await?;
     if answers[..4] != [0x20, 2, 0, 0] {
@@ -249,7 +251,7 @@ async fn connect(number: u32, key: &[u8], mqtt: SocketAddr, tls: &TlsConnector) 
     Ok(stream)
 }
 
-/// Acknowledges what comes.
+/// Acknowledges all messages.
 async fn serve(mut stream: Tls, delivered: &AtomicU64) -> Result<()> {
     let mut input = BytesMut::new();
     loop {
@@ -267,7 +269,7 @@ async fn serve(mut stream: Tls, delivered: &AtomicU64) -> Result<()> {
     }
 }
 
-/// Sends each device a message, and says how long the first took.
+/// Sends each device a message. Returns the time of the first send.
 async fn send_all(
     count: u32,
     amqp: SocketAddr,

@@ -1,12 +1,12 @@
-//! Measures the emulator alone: how many transfers a second it takes, what a message costs in memory, and
-//! how fast it counts.
+//! Measures the emulator alone: transfers per second, memory per message, and the time of a count
+//! query.
 //!
 //! ```text
 //! cargo run --release -p twincast-emulator --example send_rate -- [devices] [body bytes]
 //! ```
 //!
-//! The hub runs in a process of its own, so that its CPU time and memory can be read. The client writes
-//! frames that were encoded beforehand and looks at nothing but the credit and the number of answers.
+//! The hub runs in a separate process, so that CPU time and memory can be measured. The client
+//! writes prepared frames, and reads only the credit and the number of answers.
 
 #![expect(clippy::print_stdout, reason = "a program for the terminal")]
 
@@ -57,7 +57,7 @@ async fn hub(count: u32) -> Result<()> {
     );
     print!("{}", hub.ca_pem());
     println!("end");
-    // The parent closes the pipe when it is done.
+    // The parent closes the pipe at the end.
     tokio::task::spawn_blocking(|| std::io::stdin().lines().count()).await?;
     hub.shutdown().await;
     Ok(())
@@ -180,7 +180,7 @@ async fn dial(address: &str, pem: &str) -> Result<TlsStream<TcpStream>> {
         .await?)
 }
 
-/// The same with a real client and 256 messages in flight.
+/// Measures the same with a client library and 256 messages in flight.
 async fn send_with_library(
     address: &str,
     connection_string: &str,
@@ -269,7 +269,7 @@ async fn send_all(
     writer.write_all(&hello).await?;
     writer.flush().await?;
 
-    // The reader passes on the highest delivery count that the credit allows, and counts the answers.
+    // The reader publishes the highest delivery count within the credit, and counts the answers.
     let (credit, mut allowed) = tokio::sync::watch::channel(0u32);
     let answers = tokio::spawn(async move {
         let mut input = bytes::BytesMut::with_capacity(1 << 16);
@@ -399,7 +399,7 @@ fn uint(value: u32) -> Vec<u8> {
     out
 }
 
-/// The unsigned integers at the start of some fields.
+/// Returns the unsigned integers at the start of the fields.
 fn uints(mut fields: &[u8]) -> Vec<u32> {
     let mut values = Vec::new();
     loop {

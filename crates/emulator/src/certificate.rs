@@ -1,4 +1,4 @@
-//! A certificate authority of the hub's own, and a server certificate signed by it.
+//! The hub's certificate authority, and a server certificate signed by the authority.
 
 use std::sync::Arc;
 
@@ -13,41 +13,42 @@ use crate::policy::seeded_key;
 
 /// The hub's TLS identity.
 pub(crate) struct Identity {
-    /// The authority's certificate, to be trusted by clients.
+    /// The authority's certificate, for clients to trust.
     pub(crate) ca_pem: String,
-    /// What the listeners present.
+    /// The TLS configuration of the listeners.
     pub(crate) server: Arc<ServerConfig>,
 }
 
-/// Why no identity could be made.
+/// The reason why no identity could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The certificates could not be made; the host name may not be a DNS name.
-    #[error("making certificates for the names {names:?}")]
+    /// The certificates could not be made, possibly because the host name is not a DNS name.
+    #[error("cannot create certificates for the names {names:?}")]
     Certificate {
-        /// The names the certificate was to carry.
+        /// The names for the certificate.
         names: Vec<String>,
         /// The cause.
         source: rcgen::Error,
     },
     /// The TLS library refused the certificate.
-    #[error("configuring TLS")]
+    #[error("cannot configure TLS")]
     Tls(#[from] rustls::Error),
 }
 
-/// What stands before the 32 bytes of an Ed25519 key in PKCS #8 (RFC 8410, section 7).
+/// The bytes before the 32 bytes of an Ed25519 key in PKCS #8 (RFC 8410, section 7).
 const ED25519_PKCS8: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
-/// The authority's key. It follows from the seed, and so does its certificate, byte for byte: Ed25519 signs without
-/// chance. Clients that trust a hub go on to trust it when it was restarted.
+/// Returns the authority's key. The key follows from the seed. The certificate does so too, byte
+/// for byte, since Ed25519 signatures are deterministic: clients that trust a hub still trust the
+/// hub after a restart.
 fn authority_key(seed: u64) -> Result<KeyPair, rcgen::Error> {
     let key = [&ED25519_PKCS8[..], &seeded_key(seed, &["authority"])].concat();
     KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(key), &rcgen::PKCS_ED25519)
 }
 
-/// Makes the authority of the seed and a fresh leaf for `names`.
+/// Makes the authority of the seed, and a new leaf certificate for `names`.
 pub(crate) fn make(names: &[String], seed: u64) -> Result<Identity, IdentityError> {
     let certificate = |source| IdentityError::Certificate {
         names: names.to_vec(),
@@ -86,8 +87,9 @@ pub(crate) fn make(names: &[String], seed: u64) -> Result<Identity, IdentityErro
     })
 }
 
-/// Asks clients for a certificate and lets everybody in, with any and with none: whose it must be is known only when the
-/// client says which device it is. That it holds the certificate's key is proved in the handshake.
+/// Requests client certificates, and accepts any certificate or none: the expected certificate is
+/// known only once the client names the device. The handshake proves possession of the
+/// certificate's key.
 #[derive(Debug)]
 struct AsksForCertificates(Arc<CryptoProvider>);
 
@@ -134,12 +136,12 @@ impl ClientCertVerifier for AsksForCertificates {
     }
 }
 
-/// The certificates in a PEM text, which must have some.
+/// Reads the certificates in a PEM text. A text without certificates is an error.
 pub(crate) fn read_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     use rustls_pki_types::pem::PemObject as _;
     let found = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
     match found {
-        Ok(found) if found.is_empty() => Err("there is no certificate in PEM in it".to_owned()),
+        Ok(found) if found.is_empty() => Err("no PEM certificate found".to_owned()),
         Ok(found) => Ok(found),
         Err(error) => Err(error.to_string()),
     }

@@ -1,4 +1,4 @@
-//! Everything about a hub that can be chosen.
+//! The configuration of a hub.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -10,93 +10,101 @@ use crate::fleet::Fleet;
 use crate::policy::Policy;
 use crate::tier::{Limits, Tier};
 
-/// A hub to be started. [`HubConfig::default`] is an S1 hub with one unit and no devices on free ports of
-/// the loopback interface.
+/// The configuration of a hub. [`HubConfig::default`] is an S1 hub with one unit and no devices, on
+/// free ports of the loopback interface.
 #[derive(Debug, Clone)]
 pub struct HubConfig {
-    /// The name clients know the hub by; its certificate carries it.
+    /// The host name used by clients and written in the certificate.
     pub host_name: String,
-    /// The address all ports are bound to.
+    /// The address for all ports.
     pub bind: IpAddr,
-    /// The port for AMQP; 0 takes a free one. It also answers HTTPS, so that a host name with one port is
-    /// enough for a client that honours it.
+    /// The port for AMQP; 0 takes a free port. The port also answers HTTPS, so that a host name
+    /// with one port is enough for clients that honour the port.
     pub amqp_port: u16,
-    /// The port for HTTPS; 0 takes a free one. It also answers AMQP.
+    /// The port for HTTPS; 0 takes a free port. The port also answers AMQP.
     pub https_port: u16,
-    /// The port for MQTT; 0 takes a free one. The official device SDKs insist on 8883.
+    /// The port for MQTT; 0 takes a free port. The official device SDKs insist on 8883.
     pub mqtt_port: u16,
-    /// The port for the control interface (plain HTTP); 0 takes a free one, none turns it off.
+    /// The port for the control interface (plain HTTP); 0 takes a free port, `None` disables the
+    /// interface.
     pub control_port: Option<u16>,
-    /// The tier, from which the limits follow.
+    /// The tier, which determines the limits.
     pub tier: Tier,
-    /// How many units of the tier.
+    /// The number of units of the tier.
     pub units: u32,
     /// Limits to use instead of the tier's.
     pub limits: Option<Limits>,
-    /// Turns all throttles and the daily quota off.
+    /// Whether to disable all throttles and the daily quota.
     pub unlimited: bool,
-    /// Seed of the default policies' keys.
+    /// The seed of the default policies' keys, of the certificate authority, and of the default
+    /// enrolment group.
     pub seed: u64,
-    /// The shared access policies; empty for the default ones.
+    /// The shared access policies; empty for the default policies.
     pub policies: Vec<Policy>,
     /// The devices.
     pub fleet: Fleet,
-    /// Whether devices that are made over REST are connected and complete their messages, as well-behaved ones
-    /// of the fleet do. If not, they are `Disconnected`, and their messages wait, expire, or are purged.
+    /// Whether devices added over REST are connected and complete messages, like well-behaved
+    /// devices of the fleet. Otherwise, added devices are `Disconnected`, and messages wait,
+    /// expire, or are purged.
     pub added_devices_online: bool,
-    /// The faults to start with.
+    /// The initial faults.
     pub faults: Faults,
-    /// The largest page of a query, whatever the client asks for.
+    /// The largest page of a query, whatever page size the client requests.
     pub query_page_max: usize,
-    /// How long a message waits if it does not say so itself.
+    /// The time to live of a message without an expiry.
     pub default_ttl: Duration,
-    /// The longest a message may ask to wait.
+    /// The longest time to live of a message.
     pub ttl_max: Duration,
-    /// How often a message is given to a device, and a feedback batch to a service.
+    /// The largest number of deliveries of a message to a device, and of a feedback batch to a
+    /// service.
     pub delivery_count_max: u32,
-    /// How many messages may wait for one device.
+    /// The largest number of pending messages of one device.
     pub queue_depth: u32,
-    /// How many messages a connected device may hold unsettled at the same time. The hub's own bound is not documented.
+    /// The largest number of unsettled messages held by a connected device. The real hub's limit is
+    /// not documented.
     pub device_inflight_max: usize,
-    /// How long a device has to settle a message that it holds over HTTPS or AMQP.
+    /// The time for a device to settle a message received over HTTPS or AMQP.
     pub device_lock: Duration,
-    /// The authorities whose certificates devices with the authentication `certificateAuthority` may present: texts with
-    /// one or more certificates in PEM each.
+    /// The authorities for devices with the authentication `certificateAuthority`: texts with one
+    /// or more certificates in PEM each.
     pub device_ca_pem: Vec<String>,
-    /// The principals of Microsoft Entra ID that the hub knows; the token service is on the hub's own ports. Without them,
-    /// the hub takes no such tokens.
+    /// The principals of Microsoft Entra ID; the token service is on the hub's ports. Without a
+    /// directory, the hub refuses tokens of Entra ID.
     pub directory: Option<Directory>,
-    /// Whether shared access policies give access, as Azure's `disableLocalAuth` says the other way round. Devices' own
-    /// keys do in any case.
+    /// Whether the keys of shared access policies are accepted: the inverse of Azure's
+    /// `disableLocalAuth`. Devices' own keys are always accepted.
     pub local_auth: bool,
-    /// Who may register at the Device Provisioning Service; none for [`Enrollments::of_one_group`].
+    /// The enrolments of the Device Provisioning Service; `None` for [`Enrollments::of_one_group`].
     pub enrollments: Option<Enrollments>,
-    /// How long feedback is collected if there is less than a full batch of it.
+    /// The time to collect feedback for less than a full batch.
     pub feedback_interval: Duration,
-    /// How many records a full batch of feedback has.
+    /// The number of records in a full batch of feedback.
     pub feedback_batch: usize,
-    /// How long a service has to answer a feedback batch.
+    /// The time for a service to settle a feedback batch.
     pub feedback_lock: Duration,
-    /// How long feedback waits for a service.
+    /// The time feedback waits for a service.
     pub feedback_ttl: Duration,
-    /// How many feedback records wait at most; beyond that the oldest are dropped and counted. The default
-    /// holds two records for each device of a full hub, in about 50 MB.
+    /// The largest number of waiting feedback records; beyond this number, the oldest are dropped
+    /// and counted. The default holds two records for each device of a full hub, in about 50 MB.
     pub feedback_records_max: usize,
-    /// How many messages are remembered, finished ones included. The default takes about 2 GB if used up.
+    /// The largest number of messages in memory, including ended messages. The default takes about
+    /// 2 GB if used up.
     pub messages_max: u32,
-    /// How far ahead of the exact rate a client may be before it is slowed. A quarter of a second covers the
-    /// jitter of a network, and adds no more than 0.4 % to a minute at the full rate.
+    /// The time by which a client may be ahead of the exact rate before being slowed. A quarter of
+    /// a second covers the jitter of a network, and adds no more than 0.4 % to a minute at the full
+    /// rate.
     pub throttle_tolerance: Duration,
-    /// How long an operation waits in the hub before it would rather be refused. Ten seconds is what
-    /// the refusal's own text tells clients to wait, and the latency that users report.
+    /// The longest wait of an operation in the hub; an operation with a longer wait is refused. The
+    /// refusal's own text tells clients to wait ten seconds, and users report this latency.
     pub throttle_wait_max: Duration,
-    /// How many connections are served at the same time.
+    /// The largest number of open connections.
     pub connections_max: usize,
-    /// How long a change of a reported property is missing in the answers to queries.
+    /// The time before queries show a change of a reported property.
     pub query_lag: Duration,
-    /// How far the hub's clock is ahead of this machine's: of `Date` headers, expiries, tokens, and all that it tells.
+    /// The time by which the hub's clock is ahead of this machine's clock. The hub's clock is used
+    /// for `Date` headers, expiries, tokens, and all reported times.
     pub clock_ahead: Duration,
-    /// How far it is behind.
+    /// The time by which the hub's clock is behind.
     pub clock_behind: Duration,
 }
 
@@ -146,7 +154,7 @@ impl Default for HubConfig {
 }
 
 impl HubConfig {
-    /// A hub with this fleet and otherwise the defaults.
+    /// Returns a configuration with this fleet, and defaults otherwise.
     #[must_use]
     pub fn with_fleet(fleet: Fleet) -> Self {
         Self {
@@ -155,13 +163,13 @@ impl HubConfig {
         }
     }
 
-    /// The limits in force.
+    /// Returns the limits in force.
     #[must_use]
     pub fn effective_limits(&self) -> Limits {
         self.limits.unwrap_or_else(|| self.tier.limits(self.units))
     }
 
-    /// The names the hub answers to: its own and those of the loopback interface.
+    /// Returns the hub's names: the host name and the names of the loopback interface.
     pub(crate) fn names(&self) -> Vec<String> {
         let mut names = vec![self.host_name.to_ascii_lowercase()];
         for name in ["localhost", "127.0.0.1", "::1"] {

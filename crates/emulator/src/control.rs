@@ -1,17 +1,18 @@
-//! The control interface: plain HTTP on a port of its own, to look inside and to inject faults.
+//! The control interface: plain HTTP on a dedicated port, for inspecting the hub and for injecting
+//! faults.
 //!
-//! | request | does |
+//! | request | effect |
 //! |---|---|
 //! | `GET /health` | answers 200 |
-//! | `GET /summary` | the counts, see [`Summary`](crate::Summary) |
+//! | `GET /summary` | the counters, see [`Summary`](crate::Summary) |
 //! | `GET /devices/{id}/messages` | the device's messages, see [`MessageReport`] |
-//! | `GET /devices/{id}/connection-string` | what a client needs to be the device, as text |
-//! | `GET /sessions` | the devices that are connected, see [`SessionReport`](crate::SessionReport) |
-//! | `GET /messages` | one JSON line per device that was sent something: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
+//! | `GET /devices/{id}/connection-string` | the connection string for a client acting as the device, as text |
+//! | `GET /sessions` | the connected devices, see [`SessionReport`](crate::SessionReport) |
+//! | `GET /messages` | one JSON line per device with messages: `{"deviceId": …, "messages": [{"id": …, "state": …}]}` |
 //! | `PUT /policies/{name}/keys` | replaces a policy's keys: `{"primary": …, "secondary": …}`, base64 |
 //! | `GET /principals`, `PUT /principals/{clientId}/roles` | the principals of Microsoft Entra ID, and their roles |
 //! | `GET /metadata/identity/oauth2/token` | the token of a managed identity, as at a virtual machine's metadata endpoint |
-//! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only what it names |
+//! | `GET /faults`, `PUT /faults`, `PATCH /faults` | the faults, see [`Faults`](crate::Faults); a patch changes only named faults |
 //! | `POST /faults/disconnect-devices` | ends the connections of all devices |
 //! | `POST /faults/disconnect` | cuts all AMQP connections: `{"how": "close" \| "drop" \| "detach"}` |
 
@@ -39,32 +40,32 @@ use crate::faults::Faults;
 use crate::hub::{Cut, Hub, MessageState, SessionReport, Summary};
 use crate::server::HubHandle;
 
-/// How many devices one piece of the export covers.
+/// The number of devices in one piece of the export.
 const DEVICES_PER_PIECE: u32 = 4096;
 
-/// A message as the hub holds it.
+/// A message in the hub.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MessageReport {
-    /// Its message id, as text.
+    /// The message id, as text.
     pub message_id: String,
-    /// What became of it.
+    /// The state of the message.
     pub state: MessageState,
-    /// The feedback it asked for.
+    /// The feedback requested by the sender.
     pub ack: String,
-    /// When it was enqueued, in milliseconds since 1970.
+    /// The time of enqueuing, in milliseconds since 1970.
     pub enqueued_ms: u64,
-    /// When it expires or would have, likewise.
+    /// The expiry, in milliseconds since 1970.
     pub expires_ms: u64,
-    /// When it ended, if it has.
+    /// The time of the end, for an ended message, in milliseconds since 1970.
     pub done_ms: Option<u64>,
-    /// The length of its body sections as encoded.
+    /// The length of the encoded body sections.
     pub body_bytes: u32,
-    /// Its body, if it is UTF-8 and was kept.
+    /// The body, if kept and UTF-8.
     pub body: Option<String>,
-    /// Its body in base64, if it is not UTF-8 and was kept.
+    /// The body in base64, if kept and not UTF-8.
     pub body_base64: Option<String>,
-    /// Its application properties.
+    /// The application properties.
     pub properties: Map<String, Value>,
 }
 
@@ -95,7 +96,7 @@ pub(crate) async fn serve(listener: TcpListener, hub: HubHandle, stop: Cancellat
         .with_graceful_shutdown(stop.cancelled_owned())
         .await;
     if let Err(error) = served {
-        tracing::warn!(error = %error, "the control interface ended");
+        tracing::warn!(error = %error, "control interface failed");
     }
 }
 
@@ -106,11 +107,7 @@ async fn summary(State(hub): State<HubHandle>) -> Json<Summary> {
 async fn device_messages(State(hub): State<HubHandle>, Path(id): Path<String>) -> Response {
     match hub.messages(&id) {
         Some(messages) => Json(messages).into_response(),
-        None => (
-            StatusCode::NOT_FOUND,
-            format!("there is no device '{id}'\n"),
-        )
-            .into_response(),
+        None => (StatusCode::NOT_FOUND, format!("device '{id}' not found\n")).into_response(),
     }
 }
 
@@ -123,13 +120,13 @@ async fn connection_string(State(hub): State<HubHandle>, Path(id): Path<String>)
         Some(text) => format!("{text}\n").into_response(),
         None => (
             StatusCode::NOT_FOUND,
-            format!("there is no device '{id}' that has a symmetric key\n"),
+            format!("no device '{id}' with a symmetric key\n"),
         )
             .into_response(),
     }
 }
 
-/// All messages of a device.
+/// Returns all messages of a device.
 pub(crate) fn messages_of(hub: &Hub, device_id: &str) -> Option<Vec<MessageReport>> {
     let number = hub.registry().number(device_id)?;
     let state = hub.state();
@@ -175,7 +172,8 @@ pub(crate) fn messages_of(hub: &Hub, device_id: &str) -> Option<Vec<MessageRepor
 
 async fn export(State(hub): State<HubHandle>) -> Response {
     let hub = Arc::clone(hub.inner());
-    // Piece by piece: a million devices are a hundred megabytes, and no lock is held for long.
+    // In pieces: the export of a million devices has a hundred megabytes, and no lock is held for
+    // long.
     let pieces = stream::unfold((hub, 0u32), |(hub, from)| async move {
         let end = hub.registry().end();
         if from >= end {
@@ -233,13 +231,13 @@ async fn set_keys(
     let keys =
         keys.and_then(|keys| Some((decode(&keys.primary).ok()?, decode(&keys.secondary).ok()?)));
     let Some((primary, secondary)) = keys else {
-        let text = "the body is not {\"primary\": ..., \"secondary\": ...} with keys in base64\n";
+        let text = "the body must be {\"primary\": ..., \"secondary\": ...} with keys in base64\n";
         return (StatusCode::BAD_REQUEST, text).into_response();
     };
     if hub.set_keys(&policy, primary, secondary) {
         StatusCode::NO_CONTENT.into_response()
     } else {
-        let text = format!("there is no policy '{policy}'\n");
+        let text = format!("policy '{policy}' not found\n");
         (StatusCode::NOT_FOUND, text).into_response()
     }
 }
@@ -272,7 +270,7 @@ async fn set_roles(State(hub): State<HubHandle>, Path(id): Path<String>, body: B
             StatusCode::NO_CONTENT.into_response()
         }
         None => {
-            let text = format!("there is no principal with the client id '{id}'\n");
+            let text = format!("no principal with the client id '{id}'\n");
             (StatusCode::NOT_FOUND, text).into_response()
         }
     }
@@ -317,7 +315,8 @@ async fn patch_faults(State(hub): State<HubHandle>, body: Bytes) -> Response {
     }
 }
 
-/// Merges objects into each other; anything else replaces, null included (it resets an optional fault).
+/// Merges objects recursively; any other value replaces, including null (which resets an optional
+/// fault).
 fn merge(into: &mut Value, patch: Value) {
     match (into, patch) {
         (Value::Object(into), Value::Object(patch)) => {

@@ -1,8 +1,9 @@
-//! The Device Provisioning Service: devices register, and are assigned to this hub.
+//! The Device Provisioning Service: registers devices and assigns them to this hub.
 //!
-//! [`Enrollments`] says who may register and with what; [`Provisioning`] decides a request and puts the device into the
-//! registry with the keys or the certificate of its enrolment. How requests come in is a matter of `http` and of the
-//! protocols' own modules: each hands over what the device proved itself with and gets an [`Answer`].
+//! [`Enrollments`] defines who may register, and by which proof. [`Provisioning`] decides a
+//! request, and puts the device into the registry with the keys or the certificate of the
+//! enrolment. Requests arrive through `http` and through the modules of the other protocols: each
+//! passes the device's proof, and gets an [`Answer`].
 
 mod attestation;
 mod enrollment;
@@ -15,5 +16,5 @@ pub use enrollment::{EnrollmentError, Enrollments};
 pub(crate) use http::{answer, path_of};
 pub(crate) use service::{Answer, Operation, Provisioning, Request};
 
-/// The version of the interface that all official SDKs ask for.
+/// The API version requested by all official SDKs.
 pub(crate) const API_VERSION: &str = "2019-03-31";

@@ -1,9 +1,9 @@
-//! Microsoft Entra ID, as far as a hub and its clients meet it: a directory of principals, a token endpoint with its
-//! keys, and the metadata endpoint of virtual machines.
+//! The parts of Microsoft Entra ID used by a hub and the clients: a directory of principals, a
+//! token endpoint with signing keys, and the metadata endpoint of virtual machines.
 //!
 //! ```text
 //!  client ── secret, certificate, federated token ──▶ token endpoint ─┐
-//!  client ── nothing but its place (IMDS) ──────────▶ metadata        ├─▶ token ──▶ hub: signature, times, audience, role
+//!  client ── no proof but the machine (IMDS) ───────▶ metadata        ├─▶ token ──▶ hub: signature, times, audience, role
 //! ```
 
 mod access;

@@ -1,7 +1,7 @@
-//! Faults the hub can be told to have, at the start or while it runs.
+//! Faults of the hub, set at the start or at run time.
 //!
-//! Which request a share hits is a function of the fault seed and of how many requests came before it, so a
-//! run with one client repeats exactly.
+//! The requests hit by a share depend on the fault seed and on the number of earlier requests
+//! alone, so a run with one client is reproducible.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::lock;
 
-/// How often a fault strikes: the next `next` times without fail, and after that a share of the time.
+/// The frequency of a fault: the next `next` times with certainty, then a share of the time.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Chance {
-    /// Strike this many more times; counts down.
+    /// The number of further times with certainty; counts down.
     pub next: u64,
-    /// Strike this share of the remaining times, between 0 and 1.
+    /// The share of the remaining times, between 0 and 1.
     pub share: f64,
 }
 
 impl Chance {
-    /// A fault that strikes exactly `n` times.
+    /// Creates a fault that occurs exactly `n` times.
     #[must_use]
     pub fn next(n: u64) -> Self {
         Self {
@@ -31,7 +31,7 @@ impl Chance {
         }
     }
 
-    /// A fault that strikes a share of the time.
+    /// Creates a fault that occurs a share of the time.
     #[must_use]
     pub fn share(share: f64) -> Self {
         Self { next: 0, share }
@@ -42,23 +42,25 @@ impl Chance {
     }
 }
 
-/// Everything that can be made to go wrong. The default is a hub without faults.
+/// All faults of a hub. The default is a hub without faults.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Faults {
-    /// Seed of the draws for shares.
+    /// The seed of the draws for shares.
     pub seed: u64,
     /// Leave `next-incoming-id` out of every flow frame, as newer gateways do.
     pub flow_without_next_incoming_id: bool,
-    /// Detach each sending link (`amqp:link:detach-forced`) after this many transfers on it.
+    /// Detach each sending link (`amqp:link:detach-forced`) after this many transfers on the link.
     pub detach_after_transfers: Option<u64>,
-    /// Close each connection (`amqp:connection:forced`) after this many transfers on it.
+    /// Close each connection (`amqp:connection:forced`) after this many transfers on the
+    /// connection.
     pub close_after_transfers: Option<u64>,
-    /// Drop each TCP connection, without a word, after this many transfers on it.
+    /// Drop each TCP connection, without a close frame, after this many transfers on the
+    /// connection.
     pub drop_after_transfers: Option<u64>,
-    /// Close each AMQP connection for inactivity after this many milliseconds, active or not.
+    /// Close each AMQP connection as inactive after this many milliseconds, active or not.
     pub idle_close_ms: Option<u64>,
-    /// Refuse new connections: they are accepted by TCP and dropped.
+    /// Refuse new connections: TCP accepts, and the hub drops each connection.
     pub refuse_connections: bool,
     /// Answer every put-token with 401.
     pub refuse_cbs: bool,
@@ -76,37 +78,37 @@ pub struct Faults {
     pub throttled: Chance,
     /// Enqueue a message and never answer the send.
     pub lost_disposition: Chance,
-    /// Hold the answer to every send back by this many milliseconds.
+    /// Delay the answer to every send by this many milliseconds.
     pub disposition_delay_ms: u64,
-    /// Hold every HTTP answer back by this many milliseconds.
+    /// Delay every HTTP answer by this many milliseconds.
     pub http_delay_ms: u64,
     /// Answer HTTP with 429.
     pub http_429: Chance,
-    /// The `Retry-After` header of a 429, in seconds; absent if none.
+    /// The `Retry-After` header of a 429, in seconds; absent if `None`.
     pub retry_after_s: Option<u64>,
     /// Answer HTTP with 500.
     pub http_500: Chance,
     /// Answer HTTP with 503.
     pub http_503: Chance,
-    /// Refuse a device's connection as one that may be tried again: CONNACK 3 over MQTT.
+    /// Refuse a device's connection with a retryable code: CONNACK 3 over MQTT.
     pub device_unavailable: Chance,
-    /// Refuse a device's connection as not authorised, whatever it presents: CONNACK 5 over MQTT.
+    /// Refuse a device's connection as not authorised, whatever the proof: CONNACK 5 over MQTT.
     pub device_unauthorized: Chance,
-    /// Accept a device's connection over MQTT, and neither read nor write anything more on it.
+    /// Accept a device's connection over MQTT, and neither read nor write anything afterwards.
     pub device_half_open: Chance,
-    /// Drop a device's MQTT connection when it acknowledges a message, before that counts.
+    /// Drop a device's MQTT connection on an acknowledgement, which does not count.
     pub device_drop_before_ack: Chance,
-    /// Drop a device's MQTT connection after this many packets of the device.
+    /// Drop a device's MQTT connection after this many packets from the device.
     pub device_drop_after_packets: Option<u64>,
-    /// Hold everything back by this many milliseconds that is written to a device over MQTT.
+    /// Delay all output to devices over MQTT by this many milliseconds.
     pub device_delay_ms: u64,
-    /// Answer a device's reads and patches of its twin with 429, whatever the rate.
+    /// Answer a device's reads and patches of the twin with 429, whatever the rate.
     pub device_twin_429: Chance,
-    /// Answer a query with an empty page and a continuation to the same place.
+    /// Answer a query with an empty page and a continuation to the same position.
     pub empty_page: Chance,
 }
 
-/// What a fault makes of one send.
+/// The effect of a fault on one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SendFault {
     Released,
@@ -117,7 +119,7 @@ pub(crate) enum SendFault {
     DispositionLost,
 }
 
-/// What a fault makes of one HTTP request.
+/// The effect of a fault on one HTTP request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HttpFault {
     TooManyRequests { retry_after_s: Option<u64> },
@@ -125,7 +127,7 @@ pub(crate) enum HttpFault {
     Unavailable,
 }
 
-/// What a fault makes of a device's connection.
+/// The effect of a fault on a device's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectFault {
     Unavailable,
@@ -140,7 +142,7 @@ pub(crate) struct DeviceRules {
     pub(crate) delay: Duration,
 }
 
-/// Rules by which connections are cut, read once per batch of frames.
+/// Rules for cutting connections, read once per batch of frames.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct CutRules {
     pub(crate) detach_after: Option<u64>,
@@ -154,9 +156,9 @@ pub(crate) struct CutRules {
 
 /// The faults in force.
 #[derive(Debug)]
-pub(crate) struct FaultBox {
+pub(crate) struct ActiveFaults {
     inner: Mutex<Inner>,
-    /// Whether anything at all is set; the hot path asks only this.
+    /// Whether any fault is set. The hot path reads only this flag.
     active: AtomicBool,
 }
 
@@ -167,7 +169,7 @@ struct Inner {
 }
 
 impl Inner {
-    fn strikes(&mut self, pick: impl Fn(&mut Faults) -> &mut Chance) -> bool {
+    fn occurs(&mut self, pick: impl Fn(&mut Faults) -> &mut Chance) -> bool {
         let chance = pick(&mut self.faults);
         if !chance.is_set() {
             return false;
@@ -187,7 +189,7 @@ fn unit(seed: u64, draw: u64) -> f64 {
     (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
-impl FaultBox {
+impl ActiveFaults {
     pub(crate) fn new(faults: Faults) -> Self {
         let active = AtomicBool::new(faults != Faults::default());
         Self {
@@ -257,17 +259,17 @@ impl FaultBox {
 
     pub(crate) fn on_send(&self) -> Option<SendFault> {
         let mut inner = lock(&self.inner);
-        if inner.strikes(|faults| &mut faults.released) {
+        if inner.occurs(|faults| &mut faults.released) {
             Some(SendFault::Released)
-        } else if inner.strikes(|faults| &mut faults.modified) {
+        } else if inner.occurs(|faults| &mut faults.modified) {
             Some(SendFault::Modified)
-        } else if inner.strikes(|faults| &mut faults.internal_error) {
+        } else if inner.occurs(|faults| &mut faults.internal_error) {
             Some(SendFault::InternalError)
-        } else if inner.strikes(|faults| &mut faults.throttled) {
+        } else if inner.occurs(|faults| &mut faults.throttled) {
             Some(SendFault::Throttled)
-        } else if inner.strikes(|faults| &mut faults.timeout) {
+        } else if inner.occurs(|faults| &mut faults.timeout) {
             Some(SendFault::TimedOutYetEnqueued)
-        } else if inner.strikes(|faults| &mut faults.lost_disposition) {
+        } else if inner.occurs(|faults| &mut faults.lost_disposition) {
             Some(SendFault::DispositionLost)
         } else {
             None
@@ -279,12 +281,12 @@ impl FaultBox {
             return None;
         }
         let mut inner = lock(&self.inner);
-        if inner.strikes(|faults| &mut faults.http_429) {
+        if inner.occurs(|faults| &mut faults.http_429) {
             let retry_after_s = inner.faults.retry_after_s;
             Some(HttpFault::TooManyRequests { retry_after_s })
-        } else if inner.strikes(|faults| &mut faults.http_500) {
+        } else if inner.occurs(|faults| &mut faults.http_500) {
             Some(HttpFault::Internal)
-        } else if inner.strikes(|faults| &mut faults.http_503) {
+        } else if inner.occurs(|faults| &mut faults.http_503) {
             Some(HttpFault::Unavailable)
         } else {
             None
@@ -296,11 +298,11 @@ impl FaultBox {
             return None;
         }
         let mut inner = lock(&self.inner);
-        if inner.strikes(|faults| &mut faults.device_unavailable) {
+        if inner.occurs(|faults| &mut faults.device_unavailable) {
             Some(ConnectFault::Unavailable)
-        } else if inner.strikes(|faults| &mut faults.device_unauthorized) {
+        } else if inner.occurs(|faults| &mut faults.device_unauthorized) {
             Some(ConnectFault::Unauthorized)
-        } else if inner.strikes(|faults| &mut faults.device_half_open) {
+        } else if inner.occurs(|faults| &mut faults.device_half_open) {
             Some(ConnectFault::HalfOpen)
         } else {
             None
@@ -319,15 +321,15 @@ impl FaultBox {
     }
 
     pub(crate) fn on_device_acknowledgement(&self) -> bool {
-        self.is_active() && lock(&self.inner).strikes(|faults| &mut faults.device_drop_before_ack)
+        self.is_active() && lock(&self.inner).occurs(|faults| &mut faults.device_drop_before_ack)
     }
 
     pub(crate) fn on_device_twin(&self) -> bool {
-        self.is_active() && lock(&self.inner).strikes(|faults| &mut faults.device_twin_429)
+        self.is_active() && lock(&self.inner).occurs(|faults| &mut faults.device_twin_429)
     }
 
     pub(crate) fn on_query_page(&self) -> bool {
-        self.is_active() && lock(&self.inner).strikes(|faults| &mut faults.empty_page)
+        self.is_active() && lock(&self.inner).occurs(|faults| &mut faults.empty_page)
     }
 }
 
@@ -337,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_count_strikes_exactly_so_often() {
-        let faults = FaultBox::new(Faults {
+        let faults = ActiveFaults::new(Faults {
             released: Chance::next(2),
             ..Faults::default()
         });
@@ -362,7 +364,7 @@ mod tests {
                 lost_disposition: Chance::share(0.25),
                 ..Faults::default()
             };
-            let faults = FaultBox::new(faults);
+            let faults = ActiveFaults::new(faults);
             (0..4000)
                 .map(|_| faults.on_send().is_some())
                 .collect::<Vec<_>>()

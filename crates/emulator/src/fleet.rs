@@ -1,7 +1,7 @@
-//! The devices behind the hub: a virtual fleet that is computed, not stored.
+//! The devices of the hub: a virtual fleet, computed and not stored.
 //!
-//! A device is a number. Its id, tags, reported properties and behaviour follow from that number and the
-//! fleet's seed, so a million devices cost nothing until one of them is changed or is sent a message.
+//! A device is a number. The id, tags, reported properties and behaviour follow from the number and
+//! from the fleet's seed, so a device takes no memory until changed or sent a message.
 
 mod authentication;
 mod file;
@@ -16,15 +16,15 @@ mod twin;
 mod virtual_fleet;
 
 pub(crate) use authentication::{Authentication, AuthenticationBody, Credentials};
-pub use file::{AnswerSpec, Behaviour, FleetError, FleetFile, GroupSpec, Later};
+pub use file::{AnswerSpec, Behaviour, DelayedShare, FleetError, FleetFile, GroupSpec};
 pub(crate) use generator::Generator;
 pub use generator::ValueSpec;
 pub(crate) use limits::{DESIRED_BYTES_MAX, REPORTED_BYTES_MAX, TAGS_BYTES_MAX, check_section};
 pub(crate) use metadata::{Stamp, touch};
-pub use parse::{Share, Span};
+pub use parse::{DurationRange, Share};
 pub(crate) use registry::{DeviceRecord, RealTwin, Registry, RegistryEntry, Status};
 pub(crate) use twin::{
-    Contact, Reported, device_document, etag_of, iso_time, merge, twin_document,
+    ConnectionInfo, Reported, device_document, etag_of, iso_time, merge, twin_document,
 };
 pub use virtual_fleet::Fleet;
-pub(crate) use virtual_fleet::{Conduct, Group, check_id};
+pub(crate) use virtual_fleet::{Group, MessageBehaviour, check_id};

@@ -1,4 +1,4 @@
-//! Entries for the targets in `fuzz/`; in no other build.
+//! Entry points for the targets in `fuzz/`; absent from all other builds.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,15 +18,15 @@ use crate::query::{Position, Query, Scan};
 pub struct Hub(Arc<crate::hub::Hub>);
 
 impl Hub {
-    /// A hub with its devices and nothing else.
+    /// Creates a hub with the devices of `config`, and without sockets.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
         Self(Arc::new(crate::hub::Hub::new(config, Default::default())))
     }
 
-    /// What the hub answers on one connection, to bytes that come in these pieces.
+    /// Returns the hub's output on one connection, for input arriving in these pieces.
     #[must_use]
-    pub fn converse<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    pub fn feed<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
         let mut connection = Connection::new(Arc::clone(&self.0), None);
         let mut input = BytesMut::new();
         for piece in pieces {
@@ -38,16 +38,17 @@ impl Hub {
         connection.out.to_vec()
     }
 
-    /// The answer to a message on `$cbs`.
+    /// Returns the answer to a message on `$cbs`.
     #[must_use]
     pub fn put_token(&self, message: &[u8]) -> Vec<u8> {
         cbs::handle(message, &self.0).encode()
     }
 
-    /// The first rows of a query, and whether there are more.
+    /// Returns the first rows of a query, and whether more rows follow.
     ///
     /// # Errors
-    /// What is wrong with it, and at which character from 1; or that it makes too many groups, at 0.
+    /// The problem of the query and the position, in characters from 1; a query with too many
+    /// groups has the position 0.
     pub fn query(&self, text: &str, limit: usize) -> Result<(Vec<Value>, bool), (usize, String)> {
         let query = Query::parse(text).map_err(|error| (error.position, error.problem))?;
         let start = Position { device: 0, rows: 0 };
@@ -60,7 +61,7 @@ impl Hub {
 /// Whether a twin meets the condition of a query.
 ///
 /// # Errors
-/// What is wrong with the query.
+/// The problem of the query.
 pub fn meets(query: &str, twin: &Value) -> Result<bool, String> {
     let query = Query::parse(query).map_err(|error| error.to_string())?;
     let get = |path: usize| in_document(twin, &query.paths[path]);

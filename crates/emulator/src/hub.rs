@@ -1,4 +1,4 @@
-//! The hub itself: what is accepted, queued, delivered and reported back.
+//! The hub: accepts messages, queues and delivers them, and reports feedback.
 
 mod answers;
 mod core;
@@ -14,14 +14,14 @@ mod windows;
 
 pub(crate) use self::answers::PROPERTY as ANSWER_PROPERTY;
 pub use self::core::Cut;
-pub(crate) use self::core::{Hub, Submission};
+pub(crate) use self::core::{Hub, IncomingMessage};
 pub use device::SessionReport;
 pub(crate) use device::{
-    ClientCertificate, Delivery, Denial, DesiredPush, DeviceAuthorities, DeviceEvent, DevicePass,
-    DeviceSession, Ended, Interest, Invocation, MethodAnswer, MethodCall, Proof, Settling,
-    Subscriptions,
+    AuthenticatedDevice, AuthenticationError, ClientCertificate, Delivery, DesiredPush,
+    DeviceAuthorities, DeviceEvent, DeviceSession, EndReason, Interest, Invocation,
+    MessageSettlement, MethodAnswer, MethodCall, Proof, Subscriptions,
 };
-pub(crate) use feedback::{FeedbackBatch, Settlement};
+pub(crate) use feedback::{FeedbackBatch, FeedbackSettlement};
 pub(crate) use refusal::Refusal;
 pub(crate) use store::Ack;
 pub use store::MessageState;

@@ -1,23 +1,23 @@
-//! Shared access policies: who may do what, and with which key.
+//! Shared access policies: permissions and keys.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// Rights that a shared access policy gives.
+/// The permissions of a shared access policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Permissions {
-    /// Reads of the identity registry and of statistics.
+    /// Reading the identity registry and statistics.
     pub registry_read: bool,
-    /// Changes of the identity registry.
+    /// Changing the identity registry.
     pub registry_write: bool,
-    /// Cloud-to-device sends, feedback, twins and queries.
+    /// Sending to devices, feedback, twins and queries.
     pub service_connect: bool,
-    /// Device-side connections, of any device.
+    /// Connecting as any device.
     pub device_connect: bool,
 }
 
 impl Permissions {
-    /// Whether everything in `wanted` is given.
+    /// Whether all permissions in `wanted` are granted.
     #[must_use]
     pub fn include(self, wanted: Self) -> bool {
         (self.registry_read || !wanted.registry_read)
@@ -47,7 +47,7 @@ impl Permissions {
         service_connect: false,
         device_connect: false,
     };
-    /// Everything.
+    /// All permissions.
     pub const OWNER: Self = Self {
         registry_read: true,
         registry_write: true,
@@ -59,13 +59,13 @@ impl Permissions {
 /// A shared access policy of the hub.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Its name, as in `SharedAccessKeyName`.
+    /// The name, as in `SharedAccessKeyName`.
     pub name: String,
-    /// Its primary key, raw.
+    /// The primary key, raw.
     pub primary_key: Vec<u8>,
-    /// Its secondary key, raw; tokens signed with either are good.
+    /// The secondary key, raw; tokens signed with either key are valid.
     pub secondary_key: Vec<u8>,
-    /// What it allows.
+    /// The permissions.
     pub permissions: Permissions,
 }
 
@@ -79,7 +79,8 @@ impl std::fmt::Debug for Policy {
 }
 
 impl Policy {
-    /// A policy whose keys follow from a seed, so that two runs have the same connection strings.
+    /// Creates a policy with keys derived from a seed, so that two runs have the same connection
+    /// strings.
     #[must_use]
     pub fn seeded(name: &str, permissions: Permissions, seed: u64) -> Self {
         Self {
@@ -90,7 +91,7 @@ impl Policy {
         }
     }
 
-    /// The policies every new hub has.
+    /// Returns the policies of a new hub.
     #[must_use]
     pub fn defaults(seed: u64) -> Vec<Self> {
         [
@@ -111,14 +112,15 @@ impl Policy {
         .collect()
     }
 
-    /// The primary key as it stands in a connection string.
+    /// Returns the primary key in the form for connection strings.
     #[must_use]
     pub fn primary_key_base64(&self) -> String {
         STANDARD.encode(&self.primary_key)
     }
 }
 
-/// Thirty-two bytes that follow from a seed and a path. Not secret: whoever knows the seed knows the key.
+/// Derives thirty-two bytes from a seed and a path. The bytes are not secret: the seed determines
+/// the key.
 pub(crate) fn seeded_key(seed: u64, path: &[&str]) -> Vec<u8> {
     use sha2::Digest as _;
     let mut hash = sha2::Sha256::new();

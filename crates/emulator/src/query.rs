@@ -1,4 +1,4 @@
-//! The query language: text to tree, tree to rows.
+//! The query language: from text to tree, and from tree to rows.
 
 pub(crate) mod evaluate;
 mod group;

@@ -1,5 +1,5 @@
-//! The hub's HTTPS interface: for services queries, twins, the registry, statistics, feedback and direct methods; for
-//! devices their messages, and WebSockets.
+//! The hub's HTTPS interface. For services: queries, twins, the registry, statistics, feedback and
+//! direct methods. For devices: messages and WebSockets.
 
 mod bulk;
 mod device;

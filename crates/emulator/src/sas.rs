@@ -1,4 +1,4 @@
-//! Shared access signatures: what a client presents, checked by signing the same text again.
+//! Shared access signatures, verified by signing the received text again.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,19 +11,19 @@ use std::sync::Arc;
 use crate::entra::{Action, Principal};
 use crate::policy::{Permissions, Policy};
 
-/// What a good token gives its bearer.
+/// The rights granted by a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Grant {
-    /// The host name and path the token is for, decoded, lower-case host.
+    /// The host name and path covered by the token, decoded, with the host in lower case.
     pub(crate) scope: String,
-    pub(crate) holder: Holder,
-    /// When it ends, in seconds since 1970.
+    pub(crate) holder: TokenHolder,
+    /// The expiry of the token, in seconds since 1970.
     pub(crate) expires_s: u64,
 }
 
-/// Whose rights a token gives.
+/// The holder of a token's rights.
 #[derive(Debug, Clone)]
-pub(crate) enum Holder {
+pub(crate) enum TokenHolder {
     Policy {
         name: String,
         permissions: Permissions,
@@ -31,8 +31,8 @@ pub(crate) enum Holder {
     Principal(Arc<Principal>),
 }
 
-impl Holder {
-    /// The name that the holder has among all.
+impl TokenHolder {
+    /// Returns the holder's unique name.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Policy { name, .. } => name,
@@ -48,15 +48,15 @@ impl Holder {
     }
 }
 
-impl PartialEq for Holder {
+impl PartialEq for TokenHolder {
     fn eq(&self, other: &Self) -> bool {
         self.name() == other.name()
     }
 }
 
-impl Eq for Holder {}
+impl Eq for TokenHolder {}
 
-/// Why a token is refused.
+/// The reason for refusing a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenError {
     #[error("the token does not start with 'SharedAccessSignature '")]
@@ -69,7 +69,7 @@ pub(crate) enum TokenError {
     BadExpiry(String),
     #[error("the token expired at {0}")]
     Expired(u64),
-    #[error("there is no policy '{0}'")]
+    #[error("unknown policy '{0}'")]
     UnknownPolicy(String),
     #[error("the token's signature does not match")]
     BadSignature,
@@ -77,22 +77,22 @@ pub(crate) enum TokenError {
     OtherResource(String),
     #[error("access with shared access keys is disabled for this hub")]
     LocalAuthDisabled,
-    #[error("this hub takes no tokens of Microsoft Entra ID")]
+    #[error("this hub does not accept tokens of Microsoft Entra ID")]
     NoIssuer,
     #[error("{0}")]
     Bearer(String),
 }
 
-/// A token as it came, read but not checked.
+/// A parsed token, not yet verified.
 #[derive(Debug)]
 pub(crate) struct Token<'a> {
-    /// What is signed: the received texts of `sr` and `se`, however the client chose to encode them.
+    /// The signed text: `sr` and `se` as received, in the client's encoding.
     signed: String,
     signature: Vec<u8>,
     resource: &'a str,
-    /// When it ends, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     pub(crate) expires_s: u64,
-    /// The policy that is said to have signed it; none for a device's own key.
+    /// The policy named as the signer; `None` for a device's own key.
     pub(crate) policy: Option<String>,
 }
 
@@ -133,12 +133,12 @@ impl<'a> Token<'a> {
         })
     }
 
-    /// Whether this key has signed it.
+    /// Whether `key` has signed the token.
     pub(crate) fn is_signed_by(&self, key: &[u8]) -> bool {
         signs(key, &self.signed, &self.signature)
     }
 
-    /// The host name and path it is for, if that is one of `hosts`, decoded.
+    /// Returns the decoded host name and path covered by the token, if the host is among `hosts`.
     pub(crate) fn scope(&self, hosts: &[String]) -> Result<String, TokenError> {
         let scope = normalise(&percent_decode_str(self.resource).decode_utf8_lossy());
         let host = host_of(&scope);
@@ -157,7 +157,7 @@ impl<'a> Token<'a> {
         }
     }
 
-    /// What the policy that has signed it gives.
+    /// Verifies the token, and returns the rights of the signing policy.
     pub(crate) fn grant(
         &self,
         policies: &[Policy],
@@ -176,7 +176,7 @@ impl<'a> Token<'a> {
         self.check_time(now_s)?;
         Ok(Grant {
             scope,
-            holder: Holder::Policy {
+            holder: TokenHolder::Policy {
                 name: policy.name.clone(),
                 permissions: policy.permissions,
             },
@@ -185,7 +185,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Checks a token against the hub's policies. `hosts` are the names this hub answers to, lower case.
+/// Verifies a token against the hub's policies. `hosts` are the hub's names, in lower case.
 pub(crate) fn verify(
     token: &str,
     policies: &[Policy],
@@ -204,7 +204,7 @@ fn signs(key: &[u8], text: &str, signature: &[u8]) -> bool {
     mac.verify_slice(signature).is_ok()
 }
 
-/// Signs a token with a policy's key; tests and the emulator's own tools use it.
+/// Signs a token with a policy's key, for tests and for the emulator's own tools.
 #[must_use]
 pub fn sign_token(resource: &str, policy: &str, key: &[u8], expires_s: u64) -> String {
     let token = sign_device_token(resource, key, expires_s);
@@ -223,7 +223,7 @@ pub fn sign_device_token(resource: &str, key: &[u8], expires_s: u64) -> String {
     format!("SharedAccessSignature sr={resource}&sig={signature}&se={expires_s}")
 }
 
-/// Removes scheme, port and trailing slash and lowers the host's case: `host/path`.
+/// Removes scheme, port and trailing slash, and converts the host to lower case: `host/path`.
 fn normalise(resource: &str) -> String {
     let rest = resource
         .split_once("://")
@@ -246,7 +246,7 @@ fn host_of(scope: &str) -> &str {
 }
 
 impl Grant {
-    /// Whether the grant covers `path` of the hub, which starts with a slash, at `now_s`.
+    /// Whether the grant covers `path` of the hub, starting with a slash, at `now_s`.
     pub(crate) fn covers(&self, path: &str, action: Action, now_s: u64) -> bool {
         if self.expires_s <= now_s || !self.holder.may(action) {
             return false;
@@ -336,7 +336,7 @@ mod tests {
             check(&good.replace("se=100", "se=soon"), 1),
             Err(TokenError::BadExpiry("soon".to_owned()))
         );
-        // Python leaves the slash of base64 as it is.
+        // Python does not encode the slash of base64.
         assert!(check(&good.replace("%2F", "/"), 1).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Ports, connections and tasks: what makes a hub run, and what stops it.
+//! Ports, connections and tasks: starts and stops a hub.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use crate::hub::{ClientCertificate, Cut, DeviceAuthorities, Hub, SessionReport, 
 use crate::rest::{self, Prefixed};
 use crate::{amqp, mqtt};
 
-/// How long a client has for the TLS handshake and its first bytes.
+/// The time for a client's TLS handshake and first bytes.
 const HANDSHAKE_TIME_OUT: Duration = Duration::from_secs(30);
-/// How long connections have to end when the hub stops.
+/// The time for connections to end when the hub stops.
 const DRAIN_TIME_OUT: Duration = Duration::from_secs(5);
 
-/// Why a hub could not be started.
+/// The reason why a hub could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A port could not be bound.
-    #[error("binding {address} for {purpose}")]
+    #[error("cannot bind {address} for {purpose}")]
     Bind {
-        /// What the port is for.
+        /// The purpose of the port.
         purpose: &'static str,
         /// The address.
         address: SocketAddr,
@@ -42,18 +42,19 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The hub's TLS identity could not be made.
-    #[error("making the hub's TLS identity")]
+    #[error("cannot create the hub's TLS identity")]
     Identity(#[from] IdentityError),
-    /// The certificates of devices' authorities cannot be used.
-    #[error("reading the certificates of the authorities of devices: {0}")]
+    /// The certificates of device authorities are invalid.
+    #[error("cannot use the certificates of the device certificate authorities: {0}")]
     DeviceAuthorities(String),
 }
 
-/// Starts a hub. All its ports are bound when this returns.
+/// Starts a hub. On return, all ports are bound.
 ///
 /// # Errors
 ///
-/// Names the port that could not be bound, or what is wrong with the host name.
+/// An error names the port that could not be bound, the unusable host name, or an invalid
+/// certificate authority.
 pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
     let identity = certificate::make(&config.names(), config.seed)?;
     let authorities = authorities(&config.device_ca_pem).map_err(StartError::DeviceAuthorities)?;
@@ -116,7 +117,7 @@ pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
     Ok(running)
 }
 
-/// The authorities of texts in PEM.
+/// Reads the authorities in PEM texts.
 fn authorities(texts: &[String]) -> Result<DeviceAuthorities, String> {
     let mut certificates = Vec::new();
     for (at, text) in texts.iter().enumerate() {
@@ -141,9 +142,9 @@ pub struct RunningHub {
 }
 
 impl RunningHub {
-    /// The connection string of the policy `iothubowner` (or of the first policy, if there is none of that
-    /// name). Its host name carries the AMQP port unless both ports are the standard ones; that port
-    /// answers HTTPS too.
+    /// Returns the connection string of the policy `iothubowner`, or of the first policy if
+    /// `iothubowner` does not exist. The host name carries the AMQP port, unless both ports are
+    /// standard ports; the AMQP port answers HTTPS too.
     #[must_use]
     pub fn connection_string(&self) -> String {
         let policies = self.handle.hub.policies();
@@ -156,7 +157,7 @@ impl RunningHub {
             .unwrap_or_default()
     }
 
-    /// The connection string of one policy, if there is such a policy.
+    /// Returns the connection string of a policy, if the policy exists.
     #[must_use]
     pub fn connection_string_for(&self, policy: &str) -> Option<String> {
         let hub = &self.handle.hub;
@@ -175,62 +176,62 @@ impl RunningHub {
         ))
     }
 
-    /// The principals of Microsoft Entra ID, if the hub takes their tokens.
+    /// Returns the principals of Microsoft Entra ID, if the hub accepts their tokens.
     #[must_use]
     pub fn directory(&self) -> Option<&Directory> {
         self.handle.hub.issuer.as_ref().map(Issuer::directory)
     }
 
-    /// Who may register at the Device Provisioning Service, which is on the hub's own ports.
+    /// Returns the enrolments of the Device Provisioning Service, which answers on the hub's ports.
     #[must_use]
     pub fn enrollments(&self) -> &Enrollments {
         self.handle.hub.provisioning.enrollments()
     }
 
-    /// The certificate that clients must trust.
+    /// Returns the certificate for clients to trust.
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
     }
 
-    /// Where AMQP is (and HTTPS as well).
+    /// Returns the address of the AMQP port, which also answers HTTPS.
     #[must_use]
     pub fn amqp_addr(&self) -> SocketAddr {
         self.amqp_addr
     }
 
-    /// Where HTTPS is (and AMQP as well).
+    /// Returns the address of the HTTPS port, which also answers AMQP.
     #[must_use]
     pub fn https_addr(&self) -> SocketAddr {
         self.https_addr
     }
 
-    /// Where MQTT is.
+    /// Returns the address of the MQTT port.
     #[must_use]
     pub fn mqtt_addr(&self) -> SocketAddr {
         self.mqtt_addr
     }
 
-    /// The connection string of a device that authenticates by a symmetric key; none if there is no such device, or
-    /// it authenticates otherwise.
+    /// Returns the connection string of a device with symmetric keys. Returns `None` if the device
+    /// does not exist, or authenticates by other means.
     #[must_use]
     pub fn device_connection_string(&self, device_id: &str) -> Option<String> {
         self.handle.device_connection_string(device_id)
     }
 
-    /// Where the control interface is, if it is on.
+    /// Returns the address of the control interface, if enabled.
     #[must_use]
     pub fn control_addr(&self) -> Option<SocketAddr> {
         self.control_addr
     }
 
-    /// The hub behind the ports.
+    /// Returns a handle to the hub.
     #[must_use]
     pub fn hub(&self) -> &HubHandle {
         &self.handle
     }
 
-    /// Closes all connections and waits until everything has ended.
+    /// Closes all connections, and waits until all tasks have ended, for at most five seconds.
     pub async fn shutdown(self) {
         self.stop.cancel();
         self.tasks.close();
@@ -240,7 +241,7 @@ impl RunningHub {
         {
             tracing::warn!(
                 tasks = self.tasks.len(),
-                "some connections did not end in time"
+                "some connections did not close in time"
             );
         }
     }
@@ -282,10 +283,10 @@ impl Drop for RunningHub {
     }
 }
 
-/// What a port speaks, inside TLS.
+/// The protocols of a port, inside TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speaks {
-    /// The first bytes tell which.
+    /// The first bytes decide the protocol.
     AmqpAndHttp,
     Mqtt,
 }
@@ -309,24 +310,26 @@ impl Acceptor {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Out of file descriptors, most likely; trying again at once would only burn a core.
-                    tracing::warn!(error = %error, "accepting a connection failed");
+                    // File descriptors are probably exhausted; an immediate retry would only burn a
+                    // core.
+                    tracing::warn!(error = %error, "failed to accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
             if self.hub.faults.refuses_connections() {
-                self.hub.tallies.cut_connections.one();
+                self.hub.counters.cut_connections.one();
                 continue;
             }
             let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-                tracing::warn!("connection refused: as many as allowed are open");
+                tracing::warn!("connection refused: the limit of open connections is reached");
                 continue;
             };
             let (hub, tls, stop) = (Arc::clone(&self.hub), self.tls.clone(), self.stop.clone());
             let speaks = self.speaks;
             self.tasks.spawn(async move {
-                // Boxed, so that a connection's task has the size of what it comes to, and not of all it might.
+                // Boxed, so that a connection's task has the size of its own protocol, and not of
+                // the largest protocol.
                 let opened = Box::pin(open(stream, &tls, &stop)).await;
                 if let Some(opened) = opened {
                     serve_connection(opened, speaks, hub, stop).await;
@@ -337,16 +340,16 @@ impl Acceptor {
     }
 }
 
-/// A connection after its TLS handshake.
+/// A connection after the TLS handshake.
 struct Opened {
     stream: TlsStream<TcpStream>,
     certificate: Option<ClientCertificate>,
     first: BytesMut,
 }
 
-/// Does the TLS handshake and reads the first bytes.
+/// Performs the TLS handshake and reads the first bytes.
 async fn open(stream: TcpStream, tls: &TlsAcceptor, stop: &CancellationToken) -> Option<Opened> {
-    // Dispositions are small and must not wait for more to come.
+    // Dispositions are small, and must not wait for further data.
     let _ = stream.set_nodelay(true);
     let opening = async {
         let mut stream = tls.accept(stream).await?;
@@ -365,8 +368,8 @@ async fn open(stream: TcpStream, tls: &TlsAcceptor, stop: &CancellationToken) ->
     };
     match opened {
         Ok(Ok(opened)) => return Some(opened),
-        Ok(Err(error)) => tracing::debug!(error = %error, "connection ended before it began"),
-        Err(_) => tracing::debug!("connection said nothing"),
+        Ok(Err(error)) => tracing::debug!(error = %error, "connection closed during the handshake"),
+        Err(_) => tracing::debug!("connection closed: no data from the client in time"),
     }
     None
 }
@@ -399,20 +402,20 @@ async fn first_bytes<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(first)
 }
 
-/// A hub to look into and to disturb. Cheap to clone.
+/// A handle for inspecting and disturbing a hub. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HubHandle {
     hub: Arc<Hub>,
 }
 
 impl HubHandle {
-    /// What the hub has counted since it started.
+    /// Returns the hub's counters since the start.
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.hub.summary()
     }
 
-    /// The faults in force; counts show what is left of them.
+    /// Returns the faults in force; a chance's count shows the remaining times.
     #[must_use]
     pub fn faults(&self) -> Faults {
         self.hub.faults.get()
@@ -423,12 +426,14 @@ impl HubHandle {
         self.hub.faults.set(faults);
     }
 
-    /// Replaces the keys of a shared access policy, as a person regenerates them; `false` if there is no such policy.
+    /// Replaces the keys of a shared access policy, like a regeneration of keys in Azure. Returns
+    /// `false` if the policy does not exist.
     pub fn set_keys(&self, policy: &str, primary: Vec<u8>, secondary: Vec<u8>) -> bool {
         self.hub.set_keys(policy, primary, secondary)
     }
 
-    /// Replaces the roles of a principal of Microsoft Entra ID; `false` if there is no such principal, or no such role.
+    /// Replaces the roles of a principal of Microsoft Entra ID. Returns `false` if the principal or
+    /// a role does not exist.
     pub fn set_roles(&self, client_id: &str, roles: &[&str]) -> bool {
         let roles = roles.iter().map(|role| Role::try_from((*role).to_owned()));
         let principal = self.hub.issuer.as_ref();
@@ -457,18 +462,18 @@ impl HubHandle {
         ))
     }
 
-    /// The devices that are connected, in no order; simulated ones are not among them.
+    /// Returns the connected devices, without simulated devices, in no particular order.
     #[must_use]
     pub fn sessions(&self) -> Vec<SessionReport> {
         self.hub.sessions()
     }
 
-    /// Ends the connections of all devices now; they may come back at once.
+    /// Ends the connections of all devices now; devices may reconnect at once.
     pub fn disconnect_devices(&self) {
         self.hub.disconnect_all();
     }
 
-    /// All messages of a device, oldest first; none if there is no such device.
+    /// Returns all messages of a device, oldest first, or `None` if the device does not exist.
     #[must_use]
     pub fn messages(&self, device_id: &str) -> Option<Vec<MessageReport>> {
         control::messages_of(&self.hub, device_id)

@@ -1,7 +1,7 @@
-//! The hub tiers and the limits that Microsoft publishes for them, in one table.
+//! The hub tiers and the limits published by Microsoft, in one table.
 //!
-//! Figures are those of the quotas and throttling page of February 2023. They are data, not code: a hub's
-//! effective limits can be overridden one by one in [`HubConfig::limits`](crate::HubConfig::limits).
+//! The figures are from the quotas and throttling page of February 2023.
+//! [`HubConfig::limits`](crate::HubConfig::limits) overrides the limits of a hub.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 pub enum Tier {
     /// The free tier.
     Free,
-    /// Basic 1; has no cloud-to-device messages.
+    /// Basic 1, without cloud-to-device messages.
     B1,
-    /// Basic 2; has no cloud-to-device messages.
+    /// Basic 2, without cloud-to-device messages.
     B2,
-    /// Basic 3; has no cloud-to-device messages.
+    /// Basic 3, without cloud-to-device messages.
     B3,
     /// Standard 1.
     #[default]
@@ -26,15 +26,15 @@ pub enum Tier {
     S3,
 }
 
-/// What a hub allows, for the whole hub and all its clients together.
+/// The limits of a hub, shared by all clients.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Cloud-to-device sends per minute.
     pub sends_per_minute: f64,
-    /// Queries per minute; each page counts as one.
+    /// Queries per minute, counted by pages.
     pub queries_per_minute: f64,
-    /// Identity registry operations per minute; bulk requests count each device.
+    /// Identity registry operations per minute; a bulk request counts once per device.
     pub registry_per_minute: f64,
     /// Twin reads per second.
     pub twin_reads_per_second: f64,
@@ -42,24 +42,24 @@ pub struct Limits {
     pub twin_updates_per_second: f64,
     /// AMQP link openings per second. Not published; see [`Tier::limits`].
     pub link_opens_per_second: f64,
-    /// New connections of devices per second.
+    /// New device connections per second.
     pub device_connects_per_second: f64,
-    /// Messages of devices per second.
+    /// Messages from devices per second.
     pub device_sends_per_second: f64,
-    /// Messages that devices ask for over HTTPS, per minute.
+    /// Receive requests of devices over HTTPS, per minute.
     pub device_receives_per_minute: f64,
-    /// Direct methods per second; each started 4 KB of a request counts.
+    /// Direct methods per second, counted per started 4 KB of a request.
     pub methods_per_second: f64,
     /// Messages per day, counted per started 4 KB (0.5 KB in the free tier).
     pub daily_messages: u64,
 }
 
 impl Tier {
-    /// The published limits of this tier with `units` units.
+    /// Returns the published limits of this tier with `units` units.
     ///
-    /// The throttle on opening AMQP links exists (`Operation type: AmqpLinkOpen`) but its size is published
-    /// nowhere. Fifty per second stands well above what a handful of long-lived clients need and well below
-    /// what a client per message causes.
+    /// The throttle on opening AMQP links exists (`Operation type: AmqpLinkOpen`), and the rate is
+    /// published nowhere. Fifty per second is well above the needs of a handful of long-lived
+    /// clients, and well below the load of a client per message.
     #[must_use]
     pub fn limits(self, units: u32) -> Limits {
         let units = f64::from(units.max(1));
@@ -69,7 +69,7 @@ impl Tier {
             Self::Free | Self::B1 | Self::S1 => (false, false),
         };
         let per_unit = |small: f64, big: f64| if large { big * units } else { small * units };
-        // The same for their connections and their messages.
+        // Connections and messages of devices have the same rate.
         let devices = match (large, medium) {
             (true, _) => 6_000.0 * units,
             (_, true) => 120.0 * units,
@@ -111,13 +111,13 @@ impl Tier {
         }
     }
 
-    /// How many bytes of a message count as one against the daily quota.
+    /// Returns the number of message bytes counted as one message against the daily quota.
     #[must_use]
     pub fn meter_bytes(self) -> usize {
         if self == Self::Free { 512 } else { 4096 }
     }
 
-    /// Whether the tier has cloud-to-device messages.
+    /// Whether the tier supports cloud-to-device messages.
     #[must_use]
     pub fn has_commands(self) -> bool {
         !matches!(self, Self::B1 | Self::B2 | Self::B3)

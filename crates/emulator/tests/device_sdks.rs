@@ -1,8 +1,8 @@
 //! Azure's own Node device SDKs against the emulator, over all of their transports.
 //!
-//! The SDKs have their ports built in (443, 5671, 8883), so the hub gets these, on a loopback address of its own. They
-//! must be installed first: `npm ci` in `tests/node-sdk`. If they are not, this fails and says so: a check that skips
-//! itself is no check.
+//! The SDKs have fixed ports (443, 5671, 8883). The hub uses these ports on a dedicated loopback
+//! address. Install the SDKs first: `npm ci` in `tests/node-sdk`. Without the SDKs, the test fails
+//! instead of skipping, since a skipped check would go unnoticed.
 
 #![expect(
     clippy::print_stdout,
@@ -75,7 +75,7 @@ async fn the_node_device_sdks_accept_the_emulator() {
     hub.shutdown().await;
 }
 
-/// A folder that goes with the test.
+/// A temporary folder, removed at the end of the test.
 struct Home(PathBuf);
 
 impl Home {
@@ -93,7 +93,7 @@ impl Drop for Home {
     }
 }
 
-/// Starts a hub on the standard ports of some address of the loopback network that nobody else uses.
+/// Starts a hub on the standard ports of an unused loopback address.
 async fn start_on_own_address(certificates: &Certificates) -> RunningHub {
     let mut last = None;
     for _ in 0..20 {
@@ -156,7 +156,7 @@ fn enrollments(certificates: &Certificates) -> Value {
     })
 }
 
-/// An authority, and what it and nobody has signed.
+/// An authority, and certificates signed by the authority or self-signed.
 struct Certificates {
     ca_pem: String,
     /// By name: `{name, cert, key, thumbprint}`.

@@ -1,7 +1,7 @@
 //! Azure's own Node service SDK against the emulator.
 //!
-//! The SDK must be installed first: `npm ci` in `tests/node-sdk`. If it is not, this fails and says so: a
-//! check that skips itself is no check.
+//! Install the SDK first: `npm ci` in `tests/node-sdk`. Without the SDK, the test fails instead of
+//! skipping, since a skipped check would go unnoticed.
 
 use std::path::Path;
 use std::process::Command;
@@ -58,7 +58,7 @@ async fn the_node_sdk_accepts_the_emulator() {
     );
     let summary = hub.hub().summary();
     assert_eq!(summary.accepted, 2508, "{summary:?}");
-    // Nothing on the way made the SDK give its connection up.
+    // The SDK has kept a single connection throughout.
     assert_eq!(summary.connections, 1, "{summary:?}");
     assert_eq!(summary.feedback_completed, 2, "{summary:?}");
     hub.shutdown().await;

@@ -1,4 +1,4 @@
-//! Assertions that stand for a client: a token from a file, or a token signed with a certificate's key.
+//! Client assertions: a token from a file, or a token signed with a certificate's key.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,19 +16,20 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use twincast_secret::{FileError, Secret, read_text};
 
-/// How long an assertion lives. Entra takes up to 10 minutes from its `nbf` on.
+/// The lifetime of an assertion. Entra accepts up to 10 minutes, counted from `nbf`.
 const LIFETIME: Duration = Duration::from_secs(9 * 60);
 
-/// A token that a file holds, read for each request: the kubelet replaces it.
+/// A token in a file, read for each request, because the kubelet replaces the file.
 #[derive(Debug)]
 pub(crate) struct FileAssertion {
     pub(crate) path: PathBuf,
 }
 
-/// A token that this process signs, with a certificate and its key from a PEM file, read for each request.
+/// A token signed by this process, with a certificate and its key from a PEM file, read for each
+/// request.
 ///
-/// The form is the one that Entra documents ("Microsoft identity platform application authentication certificate
-/// credentials"): PS256, and the SHA-256 of the certificate as `x5t#S256`.
+/// The form follows Entra's documentation ("Microsoft identity platform application authentication
+/// certificate credentials"): PS256, and the SHA-256 of the certificate as `x5t#S256`.
 #[derive(Debug)]
 pub(crate) struct CertificateAssertion {
     pub(crate) path: PathBuf,
@@ -41,11 +42,11 @@ pub(crate) struct CertificateAssertion {
 enum CertificateError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("{} holds no certificate in PEM", path.display())]
+    #[error("{} has no certificate in PEM", path.display())]
     NoCertificate { path: PathBuf },
-    #[error("{} holds no private key in PEM", path.display())]
+    #[error("{} has no private key in PEM", path.display())]
     NoKey { path: PathBuf },
-    #[error("the key in {} is not an RSA key of 2048 bits or more, which Entra asks for", path.display())]
+    #[error("the key in {} is not an RSA key of 2048 bits or more, as required by Entra", path.display())]
     NotRsa { path: PathBuf },
 }
 
@@ -112,7 +113,7 @@ impl CertificateAssertion {
     }
 }
 
-/// A failure on this machine, which a change of the file may end.
+/// Wraps a local failure; a change of the file may end the failure.
 fn local(error: impl std::error::Error + Send + Sync + 'static) -> azure_core::Error {
     azure_core::Error::new(ErrorKind::Io, error)
 }

@@ -1,61 +1,61 @@
-//! Why there is no identity, or no token.
+//! Errors of identities and tokens.
 
 use std::sync::Arc;
 
 use azure_core::error::ErrorKind;
 
-/// The longest text of Entra's that is kept.
+/// The longest text kept from Entra's answer, in characters.
 const TEXT_CHARS: usize = 300;
 
-/// Why an identity cannot be used as it is configured.
+/// Why a configured identity is unusable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// A value is missing.
-    #[error("{identity} needs {what}: set {setting}, or the environment variable {variable}")]
+    /// A mandatory value is missing.
+    #[error("{identity} needs {value}: set {setting}, or the environment variable {variable}")]
     Missing {
         /// The kind of identity.
         identity: &'static str,
-        /// What is missing.
-        what: &'static str,
+        /// The missing value.
+        value: &'static str,
         /// The setting's name.
         setting: &'static str,
-        /// The environment variable that has the same meaning.
+        /// The environment variable with the same meaning.
         variable: &'static str,
     },
-    /// A value cannot be used.
+    /// A value is invalid.
     #[error("{setting} of {identity} is {found:?}: {allowed}")]
     Invalid {
         /// The kind of identity.
         identity: &'static str,
         /// The setting's name.
         setting: &'static str,
-        /// What it holds.
+        /// The value found.
         found: String,
-        /// What it may hold.
+        /// The allowed values.
         allowed: &'static str,
     },
 }
 
-/// Why there is no token. Cheap to clone.
+/// Why no token is available. Cheap to clone.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// Microsoft Entra ID, or the metadata endpoint, refuses the identity.
-    #[error("Microsoft Entra ID gives no token to {identity}: {text}")]
+    /// Microsoft Entra ID, or the metadata endpoint, refused the identity.
+    #[error("Microsoft Entra ID refused a token for {identity}: {text}")]
     Refused {
-        /// Who asked.
+        /// The requesting identity.
         identity: String,
-        /// The status of the answer.
+        /// The answer's status.
         status: u16,
-        /// What it says.
+        /// The answer's text.
         text: String,
     },
-    /// No answer, or one that says that it is busy.
+    /// No answer, an answer with a transient status, or an unreadable secret.
     #[error("no token for {identity}: {text}")]
     Unavailable {
-        /// Who asked.
+        /// The requesting identity.
         identity: String,
-        /// What happened.
+        /// The failure.
         text: String,
         /// The cause.
         #[source]
@@ -64,23 +64,24 @@ pub enum TokenError {
 }
 
 impl TokenError {
-    /// Whether the same request may succeed later with nothing changed.
+    /// Whether the same request may succeed later without any change.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
 
-    pub(crate) fn of(identity: &str, error: azure_core::Error) -> Self {
+    pub(crate) fn from_azure(identity: &str, error: azure_core::Error) -> Self {
         let identity = identity.to_owned();
         let Some((status, text)) = answer(&error) else {
             return Self::Unavailable {
                 identity,
-                text: "it cannot be asked for".to_owned(),
+                text: "the request failed".to_owned(),
                 source: Some(Arc::new(error)),
             };
         };
         match status {
-            // The metadata endpoint answers 404 and 410 while it starts or is updated.
+            // The metadata endpoint answers 404 and 410 while starting or being updated, so these
+            // statuses count as transient.
             400 | 401 | 403 => Self::Refused {
                 identity,
                 status,
@@ -88,14 +89,14 @@ impl TokenError {
             },
             status => Self::Unavailable {
                 identity,
-                text: format!("the answer is {status}: {text}"),
+                text: format!("the answer has status {status}: {text}"),
                 source: None,
             },
         }
     }
 }
 
-/// The status and the text of an answer that was not a token.
+/// Returns the status and text of an answer without a token.
 fn answer(error: &azure_core::Error) -> Option<(u16, String)> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
@@ -115,7 +116,7 @@ fn answer(error: &azure_core::Error) -> Option<(u16, String)> {
     None
 }
 
-/// The first line of `error_description`, without the ids of the request.
+/// Returns the first line of `error_description`, without the request's ids.
 fn description(body: &[u8]) -> String {
     let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let text = body["error_description"]

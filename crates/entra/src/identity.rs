@@ -1,4 +1,4 @@
-//! Who the workload is.
+//! The workload's identity.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,33 +19,35 @@ use crate::assertion::{CertificateAssertion, FileAssertion};
 use crate::error::IdentityError;
 use crate::transport::Http;
 
-/// Entra of Azure's public cloud.
+/// Entra's authority in Azure's public cloud.
 const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
 
-/// Who the workload is. What is `None` is taken from the environment variables that Azure's SDKs have in common, and
-/// that workload identity sets in a pod: `AZURE_TENANT_ID`, `AZURE_CLIENT_ID`, `AZURE_FEDERATED_TOKEN_FILE`,
-/// `AZURE_CLIENT_SECRET`, `AZURE_CLIENT_CERTIFICATE_PATH`, `AZURE_AUTHORITY_HOST`.
+/// The workload's identity. Each `None` is filled from the environment variables common to Azure's
+/// SDKs and set by workload identity in a pod: `AZURE_TENANT_ID`, `AZURE_CLIENT_ID`,
+/// `AZURE_FEDERATED_TOKEN_FILE`, `AZURE_CLIENT_SECRET`, `AZURE_CLIENT_CERTIFICATE_PATH`,
+/// `AZURE_AUTHORITY_HOST`.
 #[derive(Debug, Clone)]
 pub enum Identity {
-    /// An application, or a user-assigned managed identity, that proves who it is.
+    /// An application, or a user-assigned managed identity, with a proof of identity.
     Application {
         /// The tenant.
         tenant_id: Option<String>,
         /// The application's client id.
         client_id: Option<String>,
-        /// How it proves who it is.
+        /// The proof of identity.
         proof: Proof,
     },
-    /// A managed identity of the machine or the App Service: system-assigned, unless an id says which.
+    /// A managed identity of the machine or the App Service: system-assigned, unless an id is
+    /// given.
     Managed(Option<ManagedId>),
-    /// The account that `az login` has logged in, on a developer's machine.
+    /// The account logged in with `az login`, on a developer's machine.
     AzureCli {
-        /// The tenant, if not the account's own.
+        /// The tenant, if other than the account's own.
         tenant_id: Option<String>,
     },
 }
 
-/// How an application proves who it is.
+/// An application's proof of identity.
 #[derive(Debug, Clone)]
 pub enum Proof {
     /// The token of a Kubernetes service account, in this file (Microsoft Entra Workload ID).
@@ -67,15 +69,15 @@ pub enum ManagedId {
     ResourceId(String),
 }
 
-/// An identity with everything that it needs.
+/// An identity with all values filled in.
 pub(crate) struct Resolved {
-    /// For people: "workload identity (client …, tenant …)".
+    /// The identity's description: "workload identity (client …, tenant …)".
     pub(crate) name: String,
-    how: How,
+    kind: ResolvedKind,
     authority: String,
 }
 
-enum How {
+enum ResolvedKind {
     Application {
         tenant_id: String,
         client_id: String,
@@ -91,7 +93,7 @@ enum ResolvedProof {
     Certificate(PathBuf),
 }
 
-/// A variable of the environment; empty ones count as unset.
+/// Reads an environment variable; empty variables count as unset.
 pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Identity {
@@ -106,7 +108,7 @@ impl Identity {
                 allowed: "it must be an address such as https://login.microsoftonline.com",
             });
         }
-        let (name, how) = match self {
+        let (name, kind) = match self {
             Self::Application {
                 tenant_id,
                 client_id,
@@ -121,12 +123,12 @@ impl Identity {
                 let client_id = id(client_id, "the client", "client_id", "AZURE_CLIENT_ID")?;
                 let name = format!("{} (client {client_id}, tenant {tenant_id})", self.kind());
                 let proof = self.proof(proof, env)?;
-                let how = How::Application {
+                let kind = ResolvedKind::Application {
                     tenant_id,
                     client_id,
                     proof,
                 };
-                (name, how)
+                (name, kind)
             }
             Self::Managed(id) => {
                 let which = match id {
@@ -137,19 +139,19 @@ impl Identity {
                 };
                 (
                     format!("{} ({which})", self.kind()),
-                    How::Managed(id.clone()),
+                    ResolvedKind::Managed(id.clone()),
                 )
             }
             Self::AzureCli { tenant_id } => {
                 if let Some(tenant) = tenant_id {
                     self.check_id("tenant_id", tenant)?;
                 }
-                (self.kind().to_owned(), How::Cli(tenant_id.clone()))
+                (self.kind().to_owned(), ResolvedKind::Cli(tenant_id.clone()))
             }
         };
         Ok(Resolved {
             name,
-            how,
+            kind,
             authority,
         })
     }
@@ -203,7 +205,7 @@ impl Identity {
             .or_else(|| env(variable).map(T::from))
             .ok_or(IdentityError::Missing {
                 identity: self.kind(),
-                what,
+                value: what,
                 setting,
                 variable,
             })
@@ -224,7 +226,7 @@ impl Identity {
 }
 
 impl Resolved {
-    /// A credential that has seen nothing yet: it asks for a token anew, and reads its secret anew.
+    /// Creates a credential without a cache: it requests a new token, and reads the secret again.
     pub(crate) fn credential(
         &self,
         web: &Http,
@@ -244,8 +246,8 @@ impl Resolved {
             }))),
             ..ClientOptions::default()
         };
-        Ok(match &self.how {
-            How::Application {
+        Ok(match &self.kind {
+            ResolvedKind::Application {
                 tenant_id,
                 client_id,
                 proof,
@@ -284,7 +286,7 @@ impl Resolved {
                     )?,
                 }
             }
-            How::Managed(id) => {
+            ResolvedKind::Managed(id) => {
                 ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
                     user_assigned_id: id.clone().map(|id| match id {
                         ManagedId::ClientId(id) => UserAssignedId::ClientId(id),
@@ -294,10 +296,12 @@ impl Resolved {
                     client_options: client_options(metadata),
                 }))?
             }
-            How::Cli(tenant_id) => AzureCliCredential::new(Some(AzureCliCredentialOptions {
-                tenant_id: tenant_id.clone(),
-                ..AzureCliCredentialOptions::default()
-            }))?,
+            ResolvedKind::Cli(tenant_id) => {
+                AzureCliCredential::new(Some(AzureCliCredentialOptions {
+                    tenant_id: tenant_id.clone(),
+                    ..AzureCliCredentialOptions::default()
+                }))?
+            }
         })
     }
 }

@@ -1,15 +1,17 @@
 //! The current token, and its renewal.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
 use rand::RngExt as _;
 use reqwest::Client;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 use twincast_secret::Secret;
 use url::Url;
 
@@ -17,32 +19,32 @@ use crate::error::{IdentityError, TokenError};
 use crate::identity::{Identity, Resolved};
 use crate::transport::Http;
 
-/// A token is renewed when this share of its life has passed; the exact share is drawn for each token, so that many
-/// processes do not ask together.
+/// Share of a token's life after which the token is renewed. The exact share is drawn for each
+/// token, so that many processes do not renew at the same time.
 const RENEW_BETWEEN: (f64, f64) = (0.75, 0.85);
-/// How long one request for a token may take, with its retries.
+/// Time limit of one token request, including retries.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// How long to wait after a failed renewal, while the last token still serves.
+/// Delay after a failed renewal, while the last token is still valid.
 const RENEW_AGAIN: Duration = Duration::from_secs(15);
-/// A refused token that is younger than this is not replaced: a new one would be refused as well.
-const LEAST_AGE: Duration = Duration::from_secs(5);
-/// How long the metadata endpoint, which is on the same machine, may take to answer at all.
+/// A refused token younger than this is not replaced: a new token would be refused as well.
+const MIN_AGE: Duration = Duration::from_secs(5);
+/// Time limit of connecting to the metadata endpoint, a service on the same machine.
 const METADATA_CONNECT: Duration = Duration::from_secs(3);
 
-/// An access token and its times, on this machine's clock. `Debug` does not show the token.
+/// An access token and its times on this machine's clock. `Debug` does not show the token.
 #[derive(Debug, Clone)]
 pub struct AccessToken {
     /// The token: a JWT.
     pub token: Secret,
-    /// When it is to be renewed.
+    /// When to renew the token.
     pub renew_at: SystemTime,
-    /// When it ends.
+    /// When the token expires.
     pub expires_at: SystemTime,
 }
 
 impl AccessToken {
-    /// The object id of the identity, as the token claims it: the user name at a Redis that takes such tokens. The
-    /// signature is not checked; whoever takes the token does that.
+    /// Returns the object id claimed by the token: the user name for Redis with Entra
+    /// authentication. Does not check the signature; the token's recipient checks it.
     #[must_use]
     pub fn object_id(&self) -> Option<String> {
         let claims = self.token.expose().split('.').nth(1)?;
@@ -61,8 +63,19 @@ struct Inner {
     scope: String,
     web: Http,
     metadata: Http,
-    current: Mutex<Option<Held>>,
+    /// Never locked across an await.
+    state: Mutex<State>,
 }
+
+#[derive(Default)]
+struct State {
+    current: Option<Held>,
+    /// The request in progress, in a task of its own. A caller could stop polling (another arm of a
+    /// `select!` runs), and would then keep every other caller from the token.
+    request: Option<Request>,
+}
+
+type Request = Shared<BoxFuture<'static, Result<AccessToken, TokenError>>>;
 
 struct Held {
     token: AccessToken,
@@ -70,21 +83,23 @@ struct Held {
 }
 
 impl Tokens {
-    /// Tokens of `identity` for `scope`. Nothing is asked for yet.
+    /// Creates the tokens of `identity` for `scope`. Makes no request yet.
     ///
-    /// `env` gives the environment variables that complete the identity; empty ones count as unset.
+    /// `env` returns the environment variables that complete the identity; empty variables count as
+    /// unset.
     ///
-    /// `web` is the client for Microsoft Entra ID: it brings certificate authorities, proxy and time-outs, and must not
-    /// follow redirects. The metadata endpoint of managed identities is asked without a proxy;
-    /// `AZURE_POD_IDENTITY_AUTHORITY_HOST` names another one, as in Azure's other SDKs.
+    /// `web` is the client for Microsoft Entra ID: it defines certificate authorities, proxy and
+    /// time-outs, and must not follow redirects. Requests to the metadata endpoint of managed
+    /// identities bypass the proxy; `AZURE_POD_IDENTITY_AUTHORITY_HOST` names another endpoint, as
+    /// in Azure's other SDKs.
     ///
     /// # Errors
     ///
-    /// A value is missing, here and in the environment, or cannot be used.
+    /// A value is invalid, or missing both in `identity` and in the environment.
     ///
     /// # Panics
     ///
-    /// No: a client without settings of its own can be made.
+    /// Never: building a client without settings of its own cannot fail.
     pub fn new(
         identity: &Identity,
         scope: &str,
@@ -94,7 +109,7 @@ impl Tokens {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
         let resolved = identity.resolve(&env)?;
         let variable = "AZURE_POD_IDENTITY_AUTHORITY_HOST";
-        let instead = env(variable).map(|host| {
+        let base_override = env(variable).map(|host| {
             Url::parse(&host).map_err(|_| IdentityError::Invalid {
                 identity: "managed identity",
                 setting: variable,
@@ -102,7 +117,7 @@ impl Tokens {
                 allowed: "it must be an address such as http://169.254.169.254",
             })
         });
-        // The library asks for one that the whole process uses; there may be one already.
+        // The library requires a process-wide provider; another provider may already be installed.
         _ = rustls::crypto::ring::default_provider().install_default();
         let metadata = Client::builder()
             .no_proxy()
@@ -115,87 +130,136 @@ impl Tokens {
             identity: resolved,
             scope: scope.to_owned(),
             web: Http::new(web),
-            metadata: Http::with_instead(metadata, instead.transpose()?),
-            current: Mutex::new(None),
+            metadata: Http::with_base_override(metadata, base_override.transpose()?),
+            state: Mutex::default(),
         })))
     }
 
-    /// Who the tokens are for, for people: `workload identity (client …, tenant …)`.
+    /// A description of the identity: `workload identity (client …, tenant …)`.
     #[must_use]
     pub fn identity(&self) -> &str {
         &self.0.identity.name
     }
 
-    /// The token to use now. It is asked for at most once at a time, whoever waits; a renewal that fails is no error
-    /// while the last token serves.
+    /// Returns the token to use now. Concurrent callers share one request. A failed renewal is no
+    /// error while the last token is valid.
     ///
-    /// Takes 30 s at the most. Cancel safe: a request that is dropped is made again by the next call.
+    /// Takes 30 s at most. Cancel safe: a request in progress continues, and the next call uses the
+    /// result.
     ///
     /// # Errors
     ///
-    /// There is no token that serves, and no new one.
+    /// No valid token is held, and no new token could be obtained.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub async fn token(&self) -> Result<AccessToken, TokenError> {
-        let mut current = self.0.current.lock().await;
-        let now = SystemTime::now();
-        if let Some(held) = &*current
-            && now < held.token.renew_at
-        {
-            return Ok(held.token.clone());
-        }
-        match self.0.fetch().await {
-            Ok(token) => {
-                *current = Some(Held {
-                    token: token.clone(),
-                    since: now,
-                });
-                Ok(token)
+        let request = {
+            let mut state = self.0.state();
+            if let Some(held) = &state.current
+                && SystemTime::now() < held.token.renew_at
+            {
+                return Ok(held.token.clone());
             }
-            Err(error) => {
-                let serves = current
-                    .as_mut()
-                    .filter(|held| SystemTime::now() < held.token.expires_at);
-                let Some(held) = serves else {
-                    *current = None;
-                    return Err(error);
-                };
-                let identity = &self.0.identity.name;
-                tracing::warn!(identity, %error, "access token not renewed yet; the last one still serves");
-                held.token.renew_at = (SystemTime::now() + RENEW_AGAIN).min(held.token.expires_at);
-                Ok(held.token.clone())
-            }
-        }
+            let begin = || self.0.request();
+            state.request.get_or_insert_with(begin).clone()
+        };
+        request.await
     }
 
-    /// Gives a token back that was refused: the next call of [`token`](Self::token) asks for a new one, unless this one
-    /// was given out in the last seconds.
+    /// Reports a refused token: the next call of [`token`](Self::token) requests a new token,
+    /// unless the refused token was obtained within the last seconds.
     ///
-    /// Does nothing while a request is under way.
+    /// Does nothing while a request is in progress.
     pub fn refused(&self) {
-        let Ok(mut current) = self.0.current.try_lock() else {
+        let mut state = self.0.state();
+        if state.request.is_some() {
             return;
-        };
-        let is_new = |held: &Held| held.since.elapsed().is_ok_and(|age| age < LEAST_AGE);
-        if current.as_ref().is_some_and(|held| !is_new(held)) {
-            *current = None;
+        }
+        let is_new = |held: &Held| held.since.elapsed().is_ok_and(|age| age < MIN_AGE);
+        if state.current.as_ref().is_some_and(|held| !is_new(held)) {
+            state.current = None;
         }
     }
 }
 
 impl Inner {
-    async fn fetch(&self) -> Result<AccessToken, TokenError> {
-        let name = &self.identity.name;
-        let unavailable = |text: &str, source| TokenError::Unavailable {
-            identity: name.clone(),
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a request.
+    fn request(self: &Arc<Self>) -> Request {
+        let inner = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let _requesting = Requesting(&inner);
+            let now = SystemTime::now();
+            let fetched = inner.fetch().await;
+            inner.replace(fetched, now)
+        });
+        let (task, inner) = (AbortOnDropHandle::new(task), Arc::clone(self));
+        let result = async move {
+            let aborted =
+                |error| inner.unavailable("the request was aborted", Some(Arc::new(error)));
+            task.await.unwrap_or_else(|error| Err(aborted(error)))
+        };
+        result.boxed().shared()
+    }
+
+    /// Replaces the current token, or keeps a valid token after a failed renewal. Returns the token
+    /// to use.
+    fn replace(
+        &self,
+        fetched: Result<AccessToken, TokenError>,
+        since: SystemTime,
+    ) -> Result<AccessToken, TokenError> {
+        let mut state = self.state();
+        let error = match fetched {
+            Ok(token) => {
+                let held = Held {
+                    token: token.clone(),
+                    since,
+                };
+                state.current = Some(held);
+                return Ok(token);
+            }
+            Err(error) => error,
+        };
+        let valid = state.current.as_mut();
+        let valid = valid.filter(|held| SystemTime::now() < held.token.expires_at);
+        let Some(held) = valid else {
+            state.current = None;
+            return Err(error);
+        };
+        let identity = &self.identity.name;
+        tracing::warn!(identity, %error, "failed to renew the access token; the current token stays in use");
+        held.token.renew_at = (SystemTime::now() + RENEW_AGAIN).min(held.token.expires_at);
+        Ok(held.token.clone())
+    }
+
+    fn unavailable(
+        &self,
+        text: &str,
+        source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    ) -> TokenError {
+        TokenError::Unavailable {
+            identity: self.identity.name.clone(),
             text: text.to_owned(),
             source,
-        };
+        }
+    }
+
+    async fn fetch(&self) -> Result<AccessToken, TokenError> {
+        let name = &self.identity.name;
         let credential = self.identity.credential(&self.web, &self.metadata);
-        let credential = credential
-            .map_err(|error| unavailable("the secret cannot be used", Some(Arc::from(error))))?;
+        let credential = credential.map_err(|error| {
+            self.unavailable("the secret cannot be used", Some(Arc::from(error)))
+        })?;
         let scopes = [self.scope.as_str()];
         let asked = timeout(ANSWER_WITHIN, credential.get_token(&scopes, None)).await;
-        let answer = asked.map_err(|_| unavailable("no answer within 30 s", None))?;
-        let answer = answer.map_err(|error| TokenError::of(name, error))?;
+        let answer = asked.map_err(|_| self.unavailable("no answer within 30 s", None))?;
+        let answer = answer.map_err(|error| TokenError::from_azure(name, error))?;
         let (now, expires_at) = (SystemTime::now(), SystemTime::from(answer.expires_on));
         let life = expires_at.duration_since(now).unwrap_or_default();
         let share = rand::rng().random_range(RENEW_BETWEEN.0..RENEW_BETWEEN.1);
@@ -204,6 +268,16 @@ impl Inner {
             renew_at: now + life.mul_f64(share),
             expires_at,
         })
+    }
+}
+
+/// A request in progress. However the request ends, the next call may begin another.
+struct Requesting<'a>(&'a Inner);
+
+impl Drop for Requesting<'_> {
+    fn drop(&mut self) {
+        let request = self.0.state().request.take();
+        drop(request);
     }
 }
 

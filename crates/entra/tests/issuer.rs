@@ -1,4 +1,4 @@
-//! Each identity against an emulated Entra ID: who gets a token, who does not, and how tokens are renewed.
+//! Each identity against an emulated Entra ID: granted and refused tokens, and renewals.
 
 use std::path::Path;
 use std::process::Command;
@@ -75,7 +75,7 @@ impl Entra {
         path
     }
 
-    /// A service account's token, as the kubelet writes it.
+    /// A service account's token, as written by the kubelet.
     fn service_account(&self, subject: &str, audience: &str, expires_in_s: i64) -> String {
         let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
         self.cluster.sign(&json!({
@@ -84,7 +84,7 @@ impl Entra {
     }
 }
 
-/// A certificate with an RSA key in `NAME.pem`; gives the certificate alone.
+/// Writes a certificate with an RSA key to `NAME.pem`; returns the certificate alone.
 fn certificate(folder: &Path, name: &str) -> String {
     let (key, crt) = (folder.join("key"), folder.join("crt"));
     let made = Command::new("openssl")
@@ -122,7 +122,7 @@ fn fixed(secret: &str) -> SecretSource {
     SecretSource::Fixed(Secret::new(secret))
 }
 
-/// A claim of the token, which the emulator has signed.
+/// Returns a claim of the token, signed by the emulator.
 fn claim(token: &Secret, name: &str) -> String {
     use base64::Engine as _;
     let part = token.expose().split('.').nth(1).unwrap();
@@ -225,7 +225,7 @@ async fn refusals_say_what_entra_says_and_pass_or_do_not() {
         assert!(text.contains(tokens.identity()), "{text}");
         assert!(!format!("{error:?}").contains("s3cr"), "{error:?}");
     }
-    // What a change of a file may end.
+    // Failures curable by a change of a file.
     for (identity, says) in [
         (
             certificate_of("with-certificate", "no.pem"),
@@ -268,7 +268,7 @@ async fn a_token_is_renewed_before_it_ends_with_what_the_file_says_then() {
     let tokens = entra.tokens(&secret_of("with-secret", source)).unwrap();
     let first = tokens.token().await.unwrap();
     assert!(first.renew_at < first.expires_at);
-    // A renewal that fails is nothing while the last one serves.
+    // A failed renewal has no effect while the last token is valid.
     std::fs::write(&path, "wrong").unwrap();
     wait_until(first.renew_at).await;
     let second = tokens.token().await.unwrap();
@@ -292,6 +292,22 @@ async fn an_endpoint_that_is_busy_is_asked_again() {
         .tokens(&secret_of("with-secret", fixed("s3cr3t")))
         .unwrap();
     assert!(tokens.token().await.is_ok());
+    entra.hub.shutdown().await;
+}
+
+/// A caller that stops polling, as an arm of `select!` may, holds up no other caller, and all callers
+/// share a request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_no_longer_polled_holds_up_no_other() {
+    let entra = Entra::start(3600).await;
+    let tokens = entra.tokens(&Identity::Managed(None)).unwrap();
+    let mut idle = Box::pin(tokens.token());
+    assert!(futures::poll!(&mut idle).is_pending());
+    drop(tokens.token());
+    let limit = Duration::from_secs(30);
+    let token = tokio::time::timeout(limit, tokens.token()).await;
+    let token = token.unwrap().unwrap();
+    assert_eq!(idle.await.unwrap().token.expose(), token.token.expose());
     entra.hub.shutdown().await;
 }
 

@@ -1,57 +1,62 @@
-//! What an Azure IoT hub takes of a cloud-to-device message: written once, for those who check specs, for the client,
-//! and for the emulator.
+//! An Azure IoT hub's limits for a cloud-to-device message, shared by the validation of specs, the
+//! client and the emulator.
 
 use std::time::Duration;
 
-/// The most bytes of a message with its properties (`iot-hub-devguide-messages-c2d`, `iot-hub-devguide-quotas-throttling`).
-pub const LARGEST_MESSAGE: usize = 64 * 1024;
+/// The most bytes of a message including properties (`iot-hub-devguide-messages-c2d`,
+/// `iot-hub-devguide-quotas-throttling`).
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 /// The longest time to live (`iot-hub-devguide-messages-c2d`).
-pub const LONGEST_TTL: Duration = Duration::from_secs(48 * 60 * 60);
+pub const MAX_TTL: Duration = Duration::from_secs(48 * 60 * 60);
 
 /// The most bytes of a device id (`iot-hub-devguide-identity-registry`).
-pub const LONGEST_DEVICE_ID: usize = 128;
+pub const MAX_DEVICE_ID_BYTES: usize = 128;
 
-/// The most bytes of a message id, as recommended.
-pub const LONGEST_MESSAGE_ID: usize = 128;
+/// The most bytes of a message id, as recommended by Microsoft.
+pub const MAX_MESSAGE_ID_BYTES: usize = 128;
 
-/// The text around a device's id in a message's address, `/devices/…/messages/devicebound`.
+/// The length of the text around a device's id in a message's address,
+/// `/devices/…/messages/devicebound`.
 const ADDRESS: usize = "/devices/".len() + "/messages/devicebound".len();
 
-/// The lengths, in bytes, of what a message consists of.
+/// The lengths of a message's parts, in bytes.
 ///
-/// How a hub counts is not documented for messages to devices: of those from devices it counts the body, the values of
-/// system properties, and names and values of the application's (`iot-hub-devguide-messages-construct`). The encoded
-/// AMQP message has all of that and more, so a message that fits by [`MessageSize::encoded`] fits however it is counted.
+/// A hub's method of counting is undocumented for messages to devices. For messages from devices a
+/// hub counts the body, the values of system properties, and the names and values of application
+/// properties (`iot-hub-devguide-messages-construct`). The encoded AMQP message contains all of
+/// these parts and more, so a message within the limit by [`MessageSize::encoded`] is within the
+/// limit by any method of counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageSize {
     /// The device's id, percent-encoded: see [`encoded_id`].
     pub device_id: usize,
     /// The message id.
     pub message_id: usize,
-    /// The correlation id, if there is one.
+    /// The correlation id, if set.
     pub correlation_id: Option<usize>,
-    /// The content type, if there is one.
+    /// The content type, if set.
     pub content_type: Option<usize>,
-    /// The content encoding, if there is one.
+    /// The content encoding, if set.
     pub content_encoding: Option<usize>,
-    /// What the application properties take: the sum of [`property`].
+    /// The size of the application properties: the sum of [`property`].
     pub properties: usize,
-    /// The value of `iothub-ack`, if it is sent.
+    /// The value of `iothub-ack`, if sent.
     pub ack: Option<usize>,
     /// The body.
     pub body: usize,
 }
 
 impl MessageSize {
-    /// The most bytes that the encoded message has (OASIS AMQP 1.0, part 1 section 1.6, part 3 section 3.2).
+    /// Returns an upper bound of the encoded message's size in bytes (OASIS AMQP 1.0, part 1
+    /// section 1.6, part 3 section 3.2).
     #[must_use]
     pub fn encoded(&self) -> usize {
         /// A descriptor, size and count of a list or map of any length.
         const SECTION: usize = 3 + 1 + 4 + 4;
-        /// The fields of the properties section that are never set.
+        /// The properties section's unset fields, one byte each.
         const NULLS: usize = 13;
-        /// The expiry, which is counted whether it is sent or not.
+        /// The expiry, always counted, whether sent or not.
         const TIMESTAMP: usize = 1 + 8;
         let texts = [
             Some(ADDRESS + self.device_id),
@@ -66,30 +71,31 @@ impl MessageSize {
         SECTION + texts + TIMESTAMP + NULLS + SECTION + self.properties + ack + body
     }
 
-    /// Whether a hub takes it.
+    /// Whether a hub accepts a message of this size.
     #[must_use]
     pub fn fits(&self) -> bool {
-        self.encoded() <= LARGEST_MESSAGE
+        self.encoded() <= MAX_MESSAGE_BYTES
     }
 }
 
-/// What an application property takes, by the lengths of its name and value.
+/// Returns the size of an application property from the lengths of its name and value.
 #[must_use]
 pub fn property(name: usize, value: usize) -> usize {
     text(name) + text(value)
 }
 
-/// The length of a device's id in a message's address: all but letters, digits and `-._~` is percent-encoded.
+/// Returns the length of a device's id in a message's address: all characters but letters, digits
+/// and `-._~` are percent-encoded.
 #[must_use]
 pub fn encoded_id(id: &str) -> usize {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     id.bytes().map(|byte| if plain(byte) { 1 } else { 3 }).sum()
 }
 
-/// The longest id, of characters that are all percent-encoded.
-pub const LONGEST_ENCODED_ID: usize = 3 * LONGEST_DEVICE_ID;
+/// The longest encoded id: every character percent-encoded.
+pub const MAX_ENCODED_ID_BYTES: usize = 3 * MAX_DEVICE_ID_BYTES;
 
-/// A text or symbol of so many bytes.
+/// Returns the size of a text or symbol with `bytes` bytes.
 fn text(bytes: usize) -> usize {
     let head = if bytes > 255 { 5 } else { 2 };
     head + bytes
@@ -119,7 +125,7 @@ mod tests {
             size.encoded() - least
         };
         assert_eq!(more(|it| it.device_id = 4), 1);
-        assert_eq!(more(|it| it.device_id = LONGEST_ENCODED_ID), 384);
+        assert_eq!(more(|it| it.device_id = MAX_ENCODED_ID_BYTES), 384);
         assert_eq!(more(|it| it.message_id = 128), 118);
         assert_eq!(more(|it| it.correlation_id = Some(7)), 9);
         assert_eq!(more(|it| it.content_type = Some(300)), 305);
@@ -128,7 +134,7 @@ mod tests {
         assert_eq!(more(|it| it.ack = Some("full".len())), 12 + 6);
         assert_eq!(more(|it| it.body = 65_000), 64_900);
         let largest = MessageSize {
-            body: LARGEST_MESSAGE - (least - 100),
+            body: MAX_MESSAGE_BYTES - (least - 100),
             ..size
         };
         assert!(largest.fits());
@@ -140,6 +146,6 @@ mod tests {
     fn ids_are_percent_encoded() {
         assert_eq!(encoded_id("a-b.c_d~0"), 9);
         assert_eq!(encoded_id("dev@1 x"), "dev%401%20x".len());
-        assert_eq!(encoded_id(&"%".repeat(128)), LONGEST_ENCODED_ID);
+        assert_eq!(encoded_id(&"%".repeat(128)), MAX_ENCODED_ID_BYTES);
     }
 }

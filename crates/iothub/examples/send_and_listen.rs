@@ -1,10 +1,11 @@
-//! Sends one message to one device and prints the feedback about it.
+//! Sends one message to one device and prints the message's feedback.
 //!
 //! ```text
 //! IOTHUB_CONNECTION_STRING='HostName=…' cargo run -p twincast-iothub --example send_and_listen -- DEVICE TEXT
 //! ```
 //!
-//! `IOTHUB_CA_FILE` may name a PEM file with a further certificate authority, e.g. that of an emulator.
+//! `IOTHUB_CA_FILE` may name a PEM file with an additional certificate authority, e.g. the
+//! emulator's.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -16,8 +17,8 @@ use twincast_iothub::{
     FeedbackReceiver, Roots,
 };
 
-/// How long to wait for the device.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for the device.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -37,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let template = C2dTemplate::builder(text)
         .content_type("text/plain")
         .ack(Ack::Full)
-        .expiry(Expiry::After(PATIENCE))
+        .expiry(Expiry::After(TIMEOUT))
         .build()?;
     let id = uuid::Uuid::new_v4().to_string();
     let outcome = sender
@@ -63,13 +64,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     batch.complete().await?;
                     return Ok::<(), Box<dyn Error>>(());
                 }
-                // Another application's: it is for them to complete.
+                // Another application's record: release the batch for that application.
                 None => batch.release().await?,
             }
         }
     };
     if outcome.is_accepted() {
-        tokio::time::timeout(PATIENCE, listening).await??;
+        tokio::time::timeout(TIMEOUT, listening).await??;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! Sends per second of [`C2dSender`], on the port of AMQP and over WebSockets, beside a bare loop over the protocol
-//! library, against an emulator in the same process, in turns so that all see the same machine.
+//! Measures sends per second of [`C2dSender`], over plain AMQP and over WebSockets, against a bare
+//! loop over the protocol library. The emulator runs in the same process; the variants take turns
+//! so that all see the same machine load.
 //!
 //! ```text
 //! cargo run --release -p twincast-iothub --example throughput -- [MESSAGES] [IN_FLIGHT] [ROUNDS]
@@ -49,9 +50,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let hub = twincast_emulator::start(config).await?;
     let mut speeds = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..rounds {
-        speeds[0].push(bare(&hub, messages, in_flight).await?);
+        speeds[0].push(bench_library(&hub, messages, in_flight).await?);
         for (at, transport) in [(1, Transport::Amqp), (2, Transport::AmqpWs)] {
-            speeds[at].push(ours(&hub, transport, messages, in_flight).await?);
+            speeds[at].push(bench_sender(&hub, transport, messages, in_flight).await?);
         }
     }
     let ratios: Vec<f64> = speeds[2]
@@ -76,7 +77,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn ours(
+async fn bench_sender(
     hub: &RunningHub,
     transport: Transport,
     messages: usize,
@@ -115,7 +116,11 @@ async fn ours(
     Ok(speed)
 }
 
-async fn bare(hub: &RunningHub, messages: usize, in_flight: usize) -> Result<f64, Box<dyn Error>> {
+async fn bench_library(
+    hub: &RunningHub,
+    messages: usize,
+    in_flight: usize,
+) -> Result<f64, Box<dyn Error>> {
     let connection_string: ConnectionString = hub.connection_string().parse()?;
     let host = connection_string.host_name();
     let provider = Arc::new(rustls::crypto::ring::default_provider());

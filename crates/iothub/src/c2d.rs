@@ -1,4 +1,4 @@
-//! Cloud-to-device messages: what is sent, the link it goes over, and what became of it.
+//! Cloud-to-device messages: message, link, and outcome.
 
 mod engine;
 mod link;
@@ -9,11 +9,11 @@ mod sender;
 
 pub use message::{
     Ack, C2dMessage, C2dTemplate, C2dTemplateBuilder, EXPIRY_MARGIN, Expiry, InvalidMessage,
-    LARGEST_MESSAGE, LONGEST_DEVICE_ID, LONGEST_MESSAGE_ID, LONGEST_TTL,
+    MAX_DEVICE_ID_BYTES, MAX_MESSAGE_BYTES, MAX_MESSAGE_ID_BYTES, MAX_TTL,
 };
 pub use outcome::{
-    ConnectionFailure, DeviceReason, Disposition, HubShutReason, Lost, NotSent, SendOutcome,
-    THROTTLE_PAUSE,
+    ConnectionFailure, DeviceReason, Disposition, HubUnavailableReason, NotSent, SendOutcome,
+    THROTTLE_PAUSE, UnknownCause,
 };
 pub use refusal::Refusal;
 pub(crate) use refusal::symbol;

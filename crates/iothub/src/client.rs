@@ -1,16 +1,17 @@
-//! The client: one hub, one set of credentials, one TLS configuration, shared by REST and AMQP.
+//! The client: one hub, one set of credentials and one TLS configuration, shared by REST and AMQP.
 
 use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
+use twincast_tls::{RootsError, client_config};
 
-use crate::amqp::dial::Remembered;
+use crate::amqp::dial::LastTransport;
 use crate::c2d::ConnectionFailure;
 use crate::clock::{ClockOffset, HubClock};
 use crate::connection_string::{ConnectionString, HubAddress};
-use crate::credentials::{Credentials, Right, SharedAccess, Shown};
+use crate::credentials::{Credentials, HubCredentials, Permission, SharedAccess};
 use crate::options::{ClientOptions, Endpoint, OptionsError, Transport};
 use crate::rest::transport::Http;
 
@@ -20,9 +21,9 @@ const AMQPS_PORT: u16 = 5_671;
 /// The port of the REST interface on every hub.
 const HTTPS_PORT: u16 = 443;
 
-/// A client of one IoT Hub. Cheap to clone; nothing is dialled before it is needed.
+/// A client of one IoT Hub. Cheap to clone; connections are dialled on first use.
 ///
-/// `Debug` shows the host and who the client is, never keys or tokens.
+/// `Debug` shows the host and the client's identity, never keys or tokens.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) inner: Arc<ClientInner>,
@@ -32,22 +33,22 @@ pub(crate) struct ClientInner {
     pub(crate) host_name: String,
     pub(crate) options: ClientOptions,
     pub(crate) clock: Arc<HubClock>,
-    pub(crate) credentials: Shown,
+    pub(crate) credentials: HubCredentials,
     pub(crate) connector: TlsConnector,
     pub(crate) amqp: Target,
-    /// Which transport AMQP took last.
-    pub(crate) remembered: Remembered,
+    /// The transport of the latest AMQP connection.
+    pub(crate) last_transport: LastTransport,
     pub(crate) http: Http,
 }
 
-/// What is dialled for one of the two protocols.
+/// The address to dial for one of the two protocols.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) host: String,
     pub(crate) port: u16,
 }
 
-/// Why a client could not be made.
+/// Why a client could not be created.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -63,7 +64,7 @@ pub enum ClientError {
 }
 
 impl Client {
-    /// Checks the options, loads the certificate authorities, and is ready. Does no network.
+    /// Checks the options and loads the certificate authorities. Does no network I/O.
     ///
     /// # Errors
     ///
@@ -77,7 +78,7 @@ impl Client {
         )
     }
 
-    /// As [`new`](Self::new), for a hub that is shown these credentials.
+    /// Like [`new`](Self::new), with an address and credentials in place of a connection string.
     ///
     /// # Errors
     ///
@@ -96,7 +97,7 @@ impl Client {
         Ok(Self {
             inner: Arc::new(ClientInner {
                 host_name: hub.host_name().to_owned(),
-                credentials: Shown::new(
+                credentials: HubCredentials::new(
                     hub.host_name(),
                     credentials,
                     options.token_lifetime,
@@ -105,7 +106,7 @@ impl Client {
                 clock,
                 connector: TlsConnector::from(tls),
                 amqp: Target::new(&options.amqp, dialled, hub.port().unwrap_or(AMQPS_PORT)),
-                remembered: Remembered::default(),
+                last_transport: LastTransport::default(),
                 http,
                 options,
             }),
@@ -118,21 +119,22 @@ impl Client {
         &self.inner.host_name
     }
 
-    /// The options that it was made with.
+    /// The client's options.
     #[must_use]
     pub fn options(&self) -> &ClientOptions {
         &self.inner.options
     }
 
-    /// Which transport AMQP took last; `None` before the first connection, and where the options name one.
+    /// The transport of the latest AMQP connection. `None` before the first connection, and when
+    /// the options name a fixed transport.
     #[must_use]
     pub fn transport(&self) -> Option<Transport> {
-        self.inner.remembered.get()
+        self.inner.last_transport.get()
     }
 
-    /// How far the hub's clock is ahead of this machine's, as its HTTP responses have told. `None` before the first
-    /// one, and right after this machine's clock was set. A sender asks for it when it connects, and every five
-    /// minutes.
+    /// How far the hub's clock is ahead of this machine's, according to the `Date` headers of HTTP
+    /// responses. `None` before the first response, and right after a step of this machine's clock.
+    /// A sender requests the time when connecting, and every five minutes.
     #[must_use]
     pub fn clock_offset(&self) -> Option<ClockOffset> {
         self.inner.clock.offset()
@@ -140,26 +142,33 @@ impl Client {
 }
 
 impl ClientInner {
-    /// Adds to a link's refusal what the credentials lack.
-    pub(crate) fn with_needs(&self, failure: ConnectionFailure, right: Right) -> ConnectionFailure {
+    /// Adds the right missing from the credentials to the description of a link's refusal.
+    pub(crate) fn with_missing_permission(
+        &self,
+        failure: ConnectionFailure,
+        permission: Permission,
+    ) -> ConnectionFailure {
         match failure {
             ConnectionFailure::Ended {
-                what,
+                scope,
                 condition,
                 description,
             } if condition == "amqp:unauthorized-access" => ConnectionFailure::Ended {
-                what,
+                scope,
                 condition,
-                description: format!("{description}; {}", self.credentials.needs(right)),
+                description: format!(
+                    "{description}; {}",
+                    self.credentials.missing_permission(permission)
+                ),
             },
             failure => failure,
         }
     }
 
-    /// Adds to a refusal of the credentials that this machine's clock is wrong, where it is: a token that was signed
-    /// before that was known has the wrong expiry.
+    /// Adds this machine's clock error, if any, to a refusal of the credentials: a token signed
+    /// before the error was known has the wrong expiry.
     pub(crate) fn with_clock(&self, failure: ConnectionFailure) -> ConnectionFailure {
-        match (failure, self.clock.wrong()) {
+        match (failure, self.clock.disagreement()) {
             (
                 ConnectionFailure::Unauthorised {
                     identity,

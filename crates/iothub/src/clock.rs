@@ -1,9 +1,10 @@
-//! How far the hub's clock is from this machine's.
+//! The offset between the hub's clock and this machine's.
 //!
-//! The hub judges the expiry of messages and of tokens by its own clock. Every HTTP response says in its `Date` header
-//! what time that clock shows (RFC 9110, section 6.6.1), to the second. From the moments between which a response was
-//! made follow bounds for the offset; [`ClockOffset::nearest`] is the smallest offset within the bounds, so a clock
-//! that may be right is never corrected.
+//! The hub judges the expiry of messages and tokens by its own clock. The `Date` header of every
+//! HTTP response gives the hub's time to the second (RFC 9110, section 6.6.1). The hub wrote the
+//! header between the moment of the request and the moment of the response, so each response bounds
+//! the offset. [`ClockOffset::nearest`] is the smallest offset within the bounds, so a possibly
+//! correct clock is never corrected.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -14,16 +15,19 @@ use tracing::{info, warn};
 /// The resolution of a `Date` header.
 pub(crate) const DATE_RESOLUTION: Duration = Duration::from_secs(1);
 
-/// How often the hub is asked for the time, unless its answers to other requests have told it.
-const ASK_EVERY: Duration = Duration::from_secs(300);
+/// Interval of explicit time requests to the hub. A `Date` header in any other response restarts
+/// the interval.
+const CLOCK_QUERY_INTERVAL: Duration = Duration::from_secs(300);
 
-/// From this difference on, two clocks disagree.
+/// Two clocks at least this far apart disagree.
 const DISAGREEMENT_MS: u64 = 5_000;
 
-/// This machine's clock has been set when it is so far from where it should be after a while.
+/// The wall clock counts as set when it differs by more than this from the time predicted by the
+/// monotonic clock.
 const STEP_MS: u64 = 2_000;
 
-/// How far another machine's clock is ahead of this one's: between two bounds, in milliseconds. Negative is behind.
+/// How far another machine's clock is ahead of this one's, as a lower and an upper bound in
+/// milliseconds. Negative values mean behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockOffset {
     least_ms: i64,
@@ -31,9 +35,9 @@ pub struct ClockOffset {
 }
 
 impl ClockOffset {
-    /// The bounds that follow from an answer. The other clock showed `theirs`, rounded down to `resolution`, at some
-    /// moment between `before` (the question was sent) and `after` (the answer has come), on this machine's clock.
-    /// `None` when this machine's clock was set back meanwhile.
+    /// Returns the bounds derived from one response. The other clock showed `theirs`, rounded down
+    /// to `resolution`, at some moment between `before` (request sent) and `after` (response
+    /// received) on this machine's clock. `None` when this machine's clock was set back in between.
     #[must_use]
     pub fn observed(
         before: SystemTime,
@@ -47,7 +51,8 @@ impl ClockOffset {
         (after >= before).then_some(Self { least_ms, most_ms })
     }
 
-    /// The bounds that both observations allow; those of `newer` when a clock was set between the two.
+    /// Returns the intersection of both observations, or `newer` when they are disjoint because a
+    /// clock was set in between.
     #[must_use]
     pub fn narrowed_by(self, newer: Self) -> Self {
         let both = Self {
@@ -61,26 +66,29 @@ impl ClockOffset {
         }
     }
 
-    /// The smallest offset within the bounds, in milliseconds: zero for a clock that may be right.
+    /// Returns the smallest offset within the bounds, in milliseconds: zero for a possibly correct
+    /// clock.
     #[must_use]
     pub fn nearest(self) -> i64 {
         0_i64.clamp(self.least_ms, self.most_ms)
     }
 
-    /// Whether the two clocks are at least five seconds apart: a person should set one of them.
+    /// Whether the two clocks are at least five seconds apart, so that an operator should set one
+    /// of them.
     #[must_use]
     pub fn is_disagreement(self) -> bool {
         disagree(self.nearest())
     }
 
-    /// The earliest moment on this machine's clock at which the other clock may have shown `theirs`.
+    /// Returns the earliest moment on this machine's clock at which the other clock may have shown
+    /// `theirs`.
     #[must_use]
     pub fn earliest(self, theirs: SystemTime) -> SystemTime {
-        moved(theirs, self.most_ms.saturating_neg())
+        shifted(theirs, self.most_ms.saturating_neg())
     }
 }
 
-/// As seen from this machine's clock: `900 s behind`, `12 s ahead of`.
+/// Formats this machine's clock relative to the other: `900 s behind`, `12 s ahead of`.
 impl fmt::Display for ClockOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.nearest();
@@ -90,7 +98,7 @@ impl fmt::Display for ClockOffset {
     }
 }
 
-/// A hub's clock, as far as it is known.
+/// A hub's clock, as far as observed.
 #[derive(Debug, Default)]
 pub(crate) struct HubClock(Mutex<State>);
 
@@ -98,19 +106,20 @@ pub(crate) struct HubClock(Mutex<State>);
 struct State {
     known: Option<Known>,
     asked_at: Option<Instant>,
-    /// The last offset that was told, in milliseconds.
-    told: i64,
+    /// The offset of the latest log line, in milliseconds.
+    logged_ms: i64,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Known {
     offset: ClockOffset,
-    /// The moment of the observation, on both of this machine's clocks.
+    /// The moment of the observation, on the wall clock and on the monotonic clock.
     at: (SystemTime, Instant),
 }
 
 impl Known {
-    /// The offset, unless this machine's clock was set since, or the machine has slept.
+    /// Returns the offset, or `None` if this machine's clock was set or the machine slept since the
+    /// observation.
     fn offset(&self, (now, ticks): (SystemTime, Instant)) -> Option<ClockOffset> {
         let ticked = millis(ticks.saturating_duration_since(self.at.1));
         let expected = unix_ms(self.at.0).saturating_add(ticked);
@@ -120,13 +129,13 @@ impl Known {
 }
 
 impl HubClock {
-    /// The offset, if it is known.
+    /// Returns the offset, if known.
     pub(crate) fn offset(&self) -> Option<ClockOffset> {
         self.offset_at(this_machine())
     }
 
-    /// The offset, if the two clocks are known to disagree.
-    pub(crate) fn wrong(&self) -> Option<ClockOffset> {
+    /// Returns the offset, if the two clocks are known to disagree.
+    pub(crate) fn disagreement(&self) -> Option<ClockOffset> {
         self.offset().filter(|offset| offset.is_disagreement())
     }
 
@@ -134,13 +143,15 @@ impl HubClock {
         self.state().known.and_then(|known| known.offset(now))
     }
 
-    /// What the hub's clock shows at `now` on this machine's; the same where the offset is not known.
+    /// Returns the hub's time at `now` on this machine's clock; `now` itself while the offset is
+    /// unknown.
     pub(crate) fn hub_time(&self, now: SystemTime) -> SystemTime {
         let offset = self.offset_at((now, Instant::now()));
-        offset.map_or(now, |offset| moved(now, offset.nearest()))
+        offset.map_or(now, |offset| shifted(now, offset.nearest()))
     }
 
-    /// Notes an answer of `hub` that says what time it is, and tells people of a clock that is wrong.
+    /// Records the `Date` header of a response of `hub`, and logs a warning when this machine's
+    /// clock is wrong.
     pub(crate) fn observe(&self, hub: &str, before: SystemTime, date: &str) {
         let now = this_machine();
         let observed = http_date(date)
@@ -151,29 +162,33 @@ impl HubClock {
         let offset = before.map_or(offset, |before| before.narrowed_by(offset));
         state.known = Some(Known { offset, at: now });
         state.asked_at = Some(now.1);
-        if !is_news(state.told, offset.nearest()) {
+        if !should_log(state.logged_ms, offset.nearest()) {
             return;
         }
-        state.told = offset.nearest();
+        state.logged_ms = offset.nearest();
         drop(state);
         if !offset.is_disagreement() {
-            info!(hub, "this machine's clock and the hub's agree again");
+            info!(
+                hub,
+                "this machine's clock agrees with the hub's clock again"
+            );
         } else {
             warn!(
                 hub,
-                "this machine's clock is {offset} the hub's: messages and tokens are made to expire by the hub's clock; set this machine's"
+                "this machine's clock is {offset} the hub's clock; messages and tokens expire by the hub's clock; correct this machine's clock"
             );
         }
     }
 
-    /// Whether the hub should be asked for the time now. If so, it is not asked again for a while.
-    pub(crate) fn is_to_be_asked(&self) -> bool {
+    /// Whether a request for the hub's time is due. `true` restarts the interval, so the next calls
+    /// return `false`.
+    pub(crate) fn begin_query_if_due(&self) -> bool {
         let now = this_machine();
         let mut state = self.state();
         let was_set = state.known.is_some_and(|known| known.offset(now).is_none());
         let is_due = state
             .asked_at
-            .is_none_or(|at| now.1.saturating_duration_since(at) >= ASK_EVERY);
+            .is_none_or(|at| now.1.saturating_duration_since(at) >= CLOCK_QUERY_INTERVAL);
         if was_set {
             state.known = None;
         }
@@ -188,26 +203,26 @@ impl HubClock {
     }
 }
 
-/// Reads a date as HTTP headers have it.
+/// Parses a date in the format of HTTP headers.
 pub(crate) fn http_date(text: &str) -> Option<SystemTime> {
     let parser = jiff::fmt::rfc2822::DateTimeParser::new();
     Some(parser.parse_timestamp(text).ok()?.into())
 }
 
-/// Whether clocks this many milliseconds apart disagree.
+/// Whether clocks with an offset of `offset_ms` disagree.
 fn disagree(offset_ms: i64) -> bool {
     offset_ms.unsigned_abs() >= DISAGREEMENT_MS
 }
 
-/// Whether people are to be told of an offset, who were told of another one last.
-fn is_news(told: i64, offset: i64) -> bool {
-    match (disagree(told), disagree(offset)) {
+/// Whether `offset` differs enough from `logged`, the last logged offset, for another log line.
+fn should_log(logged: i64, offset: i64) -> bool {
+    match (disagree(logged), disagree(offset)) {
         (false, false) => false,
-        // One that grows slowly is told of each time it has doubled or halved.
+        // A drifting offset is logged each time it has doubled or halved.
         (true, true) => {
-            told.signum() != offset.signum()
-                || told.unsigned_abs() >= offset.unsigned_abs() * 2
-                || offset.unsigned_abs() >= told.unsigned_abs() * 2
+            logged.signum() != offset.signum()
+                || logged.unsigned_abs() >= offset.unsigned_abs() * 2
+                || offset.unsigned_abs() >= logged.unsigned_abs() * 2
         }
         _ => true,
     }
@@ -228,15 +243,16 @@ fn unix_ms(time: SystemTime) -> i64 {
     }
 }
 
-/// `time` moved by so many milliseconds; not at all where it could not be told any more.
-fn moved(time: SystemTime, ms: i64) -> SystemTime {
+/// Returns `time` shifted by `ms` milliseconds, or `time` itself when the result is not
+/// representable.
+fn shifted(time: SystemTime, ms: i64) -> SystemTime {
     let by = Duration::from_millis(ms.unsigned_abs());
-    let moved = if ms < 0 {
+    let shifted = if ms < 0 {
         time.checked_sub(by)
     } else {
         time.checked_add(by)
     };
-    moved.unwrap_or(time)
+    shifted.unwrap_or(time)
 }
 
 #[cfg(test)]
@@ -247,12 +263,13 @@ mod tests {
         UNIX_EPOCH + Duration::from_millis(1_790_000_000_000 + ms)
     }
 
-    /// An answer to a question sent at `sent`, made when a hub that is `ahead` had it after `way`, and that was back
-    /// after `back`; all in milliseconds.
+    /// The offset observed from a request sent at `sent`: after `way` the hub's clock, `ahead` of
+    /// this one, stamps the response, which arrives after another `back`. All values in
+    /// milliseconds.
     fn answered(ahead: i64, sent: u64, way: u64, back: u64) -> ClockOffset {
-        let theirs = moved(at(sent + way), ahead);
+        let theirs = shifted(at(sent + way), ahead);
         let ms = unix_ms(theirs);
-        let date = moved(theirs, -ms.rem_euclid(1_000));
+        let date = shifted(theirs, -ms.rem_euclid(1_000));
         let (before, after) = (at(sent), at(sent + way + back));
         ClockOffset::observed(before, date, DATE_RESOLUTION, after).unwrap()
     }
@@ -307,8 +324,8 @@ mod tests {
         for ahead in [0, 900_000, -900_000] {
             let seen = answered(ahead, 400, 30, 30);
             let then = at(777_000);
-            let earliest = seen.earliest(moved(then, ahead));
-            assert!(earliest <= then && earliest >= moved(then, -1_060));
+            let earliest = seen.earliest(shifted(then, ahead));
+            assert!(earliest <= then && earliest >= shifted(then, -1_060));
         }
     }
 
@@ -334,8 +351,8 @@ mod tests {
         let clock = HubClock::default();
         let now = SystemTime::now();
         assert_eq!((clock.offset(), clock.hub_time(now)), (None, now));
-        assert!(clock.is_to_be_asked());
-        assert!(!clock.is_to_be_asked(), "not twice");
+        assert!(clock.begin_query_if_due());
+        assert!(!clock.begin_query_if_due(), "not twice");
         clock.observe("h", now, "no date");
         assert_eq!(clock.offset(), None);
         let then = jiff::Timestamp::try_from(now + Duration::from_secs(900)).unwrap();
@@ -348,8 +365,8 @@ mod tests {
     }
 
     #[test]
-    fn people_are_told_when_it_matters() {
-        for (told, offset, is) in [
+    fn a_warning_is_logged_when_it_matters() {
+        for (logged, offset, is) in [
             (0, 4_999, false),
             (0, 5_000, true),
             (0, -5_000, true),
@@ -359,7 +376,7 @@ mod tests {
             (12_000, 6_000, true),
             (900_000, 0, true),
         ] {
-            assert_eq!(is_news(told, offset), is, "{told} {offset}");
+            assert_eq!(should_log(logged, offset), is, "{logged} {offset}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why a connection could not be made, told apart so that a person knows what to do.
+//! Why a connection could not be established, classified so that an operator knows what to do.
 
 use std::error::Error;
 use std::io;
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use twincast_tunnel::{DialError, HandshakeError};
 
-use crate::amqp::connection::in_words;
+use crate::amqp::connection::describe;
 
-/// What stage of connecting failed, and why. Cheap to clone: sources are shared.
+/// The failed stage of connecting, and the cause. Cheap to clone: sources are shared.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -18,93 +18,93 @@ pub enum ConnectError {
     Dns {
         /// The name.
         host: String,
-        /// What the resolver says.
+        /// The resolver's error.
         source: Arc<io::Error>,
     },
-    /// Nothing listens there.
+    /// Nothing listens at the address.
     #[error("connection to {address} was refused")]
     Refused {
-        /// Host and port that were dialled.
+        /// Host and port dialled.
         address: String,
-        /// What the operating system says.
+        /// The operating system's error.
         source: Arc<io::Error>,
     },
-    /// Another failure of TCP: unreachable, reset.
+    /// Another TCP failure: unreachable, reset.
     #[error("failed to connect to {address}")]
     Tcp {
-        /// Host and port that were dialled.
+        /// Host and port dialled.
         address: String,
-        /// What the operating system says.
+        /// The operating system's error.
         source: Arc<io::Error>,
     },
-    /// The certificate is not signed by an authority that we believe.
+    /// No trusted authority signed the certificate.
     #[error("certificate of {host} is signed by an unknown authority")]
     UnknownIssuer {
-        /// The host name that was expected.
+        /// The expected host name.
         host: String,
-        /// What the TLS library says.
+        /// The TLS library's error.
         source: Arc<io::Error>,
     },
     /// The certificate is for another name.
-    #[error("certificate presented is not for {host}")]
+    #[error("certificate of {host} is for another host name")]
     WrongName {
-        /// The host name that was expected.
+        /// The expected host name.
         host: String,
-        /// What the TLS library says; it lists the certificate's names.
+        /// The TLS library's error; lists the certificate's names.
         source: Arc<io::Error>,
     },
-    /// The certificate has expired or is not valid yet; our clock may be wrong.
+    /// The certificate has expired or is not valid yet; this machine's clock may be wrong.
     #[error("certificate of {host} is not valid at this time")]
     CertificateDates {
-        /// The host name that was expected.
+        /// The expected host name.
         host: String,
-        /// What the TLS library says.
+        /// The TLS library's error.
         source: Arc<io::Error>,
     },
     /// Another failure of the TLS handshake.
     #[error("TLS handshake with {host} failed")]
     Tls {
-        /// The host name that was expected.
+        /// The expected host name.
         host: String,
-        /// What the TLS library says.
+        /// The TLS library's error.
         source: Arc<io::Error>,
     },
-    /// The proxy does not lead to the hub.
+    /// The connection through the proxy failed.
     #[error("{0}")]
     Proxy(Arc<DialError>),
-    /// The hub, or what answers in its place, takes no WebSocket.
-    #[error("WebSocket with {host} was not opened")]
+    /// The hub, or a server answering in the hub's place, did not open a WebSocket.
+    #[error("failed to open a WebSocket to {host}")]
     WebSocket {
         /// The host name.
         host: String,
-        /// What was answered.
+        /// The answer to the handshake.
         source: Arc<HandshakeError>,
     },
-    /// Neither transport leads to the hub.
+    /// Both transports failed.
     #[error(
-        "{}; and by the other transport: {}",
-        in_words(first),
-        in_words(second)
+        "{}; the other transport failed too: {}",
+        describe(first),
+        describe(second)
     )]
     Both {
-        /// Why the transport that was tried first does not.
+        /// The error of the transport tried first.
         first: Box<ConnectError>,
-        /// Why the other one does not.
+        /// The error of the other transport.
         second: Box<ConnectError>,
     },
     /// A stage took too long.
     #[error("{stage} took longer than {limit:?}")]
     Timeout {
-        /// What was under way.
+        /// The stage under way.
         stage: &'static str,
-        /// Its bound.
+        /// The stage's time limit.
         limit: Duration,
     },
 }
 
 impl ConnectError {
-    /// Whether trying again without changing anything can help. False for certificates of unknown issuers or other
-    /// names: a person has to act.
+    /// Whether a retry without any change can help. False for certificates of unknown issuers or
+    /// for other names: an operator has to act.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -114,34 +114,36 @@ impl ConnectError {
         }
     }
 
-    /// One sentence that tells a person what to check.
+    /// Returns one sentence about the setting to check.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Dns { .. } => "check the HostName of the connection string and the resolver",
-            Self::Refused { .. } => "check the port and whether a firewall or proxy is in between",
-            Self::Tcp { .. } => "check the network between here and the hub",
-            Self::UnknownIssuer { .. } => {
-                "give the certificate authority of the hub or of the proxy in between as a custom root"
+            Self::Dns { .. } => "check the HostName of the connection string and the DNS resolver",
+            Self::Refused { .. } => {
+                "check the port, and any firewall or proxy on the way to the hub"
             }
-            Self::WrongName { .. } => "use the host name that the certificate is for",
+            Self::Tcp { .. } => "check the network between this machine and the hub",
+            Self::UnknownIssuer { .. } => {
+                "configure the certificate authority of the hub, or of the proxy on the way, as a custom root"
+            }
+            Self::WrongName { .. } => "use the host name in the certificate",
             Self::CertificateDates { .. } => {
                 "check this machine's clock and the certificate's dates"
             }
-            Self::Tls { .. } => "check that the port speaks TLS 1.2 or 1.3",
+            Self::Tls { .. } => "check that the port supports TLS 1.2 or 1.3",
             Self::Proxy(_) => {
-                "check the proxy, its user and password, and that it opens tunnels to the hub's port; most allow 443 only"
+                "check the proxy, its user and password, and that it allows tunnels to the hub's port; most proxies allow only port 443"
             }
-            Self::WebSocket { .. } => "check that a proxy in between lets WebSockets through",
+            Self::WebSocket { .. } => "check that no proxy on the way blocks WebSockets",
             Self::Both { .. } => {
                 "check the network: ports 5671 and 443 of the hub, and the proxy if there is one"
             }
-            Self::Timeout { .. } => "check the network, or allow more time",
+            Self::Timeout { .. } => "check the network, or increase the time limit",
         }
     }
 
-    /// Whether another port, or a proxy that allows another port, may lead to the hub.
-    pub(crate) fn may_be_the_ports(&self) -> bool {
+    /// Whether another port, or a proxy with another allowed port, may lead to the hub.
+    pub(crate) fn another_port_may_help(&self) -> bool {
         match self {
             Self::Refused { .. }
             | Self::Tcp { .. }
@@ -157,7 +159,7 @@ impl ConnectError {
         }
     }
 
-    /// Sorts a failure to open a TCP connection.
+    /// Classifies a failure to open a TCP connection.
     pub(crate) fn from_dial(error: DialError) -> Self {
         match error {
             DialError::Dns { host, source } => Self::Dns {
@@ -169,7 +171,7 @@ impl ConnectError {
         }
     }
 
-    /// Sorts a failure of `connect(2)`.
+    /// Classifies a failure of `connect(2)`.
     pub(crate) fn from_tcp(address: String, source: io::Error) -> Self {
         let source = Arc::new(source);
         match source.kind() {
@@ -178,7 +180,7 @@ impl ConnectError {
         }
     }
 
-    /// Sorts a failure of the TLS handshake by the rustls error inside.
+    /// Classifies a failure of the TLS handshake by the rustls error inside.
     pub(crate) fn from_tls(host: String, source: io::Error) -> Self {
         let source = Arc::new(source);
         match rustls_error(&source) {
@@ -197,7 +199,7 @@ fn certificate_error(
 ) -> ConnectError {
     use rustls::CertificateError as E;
     match problem {
-        // A bad signature is what an authority of the right name and another key looks like.
+        // An authority with the right name and another key shows up as a bad signature.
         E::UnknownIssuer | E::BadSignature => ConnectError::UnknownIssuer { host, source },
         E::NotValidForName | E::NotValidForNameContext { .. } => {
             ConnectError::WrongName { host, source }
@@ -205,7 +207,7 @@ fn certificate_error(
         E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. } => {
             ConnectError::CertificateDates { host, source }
         }
-        // A self-signed leaf that is not a root of ours, as webpki reports it.
+        // webpki's error for a self-signed leaf outside of the trusted roots.
         E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             ConnectError::UnknownIssuer { host, source }
         }
@@ -217,8 +219,8 @@ fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// An error and what caused it, in order. An `io::Error` made from another error shows that one, too, which its
-/// `source` skips.
+/// Returns an error and its causes, in order. The `source` of an `io::Error` made from another
+/// error skips the wrapped error; this iterator includes it.
 pub(crate) fn causes<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -241,28 +243,28 @@ mod tests {
     #[test]
     fn certificate_problems_are_told_apart() {
         use rustls::CertificateError as C;
-        let sort = |problem| {
+        let classify = |problem| {
             let inner = io::Error::other(rustls::Error::InvalidCertificate(problem));
             ConnectError::from_tls("h".into(), io::Error::other(inner))
         };
         assert!(matches!(
-            sort(C::UnknownIssuer),
+            classify(C::UnknownIssuer),
             ConnectError::UnknownIssuer { .. }
         ));
         assert!(matches!(
-            sort(C::NotValidForName),
+            classify(C::NotValidForName),
             ConnectError::WrongName { .. }
         ));
         assert!(matches!(
-            sort(C::Expired),
+            classify(C::Expired),
             ConnectError::CertificateDates { .. }
         ));
         assert!(matches!(
-            sort(C::BadSignature),
+            classify(C::BadSignature),
             ConnectError::UnknownIssuer { .. }
         ));
-        assert!(matches!(sort(C::Revoked), ConnectError::Tls { .. }));
-        assert!(!sort(C::UnknownIssuer).is_transient());
+        assert!(matches!(classify(C::Revoked), ConnectError::Tls { .. }));
+        assert!(!classify(C::UnknownIssuer).is_transient());
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         assert!(matches!(
             ConnectError::from_tcp("h:1".into(), refused),

@@ -1,9 +1,9 @@
 //! Service connection strings: `HostName=…;SharedAccessKeyName=…;SharedAccessKey=…`.
 //!
-//! Keys may come in any order; a part is split at its *first* `=` because base64 keys end in `=`. The host name is
-//! lower-cased, and no DNS suffix is ever added: sovereign clouds have their own. `HostName=localhost:5671` names a port
-//! for both protocols, as emulators need it. No error of this module repeats a value of the string, since a mistyped
-//! string may hold the key anywhere.
+//! Keys may come in any order; a part is split at its *first* `=` because base64 keys end in `=`.
+//! The host name is lower-cased, and no DNS suffix is ever added: sovereign clouds have their own.
+//! `HostName=localhost:5671` names a port for both protocols, as needed for emulators. No error of
+//! this module repeats a value of the string, since a mistyped string may hold the key anywhere.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use twincast_secret::Secret;
 
-/// Where a hub is and how to sign for it: the parsed form of a service connection string.
+/// A hub's address and signing key: the parsed form of a service connection string.
 ///
 /// `Debug` shows the host and the policy, never the key.
 #[derive(Clone)]
@@ -25,10 +25,11 @@ pub struct ConnectionString {
     key: Secret,
 }
 
-/// Where a hub is: its host name, and a port if it is not the usual ones.
+/// A hub's host name, and a port if non-standard.
 ///
-/// Read from text such as `contoso.azure-devices.net`. Hubs have the host names `{hub}.azure-devices.net`,
-/// `{hub}.service.azure-devices.net` and, in sovereign clouds, others; each is taken as it is, and is a hub of its own.
+/// Parsed from text such as `contoso.azure-devices.net`. Hubs have the host names
+/// `{hub}.azure-devices.net`, `{hub}.service.azure-devices.net` and, in sovereign clouds, others.
+/// No form is converted into another, and each host name counts as a hub of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubAddress {
     host_name: String,
@@ -43,7 +44,7 @@ impl HubAddress {
         &self.host_name
     }
 
-    /// The port that the host name carries, if any: for both protocols.
+    /// The port in the host name, if any: for both protocols.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.port
@@ -80,44 +81,44 @@ impl FromStr for HubAddress {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ConnectionStringError {
-    /// There is no text at all.
+    /// The text is empty.
     #[error("connection string is empty")]
     Empty,
     /// A part between two `;` has no `=`.
     #[error("connection string part {position} has no '='")]
     NoEquals {
-        /// Which part, from one.
+        /// The part's position, counted from one.
         position: usize,
     },
-    /// A part names a key that service connection strings do not have.
+    /// A part has a key unknown in service connection strings.
     #[error(
         "connection string part {position} has an unknown key; known are HostName, SharedAccessKeyName, SharedAccessKey and GatewayHostName"
     )]
     UnknownKey {
-        /// Which part, from one.
+        /// The part's position, counted from one.
         position: usize,
     },
     /// The same key is given twice.
-    #[error("connection string gives {0} twice")]
+    #[error("connection string has {0} twice")]
     Repeated(&'static str),
-    /// A needed key is missing.
+    /// A mandatory key is missing.
     #[error("connection string lacks {0}")]
     Missing(&'static str),
-    /// A needed key has no value.
+    /// A mandatory key has no value.
     #[error("connection string has an empty {0}")]
     EmptyValue(&'static str),
-    /// The host name has characters that no host name has, or a scheme or path.
+    /// The host name has characters not allowed in host names, or a scheme or path.
     #[error("connection string's {0} is not a bare host name")]
     NotAHostName(&'static str),
     /// The shared access key is not base64.
     #[error("connection string's SharedAccessKey is not base64")]
     KeyNotBase64,
-    /// It is a device's connection string (`DeviceId` or `ModuleId`); this is a service client.
+    /// The string is a device's (`DeviceId` or `ModuleId`); this is a service client.
     #[error(
         "connection string is for a device (it has {0}); a service policy such as 'service' is needed"
     )]
     ForADevice(&'static str),
-    /// It holds a ready token instead of a key. Tokens cannot be renewed.
+    /// The string holds a ready token instead of a key. Tokens cannot be renewed.
     #[error("connection string has SharedAccessSignature; only SharedAccessKey is supported")]
     HasSignature,
 }
@@ -132,18 +133,18 @@ pub enum LoadConnectionStringError {
     /// The environment variable is not Unicode.
     #[error("environment variable {0} is not Unicode")]
     NotUnicode(String),
-    /// What was loaded is not a connection string.
-    #[error("{origin} does not hold a connection string")]
+    /// The loaded text is not a connection string.
+    #[error("{origin} does not contain a valid connection string")]
     Invalid {
         /// The variable.
         origin: String,
-        /// What is wrong with it.
+        /// The parse error.
         source: ConnectionStringError,
     },
 }
 
 impl ConnectionString {
-    /// Puts one together from its parts, checking the same rules as parsing.
+    /// Creates a connection string from its parts, with the same checks as parsing.
     ///
     /// # Errors
     ///
@@ -194,7 +195,7 @@ impl ConnectionString {
             })
     }
 
-    /// Where the hub is.
+    /// The hub's address.
     #[must_use]
     pub fn address(&self) -> &HubAddress {
         &self.address
@@ -206,7 +207,7 @@ impl ConnectionString {
         self.address.host_name()
     }
 
-    /// The port that the host name carries, if any: for both protocols.
+    /// The port in the host name, if any: for both protocols.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.address.port()

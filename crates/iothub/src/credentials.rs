@@ -1,4 +1,4 @@
-//! What a client shows to a hub: a token of a shared access key, or of Microsoft Entra ID.
+//! A client's credentials for a hub: tokens of a shared access key, or of Microsoft Entra ID.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -12,11 +12,11 @@ use crate::clock::HubClock;
 use crate::connection_string::{ConnectionString, ConnectionStringError};
 use crate::sas::{SAS_TOKEN_TYPE, SasToken, Signer};
 
-/// The `type` of a put-token request with a token of Microsoft Entra ID, as C# and Java name it; its body is the token
-/// with `Bearer ` before it.
+/// The `type` of a put-token request with a token of Microsoft Entra ID, as in the C# and Java
+/// SDKs; the body is the token after the prefix `Bearer `.
 const BEARER_TYPE: &str = "Bearer";
 
-/// How a client proves to a hub who it is.
+/// How a client authenticates to a hub.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Credentials {
@@ -28,12 +28,12 @@ pub enum Credentials {
 
 /// The keys of a shared access policy, as connection strings.
 ///
-/// A string that a file holds is read again for each new token and each connection. With two strings, of a policy's two
-/// keys, the second is tried when the hub refuses the first, and the other way round, so that keys can be rotated one
-/// after the other.
+/// A connection string in a file is read again for each new token and each connection. With two
+/// strings, for a policy's two keys, the client switches to the other string when the hub refuses
+/// the current one, so keys can be rotated one after the other.
 #[derive(Debug, Clone)]
 pub struct SharedAccess {
-    /// The first is tried first. Never empty.
+    /// In order of preference. Never empty.
     strings: Vec<KeySource>,
 }
 
@@ -43,49 +43,50 @@ enum KeySource {
     Read(SecretSource),
 }
 
-/// Why there is nothing to show to the hub. Cheap to clone.
+/// Why no credentials are available. Cheap to clone.
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
     /// A connection string cannot be read.
     #[error("connection string is not available")]
     Source(#[source] Arc<SourceError>),
-    /// There is something else.
-    #[error("{place} does not hold a connection string")]
+    /// The source holds another text.
+    #[error("{place} does not contain a valid connection string")]
     NotAConnectionString {
-        /// The place where it was to be.
+        /// The expected place of the connection string.
         place: String,
-        /// What is wrong with it.
+        /// The parse error.
         source: ConnectionStringError,
     },
-    /// A file names another hub now.
+    /// A file now names another hub.
     #[error(
-        "connection string is for {found}, but this client is for {expected}; a client of another hub is needed"
+        "connection string is for {found}, but this client is for {expected}; the hub of a client cannot change"
     )]
     OtherHub {
-        /// The hub that the file names.
+        /// The hub named by the file.
         found: String,
-        /// The hub that the client was made for.
+        /// The client's hub.
         expected: String,
     },
-    /// There is no token of Microsoft Entra ID.
+    /// No token of Microsoft Entra ID is available.
     #[error(transparent)]
     Token(#[from] TokenError),
 }
 
-/// What a request or a link needs to be allowed.
+/// The permission needed for a request or a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Right {
+pub(crate) enum Permission {
     SendMessages,
     ReceiveFeedback,
     ReadTwins,
     ReadStatistics,
 }
 
-/// A token with the times that matter, on this machine's clock. `Debug` does not show the token.
+/// A token with its renewal and expiry times on this machine's clock. `Debug` does not show the
+/// token.
 #[derive(Debug, Clone)]
 pub(crate) struct HubToken {
-    /// As the header `Authorization` and the body of a put-token request have it.
+    /// The value of the header `Authorization` and the body of a put-token request.
     pub(crate) text: Secret,
     /// The `type` of a put-token request.
     pub(crate) kind: &'static str,
@@ -94,12 +95,12 @@ pub(crate) struct HubToken {
 }
 
 /// The credentials of one hub's client, with the current token.
-pub(crate) struct Shown {
+pub(crate) struct HubCredentials {
     host_name: String,
-    how: How,
+    method: Method,
 }
 
-enum How {
+enum Method {
     SharedAccess(Box<Keys>),
     Entra(Tokens),
 }
@@ -113,17 +114,18 @@ struct Keys {
 
 #[derive(Default)]
 struct KeyState {
-    /// The strings as they were last read without a fault.
+    /// The strings as last read without an error.
     read: Vec<ConnectionString>,
     signer: Option<Signer>,
     token: Option<SasToken>,
-    /// The key that the hub refused last.
+    /// The key most recently refused by the hub.
     refused: Option<Secret>,
     is_warned: bool,
 }
 
 impl SharedAccess {
-    /// Connection strings from the configuration or from files: a policy's first key, and its second one.
+    /// Connection strings from the configuration or from files: a policy's first key, and its
+    /// second one.
     #[must_use]
     pub fn read_from(first: SecretSource, second: Option<SecretSource>) -> Self {
         let sources = std::iter::once(first).chain(second);
@@ -132,11 +134,11 @@ impl SharedAccess {
         }
     }
 
-    /// The connection strings as they are now.
+    /// Reads the current connection strings.
     ///
     /// # Errors
     ///
-    /// One of them cannot be read or is none.
+    /// A source cannot be read, or does not hold a connection string.
     pub fn connection_strings(&self) -> Result<Vec<ConnectionString>, CredentialsError> {
         let strings = self.strings.iter().map(|source| match source {
             KeySource::Given(string) => Ok(string.clone()),
@@ -146,7 +148,7 @@ impl SharedAccess {
                     .map_err(|error| CredentialsError::Source(Arc::new(error)))?;
                 let string = text.expose().parse::<ConnectionString>();
                 string.map_err(|error| CredentialsError::NotAConnectionString {
-                    place: source.place(),
+                    place: source.describe(),
                     source: error,
                 })
             }
@@ -164,8 +166,8 @@ impl From<ConnectionString> for SharedAccess {
 }
 
 impl CredentialsError {
-    /// Whether the next try may succeed without a person's help: a file that is being replaced, an identity service
-    /// that does not answer.
+    /// Whether the next try may succeed without an operator's help, e.g. while a file is being
+    /// replaced or an identity service does not answer.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -176,7 +178,7 @@ impl CredentialsError {
     }
 }
 
-impl Shown {
+impl HubCredentials {
     pub(crate) fn new(
         host_name: &str,
         credentials: Credentials,
@@ -185,14 +187,14 @@ impl Shown {
     ) -> Self {
         Self {
             host_name: host_name.to_owned(),
-            how: match credentials {
-                Credentials::SharedAccess(strings) => How::SharedAccess(Box::new(Keys {
+            method: match credentials {
+                Credentials::SharedAccess(strings) => Method::SharedAccess(Box::new(Keys {
                     strings,
                     lifetime,
                     clock,
                     state: Mutex::default(),
                 })),
-                Credentials::Entra(tokens) => How::Entra(tokens),
+                Credentials::Entra(tokens) => Method::Entra(tokens),
             },
         }
     }
@@ -202,26 +204,26 @@ impl Shown {
         &self.host_name
     }
 
-    /// Who the client is, for people.
+    /// A description of the client's identity.
     pub(crate) fn identity(&self) -> String {
-        match &self.how {
-            How::SharedAccess(keys) => {
+        match &self.method {
+            Method::SharedAccess(keys) => {
                 let state = keys.state.lock().unwrap_or_else(PoisonError::into_inner);
                 match state.signer.as_ref() {
                     Some(signer) => format!("policy {:?}", signer.key_name()),
                     None => "a shared access policy".to_owned(),
                 }
             }
-            How::Entra(tokens) => tokens.identity().to_owned(),
+            Method::Entra(tokens) => tokens.identity().to_owned(),
         }
     }
 
-    /// The token to show now.
+    /// Returns the token for the next request.
     ///
     /// Cancel safe.
     pub(crate) async fn token(&self) -> Result<HubToken, CredentialsError> {
-        match &self.how {
-            How::SharedAccess(keys) => {
+        match &self.method {
+            Method::SharedAccess(keys) => {
                 let now = SystemTime::now();
                 let hub_now = keys.clock.hub_time(now);
                 let mut state = keys.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,7 +236,7 @@ impl Shown {
                     expires_at: token.expires_at(),
                 })
             }
-            How::Entra(tokens) => {
+            Method::Entra(tokens) => {
                 let token = tokens.token().await?;
                 Ok(HubToken {
                     text: Secret::new(format!("Bearer {}", token.token.expose())),
@@ -246,45 +248,46 @@ impl Shown {
         }
     }
 
-    /// Notes that the hub has refused the last token: the next one is new, and of the other key if there is one.
+    /// Records a refusal of the last token by the hub: the next token is new, and signed with the
+    /// other key if available.
     pub(crate) fn refused(&self) {
-        match &self.how {
-            How::SharedAccess(keys) => {
+        match &self.method {
+            Method::SharedAccess(keys) => {
                 let mut state = keys.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.token = None;
                 state.refused = state.signer.as_ref().map(|signer| signer.key().clone());
             }
-            How::Entra(tokens) => tokens.refused(),
+            Method::Entra(tokens) => tokens.refused(),
         }
     }
 
-    /// What a refused client needs, for people.
-    pub(crate) fn needs(&self, right: Right) -> String {
-        match &self.how {
-            How::SharedAccess(_) => {
-                let permission = match right {
-                    Right::ReadStatistics => "registry read",
+    /// Describes the permission missing from a refused client.
+    pub(crate) fn missing_permission(&self, permission: Permission) -> String {
+        match &self.method {
+            Method::SharedAccess(_) => {
+                let permission = match permission {
+                    Permission::ReadStatistics => "registry read",
                     _ => "service connect",
                 };
                 format!("a policy with the permission {permission:?} is needed")
             }
-            How::Entra(tokens) => {
-                let (action, role) = match right {
-                    Right::SendMessages => (
+            Method::Entra(tokens) => {
+                let (action, role) = match permission {
+                    Permission::SendMessages => (
                         "cloudToDeviceMessages/send/action",
                         "IoT Hub Data Contributor",
                     ),
-                    Right::ReceiveFeedback => (
+                    Permission::ReceiveFeedback => (
                         "cloudToDeviceMessages/feedback/action",
                         "IoT Hub Data Contributor",
                     ),
-                    Right::ReadTwins => ("twins/read", "IoT Hub Data Reader"),
-                    Right::ReadStatistics => ("statistics/read", "IoT Hub Data Reader"),
+                    Permission::ReadTwins => ("twins/read", "IoT Hub Data Reader"),
+                    Permission::ReadStatistics => ("statistics/read", "IoT Hub Data Reader"),
                 };
                 let identity = tokens.identity();
                 format!(
-                    "{identity} needs the role {role:?} at the hub, or another one with the data action \
-                     Microsoft.Devices/IotHubs/{action}; a new role may take some minutes to have effect"
+                    "{identity} needs the role {role:?} at the hub, or another role with the data action \
+                     Microsoft.Devices/IotHubs/{action}; a new role assignment may take some minutes to take effect"
                 )
             }
         }
@@ -292,7 +295,7 @@ impl Shown {
 }
 
 impl KeyState {
-    /// Reads the strings again. What was read before serves while a file is being replaced.
+    /// Reads the strings again. The previous strings stay in use while a file is being replaced.
     fn refresh(&mut self, keys: &SharedAccess, host_name: &str) -> Result<(), CredentialsError> {
         let read = keys.connection_strings().and_then(|strings| {
             let other = strings
@@ -314,15 +317,20 @@ impl KeyState {
             Err(error) if self.read.is_empty() => return Err(error),
             Err(error) => {
                 if !std::mem::replace(&mut self.is_warned, true) {
-                    let error = crate::amqp::connection::in_words(&error);
-                    warn!(hub = host_name, error, "the last connection string serves");
+                    let error = crate::amqp::connection::describe(&error);
+                    warn!(
+                        hub = host_name,
+                        error,
+                        "failed to read the connection string; the previous one stays in use"
+                    );
                 }
             }
         }
         Ok(())
     }
 
-    /// The token of the first key that was not just refused: the last one while it is fresh.
+    /// Returns a token of the first key other than the refused one; the previous token while it is
+    /// fresh.
     fn token(&mut self, lifetime: Duration, now: SystemTime, hub_now: SystemTime) -> &SasToken {
         let is_refused = |string: &&ConnectionString| {
             let refused = self.refused.as_ref().map(Secret::expose);
@@ -344,7 +352,7 @@ impl KeyState {
             .signer
             .get_or_insert_with(|| Signer::new(string, lifetime));
         let last = self.token.take();
-        let fresh = last.filter(|token| token.serves(lifetime, now, hub_now));
+        let fresh = last.filter(|token| token.is_fresh(lifetime, now, hub_now));
         self.token
             .insert(fresh.unwrap_or_else(|| signer.sign(now, hub_now)))
     }
@@ -362,38 +370,38 @@ mod tests {
         format!("HostName={host};SharedAccessKeyName=service;SharedAccessKey={key}")
     }
 
-    fn shown(first: &Path, second: Option<&Path>) -> Shown {
+    fn hub_credentials(first: &Path, second: Option<&Path>) -> HubCredentials {
         let source = |path: &Path| SecretSource::File {
             setting: "hubs.eu.connection_string_file".to_owned(),
             path: path.to_owned(),
         };
         let keys = SharedAccess::read_from(source(first), second.map(source));
         let credentials = Credentials::SharedAccess(keys);
-        Shown::new("hub.example", credentials, LIFETIME, Arc::default())
+        HubCredentials::new("hub.example", credentials, LIFETIME, Arc::default())
     }
 
     #[tokio::test]
     async fn a_key_is_what_the_file_says_when_a_token_is_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("string");
-        let shown = shown(&path, None);
-        assert!(shown.token().await.unwrap_err().is_transient());
+        let credentials = hub_credentials(&path, None);
+        assert!(credentials.token().await.unwrap_err().is_transient());
         std::fs::write(&path, string("hub.example", "b2xk")).unwrap();
-        let old = shown.token().await.unwrap();
-        let again = shown.token().await.unwrap();
+        let old = credentials.token().await.unwrap();
+        let again = credentials.token().await.unwrap();
         assert_eq!(again.text.expose(), old.text.expose());
         for being_replaced in ["", "HostName="] {
             std::fs::write(&path, being_replaced).unwrap();
-            let again = shown.token().await.unwrap();
+            let again = credentials.token().await.unwrap();
             assert_eq!(again.text.expose(), old.text.expose());
         }
         std::fs::write(&path, string("hub.example", "bmV3")).unwrap();
-        let new = shown.token().await.unwrap();
+        let new = credentials.token().await.unwrap();
         assert_ne!(new.text.expose(), old.text.expose());
-        assert_eq!(shown.identity(), "policy \"service\"");
-        // A file of another hub's is not followed there.
+        assert_eq!(credentials.identity(), "policy \"service\"");
+        // A file naming another hub is ignored.
         std::fs::write(&path, string("other.example", "bmV3")).unwrap();
-        let kept = shown.token().await.unwrap();
+        let kept = credentials.token().await.unwrap();
         assert_eq!(kept.text.expose(), new.text.expose());
     }
 
@@ -402,7 +410,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("string");
         std::fs::write(&path, string("other.example", "b2xk")).unwrap();
-        let error = shown(&path, None).token().await.unwrap_err();
+        let error = hub_credentials(&path, None).token().await.unwrap_err();
         assert!(!error.is_transient());
         let text = error.to_string();
         assert!(
@@ -417,23 +425,23 @@ mod tests {
         let (first, second) = (folder.path().join("first"), folder.path().join("second"));
         std::fs::write(&first, string("hub.example", "Zmlyc3Q=")).unwrap();
         std::fs::write(&second, string("hub.example", "c2Vjb25k")).unwrap();
-        let shown = shown(&first, Some(&second));
+        let credentials = hub_credentials(&first, Some(&second));
         let key = async || {
-            shown.token().await.unwrap();
-            let How::SharedAccess(keys) = &shown.how else {
+            credentials.token().await.unwrap();
+            let Method::SharedAccess(keys) = &credentials.method else {
                 unreachable!("it has keys");
             };
             let state = keys.state.lock().unwrap();
             state.signer.as_ref().unwrap().key().expose().to_owned()
         };
         assert_eq!(key().await, "Zmlyc3Q=");
-        shown.refused();
+        credentials.refused();
         assert_eq!(key().await, "c2Vjb25k");
         assert_eq!(key().await, "c2Vjb25k");
-        shown.refused();
+        credentials.refused();
         assert_eq!(key().await, "Zmlyc3Q=");
-        // A key that is new is not the one that was refused.
-        shown.refused();
+        // A new key differs from the refused key.
+        credentials.refused();
         std::fs::write(&first, string("hub.example", "dGhpcmQ=")).unwrap();
         assert_eq!(key().await, "dGhpcmQ=");
     }

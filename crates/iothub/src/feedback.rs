@@ -1,4 +1,4 @@
-//! Delivery feedback: what the hub says became of accepted messages.
+//! Delivery feedback: the hub's reports on accepted messages.
 
 pub(crate) mod receiver;
 pub(crate) mod record;

@@ -1,4 +1,4 @@
-//! Entries for the targets in `fuzz/`; in no other build.
+//! Entry points of the targets in `fuzz/`; compiled only for fuzzing.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,64 +11,66 @@ use serde_amqp::Value;
 use serde_amqp::read::IoReader;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::amqp::frames::LARGEST_FRAME;
+use crate::amqp::frames::MAX_FRAME_BYTES;
 use crate::amqp::stream::HubStream;
-use crate::amqp::{cbs, repair};
+use crate::amqp::{cbs, filter};
 use crate::feedback::{receiver, record};
 use crate::hub_message::HubMessage;
 use crate::rest::ApiError;
 use crate::{FeedbackRecord, UnreadableRecord};
 
-/// What stands between a hub's bytes and the protocol library.
+/// The filter between a hub's bytes and the protocol library.
 #[derive(Debug, Default)]
-pub struct Gate(repair::Repair);
+pub struct FrameFilter(filter::FrameFilter);
 
-impl Gate {
-    /// Takes bytes that the library has written.
+impl FrameFilter {
+    /// Passes bytes written by the library.
     pub fn sent(&mut self, bytes: &[u8]) {
         self.0.outgoing(bytes);
     }
 
-    /// Takes bytes of the hub and appends what the library gets to `out`.
+    /// Passes bytes of the hub, and appends the resulting bytes for the library to `out`.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// A description of malformed input.
     pub fn received(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         let taken = self.0.incoming(bytes, out);
         taken.map_err(|malformed| malformed.to_string())
     }
 }
 
-/// A message as the gate lets it pass, decoded as the library does it. `None` where the gate replaces it.
+/// Decodes a message accepted by the filter the way the library does. `None` for a message replaced
+/// by the filter.
 #[must_use]
 pub fn message(payload: &[u8]) -> Option<Result<Message<Body<Value>>, serde_amqp::Error>> {
     let decode = Body::<Value>::decode_message_from_reader;
-    repair::is_message(payload).then(|| decode(IoReader::new(payload)))
+    filter::is_message(payload).then(|| decode(IoReader::new(payload)))
 }
 
-/// The status and description of an answer to a token.
+/// Returns the status and description of an answer to a put-token.
 #[must_use]
 pub fn status(answer: &Message<Body<Value>>) -> (Option<i32>, String) {
     cbs::status(answer)
 }
 
-/// The body of a feedback message, and when it was put into the queue.
+/// Returns the body of a feedback message and the time of its enqueueing.
 #[must_use]
 pub fn feedback(message: &Message<Body<Value>>) -> (Vec<u8>, Option<SystemTime>) {
     (receiver::body(message), receiver::enqueued_time(message))
 }
 
-/// The records of a feedback message's body.
+/// Parses the records of a feedback message's body.
 ///
 /// # Errors
-/// It is not an array.
+/// The body is not an array.
 pub fn records(
     body: &[u8],
 ) -> Result<(Vec<FeedbackRecord>, Vec<UnreadableRecord>), serde_json::Error> {
     record::read_records(body)
 }
 
-/// Everything that is made of an error text of the hub, in words: by itself, and as an answer over REST.
+/// Returns all descriptions derived from an error text of the hub: of the text alone, and of a REST
+/// answer with the text.
 #[must_use]
 pub fn refusal(text: &str) -> (String, String) {
     let message = HubMessage::parse(text);
@@ -76,9 +78,10 @@ pub fn refusal(text: &str) -> (String, String) {
     (message.text, error.to_string())
 }
 
-/// Opens a connection over a stream, as the client does it but for the token: a session, a link for each direction, a
-/// message sent, and messages received until the connection ends, for an hour at most.
-pub async fn converse<S>(stream: S)
+/// Opens a connection over a stream like the client, but without a token: a session, a link for
+/// each direction, one message sent, and messages received until the connection ends, for an hour
+/// at most.
+pub async fn run_client<S>(stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -100,7 +103,7 @@ where
         .hostname("hub")
         .scheme("amqp")
         .sasl_profile(SaslProfile::Anonymous)
-        .max_frame_size(LARGEST_FRAME as u32)
+        .max_frame_size(MAX_FRAME_BYTES as u32)
         .idle_time_out(60_000_u32)
         .open_with_stream(stream)
         .await

@@ -1,11 +1,11 @@
-//! The hub's error texts, which come as JSON, as `ErrorCode:Name;text`, as JSON inside a JSON string, or as prose.
+//! The hub's error texts: JSON, `ErrorCode:Name;text`, JSON inside a JSON string, or prose.
 
 use serde_json::Value;
 
-/// A hub's text is kept to this many bytes: enough for every message seen, too little to flood a log.
-const LONGEST_TEXT: usize = 1_024;
+/// Maximum length of a kept hub text, in bytes: above every message seen, too short to flood a log.
+const MAX_TEXT_BYTES: usize = 1_024;
 
-/// What can be read out of an error text. Nothing is lost: what is not understood stays in `text`.
+/// The parts of an error text. No text is lost: unrecognised input stays in `text`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HubMessage {
     /// `errorCode` as a number.
@@ -14,12 +14,12 @@ pub(crate) struct HubMessage {
     pub(crate) name: Option<String>,
     /// `trackingId`.
     pub(crate) tracking_id: Option<String>,
-    /// The text for people.
+    /// The human-readable text.
     pub(crate) text: String,
 }
 
 impl HubMessage {
-    /// Reads `raw` as whichever form it has. Never fails.
+    /// Parses `raw` in any of the forms. Never fails.
     pub(crate) fn parse(raw: &str) -> Self {
         Self::parse_nested(raw, 0)
     }
@@ -114,12 +114,13 @@ fn find<'a>(text: &'a str, marker: &str) -> Option<&'a str> {
     text.find(marker).map(|at| &text[at + marker.len()..])
 }
 
-/// At most [`LONGEST_TEXT`] bytes of `text`, ending between two characters.
+/// Returns at most [`MAX_TEXT_BYTES`] bytes of `text`, cut between two characters; an ellipsis
+/// marks the cut.
 pub(crate) fn cut(text: &str) -> String {
-    if text.len() <= LONGEST_TEXT {
+    if text.len() <= MAX_TEXT_BYTES {
         return text.to_owned();
     }
-    let mut end = LONGEST_TEXT;
+    let mut end = MAX_TEXT_BYTES;
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -158,7 +159,7 @@ mod tests {
         assert_eq!(HubMessage::parse("what?").text, "what?");
         assert_eq!(
             HubMessage::parse(&"x".repeat(5_000)).text.len(),
-            LONGEST_TEXT + '…'.len_utf8()
+            MAX_TEXT_BYTES + '…'.len_utf8()
         );
     }
 

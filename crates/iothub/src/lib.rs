@@ -1,20 +1,23 @@
-//! An Azure IoT Hub *service* client: twin queries, cloud-to-device (C2D) messages, delivery feedback.
+//! An Azure IoT Hub *service* client: twin queries, cloud-to-device (C2D) messages, delivery
+//! feedback.
 //!
-//! It is of use on its own. What it does that is not obvious:
+//! A stand-alone crate, independent of Twincast. Properties beyond a plain protocol client:
 //!
-//! * **Sends pipelined.** One long-lived AMQP link, hundreds of sends in flight, each told its own outcome
-//!   ([`SendOutcome`]) and what to do about it ([`Disposition`]). Nothing hangs: every send ends within
-//!   [`ClientOptions::send_timeout`].
-//! * **Never guesses.** A message whose answer was lost is [`Unknown`](SendOutcome::Unknown), not failed; `released` is
-//!   not success.
-//! * **Stays up.** Tokens are renewed on the open connection, lost links come back with jitter, a hub that goes silent
-//!   is noticed, and the session window quirk of newer gateways is repaired.
-//! * **Goes by the hub's clock.** Tokens and messages expire when they should, also where this machine's clock is wrong,
-//!   which is told ([`Client::clock_offset`]).
-//! * **Tells people what to do.** Connection failures are told apart by name, TCP, certificate and credentials.
+//! * **Sends pipelined.** One long-lived AMQP link carries hundreds of sends in flight. Each send
+//!   resolves to an outcome of its own ([`SendOutcome`]) and to the caller's next step
+//!   ([`Disposition`]). Nothing hangs: every send ends within [`ClientOptions::send_timeout`].
+//! * **Never guesses.** A message whose answer was lost is [`Unknown`](SendOutcome::Unknown), not
+//!   failed; `released` is not success.
+//! * **Stays up.** Tokens are renewed on the open connection, lost links are reopened with jitter,
+//!   a silent hub is detected, and the session window quirk of newer gateways is repaired.
+//! * **Goes by the hub's clock.** Tokens and messages expire on time even when this machine's clock
+//!   is wrong. The client reports the difference ([`Client::clock_offset`]).
+//! * **Actionable errors.** Connection failures are classified by stage: name, TCP, certificate,
+//!   credentials.
 //!
-//! It is not for devices, and does not manage the registry. It needs a shared access policy (`service` suffices for
-//! everything but [`Client::statistics`]) or an identity of Microsoft Entra ID with the role IoT Hub Data Contributor.
+//! The crate does not serve devices and does not manage the registry. A client needs a shared
+//! access policy (`service` suffices for everything but [`Client::statistics`]) or an identity of
+//! Microsoft Entra ID with the role IoT Hub Data Contributor.
 //!
 //! # Example
 //!
@@ -39,7 +42,7 @@
 //!
 //! let sender = C2dSender::connect(&client).await?;
 //! while let Some(page) = pages.next_page().await? {
-//!     // One after the other for brevity; in earnest, poll a few hundred of these futures at once.
+//!     // Sequential for brevity; a real program polls a few hundred of these futures at once.
 //!     for device in page.items.iter().filter_map(|item| item["deviceId"].as_str()) {
 //!         let message = C2dMessage::new(device, format!("rollout-7.{device}"), template.clone())?;
 //!         match sender.send(message).await.disposition() {
@@ -56,8 +59,8 @@
 //!
 //! # Secrets
 //!
-//! Keys and tokens are [`Secret`]s and show in no `Debug`, `Display` or error of this crate, and it logs none. Its
-//! dependencies could: see [`LOG_TARGETS_WITH_SECRETS`].
+//! Keys and tokens are [`Secret`]s: absent from every `Debug`, `Display` and error of this crate,
+//! and from the crate's log. Dependencies could log them: see [`LOG_TARGETS_WITH_SECRETS`].
 
 mod amqp;
 mod c2d;
@@ -77,9 +80,9 @@ mod sas;
 
 pub use c2d::{
     Ack, C2dMessage, C2dSender, C2dTemplate, C2dTemplateBuilder, ConnectionFailure, DeviceReason,
-    Disposition, EXPIRY_MARGIN, Expiry, HubShutReason, InvalidMessage, LARGEST_MESSAGE,
-    LONGEST_DEVICE_ID, LONGEST_MESSAGE_ID, LONGEST_TTL, LinkState, Lost, NotSent, Refusal,
-    SendOutcome, SendReport, THROTTLE_PAUSE,
+    Disposition, EXPIRY_MARGIN, Expiry, HubUnavailableReason, InvalidMessage, LinkState,
+    MAX_DEVICE_ID_BYTES, MAX_MESSAGE_BYTES, MAX_MESSAGE_ID_BYTES, MAX_TTL, NotSent, Refusal,
+    SendOutcome, SendReport, THROTTLE_PAUSE, UnknownCause,
 };
 pub use client::{Client, ClientError};
 pub use clock::ClockOffset;
@@ -93,10 +96,10 @@ pub use feedback::{
     UnparsableFeedback, UnreadableRecord,
 };
 pub use options::{
-    ClientOptions, Endpoint, LARGEST_MAX_IN_FLIGHT, LinkHook, OptionsError, Transport,
+    ClientOptions, Endpoint, LinkHook, MAX_IN_FLIGHT_LIMIT, OptionsError, Transport,
 };
 pub use rest::{
-    ApiError, DeviceStatistics, LARGEST_PAGE, LONGEST_QUERY, Page, QueryPages, RestError,
+    ApiError, DeviceStatistics, MAX_PAGE_ITEMS, MAX_QUERY_CHARS, Page, QueryPages, RestError,
     RetryHook, RetryNotice, RetryReason, ServiceStatistics, Twin, TwinProperties,
 };
 pub use sas::{SAS_TOKEN_TYPE, sign};
@@ -104,12 +107,12 @@ pub use twincast_secret::Secret;
 pub use twincast_tls::{Roots, RootsError};
 pub use twincast_tunnel::{Proxy, ProxyUrlError};
 
-/// Log targets under which a dependency would write tokens in clear at the level `trace`. A program should refuse them
-/// whatever its user asks for.
+/// Log targets under which a dependency would write tokens in clear at the level `trace`. A program
+/// should refuse these targets, whatever the user's log filter says.
 ///
-/// * `fe2o3_amqp` writes whole frames, put-token bodies included, when built with its features `tracing` or `log`.
-///   This workspace builds it with neither, so nothing is compiled in; another crate in the same build could turn
-///   them on, since features are united.
-/// * `reqwest` writes what it reads and writes when asked to be verbose, which this crate never does. The token's
-///   header value is marked sensitive, which keeps it out of `Debug` output.
+/// * `fe2o3_amqp` writes whole frames, put-token bodies included, when built with the features
+///   `tracing` or `log`. This workspace enables neither, so no such code is compiled in. Cargo
+///   unites features, so another crate in the same build could turn them on.
+/// * `reqwest` writes all bytes read and written when set to verbose; this crate never sets it. The
+///   token's header value is marked sensitive and therefore absent from `Debug` output.
 pub const LOG_TARGETS_WITH_SECRETS: &[&str] = &["fe2o3_amqp", "reqwest::connect"];

@@ -1,4 +1,4 @@
-//! How a client connects and how long it waits. Every wait has a bound.
+//! How a client connects, and time limits. Every wait has a bound.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,26 +13,27 @@ use twincast_tunnel::Proxy;
 
 use crate::rest::RetryHook;
 
-/// The most sends in flight that can be asked for: above it the hub's own session window (5000 on the gateways seen
-/// in traces) binds anyway, and a lost connection would leave more deliveries unknown than anyone wants to sort out.
-pub const LARGEST_MAX_IN_FLIGHT: usize = 5_000;
+/// Upper bound of [`ClientOptions::max_in_flight`]. Above 5000 the hub's own session window (5000
+/// on the gateways seen in traces) limits sends anyway, and a lost connection would leave too many
+/// unknown deliveries to resolve.
+pub const MAX_IN_FLIGHT_LIMIT: usize = 5_000;
 
-/// Where to dial, when it is not the hub's own name and port. The host name of the connection string stays what TLS
-/// checks, what tokens are signed for and what the `Host` header says.
+/// The address to dial in place of the hub's own name and port. The host name of the connection
+/// string still applies to TLS verification, token signing and the `Host` header.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// Host name or address to dial; the hub's name when `None`.
     pub host: Option<String>,
-    /// Port to dial; when `None` that of the connection string's host name, else 5671 for
-    /// AMQP and 443 for HTTPS.
+    /// Port to dial. When `None`, the port of the connection string's host name, else 5671 for AMQP
+    /// and 443 for HTTPS.
     pub port: Option<u16>,
 }
 
-/// What carries AMQP.
+/// The transport below AMQP.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// [`Amqp`](Self::Amqp) if it leads to the hub, else [`AmqpWs`](Self::AmqpWs); the one that did is tried first from
-    /// then on. The log says which.
+    /// [`Amqp`](Self::Amqp) first, then [`AmqpWs`](Self::AmqpWs) if the first does not lead to the
+    /// hub. Later connections begin with the transport that succeeded. The log names the transport.
     #[default]
     Auto,
     /// TLS on port 5671.
@@ -53,72 +54,82 @@ impl Transport {
     }
 }
 
-/// Everything about a client that is not in the connection string.
+/// All settings of a client besides the connection string.
 ///
-/// Make one with `default()` and set what differs; [`Client::new`](crate::Client::new) checks it.
+/// Start from `default()` and set individual fields; [`Client::new`](crate::Client::new) validates
+/// the result.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ClientOptions {
     /// Certificate authorities. Default: the system's.
     pub roots: Roots,
-    /// Where AMQP is dialled.
+    /// The AMQP address.
     pub amqp: Endpoint,
-    /// Where HTTPS is dialled.
+    /// The HTTPS address.
     pub https: Endpoint,
-    /// What carries AMQP. Default: [`Transport::Auto`].
+    /// The transport below AMQP. Default: [`Transport::Auto`].
     pub transport: Transport,
-    /// The HTTP proxy for AMQP and HTTPS. Default: that of the environment.
+    /// The HTTP proxy for AMQP and HTTPS. Default: the proxy named by the environment.
     pub proxy: Proxy,
-    /// Name of the application, seen by the hub in the AMQP container id and in `User-Agent`. Default `twincast`;
-    /// 1–64 of ASCII letters, digits, `-`, `_`, `.`, `/`.
+    /// Name of the application, visible to the hub in the AMQP container id and in `User-Agent`.
+    /// Default `twincast`; 1–64 of ASCII letters, digits, `-`, `_`, `.`, `/`.
     pub application: String,
-    /// How long SAS tokens live; they are renewed at 75–85 % of it. Default 1 h, between 1 min and 24 h.
+    /// Lifetime of SAS tokens; renewal happens after 75–85 % of the lifetime. Default 1 h, between
+    /// 1 min and 24 h.
     pub token_lifetime: Duration,
-    /// From dialling to a link that is attached, or to TLS being up for HTTPS. Default 30 s.
+    /// Time from dialling to an attached link, or to established TLS for HTTPS. Default 30 s.
     pub connect_timeout: Duration,
-    /// One HTTPS request with its answer, without retries. Default 60 s.
+    /// Time of one HTTPS request including the response, without retries. Default 60 s.
     pub request_timeout: Duration,
-    /// One put-token. Default 30 s.
+    /// Time of one put-token. Default 30 s.
     pub token_timeout: Duration,
-    /// One send, from the call to its outcome, waiting for a free slot, the link's credit and reconnecting included.
-    /// Default 120 s: the hub shapes traffic before it refuses it, and is seen to take 12 s.
+    /// Time of one send, from the call to the outcome, including the waits for a free slot, link
+    /// credit and reconnection. Default 120 s: the hub shapes traffic before refusing sends, and
+    /// has been observed to take 12 s.
     pub send_timeout: Duration,
-    /// How long a message may wait before it leaves: for a free slot, the link's credit, a connection. Then it is not
-    /// sent. Default 24 h, which leaves it to `send_timeout`; short for a caller who may change its mind.
+    /// Longest wait of a message before transmission: for a free slot, link credit, a connection.
+    /// After that the message is not sent. Default 24 h, so `send_timeout` decides. A caller that
+    /// may want to stop sending sets a short time.
     pub leave_timeout: Duration,
-    /// How long deliveries may be in flight with no sign of progress from the hub before the connection is given up
-    /// and they are reported as unknown. Default 60 s; must be below `send_timeout` to be of use, but need not be.
+    /// Longest time with deliveries in flight and no progress from the hub. After that the
+    /// connection is abandoned and the deliveries are reported as unknown. Default 60 s. Useful
+    /// only below `send_timeout`; larger values are accepted.
     pub stall_timeout: Duration,
-    /// Most C2D deliveries in flight on the link; the hub's credit and session window bind, too. Default 256, at most
-    /// [`LARGEST_MAX_IN_FLIGHT`].
+    /// Maximum number of C2D deliveries in flight on the link; the hub's credit and session window
+    /// apply as well. Default 256, at most [`MAX_IN_FLIGHT_LIMIT`].
     pub max_in_flight: usize,
-    /// Our AMQP idle time-out: when the hub sends nothing, not even an empty frame, for so long, the connection is
-    /// given up. Default 120 s, at least 1 s.
+    /// The client's AMQP idle time-out: the connection is abandoned after this long without any
+    /// frame from the hub, empty frames included. Default 120 s, at least 1 s.
     pub idle_timeout: Duration,
-    /// Waits between attempts to reconnect. Default [`Policy::reconnect`].
+    /// Delays between attempts to reconnect. Default [`Policy::reconnect`].
     pub reconnect: Policy,
-    /// Waits between tries of a request that failed in transit or with a 5xx. Default [`Policy::http_transient`].
+    /// Delays between tries of a request that failed in transit or with a 5xx. Default
+    /// [`Policy::http_transient`].
     pub http_transient: Policy,
-    /// Waits between tries of a request that was throttled without `Retry-After`. Default [`Policy::throttled`].
+    /// Delays between tries of a request throttled without `Retry-After`. Default
+    /// [`Policy::throttled`].
     pub throttled: Policy,
-    /// The longest `Retry-After` that is waited for; a longer one ends the request with the error. Default 5 min.
-    pub longest_retry_after: Duration,
+    /// The longest accepted `Retry-After`; a longer value ends the request with the error. Default
+    /// 5 min.
+    pub max_retry_after: Duration,
     /// Called before every retry of a REST request. Default none.
     pub on_retry: Option<RetryHook>,
-    /// Waited for right before every AMQP link is opened, the first time and after every loss. Default none.
+    /// Awaited right before every AMQP link is opened, for the first time and after every loss.
+    /// Default none.
     pub before_link: Option<LinkHook>,
 }
 
-/// Waited for before an AMQP link is dialled, e.g. to stay within a budget that several clients share: hubs throttle
-/// the opening of links (`AmqpLinkOpen`).
+/// A hook awaited before an AMQP link is dialled, e.g. to stay within a budget shared by several
+/// clients: hubs throttle the opening of links (`AmqpLinkOpen`).
 ///
-/// The wait does not count against `connect_timeout`. Sends over a link that is open do not notice it; sends that wait
-/// for the link have their time-out as ever. The future is dropped when nobody needs the link any more.
+/// The wait does not count against `connect_timeout`. Sends over an open link are unaffected; sends
+/// waiting for the link keep their own time-out. The future is dropped once the link is no longer
+/// needed.
 #[derive(Clone)]
 pub struct LinkHook(Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>);
 
 impl LinkHook {
-    /// Wraps a function. The link is opened when the function's future is done.
+    /// Wraps a function. The link is opened after the function's future completes.
     pub fn new<F>(hook: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -140,13 +151,13 @@ impl fmt::Debug for LinkHook {
 
 /// Why options were refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("option {option} is not valid: {found}, allowed is {allowed}")]
+#[error("option {option} is {found}; allowed: {allowed}")]
 pub struct OptionsError {
     /// The field of [`ClientOptions`].
     pub option: &'static str,
-    /// What it holds.
+    /// The value found.
     pub found: String,
-    /// What it may hold, in words.
+    /// A description of the allowed values.
     pub allowed: &'static str,
 }
 
@@ -171,7 +182,7 @@ impl Default for ClientOptions {
             reconnect: Policy::reconnect(),
             http_transient: Policy::http_transient(),
             throttled: Policy::throttled(),
-            longest_retry_after: Duration::from_secs(300),
+            max_retry_after: Duration::from_secs(300),
             on_retry: None,
             before_link: None,
         }
@@ -179,7 +190,7 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// What tells the hub who calls, in requests and on links.
+    /// The client's name and version, sent to the hub in requests and on links.
     pub(crate) fn agent(&self) -> String {
         let version = env!("CARGO_PKG_VERSION");
         format!("{} twincast-iothub/{version}", self.application)
@@ -199,10 +210,10 @@ impl ClientOptions {
             return Err(OptionsError {
                 option: "application",
                 found: format!("{:?}", self.application),
-                allowed: "1-64 of ASCII letters, digits, '-', '_', '.', '/'",
+                allowed: "1 to 64 ASCII letters, digits, '-', '_', '.', '/'",
             });
         }
-        if !(1..=LARGEST_MAX_IN_FLIGHT).contains(&self.max_in_flight) {
+        if !(1..=MAX_IN_FLIGHT_LIMIT).contains(&self.max_in_flight) {
             return Err(OptionsError {
                 option: "max_in_flight",
                 found: self.max_in_flight.to_string(),

@@ -1,9 +1,9 @@
-//! Shared access signature tokens: making them, and renewing them in time.
+//! Shared access signature tokens: signing, and renewal in time.
 //!
-//! A token is `SharedAccessSignature sr={R}&sig={S}&se={E}&skn={P}`: `R` is the percent-encoded resource (for a
-//! service the bare host name), `E` the expiry in Unix seconds, `P` the policy, and `S` the percent-encoded base64 of
-//! HMAC-SHA256 over `R`, a newline and `E`, keyed with the base64-decoded policy key (Microsoft's documentation of
-//! IoT Hub access control).
+//! A token is `SharedAccessSignature sr={R}&sig={S}&se={E}&skn={P}`: `R` is the percent-encoded
+//! resource (for a service the bare host name), `E` the expiry in Unix seconds, `P` the policy, and
+//! `S` the percent-encoded base64 of HMAC-SHA256 over `R`, a newline and `E`, keyed with the
+//! base64-decoded policy key (Microsoft's documentation of IoT Hub access control).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,34 +18,36 @@ use zeroize::Zeroizing;
 
 use crate::connection_string::ConnectionString;
 
-/// What is left as it is in a token: the unreserved characters of RFC 3986.
+/// Encodes all but the unreserved characters of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// A token is renewed when this share of its life has passed; the exact share is drawn once per token.
+/// Share of a token's life after which the token is renewed; the exact share is drawn once per
+/// token.
 const RENEW_BETWEEN: (f64, f64) = (0.75, 0.85);
 
-/// A token is replaced when the hub's clock is found to be further from where it was thought to be.
-const OFFSET_CHANGES: Duration = Duration::from_secs(60);
+/// A token is replaced when the hub's clock proves to be at least this far from the time assumed at
+/// signing.
+const OFFSET_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// The `type` that a put-token request gives for such a token.
+/// The `type` of a put-token request with a SAS token.
 pub const SAS_TOKEN_TYPE: &str = "servicebus.windows.net:sastoken";
 
-/// A signed token with the times that matter. `Debug` does not show the token.
+/// A signed token with its renewal and expiry times. `Debug` does not show the token.
 #[derive(Debug, Clone)]
 pub(crate) struct SasToken {
     token: Secret,
     renew_at: SystemTime,
     expires_at: SystemTime,
-    /// Until when it was made to live, on this machine's clock.
-    lives_until: SystemTime,
+    /// The intended end of the token's life, on this machine's clock.
+    intended_expiry: SystemTime,
 }
 
-/// Makes tokens of one key, which are to be renewed at 75–85 % of their life (jittered, so that many workers do not
-/// renew at once).
+/// Signs tokens with one key. Tokens are due for renewal at 75–85 % of their life; the jitter keeps
+/// many workers from renewing at once.
 pub(crate) struct Signer {
     resource: String,
     key_name: String,
@@ -60,39 +62,51 @@ impl SasToken {
         &self.token
     }
 
-    /// From when on it should be replaced, on this machine's clock.
+    /// When to replace the token, on this machine's clock.
     pub(crate) fn renew_at(&self) -> SystemTime {
         self.renew_at
     }
 
-    /// From when on the hub refuses it, on the hub's own clock.
+    /// When the hub begins to refuse the token, on the hub's own clock.
     pub(crate) fn expires_at(&self) -> SystemTime {
         self.expires_at
     }
 
     /// Whether the token is fresh at `now`, when the hub's clock shows `hub_now`.
     ///
-    /// A token that expires further away than one `lifetime` was made by a clock that has since gone back, and one that
-    /// the hub sees expire at another time than was meant was made before the hub's clock was known.
-    pub(crate) fn serves(&self, lifetime: Duration, now: SystemTime, hub_now: SystemTime) -> bool {
+    /// Two kinds of token are stale despite a later `renew_at`. A token expiring more than one
+    /// `lifetime` ahead was signed before this machine's clock went back. A token whose expiry on
+    /// the hub's clock differs from the intended moment was signed before the hub's clock was
+    /// known.
+    pub(crate) fn is_fresh(
+        &self,
+        lifetime: Duration,
+        now: SystemTime,
+        hub_now: SystemTime,
+    ) -> bool {
         let lifetime = lifetime.max(Duration::from_secs(60));
-        now < self.renew_at && self.lives_until <= now + lifetime && self.is_of_offset(now, hub_now)
+        now < self.renew_at
+            && self.intended_expiry <= now + lifetime
+            && self.matches_clock(now, hub_now)
     }
 
-    /// Whether the hub sees it expire when it was meant to, but for [`OFFSET_CHANGES`].
-    fn is_of_offset(&self, now: SystemTime, hub_now: SystemTime) -> bool {
+    /// Whether the expiry on the hub's clock is within [`OFFSET_TOLERANCE`] of the intended expiry.
+    fn matches_clock(&self, now: SystemTime, hub_now: SystemTime) -> bool {
         let left = |until: SystemTime, now| match until.duration_since(now) {
             Ok(left) => left.as_secs_f64(),
             Err(past) => -past.duration().as_secs_f64(),
         };
-        let (meant, seen) = (left(self.lives_until, now), left(self.expires_at, hub_now));
-        (meant - seen).abs() < OFFSET_CHANGES.as_secs_f64()
+        let (meant, seen) = (
+            left(self.intended_expiry, now),
+            left(self.expires_at, hub_now),
+        );
+        (meant - seen).abs() < OFFSET_TOLERANCE.as_secs_f64()
     }
 }
 
 impl Signer {
-    /// Signs for the host of `connection` with tokens of `lifetime` (at least one minute is used, so that clock skew
-    /// of a few seconds does no harm).
+    /// Creates a signer for the host of `connection` with tokens of `lifetime`, raised to one
+    /// minute if shorter, so that clock skew of a few seconds is harmless.
     pub(crate) fn new(connection: &ConnectionString, lifetime: Duration) -> Self {
         let decoded = STANDARD
             .decode(connection.key().expose())
@@ -114,7 +128,7 @@ impl Signer {
         &self.key
     }
 
-    /// A new token at `now` on this machine's clock, when the hub's shows `hub_now`.
+    /// Signs a new token at `now` on this machine's clock, when the hub's clock shows `hub_now`.
     pub(crate) fn sign(&self, now: SystemTime, hub_now: SystemTime) -> SasToken {
         let expiry = hub_now.duration_since(UNIX_EPOCH).unwrap_or_default() + self.lifetime;
         let share = rand::rng().random_range(RENEW_BETWEEN.0..RENEW_BETWEEN.1);
@@ -123,12 +137,13 @@ impl Signer {
             token: sign(resource, name, &self.decoded, expiry.as_secs()),
             renew_at: now + self.lifetime.mul_f64(share),
             expires_at: UNIX_EPOCH + Duration::from_secs(expiry.as_secs()),
-            lives_until: now + self.lifetime,
+            intended_expiry: now + self.lifetime,
         }
     }
 }
 
-/// Signs for `resource` (not yet encoded) until `expiry` (Unix seconds) with the decoded `key` of policy `key_name`.
+/// Signs a token for `resource` (not yet encoded), valid until `expiry` (Unix seconds), with the
+/// decoded `key` of policy `key_name`.
 #[must_use]
 pub fn sign(resource: &str, key_name: &str, key: &[u8], expiry: u64) -> Secret {
     let resource = utf8_percent_encode(resource, ENCODED).to_string();
@@ -184,28 +199,28 @@ mod tests {
     fn a_token_serves_until_three_quarters_and_not_after_85_percent() {
         let token = signer().sign(at(5_000), at(5_000));
         assert_eq!(token.expires_at(), at(6_000));
-        assert!(token.serves(LIFETIME, at(5_749), at(5_749)));
-        assert!(!token.serves(LIFETIME, at(5_850), at(5_850)));
+        assert!(token.is_fresh(LIFETIME, at(5_749), at(5_749)));
+        assert!(!token.is_fresh(LIFETIME, at(5_850), at(5_850)));
     }
 
     #[test]
     fn a_clock_that_goes_back_needs_a_new_token() {
         let token = signer().sign(at(50_000), at(50_000));
-        assert!(!token.serves(LIFETIME, at(10_000), at(10_000)));
+        assert!(!token.is_fresh(LIFETIME, at(10_000), at(10_000)));
     }
 
     #[test]
     fn a_token_expires_by_the_hubs_clock_and_is_renewed_by_this_machines() {
         let signer = signer();
-        // The hub's clock is not known yet, then found to be a quarter of an hour ahead.
+        // The hub's clock is unknown at first, then found to be a quarter of an hour ahead.
         let first = signer.sign(at(5_000), at(5_000));
-        assert!(!first.serves(LIFETIME, at(5_010), at(5_910)));
+        assert!(!first.is_fresh(LIFETIME, at(5_010), at(5_910)));
         let second = signer.sign(at(5_010), at(5_910));
         assert_eq!(second.expires_at(), at(6_910));
         assert!((at(5_760)..at(5_861)).contains(&second.renew_at()));
-        // A second of difference between two observations is no reason for another one.
-        assert!(second.serves(LIFETIME, at(5_020), at(5_921)));
-        assert!(!second.serves(LIFETIME, at(5_030), at(1_000)));
+        // One second of difference between two observations does not replace the token.
+        assert!(second.is_fresh(LIFETIME, at(5_020), at(5_921)));
+        assert!(!second.is_fresh(LIFETIME, at(5_030), at(1_000)));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Sending over real sockets: every fault of the hub, and the promise that every send has exactly one outcome.
+//! Sending over real sockets: every fault of the hub, and the promise of exactly one outcome per
+//! send.
 
 mod common;
 
@@ -10,11 +11,12 @@ use tokio::time::timeout;
 use twincast_emulator::{Chance, Cut, Faults, Fleet};
 use twincast_iothub::{
     Ack, C2dMessage, C2dSender, C2dTemplate, C2dTemplateBuilder, Client, ConnectError,
-    ConnectionFailure, Disposition, Expiry, HubShutReason, LinkState, NotSent, Roots, SendOutcome,
+    ConnectionFailure, Disposition, Expiry, HubUnavailableReason, LinkState, NotSent, Roots,
+    SendOutcome,
 };
 
-/// Longer than anything here should take; a hang fails instead of hanging.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any test here takes; turns a hang into a failure.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn send_all(sender: &C2dSender, count: u64, in_flight: usize) -> Tally {
     let template = template();
@@ -25,7 +27,7 @@ async fn send_all(sender: &C2dSender, count: u64, in_flight: usize) -> Tally {
         tally.add(&outcome);
         tally
     });
-    timeout(PATIENCE, all).await.expect("sends hang")
+    timeout(TEST_TIMEOUT, all).await.expect("sends hang")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,10 +47,10 @@ async fn every_message_is_accepted_by_a_healthy_hub() {
         (summary.accepted, summary.repeats_by_message_id),
         (5_000, 0)
     );
-    timeout(PATIENCE, sender.close()).await.unwrap();
+    timeout(TEST_TIMEOUT, sender.close()).await.unwrap();
 }
 
-/// What is counted before a message is sent is never less than what the hub counts, and hardly more.
+/// The size computed before a send is never below the hub's count, and hardly above.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_messages_are_taken_and_larger_ones_are_not_sent() {
     let config = twincast_emulator::HubConfig {
@@ -63,7 +65,7 @@ async fn the_largest_messages_are_taken_and_larger_ones_are_not_sent() {
         |body| {
             C2dTemplate::builder(body)
                 .ack(Ack::Positive)
-                .expiry(Expiry::After(PATIENCE))
+                .expiry(Expiry::After(TEST_TIMEOUT))
         },
         |body| {
             let made = C2dTemplate::builder(body).content_type("application/json");
@@ -88,7 +90,7 @@ async fn the_largest_messages_are_taken_and_larger_ones_are_not_sent() {
         assert!(outcome.is_accepted(), "{n}: {largest}: {outcome}");
         assert_eq!(made(largest + 1), None);
     }
-    assert_eq!(hub.hub().summary().otherwise_refused, 0);
+    assert_eq!(hub.hub().summary().refused_other, 0);
     sender.close().await;
 }
 
@@ -137,7 +139,7 @@ async fn links_connections_and_sockets_that_end_cost_only_what_was_in_flight() {
             3_000,
             "{tally:?} {faults:?}"
         );
-        // At least three ends; each leaves at most what was in flight unknown.
+        // At least three losses; each leaves at most the deliveries in flight unknown.
         assert!(tally.unknown <= 6 * 64, "{tally:?} {faults:?}");
         let summary = hub.hub().summary();
         assert!(summary.accepted >= tally.accepted, "{faults:?}");
@@ -167,7 +169,7 @@ async fn a_hub_that_closes_for_inactivity_is_come_back_to() {
             }
         )
     };
-    timeout(PATIENCE, state.wait_for(lost))
+    timeout(TEST_TIMEOUT, state.wait_for(lost))
         .await
         .unwrap()
         .unwrap();
@@ -176,7 +178,7 @@ async fn a_hub_that_closes_for_inactivity_is_come_back_to() {
     assert!(tally.accepted > 0);
 }
 
-/// Waits that double over so many losses would be far longer than anybody's patience.
+/// Delays doubling over so many losses would far exceed the test's time-out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hub_that_answers_and_closes_again_and_again_is_not_left_alone_for_longer_each_time() {
     let losses = 16;
@@ -190,7 +192,7 @@ async fn a_hub_that_answers_and_closes_again_and_again_is_not_left_alone_for_lon
     let template = template();
     let again_and_again = async {
         for loss in 0..losses {
-            // It is used for longer than the longest of the first waits.
+            // The link is used for longer than the longest first delay.
             let mut began = None;
             while began.is_none_or(|began: Instant| began.elapsed() < first) {
                 let accepted = sender.send(message(&template, 1, loss)).await.is_accepted();
@@ -203,7 +205,7 @@ async fn a_hub_that_answers_and_closes_again_and_again_is_not_left_alone_for_lon
             let _ = lost.await.unwrap();
         }
     };
-    timeout(PATIENCE, again_and_again)
+    timeout(TEST_TIMEOUT, again_and_again)
         .await
         .expect("longer waits");
     assert_eq!(hub.hub().summary().link_opens, losses);
@@ -254,10 +256,10 @@ async fn a_throttle_slows_down_and_a_timeout_of_the_hub_leaves_unknown() {
         ..Faults::default()
     });
     let outcome = sender.send(message(&template(), 1, 3)).await;
-    let Disposition::HubShut { reason, until } = outcome.disposition() else {
+    let Disposition::HubUnavailable { reason, until } = outcome.disposition() else {
         panic!("{outcome}")
     };
-    assert_eq!(reason, HubShutReason::DailyQuota);
+    assert_eq!(reason, HubUnavailableReason::DailyQuota);
     assert!(until.is_some());
 }
 
@@ -306,10 +308,10 @@ async fn a_hub_that_answers_nothing_is_left_by_the_watchdog() {
     let sender = C2dSender::connect(&client_with(&hub, options))
         .await
         .unwrap();
-    let outcome = timeout(PATIENCE, sender.send(message(&template(), 1, 1)))
+    let outcome = timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 1)))
         .await
         .unwrap();
-    let SendOutcome::Unknown(twincast_iothub::Lost::Disconnected(failure)) = outcome else {
+    let SendOutcome::Unknown(twincast_iothub::UnknownCause::Disconnected(failure)) = outcome else {
         panic!("{outcome}");
     };
     assert!(
@@ -318,7 +320,7 @@ async fn a_hub_that_answers_nothing_is_left_by_the_watchdog() {
     );
     hub.hub().set_faults(Faults::default());
     assert!(
-        timeout(PATIENCE, sender.send(message(&template(), 1, 2)))
+        timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 2)))
             .await
             .unwrap()
             .is_accepted()
@@ -340,11 +342,11 @@ async fn a_hub_that_takes_no_connections_is_shown_and_come_back_to() {
     hub.hub().cut_connections(Cut::Drop);
     let mut state = sender.state();
     let trying = |s: &LinkState| matches!(s, LinkState::Reconnecting { attempts: 2.., .. });
-    timeout(PATIENCE, state.wait_for(trying))
+    timeout(TEST_TIMEOUT, state.wait_for(trying))
         .await
         .unwrap()
         .unwrap();
-    let outcome = timeout(PATIENCE, sender.send(message(&template(), 1, 1)))
+    let outcome = timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 1)))
         .await
         .unwrap();
     assert!(
@@ -359,7 +361,7 @@ async fn a_hub_that_takes_no_connections_is_shown_and_come_back_to() {
     hub.hub().set_faults(Faults::default());
     assert!(
         timeout(
-            PATIENCE,
+            TEST_TIMEOUT,
             state.wait_for(|s| matches!(s, LinkState::Connected))
         )
         .await
@@ -389,17 +391,17 @@ async fn refused_credentials_are_not_tried_again() {
         "{error}"
     );
     let sender = C2dSender::start(&client(&hub));
-    let outcome = timeout(PATIENCE, sender.send(message(&template(), 1, 1)))
+    let outcome = timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 1)))
         .await
         .unwrap();
-    let shut = Disposition::HubShut {
-        reason: HubShutReason::Unauthorised,
+    let unavailable = Disposition::HubUnavailable {
+        reason: HubUnavailableReason::Unauthorised,
         until: None,
     };
-    assert_eq!(outcome.disposition(), shut, "{outcome}");
+    assert_eq!(outcome.disposition(), unavailable, "{outcome}");
     assert!(matches!(*sender.state().borrow(), LinkState::Failed(_)));
     let outcome = sender.send(message(&template(), 1, 2)).await;
-    assert_eq!(outcome.disposition(), shut, "{outcome}");
+    assert_eq!(outcome.disposition(), unavailable, "{outcome}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -461,7 +463,7 @@ async fn closing_waits_for_what_is_in_flight() {
         assert!(outcome.is_accepted(), "{outcome}");
     }
     let sender = std::sync::Arc::into_inner(sender).unwrap();
-    timeout(PATIENCE, sender.close()).await.unwrap();
+    timeout(TEST_TIMEOUT, sender.close()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,5 +486,5 @@ async fn large_messages_span_frames() {
     let accepted = sends
         .filter(|o| std::future::ready(o.is_accepted()))
         .count();
-    assert_eq!(timeout(PATIENCE, accepted).await.unwrap(), 500);
+    assert_eq!(timeout(TEST_TIMEOUT, accepted).await.unwrap(), 500);
 }

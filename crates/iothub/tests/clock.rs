@@ -1,4 +1,4 @@
-//! A clock that is not the hub's: what expires, messages and tokens, does so by the hub's.
+//! A machine clock different from the hub's: messages and tokens expire by the hub's clock.
 
 mod common;
 
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use common::{client, client_with, config, message, options};
 use twincast_emulator::{Faults, HubConfig, RunningHub};
-use twincast_iothub::{C2dSender, C2dTemplate, Client, Endpoint, Expiry, LONGEST_TTL, SendOutcome};
+use twincast_iothub::{C2dSender, C2dTemplate, Client, Endpoint, Expiry, MAX_TTL, SendOutcome};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A hub whose clock is ahead or behind.
+/// A hub with its clock ahead or behind.
 async fn hub(ahead: Duration, behind: Duration) -> RunningHub {
     let config = HubConfig {
         clock_ahead: ahead,
@@ -30,7 +30,8 @@ async fn send(sender: &C2dSender, template: &Arc<C2dTemplate>, id: u64) -> SendO
     sender.send(message(template, id % 10, id)).await
 }
 
-/// Waits until the hub has done with all that it has accepted; gives how many were delivered, and how many expired.
+/// Waits until the hub is done with all accepted messages; returns the numbers of delivered and
+/// expired messages.
 async fn ends(hub: &RunningHub) -> (u64, u64) {
     loop {
         let summary = hub.hub().summary();
@@ -56,7 +57,7 @@ async fn messages_and_tokens_expire_by_the_hubs_clock() {
         let hub = hub(ahead, behind).await;
         let client = client(&hub);
         let sender = C2dSender::connect(&client).await.unwrap();
-        for (id, ttl) in [(1, Duration::from_secs(120)), (2, LONGEST_TTL)] {
+        for (id, ttl) in [(1, Duration::from_secs(120)), (2, MAX_TTL)] {
             let outcome = send(&sender, &living(ttl), id).await;
             assert!(outcome.is_accepted(), "{ahead:?} {behind:?}: {outcome}");
         }
@@ -65,7 +66,7 @@ async fn messages_and_tokens_expire_by_the_hubs_clock() {
     }
 }
 
-/// A rejected token tells the time, too.
+/// Even the response to a rejected token carries the hub's time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_is_answered_whatever_the_clock_shows() {
     for (ahead, behind) in [(3 * HOUR, Duration::ZERO), (Duration::ZERO, 3 * HOUR)] {
@@ -81,7 +82,7 @@ async fn a_query_is_answered_whatever_the_clock_shows() {
     }
 }
 
-/// A client of a hub whose HTTPS port is closed to it.
+/// A client of a hub, with the HTTPS port blocked.
 fn without_https(hub: &RunningHub) -> Client {
     let mut options = options(hub);
     options.https = Endpoint {
@@ -98,7 +99,7 @@ async fn a_clock_that_is_off_by_less_than_the_margin_does_no_harm_unknown() {
         let client = without_https(&hub);
         let sender = C2dSender::connect(&client).await.unwrap();
         assert_eq!(client.clock_offset(), None);
-        let outcome = send(&sender, &living(LONGEST_TTL), 1).await;
+        let outcome = send(&sender, &living(MAX_TTL), 1).await;
         assert!(outcome.is_accepted(), "{outcome}");
         sender.close().await;
     }

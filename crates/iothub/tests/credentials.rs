@@ -1,4 +1,4 @@
-//! What the client shows to the hub: tokens of Microsoft Entra ID and of keys that change.
+//! Authentication to the hub: tokens of Microsoft Entra ID, and changing keys.
 
 mod common;
 
@@ -16,7 +16,7 @@ use twincast_iothub::{
 };
 use twincast_secret::SecretSource;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_identity_does_all_that_a_key_does_where_keys_are_disabled() {
@@ -31,7 +31,7 @@ async fn an_identity_does_all_that_a_key_does_where_keys_are_disabled() {
     let feedback = FeedbackReceiver::connect(&client).await.unwrap();
     feedback.close();
     sender.close().await;
-    // A key gets nowhere.
+    // A key is refused.
     let key = common::client(&hub);
     let error = C2dSender::connect(&key).await.unwrap_err();
     assert!(matches!(
@@ -103,7 +103,7 @@ async fn tokens_are_renewed_on_the_open_connection() {
     hub.shutdown().await;
 }
 
-/// Connection strings of the hub's owner in two files.
+/// Connection strings of the policy `iothubowner` in two files.
 struct Rotated {
     folder: tempfile::TempDir,
     hub: RunningHub,
@@ -158,7 +158,7 @@ async fn keys_are_rotated_one_after_the_other_under_an_open_link() {
     let sender = C2dSender::connect(&client).await.unwrap();
     let (template, mut sent) = (template(), 0);
     let mut send = async |what: &str| {
-        // The hub throws the connection out, so that the keys of this moment count.
+        // The hub cuts the connection, so that the current keys count.
         rotated.hub.hub().cut_connections(Cut::Drop);
         sent += 1;
         let mut id = 0;
@@ -175,7 +175,7 @@ async fn keys_are_rotated_one_after_the_other_under_an_open_link() {
                 );
             }
         };
-        timeout(PATIENCE, delivered).await.expect(what);
+        timeout(TEST_TIMEOUT, delivered).await.expect(what);
         client.count(None).await.expect(what);
     };
     send("both keys are good").await;

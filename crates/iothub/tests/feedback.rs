@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use twincast_emulator::{Cut, Faults, HubConfig};
 use twincast_iothub::{Ack, C2dSender, C2dTemplate, FeedbackReceiver, FeedbackStatus, LinkState};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn quick() -> HubConfig {
     HubConfig {
@@ -43,7 +43,10 @@ async fn every_message_that_asks_for_it_is_reported_also_after_a_lost_connection
             assert!(outcome.is_accepted(), "{outcome}");
         }
         while seen.len() < 50 * (round as usize + 1) {
-            let batch = timeout(PATIENCE, feedback.next()).await.unwrap().unwrap();
+            let batch = timeout(TEST_TIMEOUT, feedback.next())
+                .await
+                .unwrap()
+                .unwrap();
             assert!(batch.unreadable.is_empty());
             assert!(batch.enqueued_time.is_some());
             for record in &batch.records {
@@ -55,7 +58,7 @@ async fn every_message_that_asks_for_it_is_reported_also_after_a_lost_connection
         hub.hub().cut_connections(Cut::Drop);
         let mut sending = sender.state();
         let again = |s: &LinkState| matches!(s, LinkState::Reconnecting { .. });
-        timeout(PATIENCE, sending.wait_for(again))
+        timeout(TEST_TIMEOUT, sending.wait_for(again))
             .await
             .unwrap()
             .unwrap();
@@ -70,7 +73,7 @@ async fn every_message_that_asks_for_it_is_reported_also_after_a_lost_connection
     feedback.close();
 }
 
-/// Waits that double over so many losses would be far longer than anybody's patience.
+/// Delays doubling over so many losses would far exceed the test's time-out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hub_that_reports_and_closes_again_and_again_is_not_left_alone_for_longer_each_time() {
     let hub = twincast_emulator::start(quick()).await.unwrap();
@@ -84,10 +87,10 @@ async fn a_hub_that_reports_and_closes_again_and_again_is_not_left_alone_for_lon
         let mut id = 0;
         for _ in 0..16 {
             let mut began = None;
-            // It is used for longer than the longest of the first waits.
+            // The link is used for longer than the longest first delay.
             while began.is_none_or(|began: Instant| began.elapsed() < first) {
                 id += 1;
-                // What is lost with the connection is not reported.
+                // A message lost with the connection has no feedback.
                 while !sender.send(message(&template, 1, id)).await.is_accepted() {}
                 feedback.next().await.unwrap().complete().await.unwrap();
                 began.get_or_insert_with(Instant::now);
@@ -95,7 +98,7 @@ async fn a_hub_that_reports_and_closes_again_and_again_is_not_left_alone_for_lon
             hub.hub().cut_connections(Cut::Drop);
         }
     };
-    timeout(PATIENCE, again_and_again)
+    timeout(TEST_TIMEOUT, again_and_again)
         .await
         .expect("longer waits");
 }
@@ -107,11 +110,17 @@ async fn a_released_batch_comes_again() {
     let sender = C2dSender::connect(&client).await.unwrap();
     let mut feedback = FeedbackReceiver::new(&client);
     assert!(sender.send(message(&acked(), 1, 7)).await.is_accepted());
-    let first = timeout(PATIENCE, feedback.next()).await.unwrap().unwrap();
+    let first = timeout(TEST_TIMEOUT, feedback.next())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(first.records[0].original_message_id, "m-7");
     assert_eq!(first.records[0].device_id, "d-1");
     first.release().await.unwrap();
-    let second = timeout(PATIENCE, feedback.next()).await.unwrap().unwrap();
+    let second = timeout(TEST_TIMEOUT, feedback.next())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(second.records[0].original_message_id, "m-7");
     second.complete().await.unwrap();
 }
@@ -127,7 +136,7 @@ async fn refused_credentials_end_the_feedback() {
     });
     let hub = hub.await.unwrap();
     let mut feedback = FeedbackReceiver::new(&client(&hub));
-    let error = timeout(PATIENCE, feedback.next())
+    let error = timeout(TEST_TIMEOUT, feedback.next())
         .await
         .unwrap()
         .unwrap_err();

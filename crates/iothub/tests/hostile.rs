@@ -1,4 +1,4 @@
-//! Hubs that send what AMQP does not allow, or what the protocol library cannot take, and hubs that say nothing.
+//! Hubs sending bytes beyond AMQP or beyond the protocol library's abilities, and silent hubs.
 
 mod common;
 
@@ -13,11 +13,11 @@ use tokio::time::timeout;
 use twincast_emulator::{Faults, HubConfig, RunningHub};
 use twincast_iothub::{
     Ack, C2dSender, C2dTemplate, ConnectionFailure, Disposition, FeedbackError, FeedbackReceiver,
-    LinkHook, LinkState, Lost, NotSent, SendOutcome,
+    LinkHook, LinkState, NotSent, SendOutcome, UnknownCause,
 };
 
-/// Longer than anything here should take; a hang fails instead of hanging.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any test here takes; turns a hang into a failure.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 const ATTACH: u8 = 0x12;
 const FLOW: u8 = 0x13;
@@ -33,7 +33,8 @@ async fn hubs() -> RunningHub {
     twincast_emulator::start(quick).await.unwrap()
 }
 
-/// Says `bytes` instead of the piece `number` of the first connection, and is honest ever after.
+/// Sends `bytes` in place of piece `number` of the first connection, and passes everything else
+/// unchanged.
 fn instead_of(number: usize, bytes: &'static [u8]) -> impl Fn(u64) -> Tamper + Send + 'static {
     move |connection| {
         if connection > 1 {
@@ -56,31 +57,32 @@ async fn sends_one(proxy: &Proxy, hub: &RunningHub) -> SendOutcome {
     let sent = async {
         loop {
             let outcome = sender.send(message(&template(), 1, 1)).await;
-            // What was under way at a loss is unknown; a caller tries again.
+            // A message in flight at a loss is unknown; a caller retries.
             if !matches!(outcome.disposition(), Disposition::Unknown) {
                 return outcome;
             }
         }
     };
-    timeout(PATIENCE, sent).await.expect("nothing is sent")
+    timeout(TEST_TIMEOUT, sent).await.expect("nothing is sent")
 }
 
 const MALFORMED: [&[u8]; 7] = [
     // A frame shorter than its own header.
     &[0, 0, 0, 4, 2, 0, 0, 0],
-    // No data offset; one beyond the frame.
+    // No data offset; an offset beyond the frame.
     &[0, 0, 0, 8, 0, 0, 0, 0],
     &[0, 0, 0, 8, 9, 0, 0, 0],
-    // A type that does not exist.
+    // An undefined frame type.
     &[0, 0, 0, 12, 2, 9, 0, 0, 0, 0x53, 0x10, 0x45],
     // Four gigabytes.
     &[0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0],
-    // A performative that is none; a list whose size does not hold its count.
+    // An invalid performative; a list too small for its count.
     &[0, 0, 0, 12, 2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
     &[0, 0, 0, 14, 2, 0, 0, 0, 0, 0x53, 0x10, 0xc0, 0, 0],
 ];
 
-/// The hub's first pieces: two protocol headers and SASL between them, OPEN, BEGIN, the token links, and so on.
+/// The hub's first pieces: two protocol headers and SASL between them, OPEN, BEGIN, the token
+/// links, and so on.
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_bytes_at_any_moment_of_opening_cost_one_connection() {
     let hub = hubs().await;
@@ -106,7 +108,7 @@ async fn malformed_bytes_cost_feedback_one_connection() {
         let proxy = proxy(&hub, instead_of(number, MALFORMED[0])).await;
         let mut feedback = FeedbackReceiver::new(&proxy.client(&hub, options(&hub)));
         assert!(sender.send(message(&acked, 1, 1)).await.is_accepted());
-        let batch = timeout(PATIENCE, feedback.next())
+        let batch = timeout(TEST_TIMEOUT, feedback.next())
             .await
             .expect("no feedback");
         batch.unwrap().complete().await.unwrap();
@@ -131,7 +133,8 @@ async fn what_was_malformed_is_said() {
     assert!(failure.is_transient());
 }
 
-/// A panic under a link is a defect, of the library or of a hook; it must not end the sender or its caller.
+/// A panic under a link is a defect of the library or of a hook; the sender and its caller must
+/// survive.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_defect_met_while_a_link_opens_is_a_failed_attempt() {
     let hub = hubs().await;
@@ -146,12 +149,12 @@ async fn a_defect_met_while_a_link_opens_is_a_failed_attempt() {
     };
     let sender = C2dSender::start(&with_defect());
     let acked = C2dTemplate::builder("x").ack(Ack::Full).build().unwrap();
-    let outcome = timeout(PATIENCE, sender.send(message(&acked, 1, 1))).await;
+    let outcome = timeout(TEST_TIMEOUT, sender.send(message(&acked, 1, 1))).await;
     assert!(outcome.unwrap().is_accepted());
     let mut feedback = FeedbackReceiver::new(&with_defect());
-    let batch = timeout(PATIENCE, feedback.next()).await.unwrap();
+    let batch = timeout(TEST_TIMEOUT, feedback.next()).await.unwrap();
     assert_eq!(batch.unwrap().records.len(), 1);
-    // A failure for the one who asked for one attempt.
+    // `connect` makes a single attempt and reports the failure.
     let failure = C2dSender::connect(&with_defect()).await.unwrap_err();
     assert!(failure.to_string().contains("a defect"), "{failure}");
 }
@@ -160,7 +163,7 @@ async fn send_all(sender: &C2dSender, count: u64) -> Vec<SendOutcome> {
     let template = template();
     let sends = stream::iter(0..count).map(|i| sender.send(message(&template, i, i)));
     let all = sends.buffered(count as usize).collect();
-    timeout(PATIENCE, all).await.expect("sends hang")
+    timeout(TEST_TIMEOUT, all).await.expect("sends hang")
 }
 
 /// A disposition `role, first, last, settled, state`.
@@ -200,7 +203,7 @@ async fn a_disposition_over_all_numbers_costs_nothing() {
     assert_eq!(proxy.count(), 1);
 }
 
-/// The first message has an odd answer; the others have the hub's own. (Delivery 0 is the token.)
+/// The first message gets an odd answer, all others the hub's own. (Delivery 0 is the token.)
 fn odd_first_answer(state: &'static [u8]) -> impl Fn(u64) -> Tamper + Send + 'static {
     move |_| {
         let mut answers = 0;
@@ -252,7 +255,7 @@ async fn an_answer_that_is_not_understood_concerns_its_delivery_alone() {
     }
 }
 
-/// A hub of which nothing is heard any more once `silent` is set.
+/// A hub that falls silent once `silent` is set.
 fn silent_when(silent: &Arc<AtomicBool>) -> impl Fn(u64) -> Tamper + Send + 'static {
     let silent = Arc::clone(silent);
     move |connection| {
@@ -266,7 +269,7 @@ fn silent_when(silent: &Arc<AtomicBool>) -> impl Fn(u64) -> Tamper + Send + 'sta
     }
 }
 
-/// However slowly it is fed: to write is no sign of the hub.
+/// However slowly messages are fed: a write proves no progress of the hub.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_swallows_everything_is_left_also_while_it_is_fed() {
     let hub = hub(100, Faults::default()).await;
@@ -274,7 +277,7 @@ async fn a_link_that_swallows_everything_is_left_also_while_it_is_fed() {
     let proxy = proxy(&hub, silent_when(&silent)).await;
     let mut options = options(&hub);
     options.stall_timeout = Duration::from_millis(500);
-    // Neither these nor the hub's credit are used up within anybody's patience.
+    // Neither the slots nor the hub's credit run out within the test's time-out.
     options.max_in_flight = 1_000;
     let sender = C2dSender::connect(&proxy.client(&hub, options))
         .await
@@ -291,10 +294,10 @@ async fn a_link_that_swallows_everything_is_left_also_while_it_is_fed() {
         .map(|id| sender.send(message(&template, 1, id)))
         .buffer_unordered(1_000);
     let mut fed = std::pin::pin!(fed);
-    let first = timeout(PATIENCE, fed.next())
+    let first = timeout(TEST_TIMEOUT, fed.next())
         .await
         .expect("it is fed for ever");
-    let Some(SendOutcome::Unknown(Lost::Disconnected(failure))) = first else {
+    let Some(SendOutcome::Unknown(UnknownCause::Disconnected(failure))) = first else {
         panic!("{first:?}");
     };
     assert!(
@@ -303,7 +306,7 @@ async fn a_link_that_swallows_everything_is_left_also_while_it_is_fed() {
     );
 }
 
-/// The status-code of a put-token's answer becomes another, for the answers that `which` picks.
+/// Changes the status-code of the put-token answers selected by `which`.
 fn token_status(
     which: impl Fn(u64) -> Option<u16> + Send + Sync + 'static,
 ) -> impl Fn(u64) -> Tamper + Send + 'static {
@@ -348,20 +351,20 @@ async fn a_put_token_that_is_refused_for_the_key_is_made_once_more() {
         let always = proxy(&hub, token_status(move |_| Some(status))).await;
         let client = always.client(&hub, options(&hub));
         let sender = C2dSender::start(&client);
-        let outcome = timeout(PATIENCE, sender.send(message(&template(), 1, 2))).await;
+        let outcome = timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 2))).await;
         assert!(matches!(
             outcome.unwrap().disposition(),
-            Disposition::HubShut { .. }
+            Disposition::HubUnavailable { .. }
         ));
         assert!(matches!(*sender.state().borrow(), LinkState::Failed(_)));
         let mut feedback = FeedbackReceiver::new(&client);
-        let failed = timeout(PATIENCE, feedback.next()).await.unwrap();
+        let failed = timeout(TEST_TIMEOUT, feedback.next()).await.unwrap();
         assert!(matches!(failed, Err(FeedbackError::Failed(_))));
     }
 }
 
-/// A send that is refused for the token asks for a renewal. While that is put off, the old token lives, and the connection
-/// with it.
+/// A send refused because of the token requests a renewal. While the renewal is throttled, the old
+/// token and the connection stay alive.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_that_fails_for_the_moment_is_made_again_on_the_same_connection() {
     let hub = hub(100, Faults::default()).await;
@@ -375,7 +378,7 @@ async fn a_renewal_that_fails_for_the_moment_is_made_again_on_the_same_connectio
         let (mut put_off, mut dispositions) = (put_off(connection), 0);
         Box::new(move |piece| {
             dispositions += u32::from(code(&piece) == Some(DISPOSITION));
-            // The first one is for the token, the second for the first message.
+            // The first disposition is for the token, the second for the first message.
             match dispositions == 2 && code(&piece) == Some(DISPOSITION) {
                 true => disposition(&piece, 1, 1, REFUSED_TOKEN),
                 false => put_off(piece),
@@ -396,7 +399,7 @@ async fn a_renewal_that_fails_for_the_moment_is_made_again_on_the_same_connectio
             assert!(sender.send(message(&template(), 1, 2)).await.is_accepted());
         }
     };
-    timeout(PATIENCE, renewed).await.expect("not renewed");
+    timeout(TEST_TIMEOUT, renewed).await.expect("not renewed");
     assert!(sender.send(message(&template(), 1, 3)).await.is_accepted());
     assert_eq!(proxy.count(), 1);
 }
@@ -421,7 +424,7 @@ fn refusal(like: &[u8], handle: &[u8]) -> Vec<u8> {
     frame(like, &body)
 }
 
-/// Refuses the data link of the first `times` connections right after it was attached.
+/// Refuses the data link of the first `times` connections right after the attach.
 fn refuse_links(times: u64) -> impl Fn(u64) -> Tamper + Send + 'static {
     move |connection| {
         let mut attached = 0;
@@ -443,21 +446,21 @@ async fn a_link_that_is_refused_for_its_token_is_forgiven_once_on_both_links() {
     let acked = C2dTemplate::builder("x").ack(Ack::Full).build().unwrap();
     let once = proxy(&hub, refuse_links(1)).await;
     let sender = C2dSender::start(&once.client(&hub, options(&hub)));
-    let sent = timeout(PATIENCE, sender.send(message(&acked, 1, 1)))
+    let sent = timeout(TEST_TIMEOUT, sender.send(message(&acked, 1, 1)))
         .await
         .unwrap();
     assert!(
         sent.is_accepted() || matches!(sent.disposition(), Disposition::Unknown),
         "{sent}"
     );
-    let sent = timeout(PATIENCE, sender.send(message(&acked, 1, 2)))
+    let sent = timeout(TEST_TIMEOUT, sender.send(message(&acked, 1, 2)))
         .await
         .unwrap();
     assert!(sent.is_accepted(), "{sent}");
     assert_eq!(once.count(), 2);
     let once = proxy(&hub, refuse_links(1)).await;
     let mut feedback = FeedbackReceiver::new(&once.client(&hub, options(&hub)));
-    let batch = timeout(PATIENCE, feedback.next()).await.unwrap();
+    let batch = timeout(TEST_TIMEOUT, feedback.next()).await.unwrap();
     assert!(!batch.unwrap().records.is_empty());
     assert_eq!(once.count(), 2);
 
@@ -467,23 +470,23 @@ async fn a_link_that_is_refused_for_its_token_is_forgiven_once_on_both_links() {
     let failed = async {
         loop {
             let outcome = sender.send(message(&acked, 1, 3)).await;
-            if matches!(outcome.disposition(), Disposition::HubShut { .. }) {
+            if matches!(outcome.disposition(), Disposition::HubUnavailable { .. }) {
                 break;
             }
         }
     };
-    timeout(PATIENCE, failed).await.unwrap();
+    timeout(TEST_TIMEOUT, failed).await.unwrap();
     let mut feedback = FeedbackReceiver::new(&client);
-    let failed = timeout(PATIENCE, feedback.next()).await.unwrap();
+    let failed = timeout(TEST_TIMEOUT, feedback.next()).await.unwrap();
     assert!(matches!(failed, Err(FeedbackError::Failed(_))));
     assert_eq!(always.count(), 4);
 }
 
-/// A feedback message with a body of `sections` comes before the hub's own.
+/// A feedback message with a body of `sections` precedes the hub's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn feedback_that_cannot_be_read_is_a_message_to_answer_for_and_the_link_goes_on() {
     const DEEP: &[u8] = &[0; 2_000];
-    // Application properties that are a list; sections that come twice.
+    // Application properties in a list; repeated sections.
     const ODD: &[u8] = &[0x00, 0x53, 0x74, 0x45, 0x00, 0x53, 0x74, 0x45];
     const NOT_JSON: &[u8] = &[0x00, 0x53, 0x75, 0xa0, 2, b'{', b'}'];
     let hub = hubs().await;
@@ -508,13 +511,16 @@ async fn feedback_that_cannot_be_read_is_a_message_to_answer_for_and_the_link_go
         .await;
         let mut feedback = FeedbackReceiver::new(&proxy.client(&hub, options(&hub)));
         assert!(sender.send(message(&acked, 1, 1)).await.is_accepted());
-        let unread = timeout(PATIENCE, feedback.next()).await.unwrap();
+        let unread = timeout(TEST_TIMEOUT, feedback.next()).await.unwrap();
         let Err(FeedbackError::Unparsable(unread)) = unread else {
             panic!("{unread:?}");
         };
         unread.complete().await.unwrap();
         assert!(sender.send(message(&acked, 2, 2)).await.is_accepted());
-        let batch = timeout(PATIENCE, feedback.next()).await.unwrap().unwrap();
+        let batch = timeout(TEST_TIMEOUT, feedback.next())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(batch.records[0].device_id, "d-2");
         batch.complete().await.unwrap();
         assert_eq!(proxy.count(), 1);
@@ -522,8 +528,8 @@ async fn feedback_that_cannot_be_read_is_a_message_to_answer_for_and_the_link_go
     }
 }
 
-/// Odd frames that decode, and that the library answers by ending the session or the connection. A hub that does not
-/// follow must not be waited for.
+/// Odd but decodable frames, answered by the library with the end of the session or connection. The
+/// client must not wait for a hub that does not follow.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hub_that_does_not_follow_a_good_bye_is_left() {
     let hub = hubs().await;
@@ -537,7 +543,7 @@ async fn a_hub_that_does_not_follow_a_good_bye_is_left() {
             Box::new(move |piece| {
                 attached += u64::from(code(&piece) == Some(ATTACH));
                 if broken && connection == 1 {
-                    // Alive, and no more than that.
+                    // Alive, but nothing more.
                     return vec![0, 0, 0, 8, 2, 0, 0, 0];
                 }
                 broken |= attached == 3;
@@ -552,7 +558,9 @@ async fn a_hub_that_does_not_follow_a_good_bye_is_left() {
         let acked = C2dTemplate::builder("x").ack(Ack::Full).build().unwrap();
         let sender = C2dSender::connect(&client(&hub)).await.unwrap();
         assert!(sender.send(message(&acked, 1, 1)).await.is_accepted());
-        let batch = timeout(PATIENCE, feedback.next()).await.expect("it hangs");
+        let batch = timeout(TEST_TIMEOUT, feedback.next())
+            .await
+            .expect("it hangs");
         batch.unwrap().complete().await.unwrap();
         assert_eq!(proxy.count(), 2);
     }

@@ -12,15 +12,15 @@ use tokio::time::timeout;
 use twincast_emulator::{Cut, Faults};
 use twincast_iothub::{C2dSender, FeedbackReceiver, LinkHook, LinkState};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Something that links wait for, and how many did.
-struct Gate {
+/// A gate awaited by links, with a count of the waits.
+struct HookGate {
     open: watch::Sender<bool>,
     asked: Arc<AtomicU64>,
 }
 
-impl Gate {
+impl HookGate {
     fn new(open: bool) -> Self {
         Self {
             open: watch::Sender::new(open),
@@ -45,14 +45,14 @@ impl Gate {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, asked).await.unwrap();
+        timeout(TEST_TIMEOUT, asked).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hook_is_asked_before_every_link_of_either_kind() {
     let hub = hub(10, Faults::default()).await;
-    let gate = Gate::new(true);
+    let gate = HookGate::new(true);
     let mut options = options(&hub);
     options.before_link = Some(gate.hook());
     let client = client_with(&hub, options);
@@ -63,7 +63,7 @@ async fn the_hook_is_asked_before_every_link_of_either_kind() {
 
     hub.hub().cut_connections(Cut::Drop);
     let waiting = tokio::spawn(async move { feedback.next().await.is_ok() });
-    let sent = timeout(PATIENCE, sender.send(message(&template(), 1, 1)));
+    let sent = timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 1)));
     let _ = sent.await.unwrap();
     gate.until_asked(4).await;
     let opened = async {
@@ -71,7 +71,7 @@ async fn the_hook_is_asked_before_every_link_of_either_kind() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(PATIENCE, opened).await.unwrap();
+    timeout(TEST_TIMEOUT, opened).await.unwrap();
     assert_eq!(asked(), 4, "once for each link");
     waiting.abort();
 }
@@ -79,10 +79,10 @@ async fn the_hook_is_asked_before_every_link_of_either_kind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hook_that_waits_holds_up_links_and_nothing_else() {
     let hub = hub(10, Faults::default()).await;
-    let gate = Gate::new(false);
+    let gate = HookGate::new(false);
     let mut options = options(&hub);
     options.before_link = Some(gate.hook());
-    // The wait for the hook is none of the dialling's.
+    // The wait for the hook does not count against the connect time-out.
     options.connect_timeout = Duration::from_secs(5);
     let client = client_with(&hub, options);
     let sender = C2dSender::start(&client);
@@ -99,13 +99,13 @@ async fn a_hook_that_waits_holds_up_links_and_nothing_else() {
     hub.hub().cut_connections(Cut::Drop);
     let mut state = sender.state();
     let lost = state.wait_for(|state| matches!(state, LinkState::Reconnecting { .. }));
-    timeout(PATIENCE, lost).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, lost).await.unwrap().unwrap();
     gate.until_asked(2).await;
     let template = template();
     let mut sending = std::pin::pin!(sender.send(message(&template, 1, 3)));
     assert!(futures::poll!(&mut sending).is_pending());
     assert_eq!(hub.hub().summary().link_opens, 1);
     gate.open.send_replace(true);
-    assert!(timeout(PATIENCE, sending).await.unwrap().is_accepted());
+    assert!(timeout(TEST_TIMEOUT, sending).await.unwrap().is_accepted());
     assert_eq!(hub.hub().summary().link_opens, 2);
 }

@@ -1,4 +1,5 @@
-//! No key and no token in any log at the most talkative level, by this crate or by what it is built from.
+//! No key and no token appears in any log at the level `trace`, from this crate or from its
+//! dependencies.
 
 mod common;
 
@@ -28,7 +29,7 @@ impl Write for Log {
 async fn neither_key_nor_token_shows_at_the_level_trace() {
     let log = Log::default();
     let writer = log.clone();
-    // Takes what is logged through the `log` crate, too.
+    // Also captures records of the `log` crate.
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
         .with_ansi(false)
@@ -62,7 +63,7 @@ async fn neither_key_nor_token_shows_at_the_level_trace() {
         "sig=",
         "SharedAccessSignature sr",
         "s3cr3t",
-        // The beginning of each JWT: {" in base64.
+        // The first characters of every JWT: `{"` in base64.
         "eyJ",
     ] {
         let at = shown.find(secret);

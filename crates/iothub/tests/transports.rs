@@ -1,4 +1,4 @@
-//! AMQP on its own port and over WebSockets, straight and through a proxy.
+//! AMQP on its own port and over WebSockets, directly and through a proxy.
 
 mod common;
 
@@ -17,9 +17,9 @@ use twincast_iothub::{
     Transport,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Sends a message, and asks for the number of devices.
+/// Sends a message, opens a feedback link, and counts the devices.
 async fn works(client: &Client) {
     let sender = C2dSender::connect(client).await.unwrap();
     let sent = sender.send(message(&template(), 1, 1)).await;
@@ -30,7 +30,7 @@ async fn works(client: &Client) {
     assert_eq!(client.count(None).await.unwrap(), 10);
 }
 
-/// A client whose port for AMQP leads nowhere.
+/// A client with a dead AMQP port.
 fn blocked(hub: &RunningHub, change: impl FnOnce(&mut ClientOptions)) -> Client {
     let mut options = options(hub);
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -69,7 +69,7 @@ async fn auto_takes_what_leads_to_the_hub_and_remembers_it() {
     let client = blocked(&hub, |_| {});
     works(&client).await;
     assert_eq!(client.transport(), Some(Transport::AmqpWs));
-    // A link that is lost comes back over the same transport.
+    // A lost link returns over the same transport.
     let sender = C2dSender::connect(&client).await.unwrap();
     hub.hub().cut_connections(Cut::Drop);
     let (template, mut id) = (template(), 1_000);
@@ -81,7 +81,7 @@ async fn auto_takes_what_leads_to_the_hub_and_remembers_it() {
             }
         }
     };
-    timeout(PATIENCE, again).await.unwrap();
+    timeout(TEST_TIMEOUT, again).await.unwrap();
     assert_eq!(client.transport(), Some(Transport::AmqpWs));
     sender.close().await;
     hub.shutdown().await;
@@ -90,7 +90,7 @@ async fn auto_takes_what_leads_to_the_hub_and_remembers_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn auto_does_not_wait_for_long_for_a_port_that_says_nothing() {
     let hub = hub(10, Faults::default()).await;
-    // Packets are taken and nothing is answered, as behind a firewall that drops them.
+    // The listener accepts packets and never answers, like a firewall that drops packets.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = blocked(&hub, |options| {
         options.amqp.port = Some(silent.local_addr().unwrap().port());
@@ -136,7 +136,7 @@ async fn where_nothing_leads_to_the_hub_both_reasons_are_told() {
     hub.shutdown().await;
 }
 
-/// An HTTP proxy that opens tunnels to one port only, for those who know its password.
+/// An HTTP proxy that opens tunnels to a single port, for authenticated clients only.
 struct Squid {
     port: u16,
     refused: Arc<AtomicU64>,
@@ -157,7 +157,7 @@ impl Squid {
                 let (refused, opened) = (Arc::clone(&refused), Arc::clone(&opened));
                 tokio::spawn(async move {
                     let done = pass(stream, allowed, &refused, &opened).await;
-                    // A connection that ends is none of the proxy's business.
+                    // The end of a connection is no error of the proxy.
                     done.or_else(|error| match error.kind() {
                         ErrorKind::Other => Err(error),
                         _ => Ok(()),
@@ -218,7 +218,7 @@ async fn a_proxy_that_allows_one_port_is_all_that_is_needed() {
     let client = blocked(&hub, |options| options.proxy = squid.url("ann:s3cr3t@"));
     works(&client).await;
     assert_eq!(client.transport(), Some(Transport::AmqpWs));
-    // The port of AMQP was asked for first, and refused.
+    // The AMQP port was requested first, and refused.
     assert_eq!(squid.refused.load(Ordering::SeqCst), 1);
     assert!(squid.opened.load(Ordering::SeqCst) >= 3);
     hub.shutdown().await;

@@ -1,4 +1,4 @@
-//! What a token says, and whether it says it to us and now.
+//! A token's claims, and the checks of issuer, audience and times.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 
 use crate::rejection::Rejection;
 
-/// How far the issuer's clock and ours may differ.
+/// Tolerated difference between the issuer's clock and this machine's.
 const LEEWAY: Duration = Duration::from_secs(60);
 
-/// What a good token says.
+/// The claims of a valid token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claims(Map<String, Value>);
 
@@ -18,10 +18,10 @@ impl Claims {
         let claims = serde_json::from_slice(text);
         claims
             .map(Self)
-            .map_err(|_| Rejection::Unreadable("its claims are not a JSON object"))
+            .map_err(|_| Rejection::Unreadable("the claims are not a JSON object"))
     }
 
-    /// It is by this issuer, for this audience, and valid at this time.
+    /// Checks for this issuer, this audience, and validity at `now`.
     pub(crate) fn check(
         &self,
         issuer: &str,
@@ -54,13 +54,13 @@ impl Claims {
         Ok(())
     }
 
-    /// A claim that is a text.
+    /// Returns a text claim.
     #[must_use]
     pub fn text(&self, claim: &str) -> Option<&str> {
         self.find(claim)?.as_str()
     }
 
-    /// The texts of a claim that is a list of some, or one.
+    /// Returns the texts of a claim with a list of texts or a single text.
     #[must_use]
     pub fn texts(&self, claim: &str) -> Vec<&str> {
         match self.find(claim) {
@@ -70,13 +70,13 @@ impl Claims {
         }
     }
 
-    /// When the token ends, in whole seconds since 1970.
+    /// Returns the token's expiry in whole seconds since 1970.
     #[must_use]
     pub fn expires_s(&self) -> Option<u64> {
         self.time("exp").ok()?.map(|time| time.as_secs())
     }
 
-    /// By its name, which may have dots in it; else by a path to it, with dots between the steps.
+    /// Finds a claim by its name, dots included; else by a path of names separated by dots.
     fn find(&self, claim: &str) -> Option<&Value> {
         if let Some(value) = self.0.get(claim) {
             return Some(value);
@@ -89,7 +89,7 @@ impl Claims {
         Some(value)
     }
 
-    /// The time since 1970 of a claim in seconds, which may have a fraction.
+    /// Returns the time since 1970 of a claim in seconds, possibly with a fraction.
     fn time(&self, claim: &'static str) -> Result<Option<Duration>, Rejection> {
         let Some(value) = self.0.get(claim) else {
             return Ok(None);

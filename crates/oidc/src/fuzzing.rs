@@ -1,24 +1,24 @@
-//! Entries for the targets in `fuzz/`; in no other build.
+//! Entry points of the targets in `fuzz/`; compiled only for fuzzing.
 
 use std::time::SystemTime;
 
 use crate::jws::Parts;
 use crate::{Claims, Keys, Rejection};
 
-/// Checks a token's form and signature, and gives what is signed.
+/// Checks a token's form and signature, and returns the signed bytes.
 ///
 /// # Errors
-/// Why it is not good.
+/// The reason of the rejection.
 pub fn check(keys: &Keys, token: &str) -> Result<Vec<u8>, Rejection> {
-    let parts = Parts::of(token)?;
+    let parts = Parts::parse(token)?;
     keys.check(&parts)?;
     Ok(parts.signed.to_vec())
 }
 
-/// Reads claims and checks them for the issuer `https://i` and the audience `us`.
+/// Parses claims and checks them for the issuer `https://i` and the audience `us`.
 ///
 /// # Errors
-/// Why they are not good.
+/// The reason of the rejection.
 pub fn claims(text: &[u8], now: SystemTime) -> Result<Claims, Rejection> {
     let claims = Claims::read(text)?;
     claims.check("https://i", "us", now)?;

@@ -1,4 +1,4 @@
-//! A signed token: its form (RFC 7515, compact), and the algorithms that are let in (RFC 7518, 8037).
+//! A signed token: compact form (RFC 7515), and the accepted algorithms (RFC 7518, 8037).
 
 use std::time::SystemTime;
 
@@ -11,12 +11,14 @@ use serde::de::IgnoredAny;
 use crate::claims::Claims;
 use crate::rejection::Rejection;
 
-/// The longest token that is looked at. Those of issuers in use have a few KiB; headers of requests end soon after.
-const LONGEST: usize = 16 * 1024;
-/// The longest id of a key. It may come to stand in the log.
-const LONGEST_KID: usize = 256;
+/// The longest accepted token. Tokens of real issuers have a few KiB, and HTTP headers are limited
+/// not far above.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// The longest accepted key id. Key ids may appear in the log.
+const MAX_KID_BYTES: usize = 256;
 
-/// What tokens may be signed with: by public keys only, so whoever can check one cannot make one.
+/// The accepted signature algorithms: public-key algorithms only, so a verifier cannot forge
+/// tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     Rs256,
@@ -31,7 +33,8 @@ pub(crate) enum Algorithm {
 }
 
 impl Algorithm {
-    /// By the name in a token's header or at a key. `none`, and those with a shared secret, have none here.
+    /// Parses the name in a token's header or in a key. Rejects `none` and algorithms with a shared
+    /// secret.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Some(match name {
             "RS256" => Self::Rs256,
@@ -47,7 +50,7 @@ impl Algorithm {
         })
     }
 
-    /// How RSA keys are used for it.
+    /// Returns the algorithm's parameters for RSA keys.
     pub(crate) fn of_rsa(self) -> Option<&'static RsaParameters> {
         Some(match self {
             Self::Rs256 => &signature::RSA_PKCS1_2048_8192_SHA256,
@@ -60,7 +63,7 @@ impl Algorithm {
         })
     }
 
-    /// How keys on its curve are used.
+    /// Returns the algorithm's verification for elliptic curve keys.
     pub(crate) fn of_curve(self) -> Option<&'static dyn VerificationAlgorithm> {
         Some(match self {
             Self::Es256 => &signature::ECDSA_P256_SHA256_FIXED,
@@ -73,12 +76,12 @@ impl Algorithm {
     }
 }
 
-/// A token in its parts. Nothing in it is to be believed before its signature was checked.
+/// A token in its parts. No part is trustworthy before the check of the signature.
 pub(crate) struct Parts<'a> {
     pub(crate) algorithm: Algorithm,
-    /// Which key it is signed with.
+    /// The id of the signing key.
     pub(crate) kid: Option<String>,
-    /// What is signed.
+    /// The signed bytes.
     pub(crate) signed: &'a [u8],
     pub(crate) signature: Vec<u8>,
     pub(crate) claims: Vec<u8>,
@@ -93,7 +96,7 @@ struct Header {
 }
 
 impl<'a> Parts<'a> {
-    /// The claims, for this issuer and audience. The signature is to be checked before.
+    /// Returns the claims for this issuer and audience. The caller must check the signature first.
     pub(crate) fn claims_for(
         &self,
         issuer: &str,
@@ -105,32 +108,32 @@ impl<'a> Parts<'a> {
         Ok(claims)
     }
 
-    /// Takes a token apart.
-    pub(crate) fn of(token: &'a str) -> Result<Self, Rejection> {
-        if token.len() > LONGEST {
-            return Err(Rejection::Unreadable("it is longer than 16 KiB"));
+    /// Splits a token into its parts.
+    pub(crate) fn parse(token: &'a str) -> Result<Self, Rejection> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(Rejection::Unreadable("longer than 16 KiB"));
         }
-        let unreadable = || Rejection::Unreadable("it is not three parts in base64url");
+        let unreadable = || Rejection::Unreadable("not three parts in base64url");
         let (signed, signature) = token.rsplit_once('.').ok_or_else(unreadable)?;
         let (header, claims) = signed.split_once('.').ok_or_else(unreadable)?;
         let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| unreadable());
         let header: Header = serde_json::from_slice(&decode(header)?)
-            .map_err(|_| Rejection::Unreadable("its header is not as it should be"))?;
+            .map_err(|_| Rejection::Unreadable("the header is not a valid JWS header"))?;
         let algorithm = Algorithm::named(&header.alg).ok_or_else(|| Rejection::Algorithm {
             found: header.alg.chars().take(20).collect(),
         })?;
         if header
             .kid
             .as_ref()
-            .is_some_and(|kid| kid.len() > LONGEST_KID)
+            .is_some_and(|kid| kid.len() > MAX_KID_BYTES)
         {
-            return Err(Rejection::Unreadable("its kid is longer than 256 bytes"));
+            return Err(Rejection::Unreadable("the kid is longer than 256 bytes"));
         }
         if header.crit.is_some() {
-            return Err(Rejection::Unreadable("its header has a crit extension"));
+            return Err(Rejection::Unreadable("the header has a crit extension"));
         }
         if !header.typ.as_deref().is_none_or(is_for_access) {
-            return Err(Rejection::Unreadable("its typ is neither JWT nor at+jwt"));
+            return Err(Rejection::Unreadable("the typ is neither JWT nor at+jwt"));
         }
         Ok(Self {
             algorithm,
@@ -142,7 +145,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Other types are made for other ends, such as signing somebody out.
+/// Other types serve other purposes, such as logging a user out.
 fn is_for_access(typ: &str) -> bool {
     ["JWT", "at+jwt", "application/at+jwt"]
         .iter()

@@ -1,4 +1,4 @@
-//! The keys of an issuer (RFC 7517), each tied to the algorithms that it is made for.
+//! An issuer's keys (RFC 7517), each tied to the algorithms of its kind.
 
 use std::time::SystemTime;
 
@@ -12,29 +12,29 @@ use crate::claims::Claims;
 use crate::jws::{Algorithm, Parts};
 use crate::rejection::Rejection;
 
-/// Issuers have two or three; one with this many is none.
-const MOST: usize = 100;
-/// RSA keys below 2048 bits are not let in.
+/// The most keys accepted in a set. Issuers have two or three.
+const MAX_KEYS: usize = 100;
+/// The shortest accepted RSA modulus in bytes: 2048 bits.
 const SHORTEST_MODULUS: usize = 2048 / 8;
 
-/// Why a set of keys cannot be used.
+/// Why a set of keys is unusable.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadKeys {
-    /// It is no set of keys.
-    #[error("it is not a JSON object with an array of keys")]
+pub enum KeySetError {
+    /// The document is not a set of keys.
+    #[error("not a JSON object with an array of keys")]
     Form,
-    /// It has too many.
-    #[error("it has {found} keys, more than 100")]
+    /// The set has too many keys.
+    #[error("{found} keys found, at most 100 are allowed")]
     TooMany {
-        /// How many.
+        /// The number of keys.
         found: usize,
     },
-    /// None of them can be used.
+    /// No key in the set is usable.
     #[error(
-        "none of its {found} keys can be used: RSA of 2048 bits or more, EC on P-256 or P-384, or Ed25519, for signatures"
+        "none of the {found} keys can be used; supported keys for signatures: RSA of 2048 bits or more, EC on P-256 or P-384, Ed25519"
     )]
-    NoneOfUse {
-        /// How many it has.
+    NoUsableKey {
+        /// The number of keys.
         found: usize,
     },
 }
@@ -42,7 +42,7 @@ pub enum BadKeys {
 #[derive(Debug)]
 struct Key {
     kid: Option<String>,
-    /// The only algorithm that it is for, if it says so.
+    /// The key's only algorithm, if declared.
     algorithm: Option<Algorithm>,
     public: Public,
 }
@@ -50,11 +50,11 @@ struct Key {
 #[derive(Debug)]
 enum Public {
     Rsa(RsaPublicKeyComponents<Vec<u8>>),
-    /// Of the one algorithm that its curve is for.
+    /// A key on a curve, with the curve's only algorithm.
     Curve(Algorithm, Vec<u8>),
 }
 
-/// The public keys of an issuer that verify signatures.
+/// An issuer's public keys for the verification of signatures.
 #[derive(Debug)]
 pub struct Keys(Vec<Key>);
 
@@ -77,28 +77,28 @@ struct Jwk {
 }
 
 impl Keys {
-    /// Reads a JWK set (RFC 7517). Keys for other purposes are passed over.
+    /// Parses a JWK set (RFC 7517). Keys for other purposes are skipped.
     ///
     /// # Errors
-    /// The document is no JWK set, is too large, or has no key for signatures.
-    pub fn read(document: &[u8]) -> Result<Self, BadKeys> {
-        let set: Set = serde_json::from_slice(document).map_err(|_| BadKeys::Form)?;
+    /// The document is not a JWK set, is too large, or has no usable signature key.
+    pub fn read(document: &[u8]) -> Result<Self, KeySetError> {
+        let set: Set = serde_json::from_slice(document).map_err(|_| KeySetError::Form)?;
         let found = set.keys.len();
-        if found > MOST {
-            return Err(BadKeys::TooMany { found });
+        if found > MAX_KEYS {
+            return Err(KeySetError::TooMany { found });
         }
         let keys = set.keys.into_iter().map(serde_json::from_value);
-        let keys: Vec<_> = keys.flatten().filter_map(Key::of).collect();
+        let keys: Vec<_> = keys.flatten().filter_map(Key::from_jwk).collect();
         if keys.is_empty() {
-            return Err(BadKeys::NoneOfUse { found });
+            return Err(KeySetError::NoUsableKey { found });
         }
         Ok(Self(keys))
     }
 
-    /// The claims of a token that one of these keys signed, for this issuer and audience.
+    /// Verifies a token against these keys, this issuer and this audience, and returns the claims.
     ///
     /// # Errors
-    /// Why the token is not good.
+    /// The reason of the rejection.
     pub fn verify(
         &self,
         token: &str,
@@ -106,12 +106,12 @@ impl Keys {
         audience: &str,
         now: SystemTime,
     ) -> Result<Claims, Rejection> {
-        let token = Parts::of(token)?;
+        let token = Parts::parse(token)?;
         self.check(&token)?;
         token.claims_for(issuer, audience, now)
     }
 
-    /// Checks a token's signature. Only one key may come into question.
+    /// Checks a token's signature. Exactly one key must match the token's key id and algorithm.
     pub(crate) fn check(&self, token: &Parts<'_>) -> Result<(), Rejection> {
         let mut fitting = self.0.iter().filter(|key| {
             let is_named = token.kid.is_none() || token.kid == key.kid;
@@ -126,7 +126,7 @@ impl Keys {
 }
 
 impl Key {
-    fn of(jwk: Jwk) -> Option<Self> {
+    fn from_jwk(jwk: Jwk) -> Option<Self> {
         if jwk.r#use.is_some_and(|for_what| for_what != "sig") {
             return None;
         }
@@ -156,7 +156,7 @@ impl Key {
                 if x.len() != width || y.len() != width {
                     return None;
                 }
-                // As SEC 1 writes a point that is not compressed.
+                // The uncompressed form of a point (SEC 1).
                 Public::Curve(algorithm, [&[4], &*x, &*y].concat())
             }
             ("OKP", Some("Ed25519")) => {
@@ -170,7 +170,7 @@ impl Key {
             algorithm,
             public,
         };
-        // One that says that it is for what it cannot be used for is for nothing.
+        // Reject a key whose `alg` does not fit its type.
         algorithm.is_none_or(|it| key.is_for(it)).then_some(key)
     }
 
@@ -203,7 +203,7 @@ impl Public {
     }
 }
 
-/// Without zeros before it, of which some issuers write one.
+/// Strips leading zeros; some issuers write one.
 fn number(bytes: &[u8]) -> Vec<u8> {
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     bytes[zeros..].to_vec()
@@ -215,12 +215,12 @@ mod tests {
 
     use super::*;
 
-    /// Keys and a token for each algorithm, made by another implementation (Node's OpenSSL).
+    /// Keys and a token for each algorithm, generated by another implementation (Node's OpenSSL).
     fn vectors() -> Value {
         serde_json::from_str(include_str!("vectors.json")).unwrap()
     }
 
-    fn read(set: &Value) -> Result<Keys, BadKeys> {
+    fn read(set: &Value) -> Result<Keys, KeySetError> {
         Keys::read(set.to_string().as_bytes())
     }
 
@@ -232,14 +232,14 @@ mod tests {
         assert_eq!(tokens.len(), 9);
         for (algorithm, token) in tokens {
             let token = token.as_str().unwrap();
-            let parts = Parts::of(token).unwrap();
+            let parts = Parts::parse(token).unwrap();
             assert_eq!(keys.check(&parts), Ok(()), "{algorithm}");
-            let mut wrong = Parts::of(token).unwrap();
+            let mut wrong = Parts::parse(token).unwrap();
             wrong.signature[7] ^= 1;
             assert_eq!(keys.check(&wrong), Err(Rejection::Signature), "{algorithm}");
             let without_kid = Parts {
                 kid: None,
-                ..Parts::of(token).unwrap()
+                ..Parts::parse(token).unwrap()
             };
             assert_eq!(keys.check(&without_kid), Ok(()), "{algorithm}");
         }
@@ -297,14 +297,17 @@ mod tests {
         let found = bad.len();
         assert_eq!(
             read(&json!({ "keys": bad })).unwrap_err(),
-            BadKeys::NoneOfUse { found }
+            KeySetError::NoUsableKey { found }
         );
         let all = [&bad[..], std::slice::from_ref(&good)].concat();
         assert_eq!(read(&json!({ "keys": all })).unwrap().0.len(), 1);
         let many = json!({ "keys": vec![good; 101] });
-        assert_eq!(read(&many).unwrap_err(), BadKeys::TooMany { found: 101 });
+        assert_eq!(
+            read(&many).unwrap_err(),
+            KeySetError::TooMany { found: 101 }
+        );
         for strange in [json!([]), json!({}), json!({ "keys": {} })] {
-            assert_eq!(read(&strange).unwrap_err(), BadKeys::Form);
+            assert_eq!(read(&strange).unwrap_err(), KeySetError::Form);
         }
     }
 }

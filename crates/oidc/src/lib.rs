@@ -1,19 +1,21 @@
-//! The tokens of an OpenID Connect issuer: whether they are good, and what they say.
+//! Verification of tokens of an OpenID Connect issuer.
 //!
 //! ```text
 //!  token ──▶ its parts ──▶ the issuer's key ──▶ signature ──▶ issuer, audience, times ──▶ claims
 //!              `jws`        `keys`, `source`     (ring)             `claims`
 //! ```
 //!
-//! * Keys are public ones, and each is tied to the algorithms of its kind: nothing in a token says how it is to be
-//!   checked, and `none` and shared secrets are not known here at all.
-//! * The keys are asked for every few minutes, and when a token names one that is not known: by one request at a
-//!   time, and not again for [`BETWEEN`], whoever asks. So many wait for the answer as [`WAITING`] says. If the issuer
-//!   is away, the keys serve for [`KEPT`].
-//! * Signatures are checked by `ring`, which TLS brings already. A library for tokens (`jsonwebtoken` 12) would bring a second
-//!   cryptography, 37 crates with `rust_crypto`, and the system's clock for what is left: three parts, a few claims. What is
-//!   read here is a target of `fuzz/` (`tokens`).
-//! * Nothing is said of a token's claims before its signature was checked.
+//! * Keys are public keys, each tied to the algorithms of its kind. A token cannot choose how it is
+//!   checked. `none` and shared secrets are not implemented at all.
+//! * The keys are requested every few minutes, and when a token names an unknown key. Only one
+//!   request runs at a time, and the next request follows no sooner than [`MIN_REQUEST_INTERVAL`].
+//!   At most [`MAX_WAITING`] tokens wait for the answer. While the issuer is unreachable, the keys
+//!   stay in use for [`KEY_RETENTION`].
+//! * `ring`, already a dependency of TLS, checks the signatures. The token library `jsonwebtoken`
+//!   (version 12) would add a second cryptography library, 37 crates with `rust_crypto`, and the
+//!   system's clock for the small remaining task: splitting three parts and checking a few claims.
+//!   Parsing is covered by a target of `fuzz/` (`tokens`).
+//! * No claim is evaluated before the signature was checked.
 
 mod claims;
 #[cfg(fuzzing)]
@@ -32,36 +34,37 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 pub use claims::Claims;
-pub use keys::{BadKeys, Keys};
+pub use keys::{KeySetError, Keys};
 pub use rejection::Rejection;
 pub use signer::TokenSigner;
-pub use source::{ConfigError, KeysAt, KeysError};
+pub use source::{ConfigError, KeyLocation, KeysError};
 
 use jws::Parts;
 use source::Source;
 
-/// How often the keys are asked for, so that one that was taken back is forgotten.
-pub const EVERY: Duration = Duration::from_secs(5 * 60);
-/// The least time between two questions, however many tokens name keys that are not known.
-pub const BETWEEN: Duration = Duration::from_secs(10);
-/// Tokens that wait at the same time for keys that are not known, at the most: whoever cannot sign one can make as many
-/// as they like.
-pub const WAITING: usize = 64;
-/// How long keys serve while the issuer does not answer. A day lets people stop a rollout during most outages.
-pub const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Interval of key requests, so that revoked keys are dropped.
+pub const REFRESH_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Minimum time between two key requests, however many tokens name unknown keys.
+pub const MIN_REQUEST_INTERVAL: Duration = Duration::from_secs(10);
+/// Most tokens waiting for unknown keys at the same time. Bounded, because anyone can produce any
+/// number of tokens with unknown keys.
+pub const MAX_WAITING: usize = 64;
+/// How long keys stay in use while the issuer does not answer. A day allows operators to stop a
+/// rollout during most outages.
+pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Whose tokens are good, and for whom they must be.
+/// The trusted issuer, and the expected audience.
 #[derive(Debug, Clone)]
 pub struct IssuerConfig {
-    /// The issuer, to the letter as its tokens have it.
+    /// The issuer, exactly as in its tokens.
     pub issuer: String,
-    /// Whom its tokens must be for.
+    /// The audience expected in tokens.
     pub audience: String,
-    /// Where its keys are.
-    pub keys: KeysAt,
+    /// The location of the issuer's keys.
+    pub keys: KeyLocation,
 }
 
-/// An issuer, with its keys as they were last heard of. Clones share them.
+/// An issuer, with the most recently received keys. Clones share the keys.
 #[derive(Clone)]
 pub struct Issuer(Arc<Inner>);
 
@@ -70,10 +73,10 @@ struct Inner {
     audience: String,
     source: Source,
     held: RwLock<Option<Held>>,
-    /// When the keys were last asked for. Whoever has the lock is asking.
-    asked: Mutex<Option<Instant>>,
-    /// Places to wait for them.
-    waiting: Semaphore,
+    /// When the keys were last requested. The holder of the lock makes the request.
+    last_request: Mutex<Option<Instant>>,
+    /// Limits the number of tokens waiting for keys.
+    wait_permits: Semaphore,
 }
 
 #[derive(Clone)]
@@ -89,7 +92,7 @@ impl std::fmt::Debug for Issuer {
 }
 
 impl Issuer {
-    /// An issuer whose keys are not known yet. Nothing is dialled.
+    /// Creates an issuer without keys. Makes no request.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -100,42 +103,48 @@ impl Issuer {
             audience: config.audience,
             source,
             held: RwLock::new(None),
-            asked: Mutex::new(None),
-            waiting: Semaphore::new(WAITING),
+            last_request: Mutex::new(None),
+            wait_permits: Semaphore::new(MAX_WAITING),
         })))
     }
 
-    /// Asks for the keys for the first time. That an issuer does not answer is logged: it may do so later.
+    /// Requests the keys for the first time. An unreachable issuer is only logged, because it may
+    /// answer later.
     ///
     /// # Errors
-    /// Keys in a file cannot be used: nothing but a change of it will help.
+    /// A file holds unusable keys: a retry helps only after a change of the file.
     pub async fn load(&self) -> Result<(), KeysError> {
-        match self.0.ask(&mut *self.0.asked.lock().await).await {
+        match self
+            .0
+            .request_keys(&mut *self.0.last_request.lock().await)
+            .await
+        {
             Err(error) if self.0.source.is_local() => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Keeps the keys up to date, until dropped.
-    pub async fn follow(&self) {
+    /// Keeps the keys up to date, until the future is dropped.
+    pub async fn refresh_forever(&self) {
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(REFRESH_INTERVAL).await;
             self.renew().await;
         }
     }
 
-    /// What a token says, if it is good at this time.
+    /// Verifies a token at `now` and returns the claims.
     ///
-    /// Cancel safe: a question for keys that is under way goes on.
+    /// Cancel safe: a key request in progress continues.
     ///
     /// # Errors
-    /// Why it is not good; [`Rejection::NoKeys`] and [`Rejection::Crowded`] if that cannot be known now.
+    /// The reason of the rejection; [`Rejection::NoKeys`] and [`Rejection::TooManyWaiting`] if the
+    /// token cannot be checked now.
     pub async fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, Rejection> {
-        let token = Parts::of(token)?;
+        let token = Parts::parse(token)?;
         match self.0.check(&token) {
             Err(Rejection::Key { .. } | Rejection::NoKeys) => {
-                let place = self.0.waiting.try_acquire();
-                let _place = place.map_err(|_| Rejection::Crowded)?;
+                let permit = self.0.wait_permits.try_acquire();
+                let _permit = permit.map_err(|_| Rejection::TooManyWaiting)?;
                 self.renew().await;
                 self.0.check(&token)?;
             }
@@ -144,14 +153,14 @@ impl Issuer {
         token.claims_for(&self.0.issuer, &self.0.audience, now)
     }
 
-    /// Asks for the keys, unless that was done just now. In a task of its own: otherwise whoever hangs up in time
-    /// could keep us from ever hearing the answer.
+    /// Requests the keys, unless requested within [`MIN_REQUEST_INTERVAL`]. The request runs in a
+    /// task of its own: otherwise a client could prevent every answer by disconnecting early.
     async fn renew(&self) {
         let inner = Arc::clone(&self.0);
         let renewing = tokio::spawn(async move {
-            let mut asked = inner.asked.lock().await;
-            if asked.is_none_or(|at| at.elapsed() >= BETWEEN) {
-                inner.ask(&mut asked).await.ok();
+            let mut last_request = inner.last_request.lock().await;
+            if last_request.is_none_or(|at| at.elapsed() >= MIN_REQUEST_INTERVAL) {
+                inner.request_keys(&mut last_request).await.ok();
             }
         });
         renewing.await.ok();
@@ -159,14 +168,14 @@ impl Issuer {
 }
 
 impl Inner {
-    /// Asks for the keys, which whoever has the lock on `asked` may do.
-    async fn ask(&self, asked: &mut Option<Instant>) -> Result<(), KeysError> {
+    /// Requests the keys. The caller must hold the lock on `last_request`.
+    async fn request_keys(&self, last_request: &mut Option<Instant>) -> Result<(), KeysError> {
         let fetched = self.source.fetch().await;
         let since = Instant::now();
-        *asked = Some(since);
+        *last_request = Some(since);
         let keys = fetched.inspect_err(|error| {
             let (issuer, error) = (&self.issuer, with_causes(error));
-            tracing::warn!(issuer, error, "the keys of the issuer cannot be had");
+            tracing::warn!(issuer, error, "failed to get the issuer's keys");
         })?;
         let held = Held {
             keys: Arc::new(keys),
@@ -178,12 +187,14 @@ impl Inner {
 
     fn check(&self, token: &Parts<'_>) -> Result<(), Rejection> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        let held = held.clone().filter(|held| held.since.elapsed() < KEPT);
+        let held = held
+            .clone()
+            .filter(|held| held.since.elapsed() < KEY_RETENTION);
         held.ok_or(Rejection::NoKeys)?.keys.check(token)
     }
 }
 
-/// An error and its causes, for the log.
+/// Formats an error and its causes for the log.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let causes: Vec<_> = causes.map(ToString::to_string).collect();

@@ -1,73 +1,83 @@
-//! Why a token is not good.
+//! Reasons for rejecting a token.
 
-/// Why a token is not good, for the log. [`Rejection::shown`] is what its bearer may know.
+/// Why a token was rejected, for the log. [`Rejection::public_message`] is the text for the token's bearer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// It is none, or one of another kind.
-    #[error("the token cannot be read: {0}")]
+    /// The text is not a token, or a token of another kind.
+    #[error("the token is malformed: {0}")]
     Unreadable(&'static str),
-    /// It is signed in a way that is not let in, or not at all.
-    #[error("the token's algorithm is {found:?}, which is not let in")]
+    /// The token's algorithm is not accepted, or the token is unsigned.
+    #[error("the token's algorithm {found:?} is not allowed")]
     Algorithm {
-        /// What its header says.
+        /// The algorithm in the header.
         found: String,
     },
-    /// The issuer has no such key for its algorithm, or several.
-    #[error("the issuer has not just one key {kid:?} for the token's algorithm")]
+    /// The issuer has no key, or several keys, with this id for the token's algorithm.
+    #[error(
+        "the issuer has no unique key for the token's algorithm and key id {}",
+        quoted(kid.as_deref())
+    )]
     Key {
-        /// What its header says.
+        /// The key id in the header.
         kid: Option<String>,
     },
-    /// The signature is not by that key.
+    /// The key did not produce the signature.
     #[error("the token's signature is wrong")]
     Signature,
-    /// It is by somebody else.
-    #[error("the token's issuer is {found:?}")]
+    /// The token is from another issuer.
+    #[error("the token's issuer is {}", quoted(found.as_deref()))]
     Issuer {
-        /// What it says.
+        /// The token's issuer.
         found: Option<String>,
     },
-    /// It is meant for somebody else.
+    /// The token is for another audience.
     #[error("the token is for the audience {found:?}")]
     Audience {
-        /// What it says.
+        /// The token's audiences.
         found: Vec<String>,
     },
-    /// A time is missing, or is none.
-    #[error("the token's {claim} is missing or is no time")]
+    /// A time is missing or invalid.
+    #[error("the token's {claim} is missing or not a time")]
     Time {
-        /// Which.
+        /// The name of the claim.
         claim: &'static str,
     },
-    /// Its time is over.
+    /// The token has expired.
     #[error("the token has expired")]
     Expired,
-    /// Its time has not come.
+    /// The token is not valid yet.
     #[error("the token is not valid yet: clocks may differ")]
     NotYet,
-    /// There is nothing to check it with now. It may be good.
-    #[error("the keys of the issuer cannot be had now")]
+    /// No keys are available now. The token may be valid.
+    #[error("the issuer's keys are not available now")]
     NoKeys,
-    /// It names a key that is not known, and many wait to hear of that already. It may be good.
-    #[error("the issuer is being asked for its keys, and too many wait for the answer")]
-    Crowded,
+    /// The token names an unknown key, and many tokens already wait for the keys. The token may be
+    /// valid.
+    #[error("too many requests wait for the issuer's keys")]
+    TooManyWaiting,
 }
 
 impl Rejection {
-    /// What its bearer is told. Why a token is not of the issuer is for the log alone.
+    /// Returns the text for the token's bearer. Reasons concerning the signature are for the log
+    /// only.
     #[must_use]
-    pub fn shown(&self) -> &'static str {
+    pub fn public_message(&self) -> &'static str {
         match self {
             Self::Unreadable(_) | Self::Algorithm { .. } | Self::Key { .. } | Self::Signature => {
                 "the token is not known"
             }
-            Self::Issuer { .. } => "the token is of another issuer",
+            Self::Issuer { .. } => "the token is from another issuer",
             Self::Audience { .. } => "the token is for another audience",
-            Self::Time { .. } => "the token does not say how long it is valid",
+            Self::Time { .. } => "a time in the token is missing or not valid",
             Self::Expired => "the token has expired",
             Self::NotYet => "the token is not valid yet",
-            Self::NoKeys => "the keys of the issuer cannot be had now",
-            Self::Crowded => "the issuer is being asked for its keys",
+            Self::NoKeys => "the issuer's keys are not available now",
+            Self::TooManyWaiting => "the issuer's keys are being requested",
         }
     }
+}
+
+/// Formats an optional value of the token for the log.
+fn quoted(value: Option<&str>) -> String {
+    value.map_or_else(|| "(none)".to_owned(), |value| format!("{value:?}"))
 }

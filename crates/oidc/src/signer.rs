@@ -1,4 +1,4 @@
-//! Signing tokens, as an issuer does: for emulated issuers.
+//! Signs tokens like an issuer: for emulated issuers.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -6,14 +6,14 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use serde_json::{Value, json};
 
-/// A private key of an issuer, made anew for each process. Signs by ES256.
+/// An issuer's private key, generated anew in each process. Signs with ES256.
 pub struct TokenSigner {
     kid: String,
     key: EcdsaKeyPair,
 }
 
 impl TokenSigner {
-    /// A new key, under this id.
+    /// Generates a key with this id.
     #[must_use]
     pub fn new(kid: &str) -> Self {
         let (curve, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
@@ -23,7 +23,7 @@ impl TokenSigner {
         Self { kid, key }
     }
 
-    /// Its public part, as it stands in a set of keys.
+    /// Returns the public key as an entry of a key set.
     #[must_use]
     pub fn jwk(&self) -> Value {
         let point = self.key.public_key().as_ref();
@@ -31,14 +31,14 @@ impl TokenSigner {
         json!({ "kty": "EC", "crv": "P-256", "use": "sig", "kid": self.kid, "x": x, "y": y })
     }
 
-    /// A token with these claims, as it should be.
+    /// Signs a well-formed token with these claims.
     #[must_use]
     pub fn sign(&self, claims: &Value) -> String {
         let header = json!({ "alg": "ES256", "typ": "JWT", "kid": self.kid });
         self.sign_with(&header, claims)
     }
 
-    /// A token with this header, also a bad one; the signature is right.
+    /// Signs a token with this header, valid or not; the signature is correct.
     #[must_use]
     pub fn sign_with(&self, header: &Value, claims: &Value) -> String {
         let signed = format!(
@@ -53,7 +53,7 @@ impl TokenSigner {
         )
     }
 
-    /// A set of the public parts of these keys.
+    /// Returns a set of the public parts of these keys.
     #[must_use]
     pub fn key_set(signers: &[&Self]) -> Value {
         let keys: Vec<_> = signers.iter().map(|signer| signer.jwk()).collect();

@@ -1,4 +1,4 @@
-//! Where an issuer's keys come from.
+//! The source of an issuer's keys.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,90 +7,91 @@ use reqwest::{Client, Url};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
-use crate::keys::{BadKeys, Keys};
+use crate::keys::{KeySetError, Keys};
 
-/// The largest document that is read, in bytes. Issuers' have a few KiB.
-const LARGEST: usize = 256 * 1024;
+/// The largest document read, in bytes. Issuers' documents have a few KiB.
+const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 
-/// Where an issuer's keys are. A client bounds how long each question may take, and follows no redirect.
+/// The location of an issuer's keys. The HTTP client must limit the time of each request and follow
+/// no redirects.
 #[derive(Debug, Clone)]
-pub enum KeysAt {
-    /// Where its discovery document says (OpenID Connect Discovery 1.0).
+pub enum KeyLocation {
+    /// The location named by the discovery document (OpenID Connect Discovery 1.0).
     Discovery(Client),
-    /// At this address.
+    /// A fixed address.
     Url(String, Client),
-    /// In this file.
+    /// A file.
     File(PathBuf),
 }
 
-/// Why an issuer cannot be used as it is configured.
+/// Why a configured issuer is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// An address is none, or others could change what it says on the way.
+    /// The text is not a URL, has a user or a fragment, or is open to modification in transit.
     #[error(
-        "{found:?} cannot be used: write https://..., without a user or a fragment; http:// is for this machine alone"
+        "{found:?} cannot be used: use an https:// address without a user or a fragment; http:// is allowed for this machine only"
     )]
     Url {
-        /// What was given.
+        /// The configured text.
         found: String,
     },
 }
 
-/// Why the keys cannot be had.
+/// Why the keys could not be obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// The file cannot be read.
+    /// The file is unreadable.
     #[error("cannot read {path}")]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The issuer does not answer.
-    #[error("{url} does not answer")]
+    /// The issuer did not answer.
+    #[error("request to {url} failed")]
     Transit {
-        /// Who was asked.
+        /// The requested address.
         url: Url,
-        /// Why.
+        /// The cause.
         #[source]
         source: reqwest::Error,
     },
-    /// The issuer answers something else.
+    /// The issuer answered with another status than 200.
     #[error("{url} answers {status}, not 200; redirects are not followed")]
     Status {
-        /// Who was asked.
+        /// The requested address.
         url: Url,
-        /// What it answers.
+        /// The answer's status.
         status: u16,
     },
-    /// There is more than any issuer has to say.
+    /// The document exceeds the size limit.
     #[error("{place} is larger than 256 KiB")]
     TooLarge {
-        /// What.
+        /// The document's location.
         place: String,
     },
-    /// The discovery document cannot be used.
+    /// The discovery document is unusable.
     #[error("the discovery document at {url} {problem}")]
     Discovery {
-        /// Where it is.
+        /// The document's address.
         url: Url,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
-    /// The keys cannot be used.
+    /// The keys are unusable.
     #[error("the keys at {place} cannot be used")]
     Keys {
-        /// Where they are.
+        /// The keys' location.
         place: String,
-        /// Why.
+        /// The cause.
         #[source]
-        source: BadKeys,
+        source: KeySetError,
     },
 }
 
-/// Fetches the keys, once for each question.
+/// Fetches the keys anew at each call.
 pub(crate) enum Source {
     Discovery {
         issuer: String,
@@ -111,14 +112,14 @@ struct Discovered {
 }
 
 impl Source {
-    pub(crate) fn new(issuer: &str, keys: KeysAt) -> Result<Self, ConfigError> {
+    pub(crate) fn new(issuer: &str, keys: KeyLocation) -> Result<Self, ConfigError> {
         Ok(match keys {
-            KeysAt::File(path) => Self::File(path),
-            KeysAt::Url(text, client) => Self::Url {
+            KeyLocation::File(path) => Self::File(path),
+            KeyLocation::Url(text, client) => Self::Url {
                 at: safe_url(&text).ok_or(ConfigError::Url { found: text })?,
                 client,
             },
-            KeysAt::Discovery(client) => {
+            KeyLocation::Discovery(client) => {
                 let well_known = format!(
                     "{}/.well-known/openid-configuration",
                     issuer.trim_end_matches('/')
@@ -134,12 +135,12 @@ impl Source {
         })
     }
 
-    /// Whether they are on this machine, so that there is no reason for them not to be there.
+    /// Whether the keys are on this machine, and therefore should always be available.
     pub(crate) fn is_local(&self) -> bool {
         matches!(self, Self::File(_))
     }
 
-    /// Asks for the keys. Bounded in time and size.
+    /// Fetches the keys. Bounded in size; the client bounds the time.
     pub(crate) async fn fetch(&self) -> Result<Keys, KeysError> {
         let (place, document) = match self {
             Self::File(path) => (path.display().to_string(), in_file(path).await?),
@@ -157,13 +158,13 @@ impl Source {
     }
 }
 
-/// Where a discovery document says that the keys are.
+/// Returns the address of the keys in a discovery document.
 fn keys_of(document: &[u8], issuer: &str) -> Result<Url, String> {
     let found: Discovered = serde_json::from_slice(document)
         .map_err(|_| "is not a JSON object with issuer and jwks_uri".to_owned())?;
     if found.issuer != issuer {
         return Err(format!(
-            "is of the issuer {:?}, not {issuer:?}: both must be the same to the letter",
+            "is for the issuer {:?}, not {issuer:?}; both must match exactly",
             found.issuer
         ));
     }
@@ -171,7 +172,7 @@ fn keys_of(document: &[u8], issuer: &str) -> Result<Url, String> {
     keys.ok_or_else(|| format!("has a jwks_uri that is not https: {:?}", found.jwks_uri))
 }
 
-/// An address whose answer nobody can change on the way.
+/// Parses an address safe from modification in transit.
 fn safe_url(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;
     let is_here = match url.host()? {
@@ -192,13 +193,13 @@ async fn in_file(path: &Path) -> Result<Vec<u8>, KeysError> {
     };
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
     let mut document = Vec::new();
-    let mut file = file.take(LARGEST as u64 + 1);
+    let mut file = file.take(MAX_DOCUMENT_BYTES as u64 + 1);
     file.read_to_end(&mut document).await.map_err(failed)?;
-    if document.len() > LARGEST {
+    if document.len() > MAX_DOCUMENT_BYTES {
         let place = path.display().to_string();
         return Err(KeysError::TooLarge { place });
     }
-    // Some editors put a mark before the text.
+    // Some editors write a byte order mark first.
     let text = document.strip_prefix(b"\xef\xbb\xbf");
     Ok(text.unwrap_or(&document).to_vec())
 }
@@ -218,7 +219,7 @@ async fn get(client: &Client, url: &Url) -> Result<Vec<u8>, KeysError> {
     let mut document = Vec::new();
     while let Some(part) = response.chunk().await.map_err(transit)? {
         document.extend_from_slice(&part);
-        if document.len() > LARGEST {
+        if document.len() > MAX_DOCUMENT_BYTES {
             let place = url.to_string();
             return Err(KeysError::TooLarge { place });
         }

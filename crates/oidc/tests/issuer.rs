@@ -1,4 +1,4 @@
-//! An issuer on this machine: its keys change, are slow, strange or not there.
+//! An issuer on this machine, with keys that change, arrive slowly, are malformed or missing.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use twincast_oidc::{
-    BETWEEN, ConfigError, Issuer, IssuerConfig, KEPT, KeysAt, KeysError, Rejection, TokenSigner,
-    WAITING,
+    ConfigError, Issuer, IssuerConfig, KEY_RETENTION, KeyLocation, KeysError, MAX_WAITING,
+    MIN_REQUEST_INTERVAL, Rejection, TokenSigner,
 };
 use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
@@ -20,18 +20,18 @@ fn claims(issuer: &str) -> Value {
     json!({ "iss": issuer, "aud": "twincast", "exp": NOW_S + 300, "sub": "ann" })
 }
 
-fn issuer(issuer: &str, keys: KeysAt) -> Issuer {
+fn issuer(issuer: &str, keys: KeyLocation) -> Issuer {
     Issuer::new(configured(issuer, keys)).unwrap()
 }
 
-/// As the product makes it.
+/// Builds the HTTP client like the product.
 fn client() -> reqwest::Client {
     _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
     http.timeout(Duration::from_secs(5)).build().unwrap()
 }
 
-fn configured(issuer: &str, keys: KeysAt) -> IssuerConfig {
+fn configured(issuer: &str, keys: KeyLocation) -> IssuerConfig {
     IssuerConfig {
         issuer: issuer.to_owned(),
         audience: "twincast".to_owned(),
@@ -39,7 +39,7 @@ fn configured(issuer: &str, keys: KeysAt) -> IssuerConfig {
     }
 }
 
-/// A server that answers at these paths, each as often as is said.
+/// A server with these answers by path, each expected the given number of times.
 async fn serving(answers: Vec<(&str, ResponseTemplate, u64)>) -> MockServer {
     let server = MockServer::start().await;
     for (at, answer, times) in answers {
@@ -53,7 +53,7 @@ fn answer(document: &Value) -> ResponseTemplate {
     ResponseTemplate::new(200).set_body_json(document)
 }
 
-/// Lets this much time pass.
+/// Advances the time.
 async fn passes(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
@@ -71,10 +71,10 @@ async fn keys_are_found_by_discovery_once_for_everybody() {
     let discovery = Mock::given(path(DISCOVERY)).respond_with(answer(&document));
     discovery.expect(1).mount(&server).await;
 
-    let issuer = issuer(&name, KeysAt::Discovery(client()));
+    let issuer = issuer(&name, KeyLocation::Discovery(client()));
     let good = signer.sign(&claims(&name));
     let strange = TokenSigner::new("two").sign(&claims(&name));
-    // Whoever hangs up does not take the answer from the others.
+    // A caller hanging up does not take the answer from other callers.
     let mut hung_up = Box::pin(issuer.verify(&good, *NOW));
     assert!(futures_pending(&mut hung_up).await);
     drop(hung_up);
@@ -103,10 +103,10 @@ async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
         ("/slow", keys.set_delay(Duration::from_secs(3)), 1),
     ])
     .await;
-    let at = |path: &str| KeysAt::Url(format!("{}{path}", server.uri()), client());
+    let at = |path: &str| KeyLocation::Url(format!("{}{path}", server.uri()), client());
     let issuer_of = issuer("https://i", at("/slow"));
     let other = TokenSigner::new("two").sign(&claims("https://i"));
-    let mut waiting: Vec<_> = (0..WAITING)
+    let mut waiting: Vec<_> = (0..MAX_WAITING)
         .map(|_| Box::pin(issuer_of.verify(&other, *NOW)))
         .collect();
     for verifying in &mut waiting {
@@ -114,7 +114,7 @@ async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
     }
     assert_eq!(
         issuer_of.verify(&other, *NOW).await,
-        Err(Rejection::Crowded)
+        Err(Rejection::TooManyWaiting)
     );
     for verifying in waiting {
         let rejected = verifying.await;
@@ -123,7 +123,7 @@ async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
             "{rejected:?}"
         );
     }
-    // Whoever has a key that is known does not wait with them.
+    // A token with a known key does not wait.
     let issuer = issuer("https://i", at("/keys"));
     issuer.load().await.unwrap();
     assert!(
@@ -134,7 +134,7 @@ async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
     );
 }
 
-/// Whether it has begun and waits.
+/// Whether the future has started and is pending.
 async fn futures_pending<F: Future + Unpin>(future: &mut F) -> bool {
     std::future::poll_fn(|context| {
         std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_pending())
@@ -155,7 +155,7 @@ async fn a_new_key_is_asked_for_and_an_old_one_forgotten() {
     keys(&[&old]).mount(&server).await;
     let issuer = issuer(
         "https://i",
-        KeysAt::Url(format!("{}/keys", server.uri()), client()),
+        KeyLocation::Url(format!("{}/keys", server.uri()), client()),
     );
     issuer.load().await.unwrap();
     keys(&[&new]).mount(&server).await;
@@ -166,7 +166,7 @@ async fn a_new_key_is_asked_for_and_an_old_one_forgotten() {
     assert!(issuer.verify(&by_old, *NOW).await.is_ok());
     let unknown = issuer.verify(&by_new, *NOW).await;
     assert!(matches!(unknown, Err(Rejection::Key { .. })), "too soon");
-    passes(BETWEEN).await;
+    passes(MIN_REQUEST_INTERVAL).await;
     assert!(issuer.verify(&by_new, *NOW).await.is_ok());
     assert!(issuer.verify(&by_old, *NOW).await.is_err());
     assert_eq!(server.received_requests().await.unwrap().len(), 2);
@@ -179,11 +179,11 @@ async fn keys_serve_for_a_day_while_the_issuer_is_away() {
     let signer = TokenSigner::new("one");
     let set = TokenSigner::key_set(&[&signer]).to_string();
     std::fs::write(&file, &set).unwrap();
-    let issuer = issuer("https://i", KeysAt::File(file.clone()));
+    let issuer = issuer("https://i", KeyLocation::File(file.clone()));
     issuer.load().await.unwrap();
     std::fs::remove_file(&file).unwrap();
     let token = signer.sign(&claims("https://i"));
-    passes(KEPT - Duration::from_secs(10)).await;
+    passes(KEY_RETENTION - Duration::from_secs(10)).await;
     assert!(issuer.verify(&token, *NOW).await.is_ok());
     passes(Duration::from_secs(11)).await;
     assert_eq!(issuer.verify(&token, *NOW).await, Err(Rejection::NoKeys));
@@ -193,7 +193,7 @@ async fn keys_serve_for_a_day_while_the_issuer_is_away() {
         Err(Rejection::NoKeys),
         "too soon"
     );
-    passes(BETWEEN).await;
+    passes(MIN_REQUEST_INTERVAL).await;
     assert!(issuer.verify(&token, *NOW).await.is_ok());
 }
 
@@ -207,7 +207,7 @@ async fn keys_are_looked_at_again_every_few_minutes() {
         std::fs::write(&file, set).unwrap();
     };
     write(&old);
-    let issuer = issuer("https://i", KeysAt::File(file.clone()));
+    let issuer = issuer("https://i", KeyLocation::File(file.clone()));
     issuer.load().await.unwrap();
     write(&new);
     let token = new.sign(&claims("https://i"));
@@ -219,15 +219,16 @@ async fn keys_are_looked_at_again_every_few_minutes() {
         }
     };
     tokio::select! {
-        () = issuer.follow() => unreachable!("it follows for ever"),
+        () = issuer.refresh_forever() => unreachable!("it follows for ever"),
         () = renewed => {}
     }
 }
 
 #[tokio::test]
 async fn what_is_no_set_of_keys_is_told() {
-    let at =
-        |server: &MockServer, path: &str| KeysAt::Url(format!("{}{path}", server.uri()), client());
+    let at = |server: &MockServer, path: &str| {
+        KeyLocation::Url(format!("{}{path}", server.uri()), client())
+    };
     let large = ResponseTemplate::new(200).set_body_string(" ".repeat(256 * 1024 + 1));
     let moved = ResponseTemplate::new(302).insert_header("location", "http://example.com/keys");
     let server = serving(vec![
@@ -256,10 +257,13 @@ async fn what_is_no_set_of_keys_is_told() {
         issuer("https://i", at(&server, "/nothing")),
         issuer(
             "https://i",
-            KeysAt::Url("http://127.0.0.1:1/".to_owned(), client()),
+            KeyLocation::Url("http://127.0.0.1:1/".to_owned(), client()),
         ),
-        issuer(&discovered, KeysAt::Discovery(client())),
-        issuer(&format!("{}/b", server.uri()), KeysAt::Discovery(client())),
+        issuer(&discovered, KeyLocation::Discovery(client())),
+        issuer(
+            &format!("{}/b", server.uri()),
+            KeyLocation::Discovery(client()),
+        ),
     ];
     for issuer in table {
         issuer.load().await.expect("it may come back");
@@ -269,21 +273,24 @@ async fn what_is_no_set_of_keys_is_told() {
             "{issuer:?}"
         );
     }
-    let missing = issuer("https://i", KeysAt::File(folder.path().join("keys.json")));
+    let missing = issuer(
+        "https://i",
+        KeyLocation::File(folder.path().join("keys.json")),
+    );
     assert!(matches!(missing.load().await, Err(KeysError::File { .. })));
     let plain = Issuer::new(configured(
         "http://example.com",
-        KeysAt::Discovery(client()),
+        KeyLocation::Discovery(client()),
     ));
     assert!(matches!(plain, Err(ConfigError::Url { .. })));
 }
 
-/// An issuer with the key `k`, in a file that is gone.
+/// An issuer with the key `k`, from a file deleted afterwards.
 async fn with_key(signer: &TokenSigner) -> Issuer {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.json");
     std::fs::write(&file, TokenSigner::key_set(&[signer]).to_string()).unwrap();
-    let issuer = issuer("https://i", KeysAt::File(file));
+    let issuer = issuer("https://i", KeyLocation::File(file));
     issuer.load().await.unwrap();
     issuer
 }
@@ -337,7 +344,7 @@ async fn bad_tokens_are_rejected() {
         (signer.sign(&json!([])), unknown),
         (
             signer.sign(&claims("https://j")),
-            "the token is of another issuer",
+            "the token is from another issuer",
         ),
         (
             signer.sign(&json!({ "iss": "https://i", "aud": "x" })),
@@ -345,12 +352,12 @@ async fn bad_tokens_are_rejected() {
         ),
         (
             signer.sign(&json!({ "iss": "https://i", "aud": "twincast" })),
-            "the token does not say how long it is valid",
+            "a time in the token is missing or not valid",
         ),
     ];
     for (token, shown) in table {
         let rejection = issuer.verify(&token, *NOW).await.unwrap_err();
-        assert_eq!(rejection.shown(), shown, "{token}: {rejection}");
+        assert_eq!(rejection.public_message(), shown, "{token}: {rejection}");
     }
     let later = *NOW + Duration::from_secs(360);
     assert_eq!(issuer.verify(&good, later).await, Err(Rejection::Expired));
@@ -358,7 +365,7 @@ async fn bad_tokens_are_rejected() {
     assert!(issuer.verify(&without_kid, *NOW).await.is_ok());
 }
 
-/// A shared secret that is the text of the public key, which is how some libraries were led astray.
+/// A shared secret equal to the text of the public key: a known attack on some libraries.
 #[tokio::test]
 async fn the_public_key_is_no_secret_to_sign_with() {
     use base64::Engine as _;
@@ -383,7 +390,7 @@ async fn the_public_key_is_no_secret_to_sign_with() {
 }
 
 proptest! {
-    /// Whatever is sent, it is answered; and no change of a good token leaves it good.
+    /// Every input gets an answer, and no changed token stays valid.
     #[test]
     fn nothing_panics_and_nothing_changed_is_good(any in ".{0,200}", at in 0..10_000_usize, to in any::<char>()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

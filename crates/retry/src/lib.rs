@@ -1,21 +1,21 @@
 //! Retry policies: exponential backoff with *full jitter*, capped, bounded and named by situation.
 //!
-//! A [`Policy`] is a validated value; [`Policy::delays`] turns it into [`Delays`], which answers "how long until the
-//! next try" until the policy is exhausted. Nothing here sleeps and nothing here decides *what* to retry: one layer
-//! owns the retries of an operation, and retries never nest.
+//! A [`Policy`] is a validated value; [`Policy::delays`] turns it into [`Delays`], which returns
+//! the delay before the next try until the policy is exhausted. The crate neither sleeps nor
+//! decides *what* to retry: one layer owns the retries of an operation, and retries never nest.
 //!
-//! The `k`-th ceiling is `min(max, initial × 2^k)`; the delay is drawn uniformly from `[floor, ceiling]`.
-//! With the usual `floor` of zero this is "full jitter": a crowd that failed together spreads over the whole interval
-//! instead of returning together. [`Policy::throttled`] has one above zero, for peers that ask to be left alone for at least
-//! so long.
+//! The `k`-th ceiling is `min(max, initial × 2^k)`; the delay is drawn uniformly from `[floor,
+//! ceiling]`. With the usual `floor` of zero this is "full jitter": clients failing together spread
+//! over the whole interval instead of returning together. [`Policy::throttled`] has a floor above
+//! zero, for peers that demand a minimum pause.
 //!
-//! # Why the `backoff` crate stays behind this wall
+//! # Why this crate wraps `backoff`
 //!
-//! The growth of the ceiling and the limit on elapsed time come from the `backoff` crate, which is unmaintained
-//! (RUSTSEC-2025-0012). It is asked for a randomization factor of zero, so that it yields the ceiling itself, and the
-//! jitter is drawn here: `backoff` uses the thread's own random numbers and cannot be seeded, this crate can
-//! ([`Policy::delays_seeded`]). No type of `backoff` shows in this crate's interface, so it can be replaced without
-//! touching a caller.
+//! The growth of the ceiling and the limit on elapsed time come from the `backoff` crate, which is
+//! unmaintained (RUSTSEC-2025-0012). With a randomization factor of zero, `backoff` yields the
+//! ceiling itself. The jitter is drawn here: `backoff` uses the thread's own random numbers and
+//! cannot be seeded, this crate can ([`Policy::delays_seeded`]). No type of `backoff` appears in
+//! this crate's interface, so `backoff` can be replaced without any change to callers.
 //!
 //! ```
 //! use std::time::Duration;
@@ -34,8 +34,8 @@ use backoff::backoff::Backoff as _;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// A longer delay than this is a configuration mistake, not a policy.
-const LONGEST_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Upper bound of a policy's largest delay; a longer delay is a configuration mistake.
+const MAX_DELAY_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// When to try again: a validated, immutable value.
 ///
@@ -75,9 +75,11 @@ pub enum PolicyError {
     ZeroElapsed,
 }
 
-/// The delays of one operation under one [`Policy`]; an iterator that ends when the policy is exhausted.
+/// The delays of one operation under one [`Policy`]; an iterator that ends when the policy is
+/// exhausted.
 ///
-/// Make a new one per operation, and [`reset`](Delays::reset) it after a success that starts the operation over.
+/// Use a new value per operation, and call [`reset`](Delays::reset) after a success that starts the
+/// operation over.
 #[derive(Debug)]
 pub struct Delays {
     policy: Policy,
@@ -87,7 +89,7 @@ pub struct Delays {
 }
 
 impl Policy {
-    /// A policy that doubles from `initial` to `max` for ever, with full jitter.
+    /// Creates a policy that doubles from `initial` to `max` for ever, with full jitter.
     ///
     /// # Errors
     ///
@@ -99,13 +101,13 @@ impl Policy {
         if max < initial {
             return Err(PolicyError::MaxBelowInitial { initial, max });
         }
-        if max > LONGEST_MAX {
+        if max > MAX_DELAY_LIMIT {
             return Err(PolicyError::MaxTooLong(max));
         }
-        Ok(Self::named(initial, max))
+        Ok(Self::from_constants(initial, max))
     }
 
-    /// Ends the delays after `attempts` of them (without it they never end by number).
+    /// Ends the delays after `attempts` delays. Without this limit, their number is unlimited.
     ///
     /// # Errors
     ///
@@ -118,8 +120,8 @@ impl Policy {
         Ok(self)
     }
 
-    /// Ends the delays when `elapsed` of real time has passed since [`Policy::delays`] or [`Delays::reset`], or would
-    /// pass during the next delay's ceiling.
+    /// Ends the delays when `elapsed` of real time has passed since [`Policy::delays`] or
+    /// [`Delays::reset`], or would pass during the next delay's ceiling.
     ///
     /// # Errors
     ///
@@ -132,49 +134,54 @@ impl Policy {
         Ok(self)
     }
 
-    /// Reconnecting to a hub after a connection or a link was lost: 250 ms to 30 s, for ever.
+    /// Reconnecting to a hub after the loss of a connection or link: 250 ms to 30 s, for ever.
     ///
-    /// Hubs move their gateways about weekly, and link opens are throttled, so a fleet of workers must not return as one.
+    /// Hubs move their gateways about weekly and throttle link opens, so a fleet of workers must
+    /// not return all at once.
     #[must_use]
     pub fn reconnect() -> Self {
-        Self::named(Duration::from_millis(250), Duration::from_secs(30))
+        Self::from_constants(Duration::from_millis(250), Duration::from_secs(30))
     }
 
-    /// An HTTP request that failed in transit or with a 5xx answer: 200 ms to 10 s, at most five retries.
+    /// An HTTP request that failed in transit or with a 5xx response: 200 ms to 10 s, at most five
+    /// retries.
     #[must_use]
     pub fn http_transient() -> Self {
         Self {
             max_attempts: Some(5),
-            ..Self::named(Duration::from_millis(200), Duration::from_secs(10))
+            ..Self::from_constants(Duration::from_millis(200), Duration::from_secs(10))
         }
     }
 
-    /// A throttled request whose answer carries no `Retry-After`: at least 10 s, at most 60 s, at most eight retries.
+    /// A throttled request without `Retry-After` in the response: at least 10 s, at most 60 s, at
+    /// most eight retries.
     #[must_use]
     pub fn throttled() -> Self {
         Self {
             floor: Duration::from_secs(10),
             max_attempts: Some(8),
-            ..Self::named(Duration::from_secs(15), Duration::from_secs(60))
+            ..Self::from_constants(Duration::from_secs(15), Duration::from_secs(60))
         }
     }
 
-    /// One cloud-to-device send refused for the moment: 100 ms to 10 s, at most ten retries.
+    /// A cloud-to-device send refused for a transient reason: 100 ms to 10 s, at most ten retries.
     ///
-    /// It is short on purpose: a longer wait holds a slot per message, so the caller gives the message back instead.
+    /// Short on purpose: a waiting message occupies a slot, so after these retries the caller gives
+    /// the message back.
     #[must_use]
     pub fn send_retry() -> Self {
         Self {
             max_attempts: Some(10),
-            ..Self::named(Duration::from_millis(100), Duration::from_secs(10))
+            ..Self::from_constants(Duration::from_millis(100), Duration::from_secs(10))
         }
     }
 
-    /// A store that does not answer, asked by who holds something in it: 100 ms to 1 s. Whoever waits
-    /// for what is held asks less often, so that the holder is there first when the store is back.
+    /// An unresponsive store, asked by a process already holding, for example, a lease: 100 ms to 1
+    /// s. Processes waiting to take over ask less often, so that the holder reaches the recovered
+    /// store first.
     #[must_use]
     pub fn store_retry() -> Self {
-        Self::named(Duration::from_millis(100), Duration::from_secs(1))
+        Self::from_constants(Duration::from_millis(100), Duration::from_secs(1))
     }
 
     /// The largest delay.
@@ -189,7 +196,7 @@ impl Policy {
         self.delays_from(randomness())
     }
 
-    /// Starts the delays of one operation with jitter that follows from `seed`: same seed, same delays.
+    /// Starts the delays of one operation with jitter derived from `seed`: same seed, same delays.
     #[must_use]
     pub fn delays_seeded(&self, seed: u64) -> Delays {
         self.delays_from(StdRng::seed_from_u64(seed))
@@ -214,8 +221,9 @@ impl Policy {
         }
     }
 
-    /// For constants of this module only: the numbers are known to satisfy [`Policy::new`] (tested below).
-    fn named(initial: Duration, max: Duration) -> Self {
+    /// Creates a policy from constants of this module, known to satisfy [`Policy::new`] (tested
+    /// below).
+    fn from_constants(initial: Duration, max: Duration) -> Self {
         Self {
             initial,
             max,
@@ -227,7 +235,7 @@ impl Policy {
 }
 
 impl Delays {
-    /// The time to wait before the next try, or `None` when the policy is exhausted.
+    /// Returns the delay before the next try, or `None` when the policy is exhausted.
     pub fn next_delay(&mut self) -> Option<Duration> {
         if self
             .policy
@@ -246,20 +254,21 @@ impl Delays {
         Some((self.policy.floor + spread.mul_f64(share)).min(ceiling))
     }
 
-    /// How many delays were given since the start or the last reset.
+    /// The number of delays since the start or the last reset.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// Starts over: the next ceiling is the first one, counts and elapsed time are zero. The jitter goes on.
+    /// Starts over: the next ceiling is the initial one; count and elapsed time are zero. The
+    /// jitter sequence continues.
     pub fn reset(&mut self) {
         self.attempts = 0;
         self.ceilings.reset();
     }
 }
 
-/// The operating system's randomness, unless this thread's was seeded.
+/// The operating system's randomness, or the thread's seeded generator if set.
 fn randomness() -> StdRng {
     #[cfg(feature = "seeded")]
     if let Some(seeded) = SEEDED.with_borrow_mut(|seeded| seeded.as_mut().map(StdRng::from_rng)) {
@@ -273,8 +282,8 @@ thread_local! {
     static SEEDED: std::cell::RefCell<Option<StdRng>> = const { std::cell::RefCell::new(None) };
 }
 
-/// Makes the jitter of all delays that this thread starts from here on follow from `seed`: for
-/// simulations, which are to be replayed.
+/// Derives the jitter of all delays started later on this thread from `seed`: for replayable
+/// simulations.
 #[cfg(feature = "seeded")]
 pub fn seed_thread(seed: u64) {
     SEEDED.set(Some(StdRng::seed_from_u64(seed)));

@@ -1,25 +1,25 @@
-//! Files of text, as editors and platforms write them.
+//! Text files, as written by editors and platforms.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// The largest file that is read, in bytes.
+/// The largest file read, in bytes.
 pub const MAX_FILE_BYTES: usize = 1024 * 1024;
 
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The operating system refuses.
+    /// The operating system reported an error.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file is larger than [`MAX_FILE_BYTES`].
-    #[error("cannot read {}: it is larger than {MAX_FILE_BYTES} bytes", path.display())]
+    #[error("cannot read {}: the file is larger than {MAX_FILE_BYTES} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum FileError {
     NotText {
         /// The file.
         path: PathBuf,
-        /// What its bytes look like.
+        /// The encoding error.
         source: NotText,
     },
 }
@@ -38,17 +38,17 @@ pub enum FileError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotText {
     /// The bytes are UTF-16.
-    #[error("it is UTF-16; save it as UTF-8")]
+    #[error("the text is UTF-16; save it as UTF-8")]
     Utf16,
     /// The bytes are in no known encoding.
-    #[error("it is not UTF-8 text: byte {at} belongs to no character")]
+    #[error("the text is not UTF-8: byte {at} is not part of a character")]
     NotUtf8 {
-        /// The first such byte, from 1.
+        /// The position of the first such byte, counted from one.
         at: usize,
     },
 }
 
-/// Reads a whole file of text, without a byte order mark.
+/// Reads a whole text file and removes a byte order mark.
 ///
 /// The call blocks; files of secrets and certificates are small, and mounted ones are in memory.
 ///
@@ -78,12 +78,12 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
     }
 }
 
-/// The text of a file's bytes, without the byte order mark that some editors write first.
+/// Returns the text of a file's bytes, without the byte order mark written first by some editors.
 ///
 /// # Errors
 /// The bytes are not UTF-8.
 pub fn text_of(bytes: &[u8]) -> Result<&str, NotText> {
-    // UTF-16 with a mark; or without one, of a text that begins with an ASCII character.
+    // UTF-16 with a byte order mark, or without a mark and with an ASCII character first.
     if matches!(
         bytes,
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..]

@@ -1,9 +1,9 @@
-//! Secrets that are never shown, and the files that hold them.
+//! Secrets that are never printed, and the files holding them.
 //!
-//! A [`Secret`] is text that no `Debug`, `Display` or error prints. A [`SecretSource`] says where one comes from: a
-//! setting, or a file. Platforms that rotate secrets (the Secrets Store CSI driver, External Secrets, cert-manager)
-//! replace the file of a mounted secret while the process runs, so a file is read again each time that its secret is
-//! used for a new connection or a new token.
+//! A [`Secret`] is text hidden from every `Debug`, `Display` and error. A [`SecretSource`] is the
+//! origin of a secret: a setting, or a file. Platforms with secret rotation (the Secrets Store CSI
+//! driver, External Secrets, cert-manager) replace the file of a mounted secret while the process
+//! runs. So a file is read again each time its secret is used for a new connection or a new token.
 
 mod file;
 mod secret;

@@ -4,11 +4,11 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// Sensitive text. `Debug` and `Display` print `[redacted]`, the memory is overwritten on drop, and there is no
-/// `Serialize`.
+/// Sensitive text. `Debug` and `Display` print `[redacted]`, the memory is overwritten on drop, and
+/// there is no `Serialize`.
 ///
-/// Clones are separate allocations, each overwritten when dropped. Copies that a dependency makes on its way to the
-/// wire are out of reach.
+/// Clones are separate allocations, each overwritten on drop. Copies made by dependencies on the
+/// way to the wire are out of reach.
 #[derive(Clone, Default)]
 pub struct Secret(Zeroizing<String>);
 
@@ -19,13 +19,13 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// The text itself. Every call is a place to review.
+    /// Returns the text itself. Every call deserves a review.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is nothing in it.
+    /// Whether the text is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -1,18 +1,18 @@
-//! Where a secret comes from.
+//! The origins of secrets.
 
 use std::path::PathBuf;
 
 use crate::file::{FileError, read_text};
 use crate::secret::Secret;
 
-/// Where a secret comes from.
+/// The origin of a secret.
 #[derive(Debug, Clone)]
 pub enum SecretSource {
-    /// The configuration holds it.
+    /// The secret in the configuration.
     Fixed(Secret),
-    /// A file holds it. The file may be replaced at any time.
+    /// A file with the secret. The file may be replaced at any time.
     File {
-        /// The setting that names the file: `redis.url_file`.
+        /// The name of the setting with the file's path, e.g. `redis.url_file`.
         setting: String,
         /// The file.
         path: PathBuf,
@@ -25,15 +25,15 @@ pub enum SourceError {
     /// The file was not read.
     #[error("{setting} is not available")]
     File {
-        /// The setting that names the file.
+        /// The name of the setting with the file's path.
         setting: String,
-        /// What is wrong with the file.
+        /// The error in reading the file.
         source: FileError,
     },
-    /// The file is empty. A file that is being replaced may be, for a moment.
+    /// The file is empty, perhaps only for a moment while being replaced.
     #[error("{setting} is not available: {} is empty", path.display())]
     Empty {
-        /// The setting that names the file.
+        /// The name of the setting with the file's path.
         setting: String,
         /// The file.
         path: PathBuf,
@@ -41,17 +41,17 @@ pub enum SourceError {
 }
 
 impl SecretSource {
-    /// The place of the secret, for people.
+    /// A description of the secret's origin.
     #[must_use]
-    pub fn place(&self) -> String {
+    pub fn describe(&self) -> String {
         match self {
             Self::Fixed(_) => "the configuration".to_owned(),
             Self::File { setting, path } => format!("{setting}, file {}", path.display()),
         }
     }
 
-    /// The secret as it is now, without white space around it. Reads the file again at each call, and blocks for that
-    /// long.
+    /// Returns the current secret, without surrounding white space. Blocks while reading the file,
+    /// at each call anew.
     ///
     /// # Errors
     /// The file cannot be read, or is empty.
@@ -63,7 +63,7 @@ impl SecretSource {
                     setting: setting.clone(),
                     source,
                 })?;
-                // Wraps the whole text, so that its memory is overwritten too.
+                // Wraps the whole text, so that its memory is overwritten, too.
                 let text = Secret::new(text);
                 match text.expose().trim() {
                     "" => Err(SourceError::Empty {
@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_at_each_call_also_when_its_folder_is_replaced() {
-        // As the kubelet writes mounted secrets: the file is a link into a folder that is itself a link.
+        // Like the kubelet's mounted secrets: the file is a link into a folder that is itself a
+        // link.
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         for (version, secret) in [("v1", " first\n"), ("v2", "second\n")] {

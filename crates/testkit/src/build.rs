@@ -1,4 +1,5 @@
-//! Rollouts, batches and reports in a line. Everything here panics when it is given nonsense.
+//! Builders of rollouts, batches and reports, each in a single line of a test. All functions panic
+//! on invalid arguments.
 
 use std::time::Duration;
 
@@ -7,49 +8,49 @@ use twincast_core::ids::{
     BatchId, DeviceId, Holder, HubHost, HubName, RolloutId, RolloutName, StageIndex, StageName,
 };
 use twincast_core::outcome::{Counts, Outcome};
-use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, Group, PlanSummary};
+use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, PlanSummary, TagGroup};
 use twincast_core::ports::{LeaseReply, LeaseRequest, Report, Store};
-use twincast_core::rollout::{Adding, Event, Found, PlanId, Rollout, Word};
+use twincast_core::rollout::{Adding, Attribution, Event, PlanId, Rollout, ScanResult};
 use twincast_core::spec::{Continuous, RolloutSpec};
 use twincast_core::time::Timestamp;
 
 /// The lease time of [`lease_request`].
 pub const TTL: Duration = Duration::from_secs(30);
 
-/// No stage is beyond it.
+/// An upper bound of all stages.
 pub const ALL_STAGES: StageIndex = StageIndex(u16::MAX);
 
-/// A rollout's name.
+/// Returns a rollout's name.
 #[must_use]
 pub fn name(text: &str) -> RolloutName {
     RolloutName::new(text).expect("a rollout name")
 }
 
-/// A hub's name.
+/// Returns a hub's name.
 #[must_use]
 pub fn hub(text: &str) -> HubName {
     HubName::new(text).expect("a hub name")
 }
 
-/// The host name of the hub of that name.
+/// Returns the host name of a hub.
 #[must_use]
 pub fn host(hub: &str) -> HubHost {
     HubHost::new(format!("{hub}.azure-devices.net")).expect("a host name")
 }
 
-/// A device's id.
+/// Returns a device's id.
 #[must_use]
 pub fn device(text: &str) -> DeviceId {
     DeviceId::new(text).expect("a device id")
 }
 
-/// A holder.
+/// Returns a holder.
 #[must_use]
 pub fn holder(text: &str) -> Holder {
     Holder::new(text).expect("a holder")
 }
 
-/// A rollout to all devices that was just accepted. Its id is 0, as that of all that are made here.
+/// Returns a just accepted rollout to all devices. The id is 0, as for all rollouts of this module.
 #[must_use]
 pub fn accepted(name: &str) -> Rollout {
     let text = format!("{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}}}");
@@ -64,7 +65,7 @@ fn of_spec(spec: RolloutSpec) -> Rollout {
     }
 }
 
-/// The record after an event that must be possible.
+/// Returns the record after an event. The event must be possible and change the record.
 #[must_use]
 pub fn after(rollout: &Rollout, event: Event) -> Rollout {
     rollout
@@ -73,7 +74,7 @@ pub fn after(rollout: &Rollout, event: Event) -> Rollout {
         .expect("the event changes something")
 }
 
-/// A plan of `devices` devices was completed.
+/// Returns the event of a completed plan with `devices` devices.
 #[must_use]
 pub fn plan_completed(devices: u64) -> Event {
     Event::PlanCompleted {
@@ -86,13 +87,13 @@ pub fn plan_completed(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
-            not_understood: Default::default(),
+            malformed_rows: Default::default(),
             unknown_zones: Default::default(),
         },
     }
 }
 
-/// A plan was completed that has these batches.
+/// Returns the event of a completed plan with these batches.
 #[must_use]
 pub fn plan_of(batches: &[Batch]) -> Event {
     let mut event = plan_completed(
@@ -107,39 +108,40 @@ pub fn plan_of(batches: &[Batch]) -> Event {
     event
 }
 
-/// A pause was requested.
+/// Returns the event of a requested pause.
 #[must_use]
-pub fn paused() -> Event {
+pub fn pause_requested() -> Event {
     Event::PauseRequested {
         reason: "a test".into(),
     }
 }
 
-/// An abort was requested.
+/// Returns the event of a requested abort.
 #[must_use]
-pub fn aborted() -> Event {
+pub fn abort_requested() -> Event {
     Event::AbortRequested {
         reason: "a test".into(),
     }
 }
 
-/// A new attempt was requested at devices with one of these outcomes.
+/// Returns the event of a requested retry at devices with any of these outcomes.
 #[must_use]
 pub fn retry_of(outcomes: &[Outcome]) -> Event {
     Event::RetryRequested {
         outcomes: outcomes.to_vec(),
         stage: None,
-        word: Word::default(),
+        attribution: Attribution::default(),
     }
 }
 
-/// A batch of `devices` devices on hub `a`, stage 0. Its devices' ids hold its number.
+/// Returns a batch of `devices` devices on hub `a`, stage 0. The device ids contain the number of
+/// the batch.
 #[must_use]
 pub fn batch(id: u32, devices: u32) -> Batch {
     batch_on(id, "a", 0, devices)
 }
 
-/// A batch on a hub and in a stage.
+/// Returns a batch on a hub and in a stage.
 #[must_use]
 pub fn batch_on(id: u32, on: &str, stage: u16, devices: u32) -> Batch {
     let mut list = DeviceList::default();
@@ -152,17 +154,17 @@ pub fn batch_on(id: u32, on: &str, stage: u16, devices: u32) -> Batch {
             hub: hub(on),
             host: host(on),
             stage: StageIndex(stage),
-            group: Group::default(),
-            further: Vec::new(),
+            group: TagGroup::default(),
+            further_groups: Vec::new(),
             devices,
-            place: Default::default(),
+            sort_key: Default::default(),
             budgets: Vec::new(),
         },
         devices: list,
     }
 }
 
-/// A batch of which nothing is done, and which nobody holds.
+/// Returns the status of a batch without outcomes and without a holder.
 #[must_use]
 pub fn open_status(header: BatchHeader) -> BatchStatus {
     BatchStatus {
@@ -171,11 +173,11 @@ pub fn open_status(header: BatchHeader) -> BatchStatus {
         held: None,
         lapsed: false,
         quarantined: false,
-        begun: false,
+        is_counted: false,
     }
 }
 
-/// A report without a code.
+/// Returns a report without a code.
 #[must_use]
 pub fn report(index: u32, outcome: Outcome) -> Report {
     Report {
@@ -185,7 +187,7 @@ pub fn report(index: u32, outcome: Outcome) -> Report {
     }
 }
 
-/// A wish to work on a batch, for [`TTL`].
+/// Returns a request to lease a batch for [`TTL`].
 #[must_use]
 pub fn lease_request(rollout: &RolloutName, batch: u32, by: &str) -> LeaseRequest {
     LeaseRequest {
@@ -196,11 +198,12 @@ pub fn lease_request(rollout: &RolloutName, batch: u32, by: &str) -> LeaseReques
     }
 }
 
-/// Stores a change of a rollout. A plan, or a look, is completed with the batches that there are.
-pub async fn step(store: &dyn Store, rollout: &Rollout, mut event: Event) -> Rollout {
+/// Applies an event to a rollout and stores the record. The checksum of a completed plan or scan is
+/// set to the checksum of the stored batches.
+pub async fn apply(store: &dyn Store, rollout: &Rollout, mut event: Event) -> Rollout {
     match &mut event {
-        Event::PlanCompleted { plan } => plan.checksum = stored(store, rollout).await,
-        Event::Looked { found } => found.checksum = stored(store, rollout).await,
+        Event::PlanCompleted { plan } => plan.checksum = stored_checksum(store, rollout).await,
+        Event::ScanCompleted { found } => found.checksum = stored_checksum(store, rollout).await,
         _ => {}
     }
     let next = after(rollout, event);
@@ -211,8 +214,8 @@ pub async fn step(store: &dyn Store, rollout: &Rollout, mut event: Event) -> Rol
     next
 }
 
-/// The checksum of a rollout's batches.
-pub async fn stored(store: &dyn Store, rollout: &Rollout) -> Checksum {
+/// Returns the checksum of a rollout's stored batches.
+pub async fn stored_checksum(store: &dyn Store, rollout: &Rollout) -> Checksum {
     let name = &rollout.spec.name;
     let mut checksum = Checksum::default();
     for batch in store
@@ -226,17 +229,17 @@ pub async fn stored(store: &dyn Store, rollout: &Rollout) -> Checksum {
     checksum
 }
 
-/// Creates a rollout and starts planning it.
+/// Creates a rollout and starts the planning.
 pub async fn planning(store: &dyn Store, name: &str) -> Rollout {
     plan(store, &accepted(name)).await
 }
 
 async fn plan(store: &dyn Store, rollout: &Rollout) -> Rollout {
     store.create(rollout).await.expect("it can be created");
-    step(store, rollout, Event::PlanningStarted).await
+    apply(store, rollout, Event::PlanningStarted).await
 }
 
-/// Creates a rollout that runs, with these batches.
+/// Creates a running rollout with these batches.
 pub async fn running(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
     run(store, &accepted(name), batches).await
 }
@@ -246,18 +249,18 @@ async fn run(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollo
     planned(store, rollout, batches).await
 }
 
-/// Plans a rollout that was created, with these batches. It runs then.
+/// Plans a created rollout with these batches. The rollout runs afterwards.
 pub async fn planned(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollout {
-    let rollout = step(store, rollout, Event::PlanningStarted).await;
+    let rollout = apply(store, rollout, Event::PlanningStarted).await;
     let devices = batches.iter().map(|b| u64::from(b.header.devices)).sum();
     store
         .add_batches(&rollout.spec.name, Adding::Plan(PlanId(1)), batches)
         .await
         .expect("the plan is not whole");
-    step(store, &rollout, plan_completed(devices)).await
+    apply(store, &rollout, plan_completed(devices)).await
 }
 
-/// Creates a rollout that runs, with stages `one`, `two` and the rest, and these batches.
+/// Creates a running rollout with these batches and the stages `one`, `two` and the rest.
 pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
     let text = format!(
         "{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}, \
@@ -268,7 +271,7 @@ pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollo
     run(store, &rollout, batches).await
 }
 
-/// A rollout that goes on with devices that join later, accepted.
+/// Returns a just accepted continuous rollout: late joiners are added.
 #[must_use]
 pub fn continuous(name: &str) -> Rollout {
     let mut rollout = accepted(name);
@@ -276,24 +279,24 @@ pub fn continuous(name: &str) -> Rollout {
     rollout
 }
 
-/// Creates a continuous rollout that runs, with these batches.
-pub async fn running_on(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
+/// Creates a running continuous rollout with these batches.
+pub async fn running_continuous(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollout {
     run(store, &continuous(name), batches).await
 }
 
-/// A look is over.
+/// Returns the event of a completed scan of the target.
 #[must_use]
-pub fn looked(joined: u64, left: u64) -> Event {
-    Event::Looked {
-        found: Found {
+pub fn scan_completed(joined: u64, departed: u64) -> Event {
+    Event::ScanCompleted {
+        found: ScanResult {
             joined,
-            left,
-            ..Found::default()
+            departed,
+            ..ScanResult::default()
         },
     }
 }
 
-/// A stage is over.
+/// Returns the event of a passed stage.
 #[must_use]
 pub fn stage_passed(stage: &str) -> Event {
     Event::StagePassed {
@@ -302,7 +305,7 @@ pub fn stage_passed(stage: &str) -> Event {
     }
 }
 
-/// Leases a batch that must be free.
+/// Leases a batch. The batch must be free.
 pub async fn leased(store: &dyn Store, rollout: &RolloutName, batch: u32, by: &str) -> Lease {
     let reply = store.lease(&lease_request(rollout, batch, by)).await;
     match reply.expect("the store works") {

@@ -1,4 +1,4 @@
-//! A clock that stands still until it is moved, and one that goes with the runtime's.
+//! Clocks for tests: a clock moved by the test, and a clock following the runtime's clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use twincast_core::ports::Clock;
 use twincast_core::time::Timestamp;
 
-/// Some time in 2026: not 0, at which a limiter's first permits would be a special case.
+/// Some time in 2026. Not 0: a limiter's first permits would be a special case at 0.
 const START: Timestamp = Timestamp(1_790_000_000_000);
 
-/// A [`Clock`] that goes with tokio's, so that paused time is one time.
+/// A [`Clock`] following tokio's clock, so that paused time holds for both.
 #[derive(Debug, Clone, Copy)]
 pub struct RuntimeClock(Instant);
 
@@ -23,7 +23,7 @@ impl Default for RuntimeClock {
 }
 
 impl RuntimeClock {
-    /// What it shows when it starts.
+    /// Returns the time shown at the start.
     #[must_use]
     pub fn start() -> Timestamp {
         START
@@ -36,7 +36,7 @@ impl Clock for RuntimeClock {
     }
 }
 
-/// A [`Clock`] that tests set. Clones show the same time.
+/// A [`Clock`] set by tests. Clones show the same time.
 #[derive(Debug, Clone)]
 pub struct ManualClock(Arc<AtomicU64>);
 
@@ -48,19 +48,19 @@ impl Default for ManualClock {
 }
 
 impl ManualClock {
-    /// A clock that shows `now`.
+    /// Creates a clock showing `now`.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         Self(Arc::new(AtomicU64::new(now.0)))
     }
 
-    /// Moves it forward.
+    /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
         let ms = u64::try_from(by.as_millis()).expect("tests span no ages");
         self.0.fetch_add(ms, Ordering::SeqCst);
     }
 
-    /// Sets it, backwards if need be.
+    /// Sets the clock, also backwards.
     pub fn set(&self, now: Timestamp) {
         self.0.store(now.0, Ordering::SeqCst);
     }

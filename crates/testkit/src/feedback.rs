@@ -11,31 +11,31 @@ use twincast_core::ports::{
     Feedback, FeedbackBatch, FeedbackRecord, FeedbackTicket, HubError, HubTrouble,
 };
 
-/// What a listener did with a feedback message.
+/// A listener's answer to a feedback message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedbackAnswer {
-    /// It is done with, the queue has forgotten it.
+    /// The message is completed; the queue has removed it.
     Completed,
-    /// It was given back, and waits again in its old place.
+    /// The message was released, and waits again in the old place.
     Released,
 }
 
-/// An answer to a feedback message.
+/// A recorded answer to a feedback message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedbackAnswered {
-    /// Which message, counted from 0 in the order in which they were pushed.
+    /// The number of the message, counted from 0 in the order of the pushes.
     pub message: usize,
     /// The answer.
     pub answer: FeedbackAnswer,
-    /// When, on tokio's clock.
+    /// The time of the answer, on tokio's clock.
     pub at: Instant,
 }
 
-/// One queue for all who listen, as a hub's is. Clones are the same queue.
+/// A single queue for all listeners, as on a hub. Clones share the queue.
 #[derive(Clone)]
 pub(crate) struct FeedbackQueue {
     state: Arc<Mutex<State>>,
-    /// Marked whenever there may be something to take or to look at.
+    /// Notified after every change of the state.
     changed: Arc<watch::Sender<()>>,
 }
 
@@ -152,7 +152,7 @@ impl Feedback for Listener {
         0
     }
 
-    async fn rest(&mut self) {}
+    async fn pause(&mut self) {}
 }
 
 fn refused() -> HubError {
@@ -163,7 +163,8 @@ fn refused() -> HubError {
     }
 }
 
-/// Dropped without an answer, its message waits again at once: there is no lock to run out.
+/// A ticket for a message. Without an answer before the drop, the message waits again at once: the
+/// queue has no lock timeout.
 struct Ticket {
     queue: FeedbackQueue,
     message: Option<Message>,

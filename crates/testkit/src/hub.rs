@@ -1,4 +1,4 @@
-//! A hub that does as it is told.
+//! A hub with scripted behaviour.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -15,39 +15,40 @@ use twincast_core::answer::{Answer, DeviceError};
 use twincast_core::ids::DeviceId;
 use twincast_core::message::Outbound;
 use twincast_core::ports::{
-    DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hindrance, Hub, HubError,
+    DevicePage, DeviceQuery, DeviceRow, Feedback, FeedbackRecord, Hub, HubError, HubObstacle,
     HubTrouble, SendResult,
 };
 use twincast_core::query::PropertyName;
 
 use crate::feedback::{FeedbackAnswered, FeedbackQueue};
 
-/// Devices in a page of an answer, as a real hub has them.
+/// The number of devices in a page, as on a real hub.
 const PAGE: usize = 100;
 
-/// A device's tags, by their paths.
+/// A device's tags, by path.
 type Tags = BTreeMap<String, String>;
-/// Which devices a condition means.
+/// The rule for the devices matching a condition.
 type Matching = Arc<dyn Fn(&str, &DeviceId, &Tags) -> bool + Send + Sync>;
 
-/// One send that arrived.
+/// A send that arrived.
 #[derive(Debug, Clone)]
 pub struct Sent {
-    /// To whom.
+    /// The target device.
     pub device: DeviceId,
     /// The message's id.
     pub id: String,
-    /// When, on tokio's clock.
+    /// The time of arrival, on tokio's clock.
     pub at: Instant,
 }
 
-/// A [`Hub`] with devices of your choice, that answers by a script, and enqueues what there is no
-/// script for. It can be down, slow, or hold sends until they are let go. Clones are the same hub.
+/// A [`Hub`] with devices chosen by the test and scripted answers. Sends without a script are
+/// enqueued. The hub can be down, be slow, or hold sends until the test releases them. Clones share
+/// the hub.
 #[derive(Clone)]
 pub struct ScriptedHub {
     state: Arc<Mutex<State>>,
-    /// How many sends may go on, of all that have arrived.
-    let_go: Arc<watch::Sender<usize>>,
+    /// The number of sends allowed to continue, of all arrived sends.
+    released: Arc<watch::Sender<usize>>,
     arrived: Arc<watch::Sender<usize>>,
     feedback: Option<FeedbackQueue>,
 }
@@ -62,15 +63,15 @@ struct State {
     always: HashMap<DeviceId, SendResult>,
     delay: Duration,
     down: bool,
-    /// What devices have answered in their twins.
+    /// The devices' answers in their twins.
     answers: BTreeMap<DeviceId, Answer>,
-    /// How often somebody has asked for answers, or counted them.
-    asked_for_answers: usize,
-    /// Since when no send can leave.
+    /// The number of queries for answers and for counts of answers.
+    answer_queries: usize,
+    /// The start of the time without a link for sends.
     not_ready_since: Option<Instant>,
     sent: Vec<Sent>,
-    under_way: usize,
-    most_under_way: usize,
+    in_flight: usize,
+    max_in_flight: usize,
 }
 
 impl fmt::Debug for ScriptedHub {
@@ -80,19 +81,19 @@ impl fmt::Debug for ScriptedHub {
 }
 
 impl ScriptedHub {
-    /// A hub with these devices, without tags.
+    /// Creates a hub with these devices, without tags.
     #[must_use]
     pub fn new(devices: impl IntoIterator<Item = DeviceId>) -> Self {
         Self::with_tags(devices.into_iter().map(|device| (device, Tags::new())))
     }
 
-    /// A hub with `count` devices `device-000000` and so on.
+    /// Creates a hub with `count` devices `device-000000` and so on.
     #[must_use]
     pub fn of(count: u32) -> Self {
         Self::new((0..count).map(|n| crate::build::device(&format!("device-{n:06}"))))
     }
 
-    /// A hub with these devices and tags.
+    /// Creates a hub with these devices and tags.
     #[must_use]
     pub fn with_tags(devices: impl IntoIterator<Item = (DeviceId, Tags)>) -> Self {
         Self {
@@ -107,19 +108,19 @@ impl ScriptedHub {
                 delay: Duration::ZERO,
                 down: false,
                 answers: BTreeMap::new(),
-                asked_for_answers: 0,
+                answer_queries: 0,
                 not_ready_since: None,
                 sent: Vec::new(),
-                under_way: 0,
-                most_under_way: 0,
+                in_flight: 0,
+                max_in_flight: 0,
             })),
-            let_go: Arc::new(watch::Sender::new(usize::MAX)),
+            released: Arc::new(watch::Sender::new(usize::MAX)),
             arrived: Arc::new(watch::Sender::new(0)),
             feedback: Some(FeedbackQueue::default()),
         }
     }
 
-    /// The same hub, but it gives no feedback.
+    /// Turns the feedback of the hub off.
     #[must_use]
     pub fn without_feedback(self) -> Self {
         Self {
@@ -128,7 +129,8 @@ impl ScriptedHub {
         }
     }
 
-    /// Says which devices a condition means. Without it, every condition means all.
+    /// Sets the rule for the devices matching a condition. Without a rule, every condition matches
+    /// all devices.
     #[must_use]
     pub fn matching(
         self,
@@ -138,12 +140,13 @@ impl ScriptedHub {
         self
     }
 
-    /// The answers to the next sends, to whomever.
+    /// Scripts the answers to the next sends, to any device.
     pub fn answer_next(&self, results: impl IntoIterator<Item = SendResult>) {
         self.state().next.extend(results);
     }
 
-    /// The answers to the next sends to one device; they go before [`Self::answer_next`].
+    /// Scripts the answers to the next sends to a device. These answers precede the answers of
+    /// [`Self::answer_next`].
     pub fn answer_device(&self, device: &DeviceId, results: impl IntoIterator<Item = SendResult>) {
         let mut state = self.state();
         state
@@ -153,39 +156,40 @@ impl ScriptedHub {
             .extend(results);
     }
 
-    /// The answer to every further send to one device.
+    /// Scripts the answer to every further send to a device.
     pub fn answer_device_always(&self, device: &DeviceId, result: SendResult) {
         self.state().always.insert(device.clone(), result);
     }
 
-    /// How long each send takes, on tokio's clock.
+    /// Sets the duration of each send, on tokio's clock.
     pub fn set_delay(&self, delay: Duration) {
         self.state().delay = delay;
     }
 
-    /// Replaces its devices, by some without tags.
+    /// Replaces the hub's devices with devices without tags.
     pub fn set_devices(&self, devices: impl IntoIterator<Item = DeviceId>) {
         let devices = devices.into_iter().map(|device| (device, Tags::new()));
         self.state().devices = devices.collect();
     }
 
-    /// Lists of devices are these pages from now on, whatever is asked for.
+    /// From now on, answers every query for devices with these pages.
     pub fn set_pages(&self, pages: impl IntoIterator<Item = DevicePage>) {
         self.state().pages = Some(pages.into_iter().collect());
     }
 
-    /// From now on, or no longer, it gives no answer to the question for devices that comes after its first page.
-    pub fn set_silent(&self, silent: bool) {
+    /// Stops or resumes the answers to queries for devices, after the first page.
+    pub fn set_silent_after_first_page(&self, silent: bool) {
         self.state().silent_since = silent.then(Instant::now);
     }
 
-    /// Cuts the hub off, or brings it back. While it is down, queries fail and sends find the
-    /// hub shut; they are not counted as sent.
+    /// Takes the hub down, or brings the hub back. While the hub is down, queries fail, and sends
+    /// fail with [`SendResult::HubUnavailable`] without counting as sent.
     pub fn set_down(&self, down: bool) {
         self.state().down = down;
     }
 
-    /// A device reports an answer in its twin; it replaces the one before. The error's words are `code: text`.
+    /// Sets a device's answer in the twin, replacing the answer before. The form of `error` is
+    /// `code: text`.
     pub fn report(&self, device: &DeviceId, message_id: &str, state: &str, error: &str) {
         let (code, text) = error.split_once(": ").unwrap_or(("", error));
         let answer = Answer {
@@ -197,19 +201,19 @@ impl ScriptedHub {
         self.state().answers.insert(device.clone(), answer);
     }
 
-    /// How often answers were counted or asked for.
+    /// Returns the number of queries for answers and for counts of answers.
     #[must_use]
-    pub fn asked_for_answers(&self) -> usize {
-        self.state().asked_for_answers
+    pub fn answer_queries(&self) -> usize {
+        self.state().answer_queries
     }
 
-    /// The answers that a condition of [`PropertyName::answers_in`] means.
+    /// Returns the answers matching a condition of [`PropertyName::answers_in`].
     fn answers_like(&self, condition: &str) -> Result<Vec<Answer>, HubError> {
         let mut state = self.state();
         if state.down {
             return Err(unreachable("ask for answers"));
         }
-        state.asked_for_answers += 1;
+        state.answer_queries += 1;
         let mut texts = condition.split('\'').skip(1).step_by(2);
         let prefix = texts.next().expect("a prefix of message ids");
         let states: Vec<_> = texts.collect();
@@ -221,78 +225,79 @@ impl ScriptedHub {
         Ok(alike.cloned().collect())
     }
 
-    /// Whether the hub says that a send would leave now. Sends that are made nevertheless arrive.
+    /// Sets whether the hub reports to be ready for sends. Sends made nevertheless arrive.
     pub fn set_ready(&self, ready: bool) {
         self.state().not_ready_since = (!ready).then(Instant::now);
     }
 
-    /// From now on sends wait until they are let go. What has arrived goes on.
+    /// Holds all further sends until released. Sends already arrived continue.
     pub fn hold(&self) {
         let arrived = *self.arrived.borrow();
-        self.let_go.send_replace(arrived);
+        self.released.send_replace(arrived);
     }
 
-    /// Lets `count` more of the sends go on, in the order in which they arrived.
-    pub fn let_go(&self, count: usize) {
-        self.let_go
+    /// Releases `count` more sends, in the order of arrival.
+    pub fn release(&self, count: usize) {
+        self.released
             .send_modify(|limit| *limit = limit.saturating_add(count));
     }
 
-    /// Lets all sends go on, those to come too.
-    pub fn let_all_go(&self) {
-        self.let_go.send_replace(usize::MAX);
+    /// Releases all sends, including future sends.
+    pub fn release_all(&self) {
+        self.released.send_replace(usize::MAX);
     }
 
-    /// Waits until `count` sends have arrived since the beginning, held or not.
+    /// Waits until `count` sends have arrived since the start, held or not.
     pub async fn arrived(&self, count: usize) {
         let mut arrived = self.arrived.subscribe();
         let reached = arrived.wait_for(|so_far| *so_far >= count).await;
         reached.expect("this hub keeps the sender");
     }
 
-    /// All sends that arrived, in order.
+    /// Returns all arrived sends, in order.
     #[must_use]
     pub fn sent(&self) -> Vec<Sent> {
         self.state().sent.clone()
     }
 
-    /// How many sends arrived.
+    /// Returns the number of arrived sends.
     #[must_use]
     pub fn sends(&self) -> usize {
         self.state().sent.len()
     }
 
-    /// How many sends arrived for each device.
+    /// Returns the number of arrived sends for each device.
     #[must_use]
     pub fn sends_by_device(&self) -> BTreeMap<DeviceId, usize> {
         self.count_by(|sent| sent.device.clone())
     }
 
-    /// How many sends arrived for each message id.
+    /// Returns the number of arrived sends for each message id.
     #[must_use]
     pub fn sends_by_id(&self) -> BTreeMap<String, usize> {
         self.count_by(|sent| sent.id.clone())
     }
 
-    /// The most sends that were under way at one time.
+    /// Returns the largest number of sends in progress at the same time.
     #[must_use]
-    pub fn most_under_way(&self) -> usize {
-        self.state().most_under_way
+    pub fn max_in_flight(&self) -> usize {
+        self.state().max_in_flight
     }
 
-    /// Puts a message into the feedback queue. One that is given back waits again at once.
+    /// Puts a message into the feedback queue. A released message waits again at once.
     ///
     /// # Panics
-    /// When the hub gives no feedback.
+    /// If the hub gives no feedback.
     pub fn push_feedback(&self, records: impl IntoIterator<Item = FeedbackRecord>) {
         self.feedback_queue().push(records.into_iter().collect(), 0);
     }
 
-    /// The same, of which so many more records could not be read.
+    /// Puts a message into the feedback queue, with `unreadable` further records that cannot be
+    /// read.
     ///
     /// # Panics
-    /// When the hub gives no feedback.
-    pub fn push_odd_feedback(
+    /// If the hub gives no feedback.
+    pub fn push_feedback_with_unreadable(
         &self,
         records: impl IntoIterator<Item = FeedbackRecord>,
         unreadable: u64,
@@ -301,37 +306,37 @@ impl ScriptedHub {
         self.feedback_queue().push(records, unreadable);
     }
 
-    /// The next `times` that somebody waits for feedback, the hub refuses them for good.
+    /// Refuses the next `times` calls for feedback, with a permanent error.
     ///
     /// # Panics
-    /// When the hub gives no feedback.
+    /// If the hub gives no feedback.
     pub fn refuse_feedback(&self, times: usize) {
         self.feedback_queue().refuse_next(times);
     }
 
-    /// How many receivers of feedback there have been.
+    /// Returns the number of feedback receivers created so far.
     #[must_use]
     pub fn feedback_listeners(&self) -> usize {
         self.feedback.as_ref().map_or(0, FeedbackQueue::listeners)
     }
 
-    /// How many feedback messages wait; those in somebody's hands do not.
+    /// Returns the number of waiting feedback messages, without the messages handed out.
     #[must_use]
     pub fn feedback_waiting(&self) -> usize {
         self.feedback.as_ref().map_or(0, FeedbackQueue::waiting)
     }
 
-    /// All answers to feedback messages, in order.
+    /// Returns all answers to feedback messages, in order.
     #[must_use]
     pub fn feedback_answered(&self) -> Vec<FeedbackAnswered> {
         let answered = self.feedback.as_ref().map(FeedbackQueue::answered);
         answered.unwrap_or_default()
     }
 
-    /// Waits until there have been `count` answers to feedback messages.
+    /// Waits for `count` answers to feedback messages, counted from the start.
     ///
     /// # Panics
-    /// When the hub gives no feedback.
+    /// If the hub gives no feedback.
     pub async fn until_feedback_answered(&self, count: usize) {
         self.feedback_queue().until_answered(count).await;
     }
@@ -381,21 +386,21 @@ fn unreachable(doing: &str) -> HubError {
     }
 }
 
-/// Counts a send as under way for as long as it lives: sends may be dropped.
-struct UnderWay<'a>(&'a ScriptedHub);
+/// Counts a send as in progress until dropped: a caller may drop a send.
+struct InFlight<'a>(&'a ScriptedHub);
 
-impl<'a> UnderWay<'a> {
+impl<'a> InFlight<'a> {
     fn begin(hub: &'a ScriptedHub) -> Self {
         let mut state = hub.state();
-        state.under_way += 1;
-        state.most_under_way = state.most_under_way.max(state.under_way);
+        state.in_flight += 1;
+        state.max_in_flight = state.max_in_flight.max(state.in_flight);
         Self(hub)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.state().under_way -= 1;
+        self.0.state().in_flight -= 1;
     }
 }
 
@@ -412,7 +417,7 @@ impl Hub for ScriptedHub {
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
         let page = |rows: &[DeviceRow]| DevicePage {
             rows: rows.to_vec(),
-            odd: Vec::new(),
+            malformed_rows: Vec::new(),
         };
         let scripted = self.state().pages.clone();
         let pages = match (self.rows(&query), scripted) {
@@ -455,9 +460,9 @@ impl Hub for ScriptedHub {
         stream::iter(pages).boxed()
     }
 
-    fn asking_hindrance(&self) -> Option<Hindrance> {
+    fn query_obstacle(&self) -> Option<HubObstacle> {
         let since = self.state().silent_since?;
-        Some(Hindrance {
+        Some(HubObstacle {
             trouble: HubTrouble::Unreachable,
             lasting: since.elapsed(),
             reason: "it is silent".into(),
@@ -472,9 +477,9 @@ impl Hub for ScriptedHub {
         Some(self.is_ready())
     }
 
-    fn hindrance(&self) -> Option<Hindrance> {
+    fn obstacle(&self) -> Option<HubObstacle> {
         let since = self.state().not_ready_since?;
-        Some(Hindrance {
+        Some(HubObstacle {
             trouble: HubTrouble::Unreachable,
             lasting: since.elapsed(),
             reason: "no route".into(),
@@ -489,7 +494,7 @@ impl Hub for ScriptedHub {
         let (delay, place) = {
             let mut state = self.state();
             if state.down {
-                return SendResult::HubShut {
+                return SendResult::HubUnavailable {
                     retry_after: None,
                     reason: "it is down".into(),
                     trouble: HubTrouble::Unreachable,
@@ -502,11 +507,11 @@ impl Hub for ScriptedHub {
             });
             (state.delay, state.sent.len())
         };
-        let _under_way = UnderWay::begin(self);
+        let _in_flight = InFlight::begin(self);
         self.arrived.send_replace(place);
-        let mut let_go = self.let_go.subscribe();
-        let gone_on = let_go.wait_for(|limit| *limit >= place).await;
-        drop(gone_on);
+        let mut released = self.released.subscribe();
+        let reached = released.wait_for(|limit| *limit >= place).await;
+        drop(reached);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -563,14 +568,14 @@ mod tests {
             assert!(hub.count("x").await.is_err());
             assert!(matches!(
                 hub.send(message("d")).await,
-                SendResult::HubShut { .. }
+                SendResult::HubUnavailable { .. }
             ));
             assert_eq!(hub.sends(), 3);
         });
     }
 
     #[test]
-    fn it_holds_sends_until_they_are_let_go() {
+    fn it_holds_sends_until_they_are_released() {
         run(async {
             let hub = ScriptedHub::of(1);
             hub.hold();
@@ -579,12 +584,12 @@ mod tests {
             assert!((&mut first).now_or_never().is_none());
             assert!((&mut second).now_or_never().is_none());
             hub.arrived(2).await;
-            hub.let_go(1);
+            hub.release(1);
             assert_eq!(first.await, SendResult::Enqueued);
             assert!((&mut second).now_or_never().is_none());
-            hub.let_all_go();
+            hub.release_all();
             assert_eq!(second.await, SendResult::Enqueued);
-            assert_eq!(hub.most_under_way(), 2);
+            assert_eq!(hub.max_in_flight(), 2);
         });
     }
 }

@@ -1,4 +1,4 @@
-//! What stands between callers and a store in tests: faults, delays, counts, defects.
+//! An interposer between callers and a store in tests: faults, delays, counts, defects.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -7,18 +7,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use twincast_core::batch::{BatchStatus, Held};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::concurrency_group::GroupQueue;
 use twincast_core::evidence::{ListenerReport, ListenerStatus};
-use twincast_core::group::Line;
 use twincast_core::ids::{
-    BatchId, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName, StageIndex,
-    Version,
+    BatchId, ConcurrencyGroup, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
+    StageIndex, Version,
 };
 use twincast_core::link::{LinkReport, LinkStatus};
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::{self, Checksum};
 use twincast_core::ports::{
-    Batches, Change, Committed, Created, Halt, Limiter, Lines, Loaded, Part, Presence, Rollouts,
-    Roster, RosterLook, StoreError, Tally,
+    Batches, Change, Committed, Created, GroupQueues, Halt, Limiter, Loaded, Part, Presence,
+    RegistrySnapshot, RolloutRegistry, Rollouts, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Commands, Rollout};
 
@@ -27,9 +27,9 @@ use crate::MemoryStore;
 /// A call of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// What is called.
+    /// The name of the call.
     pub name: &'static str,
-    /// What it is about: a rollout, a batch, a hub.
+    /// The subject of the call: a rollout, a batch, a hub.
     pub about: String,
 }
 
@@ -42,9 +42,10 @@ impl Call {
     }
 }
 
-/// What becomes of the calls of a store. All but [`call`](Self::call) are the effects of calls, which a defect may change.
-pub trait Between: Clone + Send + Sync + 'static {
-    /// Makes a call, whose effect goes on by itself once it has begun.
+/// The behaviour of an interposer. [`call`](Self::call) makes every call. All other methods are the
+/// effects of calls, for defects to change.
+pub trait Interposer: Clone + Send + Sync + 'static {
+    /// Makes a call. Once begun, the effect continues by itself.
     fn call<T: Send + 'static>(
         &self,
         call: Call,
@@ -69,7 +70,7 @@ pub trait Between: Clone + Send + Sync + 'static {
         async move { store.rollout(&name).await }
     }
 
-    /// [`Rollouts::save_with`].
+    /// [`Rollouts::save_with_commands`].
     fn save(
         &self,
         store: MemoryStore,
@@ -77,7 +78,11 @@ pub trait Between: Clone + Send + Sync + 'static {
         from: Revision,
         commands: Option<Commands>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
-        async move { store.save_with(&rollout, from, commands.as_ref()).await }
+        async move {
+            store
+                .save_with_commands(&rollout, from, commands.as_ref())
+                .await
+        }
     }
 
     /// [`Batches::add_batches`].
@@ -152,7 +157,7 @@ pub trait Between: Clone + Send + Sync + 'static {
         async move { store.listeners(&hub).await }
     }
 
-    /// [`Roster::set_halted`].
+    /// [`RolloutRegistry::set_halted`].
     fn set_halted(
         &self,
         store: MemoryStore,
@@ -162,20 +167,20 @@ pub trait Between: Clone + Send + Sync + 'static {
     }
 }
 
-/// A store, and a roster, with something in between.
+/// A store and a rollout registry behind an interposer.
 #[derive(Debug, Clone)]
 pub struct Interposed<B> {
     store: MemoryStore,
-    pub(crate) between: B,
+    pub(crate) interposer: B,
 }
 
-impl<B: Between> Interposed<B> {
-    /// The store with something in between.
+impl<B: Interposer> Interposed<B> {
+    /// Places an interposer in front of a store.
     #[must_use]
-    pub fn on(store: &MemoryStore, between: B) -> Self {
+    pub fn on(store: &MemoryStore, interposer: B) -> Self {
         Self {
             store: store.clone(),
-            between,
+            interposer,
         }
     }
 
@@ -187,18 +192,18 @@ impl<B: Between> Interposed<B> {
     where
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let effect = effect(self.store.clone(), self.between.clone());
-        self.between.call(call, effect).await
+        let effect = effect(self.store.clone(), self.interposer.clone());
+        self.interposer.call(call, effect).await
     }
 }
 
 #[async_trait]
-impl<B: Between> Rollouts for Interposed<B> {
+impl<B: Interposer> Rollouts for Interposed<B> {
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let call = Call::new("create", &rollout.spec.name);
         let rollout = rollout.clone();
-        self.call(call, |store, between| async move {
-            between.create(store, rollout).await
+        self.call(call, |store, interposer| async move {
+            interposer.create(store, rollout).await
         })
         .await
     }
@@ -206,8 +211,8 @@ impl<B: Between> Rollouts for Interposed<B> {
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
         let call = Call::new("rollout", name);
         let name = name.clone();
-        self.call(call, |store, between| async move {
-            between.rollout(store, name).await
+        self.call(call, |store, interposer| async move {
+            interposer.rollout(store, name).await
         })
         .await
     }
@@ -225,7 +230,7 @@ impl<B: Between> Rollouts for Interposed<B> {
             .await
     }
 
-    async fn save_with(
+    async fn save_with_commands(
         &self,
         rollout: &Rollout,
         from: Revision,
@@ -233,17 +238,20 @@ impl<B: Between> Rollouts for Interposed<B> {
     ) -> Result<(), StoreError> {
         let call = Call::new("save", &rollout.spec.name);
         let (rollout, commands) = (rollout.clone(), commands.cloned());
-        self.call(call, |store, between| async move {
-            between.save(store, rollout, from, commands).await
+        self.call(call, |store, interposer| async move {
+            interposer.save(store, rollout, from, commands).await
         })
         .await
     }
 
-    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
-        let call = Call::new("note", &rollout.spec.name);
+    async fn save_notes(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let call = Call::new("save_notes", &rollout.spec.name);
         let rollout = rollout.clone();
-        self.call(call, |store, _| async move { store.note(&rollout).await })
-            .await
+        self.call(
+            call,
+            |store, _| async move { store.save_notes(&rollout).await },
+        )
+        .await
     }
 
     async fn commands(&self, name: &RolloutName) -> Result<Commands, StoreError> {
@@ -264,7 +272,7 @@ impl<B: Between> Rollouts for Interposed<B> {
 }
 
 #[async_trait]
-impl<B: Between> Batches for Interposed<B> {
+impl<B: Interposer> Batches for Interposed<B> {
     fn durable_after(&self) -> Duration {
         self.store.durable_after()
     }
@@ -277,8 +285,8 @@ impl<B: Between> Batches for Interposed<B> {
     ) -> Result<Checksum, StoreError> {
         let call = Call::new("add_batches", name);
         let name = name.clone();
-        self.call(call, |store, between| async move {
-            between.add_batches(store, name, by, batches).await
+        self.call(call, |store, interposer| async move {
+            interposer.add_batches(store, name, by, batches).await
         })
         .await
     }
@@ -306,8 +314,10 @@ impl<B: Between> Batches for Interposed<B> {
     ) -> Result<Vec<BatchStatus>, StoreError> {
         let call = Call::new("open_batches", format_args!("{name} on {hub}"));
         let (name, hub) = (name.clone(), hub.clone());
-        self.call(call, |store, between| async move {
-            between.open_batches(store, name, hub, through, limit).await
+        self.call(call, |store, interposer| async move {
+            interposer
+                .open_batches(store, name, hub, through, limit)
+                .await
         })
         .await
     }
@@ -328,8 +338,8 @@ impl<B: Between> Batches for Interposed<B> {
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
         let call = Call::new("tallies", name);
         let name = name.clone();
-        self.call(call, |store, between| async move {
-            between.tallies(store, name).await
+        self.call(call, |store, interposer| async move {
+            interposer.tallies(store, name).await
         })
         .await
     }
@@ -342,8 +352,8 @@ impl<B: Between> Batches for Interposed<B> {
     ) -> Result<Loaded, StoreError> {
         let call = Call::new("batch", format_args!("{name}/{batch}"));
         let name = name.clone();
-        self.call(call, |store, between| async move {
-            between.batch(store, name, batch, part).await
+        self.call(call, |store, interposer| async move {
+            interposer.batch(store, name, batch, part).await
         })
         .await
     }
@@ -359,42 +369,49 @@ impl<B: Between> Batches for Interposed<B> {
             format_args!("{name}/{}", from.batch.header.id),
         );
         let (name, from, change) = (name.clone(), from.clone(), change.clone());
-        self.call(call, |store, between| async move {
-            between.commit(store, name, from, change).await
+        self.call(call, |store, interposer| async move {
+            interposer.commit(store, name, from, change).await
         })
         .await
     }
 }
 
 #[async_trait]
-impl<B: Between> Lines for Interposed<B> {
-    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
-        let call = Call::new("line", group);
+impl<B: Interposer> GroupQueues for Interposed<B> {
+    async fn group_queue(&self, group: &ConcurrencyGroup) -> Result<GroupQueue, StoreError> {
+        let call = Call::new("group_queue", group);
         let group = group.clone();
-        self.call(call, |store, _| async move { store.line(&group).await })
-            .await
+        self.call(
+            call,
+            |store, _| async move { store.group_queue(&group).await },
+        )
+        .await
     }
 
-    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
-        let call = Call::new("save_line", group);
-        let (group, line) = (group.clone(), line.clone());
+    async fn save_group_queue(
+        &self,
+        group: &ConcurrencyGroup,
+        queue: &GroupQueue,
+    ) -> Result<(), StoreError> {
+        let call = Call::new("save_group_queue", group);
+        let (group, queue) = (group.clone(), queue.clone());
         self.call(call, |store, _| async move {
-            store.save_line(&group, &line).await
+            store.save_group_queue(&group, &queue).await
         })
         .await
     }
 }
 
 #[async_trait]
-impl<B: Between> Limiter for Interposed<B> {
+impl<B: Interposer> Limiter for Interposed<B> {
     async fn take_permits(&self, request: &PermitRequest) -> Result<Grant, StoreError> {
         let call = Call::new(
             "take_permits",
             format_args!("{} on {}", request.rollout, request.hub),
         );
         let request = request.clone();
-        self.call(call, |store, between| async move {
-            between.take_permits(store, request).await
+        self.call(call, |store, interposer| async move {
+            interposer.take_permits(store, request).await
         })
         .await
     }
@@ -428,7 +445,7 @@ impl<B: Between> Limiter for Interposed<B> {
 }
 
 #[async_trait]
-impl<B: Between> Presence for Interposed<B> {
+impl<B: Interposer> Presence for Interposed<B> {
     async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
         let call = Call::new("bind_hub", hub);
         let (hub, host) = (hub.clone(), host.clone());
@@ -455,8 +472,8 @@ impl<B: Between> Presence for Interposed<B> {
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {
         let call = Call::new("listeners", hub);
         let hub = hub.clone();
-        self.call(call, |store, between| async move {
-            between.listeners(store, hub).await
+        self.call(call, |store, interposer| async move {
+            interposer.listeners(store, hub).await
         })
         .await
     }
@@ -479,24 +496,24 @@ impl<B: Between> Presence for Interposed<B> {
 }
 
 #[async_trait]
-impl<B: Between> Roster for Interposed<B> {
+impl<B: Interposer> RolloutRegistry for Interposed<B> {
     async fn active(&self) -> Result<Vec<RolloutName>, StoreError> {
         let call = Call::new("active", "");
         self.call(call, |store, _| async move { store.active().await })
             .await
     }
 
-    async fn look(&self) -> Result<RosterLook, StoreError> {
-        let call = Call::new("look", "");
-        self.call(call, |store, _| async move { store.look().await })
+    async fn snapshot(&self) -> Result<RegistrySnapshot, StoreError> {
+        let call = Call::new("snapshot", "");
+        self.call(call, |store, _| async move { store.snapshot().await })
             .await
     }
 
-    async fn retire(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
-        let call = Call::new("retire", name);
+    async fn deactivate(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+        let call = Call::new("deactivate", name);
         let name = name.clone();
         self.call(call, |store, _| async move {
-            store.retire(&name, version).await
+            store.deactivate(&name, version).await
         })
         .await
     }
@@ -515,32 +532,32 @@ impl<B: Between> Roster for Interposed<B> {
         .await
     }
 
-    async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
-        let call = Call::new("disclaim", name);
+    async fn release_claim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
+        let call = Call::new("release_claim", name);
         let (name, holder) = (name.clone(), holder.clone());
         self.call(call, |store, _| async move {
-            store.disclaim(&name, &holder).await
+            store.release_claim(&name, &holder).await
         })
         .await
     }
 
-    async fn announced(&self, name: &RolloutName) -> Result<Version, StoreError> {
-        let call = Call::new("announced", name);
+    async fn published(&self, name: &RolloutName) -> Result<Version, StoreError> {
+        let call = Call::new("published", name);
         let name = name.clone();
-        self.call(call, |store, _| async move { store.announced(&name).await })
+        self.call(call, |store, _| async move { store.published(&name).await })
             .await
     }
 
-    async fn set_announced(
+    async fn set_published(
         &self,
         name: &RolloutName,
         id: RolloutId,
         version: Version,
     ) -> Result<(), StoreError> {
-        let call = Call::new("set_announced", name);
+        let call = Call::new("set_published", name);
         let name = name.clone();
         self.call(call, |store, _| async move {
-            store.set_announced(&name, id, version).await
+            store.set_published(&name, id, version).await
         })
         .await
     }
@@ -554,8 +571,8 @@ impl<B: Between> Roster for Interposed<B> {
     async fn set_halted(&self, halt: Option<&Halt>) -> Result<(), StoreError> {
         let call = Call::new("set_halted", "");
         let halt = halt.cloned();
-        self.call(call, |store, between| async move {
-            between.set_halted(store, halt).await
+        self.call(call, |store, interposer| async move {
+            interposer.set_halted(store, halt).await
         })
         .await
     }

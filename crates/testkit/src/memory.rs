@@ -1,4 +1,4 @@
-//! A store in a few maps behind a lock: slow, simple, and the model for the others.
+//! A store in a few maps behind a lock: slow, simple, and the model for other stores.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,36 +7,36 @@ use std::time::Duration;
 use async_trait::async_trait;
 use twincast_core::batch::{Batch, BatchStatus, Held};
 use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::concurrency_group::GroupQueue;
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
-use twincast_core::group::Line;
 use twincast_core::ids::{
-    BatchId, BatchVersion, GroupName, Holder, HubHost, HubName, Revision, RolloutId, RolloutName,
-    StageIndex, Version,
+    BatchId, BatchVersion, ConcurrencyGroup, Holder, HubHost, HubName, Revision, RolloutId,
+    RolloutName, StageIndex, Version,
 };
 use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
 use twincast_core::outcome::Counts;
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
 use twincast_core::plan::{self, Checksum, DeviceList};
 use twincast_core::ports::{
-    Batches, Begins, Change, Clock, Committed, Created, Halt, Limiter, Lines, Listed, Loaded, Part,
-    Presence, Rollouts, Roster, RosterLook, StoreError, Tally,
+    Batches, BudgetEntry, Change, Clock, Committed, Created, GroupQueues, Halt, Limiter, Loaded,
+    Part, Presence, RegistryEntry, RegistrySnapshot, RolloutRegistry, Rollouts, StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Commands, Reliance, Rollout};
+use twincast_core::rollout::{Adding, Commands, Rollout, StorePrecondition};
 use twincast_core::time::Timestamp;
 
-/// A [`Store`](twincast_core::ports::Store) in memory. Everything that is a sum is summed up when it is asked for.
+/// A [`Store`](twincast_core::ports::Store) in memory. Sums are computed on request.
 #[derive(Clone)]
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     state: Arc<Mutex<State>>,
 }
 
-/// A store at an earlier moment.
-pub struct AsItWas(State);
+/// A copy of a store, taken by [`MemoryStore::backup`].
+pub struct Backup(State);
 
-impl std::fmt::Debug for AsItWas {
+impl std::fmt::Debug for Backup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AsItWas").finish_non_exhaustive()
+        f.debug_struct("Backup").finish_non_exhaustive()
     }
 }
 
@@ -48,24 +48,24 @@ struct State {
     links: BTreeMap<HubName, Links>,
     listeners: Listeners,
     link_reports: LinkReports,
-    lines: BTreeMap<GroupName, Line>,
+    group_queues: BTreeMap<ConcurrencyGroup, GroupQueue>,
     /// The newest version of any batch.
     newest: BatchVersion,
-    roster: Roll,
-    knows_no_stages: bool,
+    registry: Registry,
+    ignores_stages: bool,
     /// See [`Batches::durable_after`].
     durable_after: Duration,
 }
 
 #[derive(Clone, Default)]
-struct Roll {
+struct Registry {
     active: BTreeSet<RolloutName>,
     claims: BTreeMap<RolloutName, (Holder, Timestamp)>,
-    announced: BTreeMap<RolloutName, Version>,
+    published: BTreeMap<RolloutName, Version>,
     halt: Option<Halt>,
 }
 
-impl Roll {
+impl Registry {
     fn held(&self, name: &RolloutName, now: Timestamp) -> Option<Held> {
         let (by, until) = self.claims.get(name)?;
         let by = by.clone();
@@ -77,11 +77,11 @@ impl Roll {
 struct Entry {
     rollout: Rollout,
     commands: Commands,
-    /// When its plan was completed.
-    whole_at: Timestamp,
+    /// The time of completing the plan.
+    plan_completed_at: Timestamp,
     batches: BTreeMap<BatchId, Slot>,
-    /// See [`Loaded::begun`].
-    begun: u64,
+    /// See [`Loaded::budget_stamp`].
+    budget_stamp: u64,
 }
 
 #[derive(Clone)]
@@ -98,7 +98,7 @@ impl std::fmt::Debug for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty one.
+    /// Creates an empty store.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -107,19 +107,19 @@ impl MemoryStore {
         }
     }
 
-    /// Counts writes as durable after this time. Only [`Self::go_back`] loses any.
+    /// Sets the time until writes count as durable. Only [`Self::restore`] loses writes.
     pub fn set_durable_after(&self, time: Duration) {
         self.state().durable_after = time;
     }
 
-    /// The store as it is now, to be [gone back to](Self::go_back).
+    /// Takes a backup, to be restored with [`Self::restore`].
     #[must_use]
-    pub fn as_it_is(&self) -> AsItWas {
-        AsItWas(self.state().clone())
+    pub fn backup(&self) -> Backup {
+        Backup(self.state().clone())
     }
 
-    /// Loses all writes since.
-    pub fn go_back(&self, to: AsItWas) {
+    /// Restores a backup, and so loses all later writes.
+    pub fn restore(&self, to: Backup) {
         let now = self.clock.now();
         let mut state = self.state();
         let newest = state.newest;
@@ -127,13 +127,13 @@ impl MemoryStore {
         state.newest = newest;
         let durable_after = state.durable_after;
         for permits in state.hubs.values_mut() {
-            permits.lost(now, durable_after);
+            permits.skip(now, durable_after);
         }
     }
 
-    /// Gives leases on batches of any stage from here on: a defect, for tests of tests.
-    pub fn forget_stages(&self) {
-        self.state().knows_no_stages = true;
+    /// From now on, grants leases on batches of any stage: a defect, for tests of tests.
+    pub fn ignore_stages(&self) {
+        self.state().ignores_stages = true;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -155,7 +155,7 @@ impl State {
         entry.ok_or_else(|| not_found(format!("rollout {name}")))
     }
 
-    /// A version that no batch has had.
+    /// Returns a version never used by any batch.
     fn next_version(&mut self) -> BatchVersion {
         self.newest.0 += 1;
         self.newest
@@ -165,17 +165,17 @@ impl State {
 impl Entry {
     fn load(&self, batch: BatchId, part: Part, all_stages: bool, now: Timestamp) -> Option<Loaded> {
         let slot = self.batches.get(&batch)?;
-        let mut stance = self.rollout.stance();
+        let mut control = self.rollout.control();
         if all_stages {
-            stance.stage = StageIndex(u16::MAX);
+            control.stage = StageIndex(u16::MAX);
         }
         Some(Loaded {
             batch: slot.batch.clone(),
             version: slot.version,
-            devices: (part == Part::Whole).then(|| slot.devices.clone()),
-            rollout: stance,
-            whole_at: self.whole_at,
-            begun: self.begun,
+            devices: (part == Part::WithDevices).then(|| slot.devices.clone()),
+            rollout: control,
+            plan_completed_at: self.plan_completed_at,
+            budget_stamp: self.budget_stamp,
             now,
         })
     }
@@ -194,12 +194,12 @@ impl Entry {
     /// Refuses a new record if the entry does not hold what the record relies on.
     fn holds(&self, rollout: &Rollout) -> Result<(), StoreError> {
         let regressed = |what: String| Err(StoreError::Regressed { what });
-        match rollout.relies_on {
-            Some(Reliance::Batches(checksum)) if self.checksum() != checksum => {
+        match rollout.precondition {
+            Some(StorePrecondition::Batches(checksum)) if self.checksum() != checksum => {
                 let found = self.checksum();
                 regressed(format!("{} has {found}, not {checksum}", rollout.spec.name))
             }
-            Some(Reliance::Settled) => {
+            Some(StorePrecondition::Settled) => {
                 let mut unsettled = self.batches.values();
                 let unsettled = unsettled.find(|slot| slot.batch.counts().unsettled() > 0);
                 unsettled.map_or(Ok(()), |slot| {
@@ -210,10 +210,10 @@ impl Entry {
         }
     }
 
-    /// Neither the plan nor the batch can be lost in a crash any more.
+    /// Returns whether a crash can no longer lose the plan or the batch.
     fn is_durable(&self, batch: BatchId, now: Timestamp, durable_after: Duration) -> bool {
         let added_at = self.batches.get(&batch).map(|slot| slot.batch.added_at);
-        let since = added_at.unwrap_or_default().max(self.whole_at);
+        let since = added_at.unwrap_or_default().max(self.plan_completed_at);
         now >= since.plus(durable_after)
     }
 
@@ -224,19 +224,19 @@ impl Entry {
         };
         let members = || self.batches.values().map(|slot| &slot.batch).filter(is_in);
         let devices = members().map(|batch| u64::from(batch.header.devices)).sum();
-        let counted = members().map(|batch| (batch.header.id, batch.begun, batch.counts()));
+        let counted = members().map(|batch| (batch.header.id, batch.budget_usage, batch.counts()));
         GroupProgress::of(devices, counted, group.silent_ms, now)
     }
 
     fn statuses(&self, now: Timestamp) -> impl Iterator<Item = BatchStatus> {
         let version = self.rollout.version;
         self.batches.values().map(move |Slot { batch, .. }| {
-            let (tenancy, begun) = (&batch.tenancy, batch.begun);
+            let (lease_state, budget_usage) = (&batch.lease_state, batch.budget_usage);
             BatchStatus::of(
                 batch.header.clone(),
                 batch.counts(),
-                tenancy,
-                begun,
+                lease_state,
+                budget_usage,
                 version,
                 now,
             )
@@ -255,11 +255,11 @@ impl Rollouts for MemoryStore {
             rollout: rollout.clone(),
             commands: Commands::default(),
             batches: BTreeMap::new(),
-            whole_at: Timestamp(0),
-            begun: 0,
+            plan_completed_at: Timestamp(0),
+            budget_stamp: 0,
         };
         state.rollouts.insert(rollout.spec.name.clone(), entry);
-        state.roster.active.insert(rollout.spec.name.clone());
+        state.registry.active.insert(rollout.spec.name.clone());
         Ok(Created::New)
     }
 
@@ -276,7 +276,7 @@ impl Rollouts for MemoryStore {
         Ok(self.state().rollouts.keys().cloned().collect())
     }
 
-    async fn save_with(
+    async fn save_with_commands(
         &self,
         rollout: &Rollout,
         from: Revision,
@@ -293,17 +293,17 @@ impl Rollouts for MemoryStore {
         }
         entry.holds(rollout)?;
         if entry.rollout.plan.is_none() && rollout.plan.is_some() {
-            entry.whole_at = now;
+            entry.plan_completed_at = now;
         }
         entry.rollout = rollout.clone();
         if let Some(commands) = commands {
             entry.commands = commands.clone();
         }
-        state.roster.active.insert(rollout.spec.name.clone());
+        state.registry.active.insert(rollout.spec.name.clone());
         Ok(())
     }
 
-    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
+    async fn save_notes(&self, rollout: &Rollout) -> Result<(), StoreError> {
         let mut state = self.state();
         let entry = state.entry(&rollout.spec.name)?;
         if entry.rollout.revision() != rollout.revision() {
@@ -328,8 +328,8 @@ impl Rollouts for MemoryStore {
             return Err(superseded(format!("rollout {name}")));
         }
         state.rollouts.remove(name);
-        state.roster.announced.remove(name);
-        state.roster.claims.remove(name);
+        state.registry.published.remove(name);
+        state.registry.claims.remove(name);
         Ok(())
     }
 }
@@ -397,7 +397,7 @@ impl Batches for MemoryStore {
             .filter(|status| entry.is_durable(status.header.id, now, durable_after))
             .collect();
         open.sort_by_key(|BatchStatus { header, .. }| {
-            (header.stage, header.place.clone(), header.id)
+            (header.stage, header.sort_key.clone(), header.id)
         });
         open.truncate(limit);
         Ok(open)
@@ -437,7 +437,7 @@ impl Batches for MemoryStore {
     ) -> Result<Loaded, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let all_stages = state.knows_no_stages;
+        let all_stages = state.ignores_stages;
         let loaded = state.entry(name)?.load(batch, part, all_stages, now);
         loaded.ok_or_else(|| not_found(format!("batch {batch} of rollout {name}")))
     }
@@ -450,47 +450,58 @@ impl Batches for MemoryStore {
     ) -> Result<Committed, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let (version, all_stages) = (state.next_version(), state.knows_no_stages);
+        let (version, all_stages) = (state.next_version(), state.ignores_stages);
         let Ok(entry) = state.entry(name) else {
             return Ok(Committed::Overtaken(None));
         };
         let (id, revision) = (from.batch.header.id, entry.rollout.revision());
         let slot = entry.batches.get_mut(&id);
         let slot = slot.filter(|slot| slot.version == from.version);
-        let is_taken = |begins: &Begins| begins.seen != entry.begun;
+        let is_taken = |added: &BudgetEntry| added.stamp != entry.budget_stamp;
         let (Some(slot), false, false) = (
             slot,
             change.under.is_some_and(|under| under != revision),
-            change.begins.as_ref().is_some_and(is_taken),
+            change.budget_entry.as_ref().is_some_and(is_taken),
         ) else {
-            let told = entry.load(id, Part::State, all_stages, now);
-            return Ok(Committed::Overtaken(told.map(Box::new)));
+            let loaded = entry.load(id, Part::WithoutDevices, all_stages, now);
+            return Ok(Committed::Overtaken(loaded.map(Box::new)));
         };
-        if change.begins.is_some() {
-            entry.begun = version.0;
+        if change.budget_entry.is_some() {
+            entry.budget_stamp = version.0;
         }
         (slot.batch, slot.version) = (change.next.clone(), version);
         Ok(Committed::Done {
             version,
-            wanted: entry.rollout.wanted(),
+            directive: entry.rollout.directive(),
             now,
         })
     }
 }
 
 #[async_trait]
-impl Lines for MemoryStore {
-    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
-        Ok(self.state().lines.get(group).cloned().unwrap_or_default())
+impl GroupQueues for MemoryStore {
+    async fn group_queue(&self, group: &ConcurrencyGroup) -> Result<GroupQueue, StoreError> {
+        Ok(self
+            .state()
+            .group_queues
+            .get(group)
+            .cloned()
+            .unwrap_or_default())
     }
 
-    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
+    async fn save_group_queue(
+        &self,
+        group: &ConcurrencyGroup,
+        queue: &GroupQueue,
+    ) -> Result<(), StoreError> {
         let mut state = self.state();
-        let stored = state.lines.entry(group.clone()).or_default();
-        if stored.version.0 + 1 != line.version.0 {
-            return Err(superseded(format!("the line of group {group}")));
+        let stored = state.group_queues.entry(group.clone()).or_default();
+        if stored.version.0 + 1 != queue.version.0 {
+            return Err(superseded(format!(
+                "the queue of concurrency group {group}"
+            )));
         }
-        *stored = line.clone();
+        *stored = queue.clone();
         Ok(())
     }
 }
@@ -568,32 +579,32 @@ impl Presence for MemoryStore {
 }
 
 #[async_trait]
-impl Roster for MemoryStore {
+impl RolloutRegistry for MemoryStore {
     async fn active(&self) -> Result<Vec<RolloutName>, StoreError> {
-        Ok(self.state().roster.active.iter().cloned().collect())
+        Ok(self.state().registry.active.iter().cloned().collect())
     }
 
-    async fn retire(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
+    async fn deactivate(&self, name: &RolloutName, version: Version) -> Result<(), StoreError> {
         let mut state = self.state();
         let current = state.rollouts.get(name).map(|e| e.rollout.version);
         if current == Some(version) {
-            state.roster.active.remove(name);
+            state.registry.active.remove(name);
         }
         Ok(())
     }
 
-    async fn look(&self) -> Result<RosterLook, StoreError> {
+    async fn snapshot(&self) -> Result<RegistrySnapshot, StoreError> {
         let now = self.clock.now();
         let state = self.state();
         let listed = |name: &RolloutName| {
             let rollout = &state.rollouts.get(name)?.rollout;
-            let held = state.roster.held(name, now);
+            let held = state.registry.held(name, now);
             let newest = rollout.version;
-            Some((name.clone(), Listed { newest, held }))
+            Some((name.clone(), RegistryEntry { newest, held }))
         };
-        Ok(RosterLook {
-            active: state.roster.active.iter().filter_map(listed).collect(),
-            halt: state.roster.halt.clone(),
+        Ok(RegistrySnapshot {
+            active: state.registry.active.iter().filter_map(listed).collect(),
+            halt: state.registry.halt.clone(),
         })
     }
 
@@ -604,42 +615,42 @@ impl Roster for MemoryStore {
         ttl: Duration,
     ) -> Result<BTreeMap<RolloutName, Held>, StoreError> {
         let now = self.clock.now();
-        let roster = &mut self.state().roster;
+        let registry = &mut self.state().registry;
         let mut others = BTreeMap::new();
         for name in names {
-            match roster.held(name, now).filter(|held| held.by != *holder) {
+            match registry.held(name, now).filter(|held| held.by != *holder) {
                 Some(held) => {
                     others.insert(name.clone(), held);
                 }
                 None => {
                     let claim = (holder.clone(), now.plus(ttl));
-                    roster.claims.insert(name.clone(), claim);
+                    registry.claims.insert(name.clone(), claim);
                 }
             }
         }
         Ok(others)
     }
 
-    async fn disclaim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
+    async fn release_claim(&self, name: &RolloutName, holder: &Holder) -> Result<(), StoreError> {
         let mut state = self.state();
-        let claim = state.roster.claims.get(name);
+        let claim = state.registry.claims.get(name);
         if claim.is_some_and(|(by, _)| by == holder) {
-            state.roster.claims.remove(name);
+            state.registry.claims.remove(name);
         }
         Ok(())
     }
 
-    async fn announced(&self, name: &RolloutName) -> Result<Version, StoreError> {
+    async fn published(&self, name: &RolloutName) -> Result<Version, StoreError> {
         let state = self.state();
         Ok(state
-            .roster
-            .announced
+            .registry
+            .published
             .get(name)
             .copied()
             .unwrap_or_default())
     }
 
-    async fn set_announced(
+    async fn set_published(
         &self,
         name: &RolloutName,
         id: RolloutId,
@@ -650,17 +661,17 @@ impl Roster for MemoryStore {
         if entry.is_none_or(|entry| entry.rollout.id != id) {
             return Ok(());
         }
-        let announced = state.roster.announced.entry(name.clone()).or_default();
-        *announced = (*announced).max(version);
+        let published = state.registry.published.entry(name.clone()).or_default();
+        *published = (*published).max(version);
         Ok(())
     }
 
     async fn halted(&self) -> Result<Option<Halt>, StoreError> {
-        Ok(self.state().roster.halt.clone())
+        Ok(self.state().registry.halt.clone())
     }
 
     async fn set_halted(&self, halt: Option<&Halt>) -> Result<(), StoreError> {
-        self.state().roster.halt = halt.cloned();
+        self.state().registry.halt = halt.cloned();
         Ok(())
     }
 }
@@ -669,7 +680,7 @@ impl Roster for MemoryStore {
 mod tests {
     use super::*;
     use crate::ManualClock;
-    use crate::conformance::{RosterSubject, Subject};
+    use crate::conformance::{RegistrySubject, Subject};
 
     async fn make() -> Subject {
         let clock = ManualClock::default();
@@ -677,12 +688,12 @@ mod tests {
         Subject::new(store, clock)
     }
 
-    async fn make_roster() -> RosterSubject {
+    async fn make_registry() -> RegistrySubject {
         let clock = ManualClock::default();
         let store = MemoryStore::new(Arc::new(clock.clone()));
-        RosterSubject::new(Arc::new(store.clone()), Arc::new(store), clock)
+        RegistrySubject::new(Arc::new(store.clone()), Arc::new(store), clock)
     }
 
     crate::store_conformance!(make);
-    crate::roster_conformance!(make_roster);
+    crate::registry_conformance!(make_registry);
 }

@@ -1,4 +1,4 @@
-//! A metric source that answers what it is told to.
+//! A metric source with scripted answers.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use twincast_core::ports::{MetricSource, MetricSourceError};
 
-/// What one question is answered: samples, or why not.
+/// The answer to a query: samples, or the reason of a failure.
 pub type MetricAnswer = Result<Vec<f64>, String>;
 
-/// A [`MetricSource`] with its answers written down. Clones are the same.
+/// A [`MetricSource`] with scripted answers. Clones share the script.
 #[derive(Debug, Clone, Default)]
 pub struct ScriptedMetrics(Arc<Mutex<Script>>);
 
@@ -20,7 +20,7 @@ struct Script {
 }
 
 impl ScriptedMetrics {
-    /// Answers these, in order; the last one again and again.
+    /// Creates a source with these answers, in order. The last answer is repeated.
     #[must_use]
     pub fn new(answers: impl IntoIterator<Item = MetricAnswer>) -> Self {
         let script = Script {
@@ -30,7 +30,7 @@ impl ScriptedMetrics {
         Self(Arc::new(Mutex::new(script)))
     }
 
-    /// The queries that were asked, in order.
+    /// Returns the queries so far, in order.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         self.script().asked.clone()

@@ -1,13 +1,13 @@
-//! Real services for tests: [`RabbitMq`], [`RabbitMqCluster`], [`Redis`], [`RedisCluster`], [`WatchedRedis`], and a
-//! [`Proxy`] to put in front of them.
+//! Real services for tests: [`RabbitMq`], [`RabbitMqCluster`], [`Redis`], [`RedisCluster`],
+//! [`SentinelRedis`], and a [`Proxy`] in front of a service.
 //!
-//! `shared()` is one service per test process, started by who asks first. Tests that share one use
-//! names of their own in it. A test that stops or kills its service takes a private one, from
-//! `start()`; it ends when it is dropped.
+//! `shared()` returns a single service per test process, started by the first call. Tests of a
+//! shared service use distinct names in the service. A test that stops or kills a service takes a
+//! private service from `start()`; a private service ends on drop.
 //!
-//! `scripts/services` does the work, and installs what is missing. Nothing outlives the test
-//! process, however that ends: a guard waits for the end of a pipe that only it and the process
-//! hold, then kills what is left and removes its files.
+//! The script `scripts/services` does the work, and installs missing programs. No service outlives
+//! the test process, however the process ends: a guard waits for the end of a pipe held by the
+//! guard and the test process only, then kills the remaining services and removes their files.
 
 mod proxy;
 mod rabbitmq;
@@ -26,17 +26,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use proxy::Proxy;
 pub use rabbitmq::{RabbitMq, RabbitMqCluster};
 pub use redis::{Certificate, Redis, RedisCluster};
-pub use sentinels::WatchedRedis;
+pub use sentinels::SentinelRedis;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/services");
 
-/// The folder of this process's services, which goes with the process.
+/// The folder of this process's services, removed with the process.
 static ROOT: LazyLock<Root> = LazyLock::new(Root::new);
 
 struct Root {
     dir: PathBuf,
     next: AtomicUsize,
-    /// Holds the pipe whose end the guard waits for.
+    /// The guard. The handle holds the pipe watched by the guard.
     _guard: Child,
 }
 
@@ -62,8 +62,8 @@ impl Root {
         }
     }
 
-    /// A folder that is made, for files that several services share.
-    fn folder_of_files(&self) -> PathBuf {
+    /// Creates a folder for files of several services.
+    fn shared_folder(&self) -> PathBuf {
         let dir = self.subfolder();
         std::fs::create_dir_all(&dir).expect("a folder in a folder of ours");
         dir
@@ -75,14 +75,14 @@ impl Root {
     }
 }
 
-/// A service that the script started, in a folder of its own.
+/// A service started by the script, in a separate folder.
 #[derive(Debug)]
 struct Service {
     verb: &'static str,
     options: Vec<String>,
     dir: PathBuf,
-    /// What the script said of it.
-    facts: HashMap<String, String>,
+    /// The script's output about the service.
+    output_values: HashMap<String, String>,
 }
 
 impl Service {
@@ -93,32 +93,35 @@ impl Service {
             verb,
             options,
             dir,
-            facts: HashMap::new(),
+            output_values: HashMap::new(),
         };
-        service.facts = service.launch().await;
+        service.output_values = service.launch().await;
         service
     }
 
-    /// A folder shared by services, without a service of its own. Programs started there end when this is dropped.
+    /// Creates a folder shared by services, without a service. Programs started in the folder end
+    /// on drop.
     fn folder() -> Self {
         Self {
             verb: "kill",
             options: Vec::new(),
             dir: ROOT.subfolder(),
-            facts: HashMap::new(),
+            output_values: HashMap::new(),
         }
     }
 
     async fn launch(&self) -> HashMap<String, String> {
         let options = self.options.iter().map(String::as_str).collect::<Vec<_>>();
-        let facts = self.run(self.verb, &options).await;
-        let facts = facts.lines().filter_map(|line| line.split_once('='));
-        facts
+        let output_values = self.run(self.verb, &options).await;
+        let output_values = output_values
+            .lines()
+            .filter_map(|line| line.split_once('='));
+        output_values
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect()
     }
 
-    async fn start_again(&self) {
+    async fn start_stopped(&self) {
         self.launch().await;
     }
 
@@ -130,7 +133,7 @@ impl Service {
         self.run("kill", &[]).await;
     }
 
-    /// Runs a verb of the script on this service's folder; the verb's output.
+    /// Runs a verb of the script on this service's folder. Returns the output of the verb.
     async fn run(&self, verb: &'static str, options: &[&str]) -> String {
         let mut command = script();
         command.arg(verb).arg(&self.dir).args(options);
@@ -141,8 +144,16 @@ impl Service {
     }
 
     fn port(&self, name: &str) -> u16 {
-        let port = self.facts.get(name).and_then(|value| value.parse().ok());
-        port.unwrap_or_else(|| panic!("{SCRIPT} {}: said no {name}: {:?}", self.verb, self.facts))
+        let port = self
+            .output_values
+            .get(name)
+            .and_then(|value| value.parse().ok());
+        port.unwrap_or_else(|| {
+            panic!(
+                "{SCRIPT} {}: printed no {name}: {:?}",
+                self.verb, self.output_values
+            )
+        })
     }
 
     fn address(&self) -> SocketAddr {
@@ -151,7 +162,7 @@ impl Service {
 }
 
 impl Drop for Service {
-    /// Ends it. What goes wrong here is left to the guard.
+    /// Ends the service. After an error here, the guard ends the service.
     fn drop(&mut self) {
         let mut command = script();
         command.arg("kill").arg(&self.dir);
@@ -161,7 +172,8 @@ impl Drop for Service {
     }
 }
 
-/// The script, out of reach of the Ctrl-C that ends the tests: what it began, it must finish.
+/// Returns the script as a command out of reach of a Ctrl-C on the tests: the script must finish
+/// begun work.
 fn script() -> Command {
     let mut command = Command::new(SCRIPT);
     command.process_group(0);
@@ -179,11 +191,11 @@ fn output(mut command: Command) -> Result<String, String> {
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         Err(format!(
             "{SCRIPT} {shown}: {}: {}",
             output.status,
-            said.trim_end()
+            stderr.trim_end()
         ))
     }
 }

@@ -1,28 +1,28 @@
-//! Doubles for simulations: a whole engine on one thread and on virtual time, with faults.
+//! Doubles for simulations of a whole engine on a single thread and in virtual time, with faults.
 //!
 //! ```text
 //!   process ──call──▶ request ──▶ effect ──▶ answer ──▶ process
 //!              crash?   lost?       │         lost?        crash? stall?
-//!                                   └──▶ Watch: what really happened
+//!                                   └──▶ Observer: what really happened
 //! ```
 //!
-//! * [`Sim`] is one simulated world; everything in it follows from its [`Chance`];
-//! * a [`Process`] makes calls. Any of them may be slow, get lost on its way there or back, or be
-//!   the last that the process made. A request that is under way goes on without its process;
-//! * [`SimStore`], [`Broker`] and [`SimHub`] are what processes call;
-//! * a [`Watch`] sees every effect at the moment in which it happens, and so knows more than any
-//!   process does.
+//! * [`Sim`] is a simulated world. Everything in the world follows from a [`Chance`];
+//! * a [`Process`] makes calls. A call may be slow, lose the request or the answer, or be the last
+//!   call before a crash of the process. A request in progress continues without the process;
+//! * [`SimStore`], [`Broker`] and [`SimHub`] are called by processes;
+//! * an [`Observer`] observes every effect at the moment of the effect, and so knows more than any
+//!   process.
 //!
-//! What happens to a call follows from who makes it, what it is about, and how often it was made
-//! before; not from what other processes do meanwhile. So two tasks that run in another order do
-//! not make another world.
+//! The fate of a call depends on the process, the subject of the call, and the number of equal
+//! calls before, and not on other processes. So a different order of two tasks does not make a
+//! different world.
 
 mod broker;
 mod bug;
 mod chance;
 mod condition;
+mod feedback;
 mod hub;
-mod post;
 mod process;
 mod store;
 mod trace;
@@ -30,8 +30,8 @@ mod trace;
 pub use broker::Broker;
 pub use bug::Bug;
 pub use chance::{Chance, Dice};
-pub use hub::{SimHub, Sky, SkyWindow, Tags};
-pub use post::{Post, Telling};
-pub use process::{Faults, Lost, Process, Sim, Watch, Witnessed};
+pub use feedback::{FeedbackFaults, SimFeedbackQueue};
+pub use hub::{HubFault, HubFaultWindow, SimHub, Tags};
+pub use process::{Effect, Faults, Lost, Observer, Process, Sim};
 pub use store::SimStore;
 pub use trace::Trace;

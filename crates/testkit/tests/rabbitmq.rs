@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use twincast_testkit::services::{Proxy, RabbitMq};
 
-/// Says hello. A broker answers with a method frame on channel 0.
+/// Sends the protocol header. A broker answers with a method frame on channel 0.
 async fn greet(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
@@ -38,12 +38,12 @@ async fn a_restart_keeps_port_and_data() {
     rabbit.ctl(&["add_vhost", "kept"]).await;
     rabbit.stop().await;
     greet(address).await.unwrap_err();
-    rabbit.start_again().await;
+    rabbit.start_stopped().await;
     greet(address).await.unwrap();
 
     rabbit.kill().await;
     greet(address).await.unwrap_err();
-    rabbit.start_again().await;
+    rabbit.start_stopped().await;
     assert_eq!(rabbit.address(), address);
     assert!(rabbit.ctl(&["list_vhosts"]).await.contains("kept"));
 

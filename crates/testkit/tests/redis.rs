@@ -23,24 +23,24 @@ async fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
 async fn a_shared_redis_is_one() {
     let (a, b) = tokio::join!(Redis::shared(), Redis::shared());
     assert_eq!(a.url(), b.url());
-    assert_eq!(a.ask("PING").await, "+PONG\r\n");
+    assert_eq!(a.command("PING").await, "+PONG\r\n");
 }
 
 #[tokio::test]
 async fn a_restart_keeps_port_and_data() {
     let redis = Redis::start(&["--appendfsync", "always"]).await;
     let address = redis.address();
-    redis.ask("SET how stopped").await;
+    redis.command("SET how stopped").await;
     redis.restart().await;
     assert_eq!(redis.address(), address);
-    assert_eq!(redis.ask("GET how").await, "$7\r\nstopped\r\n");
+    assert_eq!(redis.command("GET how").await, "$7\r\nstopped\r\n");
 
-    redis.ask("SET how killed").await;
+    redis.command("SET how killed").await;
     redis.kill().await;
     let refused = TcpStream::connect(address).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    redis.start_again().await;
-    assert_eq!(redis.ask("GET how").await, "$6\r\nkilled\r\n");
+    redis.start_stopped().await;
+    assert_eq!(redis.command("GET how").await, "$6\r\nkilled\r\n");
 }
 
 #[tokio::test]
@@ -58,14 +58,14 @@ async fn a_cluster_serves_all_slots_also_after_a_node_was_killed() {
     assert_eq!(cluster.urls().len(), 3);
     for node in cluster.nodes() {
         assert!(
-            node.ask("CLUSTER INFO")
+            node.command("CLUSTER INFO")
                 .await
                 .contains("cluster_slots_ok:16384")
         );
     }
     let [_, second, _] = cluster.nodes();
     second.kill().await;
-    second.start_again().await;
+    second.start_stopped().await;
     cluster.ready().await;
 }
 
@@ -91,8 +91,8 @@ async fn a_proxy_cuts_holds_and_refuses() {
     let mut during = connect().await.unwrap();
     for stream in [&mut before, &mut during] {
         stream.write_all(b"PING\r\n").await.unwrap();
-        let heard = timeout(Duration::from_millis(50), stream.read(&mut [0])).await;
-        assert!(heard.is_err(), "{heard:?}");
+        let answered = timeout(Duration::from_millis(50), stream.read(&mut [0])).await;
+        assert!(answered.is_err(), "{answered:?}");
     }
     proxy.unblock();
     for stream in [&mut before, &mut during] {
@@ -108,10 +108,10 @@ async fn a_proxy_cuts_holds_and_refuses() {
     ping(&mut connect().await.unwrap()).await.unwrap();
 }
 
-/// What says that this process is the one to be killed.
+/// The environment variable of the process to be killed.
 const VICTIM: &str = "TWINCAST_TEST_VICTIM";
 
-/// Not a test: what the next one kills.
+/// Not a test: the process killed by the next test.
 #[tokio::test]
 #[expect(
     clippy::print_stdout,

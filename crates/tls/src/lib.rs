@@ -1,6 +1,7 @@
-//! Whom TLS connections trust: the authorities of the system, of a text, of a file that may be replaced.
+//! The certificate authorities trusted by TLS connections: from the system, from a text, or from a
+//! replaceable file.
 //!
-//! All configurations use rustls on ring, passed explicitly: no provider for the whole process is needed.
+//! All configurations use rustls on ring, passed explicitly: no process-wide provider is needed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,20 +17,21 @@ use thiserror::Error;
 use tracing::{info, warn};
 use twincast_secret::{FileError, read_text};
 
-/// The certificate authorities that a server's certificate may come from.
+/// The certificate authorities trusted to sign a server's certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Roots {
-    /// Those of the operating system.
+    /// The operating system's authorities.
     #[default]
     System,
-    /// Those of the operating system and those of this PEM text.
+    /// The operating system's authorities and the authorities in this PEM text.
     SystemAnd(String),
-    /// Those of the operating system and those of this PEM file, which may be replaced at any time.
+    /// The operating system's authorities and the authorities in this PEM file, which may be
+    /// replaced at any time.
     SystemAndFile(PathBuf),
-    /// Only those of this PEM text.
+    /// Only the authorities in this PEM text.
     Only(String),
-    /// Only those of this PEM file, which may be replaced at any time.
+    /// Only the authorities in this PEM file, which may be replaced at any time.
     OnlyFile(PathBuf),
 }
 
@@ -40,19 +42,19 @@ pub enum RootsError {
     /// The text is not PEM.
     #[error("certificate authorities are not PEM")]
     NotPem(#[source] rustls_pki_types::pem::Error),
-    /// There is no certificate in the text.
-    #[error("there is no certificate in PEM")]
+    /// The text contains no certificate.
+    #[error("no PEM certificate found")]
     NoCertificate,
-    /// One of the certificates cannot be an authority.
-    #[error("certificate {index} cannot be an authority")]
+    /// A certificate cannot be an authority.
+    #[error("certificate {index} cannot be used as a certificate authority")]
     NotUsable {
-        /// Which one, from one.
+        /// The certificate's position, counted from one.
         index: usize,
-        /// What the TLS library says.
+        /// The TLS library's error.
         source: rustls::Error,
     },
-    /// The operating system has no certificate authorities that can be loaded.
-    #[error("system has no certificate authorities; install them or give custom ones")]
+    /// The operating system has no loadable certificate authorities.
+    #[error("system has no certificate authorities; install them, or configure custom ones")]
     NoSystemRoots,
     /// The file of authorities cannot be read.
     #[error(transparent)]
@@ -62,7 +64,7 @@ pub enum RootsError {
     InFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in the content.
         source: Box<RootsError>,
     },
     /// The authorities cannot be used.
@@ -73,9 +75,9 @@ pub enum RootsError {
     Config(#[source] rustls::Error),
 }
 
-/// The TLS configuration of a client that trusts these authorities and shows no certificate of its own. Authorities of a
-/// file are read again for each handshake, so that a replaced file takes effect without a restart; while the file cannot
-/// be used, the last usable authorities stay trusted.
+/// Creates the TLS configuration of a client that trusts these authorities and presents no
+/// certificate. Authorities in a file are read again for each handshake, so a replaced file takes
+/// effect without a restart. While the file is unusable, the last usable authorities stay trusted.
 ///
 /// # Errors
 /// [`RootsError`].
@@ -97,7 +99,7 @@ pub fn client_config(roots: &Roots) -> Result<Arc<ClientConfig>, RootsError> {
     Ok(Arc::new(builder.with_no_client_auth()))
 }
 
-/// The authorities as they are now.
+/// Loads the current authorities.
 ///
 /// # Errors
 /// [`RootsError`].
@@ -111,7 +113,7 @@ pub fn root_store(roots: &Roots) -> Result<RootCertStore, RootsError> {
     }
 }
 
-/// The text of a PEM file of authorities, for a library that takes no [`RootCertStore`].
+/// Reads the text of a PEM file of authorities, for libraries unable to take a [`RootCertStore`].
 ///
 /// # Errors
 /// [`RootsError`]: the file cannot be read, or a certificate in it cannot be used.
@@ -129,7 +131,7 @@ fn of_file<T>(
     })
 }
 
-/// The authorities of the system, of a PEM text, or both.
+/// Loads the authorities of the system, of a PEM text, or both.
 fn store(system: bool, custom: Option<&str>) -> Result<RootCertStore, RootsError> {
     let mut store = RootCertStore::empty();
     if system {
@@ -145,7 +147,7 @@ fn store(system: bool, custom: Option<&str>) -> Result<RootCertStore, RootsError
     Ok(store)
 }
 
-/// The library's own verifier, made anew when the file of authorities has changed.
+/// The library's own verifier, rebuilt after each change of the authorities' file.
 struct FileVerifier {
     path: PathBuf,
     /// Whether the system's authorities are trusted as well.
@@ -179,15 +181,15 @@ impl FileVerifier {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The verifier of the handshake's first step, for the others.
+    /// The verifier of the handshake's first step, reused in the later steps.
     fn last(&self) -> Arc<WebPkiServerVerifier> {
         Arc::clone(&self.held().verifier)
     }
 
-    /// The verifier for the file's present content, or for the last usable one.
+    /// Returns the verifier for the file's current content, or the last usable verifier.
     fn current(&self) -> Arc<WebPkiServerVerifier> {
         let mut held = self.held();
-        // A file that cannot be read is being replaced, or will be.
+        // An unreadable file is being replaced, or will be.
         if let Ok(text) = read_text(&self.path)
             && text != held.text
         {
@@ -198,7 +200,7 @@ impl FileVerifier {
                     held.verifier = verifier;
                 }
                 Err(error) => {
-                    warn!(%file, error = &error as &dyn std::error::Error, "certificate authorities cannot be used; the last ones serve");
+                    warn!(%file, error = &error as &dyn std::error::Error, "cannot use the changed certificate authorities; the previous ones stay in use");
                 }
             }
             held.text = text;
@@ -346,7 +348,7 @@ mod tests {
         assert!(trusts(&old) && !trusts(&new));
         for bad in ["", "hello"] {
             std::fs::write(&path, bad).unwrap();
-            assert!(trusts(&old), "the last ones serve");
+            assert!(trusts(&old), "the previous ones stay in use");
         }
         std::fs::write(&path, new.cert.pem()).unwrap();
         assert!(trusts(&new) && !trusts(&old));

@@ -1,18 +1,18 @@
-//! TCP connections, also through an HTTP proxy.
+//! TCP connections, directly or through an HTTP proxy.
 
 use std::io;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::proxy::{Chosen, Proxy};
+use crate::proxy::{Proxy, SelectedProxy};
 
-/// The longest head of a proxy's answer, in bytes.
+/// The longest head of a proxy's response, in bytes.
 const ANSWER_BYTES_MAX: usize = 8 * 1024;
-/// The longest part of an answer that is kept for people.
+/// The longest part of a response kept for the error message.
 const ANSWER_CHARS: usize = 100;
 
-/// Why there is no connection.
+/// Why no connection was opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
@@ -21,46 +21,46 @@ pub enum DialError {
     Dns {
         /// The name.
         host: String,
-        /// What the resolver says.
+        /// The resolver's error.
         source: io::Error,
     },
-    /// Nothing answers at the address of the server, or of the proxy.
+    /// The address of the server, or of the proxy, does not answer.
     #[error("failed to connect to {address}")]
     Tcp {
         /// Host and port.
         address: String,
-        /// What the operating system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The proxy does not open a tunnel.
-    #[error("proxy {proxy} opens no tunnel to {target}: {answer}")]
+    /// The proxy refused to open a tunnel.
+    #[error("proxy {proxy} refused a tunnel to {target}: {answer}")]
     Refused {
         /// Host and port of the proxy.
         proxy: String,
         /// Host and port of the server.
         target: String,
-        /// What the proxy answers.
+        /// The status line of the proxy's response.
         answer: String,
     },
-    /// The environment names a proxy of another kind.
-    #[error("proxy of the environment is a {scheme} proxy; only http:// proxies are supported")]
+    /// The environment names a proxy of an unsupported kind.
+    #[error("proxy in the environment is a {scheme} proxy; only http:// proxies are supported")]
     Scheme {
-        /// The scheme of its URL.
+        /// The scheme of the proxy's URL.
         scheme: String,
     },
 }
 
-/// Opens a TCP connection to `host` and `port` for TLS, through the proxy if there is one for the host. The server's name
-/// is resolved by the proxy then. Small writes are sent at once (`TCP_NODELAY`).
+/// Opens a TCP connection to `host` and `port` for TLS, through the proxy configured for the host,
+/// if any. A proxy also resolves the server's name. Small writes are sent at once (`TCP_NODELAY`).
 ///
-/// Has no time-out of its own. Cancel safe: a connection that is being opened is closed.
+/// Has no time-out of its own. Cancel safe: dropping the future closes an unfinished connection.
 ///
 /// # Errors
 ///
 /// [`DialError`].
 pub async fn connect(host: &str, port: u16, proxy: &Proxy) -> Result<TcpStream, DialError> {
     let chosen = proxy
-        .of(host, port)
+        .for_target(host, port)
         .map_err(|scheme| DialError::Scheme { scheme })?;
     match chosen {
         None => dial(host, port).await,
@@ -79,7 +79,8 @@ async fn dial(host: &str, port: u16) -> Result<TcpStream, DialError> {
     for found in addresses {
         match TcpStream::connect(found).await {
             Ok(stream) => {
-                // Frames are gathered above; to hold them back below would only add latency.
+                // Upper layers already gather frames; delaying small writes here would only add
+                // latency.
                 _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
@@ -92,7 +93,7 @@ async fn dial(host: &str, port: u16) -> Result<TcpStream, DialError> {
     })
 }
 
-async fn tunnel(proxy: &Chosen, host: &str, port: u16) -> Result<TcpStream, DialError> {
+async fn tunnel(proxy: &SelectedProxy, host: &str, port: u16) -> Result<TcpStream, DialError> {
     let mut stream = dial(&proxy.host, proxy.port).await?;
     let at = format!("{}:{}", proxy.host, proxy.port);
     let host = if host.contains(':') && !host.starts_with('[') {
@@ -114,7 +115,7 @@ async fn tunnel(proxy: &Chosen, host: &str, port: u16) -> Result<TcpStream, Dial
     request.extend_from_slice(b"\r\n");
     stream.write_all(&request).await.map_err(failed)?;
     let mut answer = Vec::new();
-    // One byte at a time: what follows the head belongs to the server.
+    // Reads one byte at a time: bytes after the head belong to the server.
     while !answer.ends_with(b"\r\n\r\n") && answer.len() < ANSWER_BYTES_MAX {
         answer.push(stream.read_u8().await.map_err(failed)?);
     }
@@ -143,7 +144,8 @@ mod tests {
 
     use super::*;
 
-    /// A proxy that gives each connection this answer; the port, and what was asked.
+    /// Starts a proxy with this answer for its connection; returns the port and the request
+    /// received.
     async fn proxy(answer: &'static str) -> (u16, tokio::task::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -1,8 +1,9 @@
-//! Connections to a hub where only port 443 or a proxy leads out.
+//! Connections to a hub from networks with only port 443 or a proxy open.
 //!
-//! * [`Proxy`] says which HTTP proxy is used: the one of the environment (`HTTPS_PROXY`, `NO_PROXY`), a given one, or
-//!   none.
-//! * [`connect`] opens a TCP connection, through the proxy by `CONNECT` (RFC 9110, section 9.3.6) where there is one.
+//! * [`Proxy`] selects the HTTP proxy: named by the environment (`HTTPS_PROXY`, `NO_PROXY`), given
+//!   explicitly, or none.
+//! * [`connect`] opens a TCP connection, through the selected proxy by `CONNECT` (RFC 9110, section
+//!   9.3.6).
 //! * [`WebSocketBytes`] is the byte stream of a WebSocket's binary frames, on either side.
 
 mod dial;

@@ -14,31 +14,31 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// The largest frame that is taken, in bytes: more than the largest of AMQP and of MQTT on a hub.
+/// The largest accepted frame in bytes: above a hub's largest AMQP and MQTT frames.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 
-/// Why a server does not take a WebSocket.
+/// Why a server did not open a WebSocket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandshakeError {
-    /// The server answers the handshake with another status than 101.
+    /// The server answered the handshake with a status other than 101.
     #[error("server answers {status} to the WebSocket handshake")]
     Status {
         /// The status.
         status: u16,
     },
     /// The server chose another subprotocol, or none.
-    #[error("server does not choose the WebSocket subprotocol {wanted}")]
+    #[error("server does not accept the WebSocket subprotocol {wanted}")]
     Subprotocol {
-        /// The only one that was offered.
+        /// The only subprotocol offered.
         wanted: &'static str,
     },
-    /// The handshake failed otherwise.
+    /// The handshake failed for another reason.
     #[error("WebSocket handshake failed")]
     Failed(#[source] Box<Error>),
 }
 
-/// The bytes of a WebSocket's binary frames as one stream: the limits of frames have no meaning.
+/// The bytes of a WebSocket's binary frames as one stream: frame boundaries have no meaning.
 #[derive(Debug)]
 pub struct WebSocketBytes<S> {
     frames: WebSocketStream<S>,
@@ -46,13 +46,14 @@ pub struct WebSocketBytes<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
-    /// Opens a WebSocket over `stream` at `authority` (host and port) and `path`, with one subprotocol.
+    /// Opens a WebSocket over `stream` at `authority` (host and port) and `path`, with one
+    /// subprotocol.
     ///
     /// Has no time-out of its own.
     ///
     /// # Errors
     ///
-    /// The server refuses, or the connection fails.
+    /// The server refused, or the connection failed.
     pub async fn open(
         stream: S,
         authority: &str,
@@ -72,7 +73,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
         let opened =
             tokio_tungstenite::client_async_with_config(request, stream, Some(bounds())).await;
         let (frames, response) = match opened {
-            // The library checks the choice itself.
+            // The library checks the subprotocol itself.
             Err(Error::Protocol(
                 tokio_tungstenite::tungstenite::error::ProtocolError::SecWebSocketSubProtocolError(
                     _,
@@ -101,7 +102,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
         })
     }
 
-    /// The server's side of a WebSocket whose handshake is done.
+    /// Wraps the server's side of a WebSocket after the handshake.
     pub async fn accepted(stream: S) -> Self {
         let frames = WebSocketStream::from_raw_socket(stream, Role::Server, Some(bounds()));
         Self {
@@ -113,7 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
 
 fn bounds() -> WebSocketConfig {
     WebSocketConfig::default()
-        // What most devices ever send fits; more is read where there is more.
+        // Fits everything most devices ever send; longer input is still read.
         .read_buffer_size(4096)
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX))
@@ -137,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketBytes<S> {
                 Some(Ok(Message::Binary(bytes))) => self.read = bytes,
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Text(_))) => {
-                    let text = "a frame of text, which neither AMQP nor MQTT has";
+                    let text = "received a WebSocket text frame; AMQP and MQTT use binary frames";
                     return Poll::Ready(Err(io::Error::other(text)));
                 }
                 None

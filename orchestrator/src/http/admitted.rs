@@ -1,4 +1,4 @@
-//! Whoever is let in to a handler.
+//! The admission of callers to a handler.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -9,28 +9,28 @@ use axum::http::Method;
 use axum::http::request::Parts;
 
 use super::audit::Origin;
-use super::auth::{Caller, Door, Needed, Right, token};
-use super::places::Place;
+use super::auth::{Access, Caller, RequiredRight, Right, token};
+use super::caller_limits::CallerSlot;
 use super::problem::Problem;
 use super::shared::Shared;
 
-/// How often it is looked whether the token of an open stream is still good.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval between two checks of an open stream's token.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whoever may do what a handler does, with a place among those who are answered. It is the first that a handler asks
-/// for: nothing of a body is read for others.
+/// A caller with the right for a handler, and with a slot among the concurrent requests. A handler
+/// extracts the admission before the body, so no body is read for other callers.
 pub(crate) struct Admitted<R> {
-    /// Who asks.
+    /// The caller.
     pub(crate) caller: Caller,
-    /// Where from.
+    /// The origin of the request.
     pub(crate) origin: Origin,
-    /// The token, if it was one that let them in.
+    /// The token, if the caller was admitted by a token.
     token: Option<String>,
-    _place: Place,
+    _slot: CallerSlot,
     _right: PhantomData<R>,
 }
 
-impl<R: Needed> FromRequestParts<Arc<Shared>> for Admitted<R> {
+impl<R: RequiredRight> FromRequestParts<Arc<Shared>> for Admitted<R> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Problem> {
@@ -38,16 +38,16 @@ impl<R: Needed> FromRequestParts<Arc<Shared>> for Admitted<R> {
         let denied = |caller: Option<&Caller>, problem: &Problem| {
             shared.denied(parts, &origin, caller, problem);
         };
-        let caller = shared.api.door.caller(parts).await;
+        let caller = shared.api.access.caller(parts).await;
         let caller = caller.inspect_err(|problem| denied(None, problem))?;
         let may = caller.may(R::RIGHT);
         may.inspect_err(|problem| denied(Some(&caller), problem))?;
-        let places = match R::RIGHT {
-            Right::Stop => &shared.emergencies,
-            Right::Look | Right::Operate | Right::Decide | Right::Delete => &shared.requests,
+        let limit = match R::RIGHT {
+            Right::Stop => &shared.stops,
+            Right::Read | Right::Operate | Right::Decide | Right::Delete => &shared.requests,
         };
         Ok(Self {
-            _place: places.take(caller.name())?,
+            _slot: limit.take(caller.name())?,
             caller,
             origin,
             token: token(parts).map(str::to_owned),
@@ -57,31 +57,32 @@ impl<R: Needed> FromRequestParts<Arc<Shared>> for Admitted<R> {
 }
 
 impl<R> Admitted<R> {
-    /// Waits until their token is good no longer.
-    pub(super) fn is_over(&self, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<R> {
-        let door = Arc::clone(&shared.api.door);
+    /// Waits until the caller's token is no longer valid.
+    pub(super) fn token_expired(&self, shared: &Arc<Shared>) -> impl Future<Output = ()> + use<R> {
+        let access = Arc::clone(&shared.api.access);
         let token = self.token.clone();
         async move {
-            let (Door::Bearers(bearers), Some(token)) = (&*door, token) else {
+            let (Access::Tokens(known), Some(token)) = (&*access, token) else {
                 return std::future::pending().await;
             };
-            while bearers.caller(&token).await.is_ok() {
-                tokio::time::sleep(LOOK).await;
+            while known.caller(&token).await.is_ok() {
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         }
     }
 }
 
 impl Shared {
-    /// Notes that somebody asked for what they may not. That it cannot be known now whether they may is no denial.
+    /// Counts and logs a denied request. A request whose permission cannot be determined is not
+    /// denied.
     fn denied(&self, parts: &Parts, origin: &Origin, by: Option<&Caller>, problem: &Problem) {
         if !problem.is_denial() {
             return;
         }
         if parts.method == Method::POST {
-            self.api.status.metrics.denied();
+            self.api.status.metrics.count_denied();
         }
-        let second = self.api.intake.clock.now().0 / 1_000;
+        let second = self.api.executor.clock.now().0 / 1_000;
         self.denials.note(second, parts, origin, by, problem);
     }
 }

@@ -1,5 +1,6 @@
-//! The audit trail: one line of the log for each operation, and for what was denied: of that, anybody can ask for as
-//! much as they like, so there are [`DENIALS`] lines a second at the most, and each says how many were left out before.
+//! The audit trail: one log line per operation and per denied request. Anybody can cause any number
+//! of denied requests, so at most [`MAX_DENIALS_PER_SECOND`] such lines are logged per second; each
+//! line has the number of lines left out before.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -13,40 +14,40 @@ use super::auth::Caller;
 use super::problem::Problem;
 use crate::command::Command;
 
-/// The longest text of somebody's that is logged, in characters. What is done has no longer ones.
-const LONGEST: usize = MAX_TEXT_CHARS;
+/// The longest logged text from a caller, in characters. Executed operations have no longer texts.
+const MAX_LOGGED_CHARS: usize = MAX_TEXT_CHARS;
 
-/// Lines of what was denied, a second.
-const DENIALS: u32 = 20;
+/// The most lines about denied requests per second.
+const MAX_DENIALS_PER_SECOND: u32 = 20;
 
-/// How much was told of what was denied.
+/// Counts the lines about denied requests.
 #[derive(Debug, Default)]
-pub(super) struct Denials(Mutex<Told>);
+pub(super) struct DenialLog(Mutex<DenialLogState>);
 
 #[derive(Debug, Default)]
-struct Told {
+struct DenialLogState {
     second: u64,
     lines: u32,
     left_out: u64,
 }
 
-impl Denials {
-    /// How many were left out before this one, if it is to be told.
+impl DenialLog {
+    /// Returns the number of lines left out before this line; `None` if this line is left out, too.
     fn next(&self, second: u64) -> Option<u64> {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.second != second {
-            told.second = second;
-            told.lines = 0;
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.second != second {
+            state.second = second;
+            state.lines = 0;
         }
-        if told.lines == DENIALS {
-            told.left_out += 1;
+        if state.lines == MAX_DENIALS_PER_SECOND {
+            state.left_out += 1;
             return None;
         }
-        told.lines += 1;
-        Some(std::mem::take(&mut told.left_out))
+        state.lines += 1;
+        Some(std::mem::take(&mut state.left_out))
     }
 
-    /// Notes that somebody asked at `second` for what they may not.
+    /// Logs a request denied at `second`.
     pub(super) fn note(
         &self,
         second: u64,
@@ -62,8 +63,8 @@ impl Denials {
         let steps: Vec<_> = path.trim_start_matches("/api/v1/").split('/').collect();
         let is_operation = parts.method == Method::POST;
         let (operation, rollout) = match (is_operation, &steps[..]) {
-            (false, ["rollouts", name, ..]) => ("look", Some(*name)),
-            (false, _) => ("look", None),
+            (false, ["rollouts", name, ..]) => ("read", Some(*name)),
+            (false, _) => ("read", None),
             (true, ["rollouts"]) => ("start", None),
             (true, ["rollouts", name, operation]) => (*operation, Some(*name)),
             (true, steps) => (*steps.last().unwrap_or(&""), None),
@@ -78,15 +79,15 @@ impl Denials {
 }
 
 fn shortened(text: &str) -> String {
-    text.chars().take(LONGEST).collect()
+    text.chars().take(MAX_LOGGED_CHARS).collect()
 }
 
-/// Where a request comes from.
+/// The origin of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
-    /// The other end of the connection.
+    /// The peer address of the connection.
     address: Option<IpAddr>,
-    /// Who that says it asks for. Anybody can say so who is not kept from it.
+    /// The value of `X-Forwarded-For`. A client may send any value unless a proxy prevents this.
     forwarded_for: Option<String>,
 }
 
@@ -106,8 +107,8 @@ impl Origin {
     }
 }
 
-/// Notes what came of an operation.
-pub(super) fn done(by: &Caller, origin: &Origin, command: &Command, result: &str) {
+/// Logs the result of an operation.
+pub(super) fn log_result(by: &Caller, origin: &Origin, command: &Command, result: &str) {
     let reason = command.reason.as_deref().map(shortened);
     tracing::info!(
         target: "twincast_orchestrator::audit",
@@ -124,11 +125,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_denied_does_not_fill_the_log() {
-        let denials = Denials::default();
-        let told = (0..1_000).filter_map(|_| denials.next(7)).sum::<u64>();
-        assert_eq!(told, 0, "of the first second, none was left out before");
-        assert_eq!(denials.next(8), Some(1_000 - u64::from(DENIALS)));
+    fn denied_requests_do_not_fill_the_log() {
+        let denials = DenialLog::default();
+        let left_out = (0..1_000).filter_map(|_| denials.next(7)).sum::<u64>();
+        assert_eq!(left_out, 0, "of the first second, none was left out before");
+        assert_eq!(
+            denials.next(8),
+            Some(1_000 - u64::from(MAX_DENIALS_PER_SECOND))
+        );
         assert_eq!(denials.next(8), Some(0));
     }
 }

@@ -1,9 +1,9 @@
-//! Who asks, by what they bear:
+//! Identifies callers by their tokens:
 //!
-//! * [`tokens`]: tokens of our own, in a file;
+//! * [`tokens`]: Twincast's own tokens, in a file;
 //! * [`oidc`]: tokens of an OpenID Connect issuer.
 //!
-//! Either gives its bearer a [`Role`], which says what they may do.
+//! Either kind gives the bearer a [`Role`], which determines the permissions.
 
 mod caller;
 pub mod oidc;
@@ -13,52 +13,53 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 
 pub use caller::{Caller, Role};
-pub(crate) use caller::{Decide, Delete, Look, Needed, Operate, Right, Stop};
+pub(crate) use caller::{Decide, Delete, Operate, Read, RequiredRight, Right, Stop};
 use oidc::Oidc;
 use tokens::TokensFile;
 
 use super::problem::Problem;
 
-/// Who may ask.
+/// The way in which callers are identified.
 #[derive(Debug)]
-pub enum Door {
-    /// Whoever bears a token that is known.
-    Bearers(Bearers),
-    /// Everybody, as an admin: for a listener on this machine only.
-    Open,
-    /// Whoever the listener says, or who calls the router itself: a [`Caller`] is in each request's extensions.
-    Known,
+pub enum Access {
+    /// Callers bear a known token.
+    Tokens(KnownTokens),
+    /// Every caller is an admin, for a listener on this machine only.
+    Anonymous,
+    /// The listener, or the component calling the router, puts a [`Caller`] into each request's
+    /// extensions.
+    Provided,
 }
 
-/// Whose tokens are known.
+/// The known tokens.
 #[derive(Debug)]
-pub struct Bearers {
-    /// Ours.
+pub struct KnownTokens {
+    /// Twincast's own tokens.
     pub tokens: Option<TokensFile>,
-    /// An issuer's.
+    /// The tokens of an issuer.
     pub oidc: Option<Oidc>,
 }
 
-impl Door {
-    /// Keeps what it knows up to date, until dropped; ends if that never changes.
+impl Access {
+    /// Keeps tokens and keys up to date, until dropped. Returns if neither can change.
     pub async fn follow(&self) {
-        let Self::Bearers(bearers) = self else { return };
+        let Self::Tokens(known) = self else { return };
         let tokens = async {
-            if let Some(tokens) = &bearers.tokens {
+            if let Some(tokens) = &known.tokens {
                 tokens.follow().await;
             }
         };
         let keys = async {
-            if let Some(oidc) = &bearers.oidc {
-                oidc.issuer.follow().await;
+            if let Some(oidc) = &known.oidc {
+                oidc.issuer.refresh_forever().await;
             }
         };
         tokio::join!(tokens, keys);
     }
 }
 
-impl Bearers {
-    /// Who bears a token.
+impl KnownTokens {
+    /// Returns the bearer of a token.
     pub(super) async fn caller(&self, token: &str) -> Result<Caller, Problem> {
         let ours = self.tokens.as_ref();
         if let Some(caller) = ours.and_then(|tokens| tokens.bearer(token)) {
@@ -71,27 +72,29 @@ impl Bearers {
     }
 }
 
-impl Door {
-    /// Who asks, by what a request's head says.
+impl Access {
+    /// Returns the caller, by the head of a request.
     pub(super) async fn caller(&self, parts: &Parts) -> Result<Caller, Problem> {
         let unauthorized = |detail| Problem::new(StatusCode::UNAUTHORIZED, detail);
         match self {
-            Self::Bearers(bearers) => {
+            Self::Tokens(known) => {
                 let token = token(parts);
-                let token = token.ok_or_else(|| unauthorized("a bearer token is needed"))?;
-                bearers.caller(token).await
+                let token = token.ok_or_else(|| unauthorized("a bearer token is required"))?;
+                known.caller(token).await
             }
-            Self::Known => {
+            Self::Provided => {
                 let known = parts.extensions.get::<Caller>().cloned();
-                known.ok_or_else(|| unauthorized("the listener does not know who asks"))
+                known.ok_or_else(|| unauthorized("the listener does not identify the caller"))
             }
-            Self::Open => {
-                // A page of somewhere else, opened in a browser here, may ask by a name that leads here.
+            Self::Anonymous => {
+                // A foreign page in a local browser may reach this listener by a foreign name (DNS
+                // rebinding).
                 let host = parts.headers.get(header::HOST);
                 let host = host.and_then(|host| host.to_str().ok());
                 let host = host.or(parts.uri.host()).unwrap_or_default();
                 if !is_local(host) {
-                    let detail = "without tokens only this machine is answered, by the name localhost or its address";
+                    let detail = "without tokens, the API answers only requests to localhost, \
+                         127.0.0.1 or [::1]";
                     return Err(unauthorized(detail));
                 }
                 Ok(Caller::new("anonymous".to_owned(), Role::Admin))
@@ -100,7 +103,7 @@ impl Door {
     }
 }
 
-/// The bearer token of a request, if it has one.
+/// Returns the bearer token of a request, if any.
 pub(super) fn token(parts: &Parts) -> Option<&str> {
     let header = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = header.split_once(' ')?;

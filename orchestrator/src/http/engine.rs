@@ -1,4 +1,4 @@
-//! What the engine works with: hubs, dead letters, and who asks.
+//! The state of the engine: hubs, dead letters, and the caller.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,25 +7,25 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::admitted::Admitted;
-use super::auth::Look;
-use super::problem::{Looking, Problem};
+use super::auth::Read;
+use super::problem::{Problem, ReadErrors};
 use super::shared::Context;
 use crate::view::hubs::{HubList, HubView};
 
-/// The most dead letters that are shown.
-const LETTERS: usize = 100;
+/// The most dead letters shown.
+const MAX_DEAD_LETTERS: usize = 100;
 
-/// The hubs, with their quotas, what their limiters give now, and their queues.
+/// The hubs, with their quotas, their limiters' current permits, and their queues.
 #[utoipa::path(
     get, path = "/api/v1/hubs", tag = "engine", security(("token" = [])),
     responses(
-        (status = 200, description = "All that are configured", body = HubList),
-        Looking,
+        (status = 200, description = "All configured hubs", body = HubList),
+        ReadErrors,
     )
 )]
 pub(crate) async fn hubs(
     State(shared): Context,
-    _by: Admitted<Look>,
+    _by: Admitted<Read>,
 ) -> Result<Json<HubList>, Problem> {
     let mut hubs = Vec::new();
     for (name, limits) in &shared.api.limits {
@@ -33,60 +33,63 @@ pub(crate) async fn hubs(
             Some(queue) => queue.depth(name).await.ok(),
             None => None,
         };
-        let now = shared.api.intake.clock.now();
+        let now = shared.api.executor.clock.now();
         let store = &*shared.api.store;
         hubs.push(HubView::read(store, name, *limits, depth, now).await?);
     }
-    let stopped = shared.api.intake.halted().await?.map(Into::into);
+    let stopped = shared.api.executor.halted().await?.map(Into::into);
     Ok(Json(HubList { hubs, stopped }))
 }
 
-/// Messages that could not be used.
+/// Unusable messages.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct LetterList {
-    /// The oldest hundred.
+pub(crate) struct DeadLetterList {
+    /// The oldest hundred messages.
     #[schema(value_type = Vec<Object>)]
     dead_letters: Vec<Value>,
 }
 
-/// Messages that could not be used, each with its reason.
+/// Unusable messages, each with the reason.
 #[utoipa::path(
     get, path = "/api/v1/dead-letters", tag = "engine", security(("token" = [])),
     responses(
-        (status = 200, description = "The oldest of them", body = LetterList),
-        Looking,
+        (status = 200, description = "The oldest unusable messages", body = DeadLetterList),
+        ReadErrors,
     )
 )]
 pub(crate) async fn dead_letters(
     State(shared): Context,
-    _by: Admitted<Look>,
-) -> Result<Json<LetterList>, Problem> {
-    let dead_letters = match &shared.api.letters {
-        Some(letters) => letters.list(LETTERS).await.map_err(Problem::busy)?,
+    _by: Admitted<Read>,
+) -> Result<Json<DeadLetterList>, Problem> {
+    let dead_letters = match &shared.api.dead_letters {
+        Some(dead_letters) => dead_letters
+            .list(MAX_DEAD_LETTERS)
+            .await
+            .map_err(Problem::busy)?,
         None => Vec::new(),
     };
-    Ok(Json(LetterList { dead_letters }))
+    Ok(Json(DeadLetterList { dead_letters }))
 }
 
-/// Who asks.
+/// The caller.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Who {
-    /// The name that operations are recorded under.
+pub(crate) struct CallerView {
+    /// The name under which operations are recorded.
     name: String,
     /// `viewer`, `operator`, `approver` or `admin`.
     role: String,
 }
 
-/// Whose token this is, and what it stands for.
+/// The name and the role of the token's bearer.
 #[utoipa::path(
     get, path = "/api/v1/whoami", tag = "engine", security(("token" = [])),
     responses(
-        (status = 200, description = "You", body = Who),
-        Looking,
+        (status = 200, description = "The caller", body = CallerView),
+        ReadErrors,
     )
 )]
-pub(crate) async fn whoami(by: Admitted<Look>) -> Json<Who> {
-    Json(Who {
+pub(crate) async fn whoami(by: Admitted<Read>) -> Json<CallerView> {
+    Json(CallerView {
         name: by.caller.name().to_owned(),
         role: by.caller.role().as_str().to_owned(),
     })

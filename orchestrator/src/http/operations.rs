@@ -1,4 +1,4 @@
-//! What changes something. Each is a command, done as if it had come over the queue.
+//! The handlers with effect. Each handler executes a command as if received over the queue.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::{CommandKey, RolloutName, StageName};
 use twincast_core::outcome::Outcome;
 use twincast_core::spec::Document;
@@ -17,96 +17,96 @@ use utoipa::ToSchema;
 
 use super::admitted::Admitted;
 use super::audit;
-use super::auth::{Decide, Delete, Needed, Operate, Stop};
-use super::problem::{OfARollout, Operating, Problem};
+use super::auth::{Decide, Delete, Operate, RequiredRight, Stop};
+use super::problem::{OperationErrors, Problem, RolloutErrors};
 use super::shared::Context;
 use crate::command::{Answer, Command, KEY_HEADER, Kind};
-use crate::intake::NotDone;
+use crate::command_executor::CommandError;
 use crate::planner::{PlanProgress, Planner};
 use crate::view::overlaps;
 use crate::view::plan::{self, PlanView};
 
-/// Why.
+/// A reason.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Because {
-    /// Why, for people. Recorded with the name of whoever asks.
+pub(crate) struct ReasonBody {
+    /// The reason, for people. Recorded with the caller's name.
     #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
-/// About a stage, and why.
+/// A stage, and a reason.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct OfStage {
-    /// The stage that it must be. Default: the current one.
+pub(crate) struct StageBody {
+    /// The stage to which the operation is restricted. Default: the current stage.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: Option<String>,
-    /// Why, for people. Recorded with the name of whoever asks.
+    /// The reason, for people. Recorded with the caller's name.
     #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
-/// Which devices, and why.
+/// A selection of devices, and a reason.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Again {
-    /// Those with one of these outcomes. Default: all that failed.
+pub(crate) struct RetryBody {
+    /// Only devices with one of these outcomes. Default: all failures.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     outcomes: Vec<Outcome>,
-    /// Those of this stage. Default: of all.
+    /// Only devices of this stage. Default: all stages.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: Option<String>,
-    /// Why, for people. Recorded with the name of whoever asks.
+    /// The reason, for people. Recorded with the caller's name.
     #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
-/// Which stage, and why.
+/// A stage, and a reason.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Override {
-    /// The stage that is to count as passed.
+pub(crate) struct PromoteBody {
+    /// The stage to count as passed.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stage: String,
-    /// Why. A gate is overridden for a reason.
+    /// The reason. Overriding a gate requires a reason.
     #[schema(max_length = 1000)]
     reason: String,
 }
 
-/// How long a body may take to come.
-const BODY_TIME: Duration = Duration::from_secs(10);
+/// The time limit for receiving a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The body of a request, once all of it has come.
-pub(crate) struct Sent(Bytes);
+/// The body of a request, completely received.
+pub(crate) struct TimedBody(Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for Sent {
+impl<S: Send + Sync> FromRequest<S> for TimedBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let reading = Bytes::from_request(request, state);
-        match tokio::time::timeout(BODY_TIME, reading).await {
+        match tokio::time::timeout(BODY_TIMEOUT, reading).await {
             Ok(body) => Ok(Self(body?)),
             Err(_) => {
-                let detail = format!("the body did not come within {BODY_TIME:?}");
+                let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
                 Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
             }
         }
     }
 }
 
-type Body = Result<Sent, Problem>;
+type Body = Result<TimedBody, Problem>;
 type Name = Result<Path<String>, PathRejection>;
 
-/// Start a rollout. The same spec again is the same rollout, and changes nothing.
+/// Start a rollout. Starting the same spec again changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/rollouts", tag = "operations", security(("token" = [])),
-    request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec. Its files must be inlined", content_type = "application/json"),
+    request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec, with inlined files", content_type = "application/json"),
     responses(
-        (status = 200, description = "It was there already, or is now: see `changed`", body = Answer),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "Another spec has the name"),
-        Operating,
+        (status = 200, description = "The rollout exists; `changed` shows whether this request started it", body = Answer),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "A rollout with this name and another spec exists"),
+        OperationErrors,
     )
 )]
 pub(crate) async fn start(
@@ -116,27 +116,27 @@ pub(crate) async fn start(
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
     let command = Command {
-        spec: Some(said(&headers, body)?),
+        spec: Some(parse_body(&headers, body)?),
         ..Command::about(Kind::Start, None)
     };
-    done(&shared, &by, &headers, command).await
+    execute(&shared, &by, &headers, command).await
 }
 
 macro_rules! operation {
-    ($(#[$doc:meta])* $name:ident, $path:literal, $right:ident, $kind:ident, $body:ty, |$said:ident, $command:ident| { $($fill:tt)* }) => {
+    ($(#[$doc:meta])* $name:ident, $path:literal, $right:ident, $kind:ident, $body:ty, |$request:ident, $command:ident| { $($fill:tt)* }) => {
         $(#[$doc])*
         #[utoipa::path(
             post, path = $path, tag = "operations", security(("token" = [])),
             params(
                 ("name" = String, Path, description = "The rollout's name"),
-                ("Idempotency-Key" = Option<String>, Header, description = "What the request is known by when it is made again: it changes the rollout once. 1 to 128 letters, digits, '.', '_' or '-', not for another request", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
+                ("Idempotency-Key" = Option<String>, Header, description = "Identifies the request, so that repeated requests change the rollout once. 1 to 128 letters, digits, '.', '_' or '-'. Another request needs another key", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
             ),
             request_body(content = $body, content_type = "application/json"),
             responses(
-                (status = 200, description = "Done, or it was so already: see `changed`", body = Answer),
-                (status = 409, body = Problem, content_type = "application/problem+json", description = "The rollout is not in a state in which that can be done"),
-                Operating,
-                OfARollout,
+                (status = 200, description = "The operation is in effect; `changed` shows whether this request changed anything", body = Answer),
+                (status = 409, body = Problem, content_type = "application/problem+json", description = "The state of the rollout does not allow the operation"),
+                OperationErrors,
+                RolloutErrors,
             )
         )]
         pub(crate) async fn $name(
@@ -147,77 +147,77 @@ macro_rules! operation {
             body: Body,
         ) -> Result<Json<Answer>, Problem> {
             let Path(name) = name?;
-            let $said: $body = said(&headers, body)?;
+            let $request: $body = parse_body(&headers, body)?;
             let mut $command = Command::about(Kind::$kind, Some(rollout(&name)?));
             $($fill)*
-            done(&shared, &by, &headers, $command).await
+            execute(&shared, &by, &headers, $command).await
         }
     };
 }
 
 operation!(
-    /// Send nothing more for now.
-    pause, "/api/v1/rollouts/{name}/pause", Stop, Pause, Because,
-    |said, command| { command.reason = said.reason; }
+    /// Pause the rollout: send nothing more for now.
+    pause, "/api/v1/rollouts/{name}/pause", Stop, Pause, ReasonBody,
+    |request, command| { command.reason = request.reason; }
 );
 operation!(
-    /// Let it go on. A gate that has paused it is asked again.
-    resume, "/api/v1/rollouts/{name}/resume", Operate, Resume, Because,
-    |said, command| { command.reason = said.reason; }
+    /// Let the rollout continue. A gate that has paused the rollout is judged again.
+    resume, "/api/v1/rollouts/{name}/resume", Operate, Resume, ReasonBody,
+    |request, command| { command.reason = request.reason; }
 );
 operation!(
-    /// End it. What was not sent is skipped.
-    abort, "/api/v1/rollouts/{name}/abort", Stop, Abort, Because,
-    |said, command| { command.reason = said.reason; }
+    /// End the rollout and skip the devices not sent to.
+    abort, "/api/v1/rollouts/{name}/abort", Stop, Abort, ReasonBody,
+    |request, command| { command.reason = request.reason; }
 );
 operation!(
-    /// Remove it, once it has ended, with all that is stored of it. Its name is free then.
-    delete, "/api/v1/rollouts/{name}/delete", Delete, Delete, Because,
-    |said, command| { command.reason = said.reason; }
+    /// Remove an ended rollout with all of its stored data. The name is free afterwards.
+    delete, "/api/v1/rollouts/{name}/delete", Delete, Delete, ReasonBody,
+    |request, command| { command.reason = request.reason; }
 );
 operation!(
-    /// A new attempt at devices that failed. A rollout that has ended runs again.
-    retry, "/api/v1/rollouts/{name}/retry", Operate, Retry, Again,
-    |said, command| {
-        command.outcomes = said.outcomes;
-        command.stage = said.stage.as_deref().map(stage).transpose()?;
-        command.reason = said.reason;
+    /// Make a new attempt at devices that failed. An ended rollout runs again.
+    retry, "/api/v1/rollouts/{name}/retry", Operate, Retry, RetryBody,
+    |request, command| {
+        command.outcomes = request.outcomes;
+        command.stage = request.stage.as_deref().map(stage).transpose()?;
+        command.reason = request.reason;
     }
 );
 operation!(
-    /// Say yes to a stage's gate.
-    approve, "/api/v1/rollouts/{name}/approve", Decide, Approve, OfStage,
-    |said, command| {
-        command.stage = said.stage.as_deref().map(stage).transpose()?;
-        command.reason = said.reason;
+    /// Approve a stage's gate.
+    approve, "/api/v1/rollouts/{name}/approve", Decide, Approve, StageBody,
+    |request, command| {
+        command.stage = request.stage.as_deref().map(stage).transpose()?;
+        command.reason = request.reason;
     }
 );
 operation!(
-    /// Say no to a stage's gate, which then has failed.
-    reject, "/api/v1/rollouts/{name}/reject", Decide, Reject, OfStage,
-    |said, command| {
-        command.stage = said.stage.as_deref().map(stage).transpose()?;
-        command.reason = said.reason;
+    /// Reject a stage's gate. The gate has then failed.
+    reject, "/api/v1/rollouts/{name}/reject", Decide, Reject, StageBody,
+    |request, command| {
+        command.stage = request.stage.as_deref().map(stage).transpose()?;
+        command.reason = request.reason;
     }
 );
 operation!(
-    /// Take a stage's gate for passed, whatever it says.
-    promote, "/api/v1/rollouts/{name}/promote", Decide, Promote, Override,
-    |said, command| {
-        command.stage = Some(stage(&said.stage)?);
-        command.reason = Some(said.reason);
+    /// Count a stage's gate as passed, whatever its state.
+    promote, "/api/v1/rollouts/{name}/promote", Decide, Promote, PromoteBody,
+    |request, command| {
+        command.stage = Some(stage(&request.stage)?);
+        command.reason = Some(request.reason);
     }
 );
 
-macro_rules! of_all {
+macro_rules! operation_on_all {
     ($(#[$doc:meta])* $name:ident, $path:literal, $right:ident, $kind:ident) => {
         $(#[$doc])*
         #[utoipa::path(
             post, path = $path, tag = "operations", security(("token" = [])),
-            request_body(content = Because, content_type = "application/json"),
+            request_body(content = ReasonBody, content_type = "application/json"),
             responses(
-                (status = 200, description = "Done, or it was so already: see `changed`", body = Answer),
-                Operating,
+                (status = 200, description = "The operation is in effect; `changed` shows whether this request changed anything", body = Answer),
+                OperationErrors,
             )
         )]
         pub(crate) async fn $name(
@@ -226,32 +226,32 @@ macro_rules! of_all {
             headers: HeaderMap,
             body: Body,
         ) -> Result<Json<Answer>, Problem> {
-            let said: Because = said(&headers, body)?;
+            let request: ReasonBody = parse_body(&headers, body)?;
             let mut command = Command::about(Kind::$kind, None);
-            command.reason = said.reason;
-            done(&shared, &by, &headers, command).await
+            command.reason = request.reason;
+            execute(&shared, &by, &headers, command).await
         }
     };
 }
 
-of_all!(
-    /// Send nothing of any rollout, nor of those to come.
+operation_on_all!(
+    /// Stop all rollouts, present and future: send nothing.
     stop_all, "/api/v1/stop-all", Stop, StopAll
 );
-of_all!(
-    /// Let all rollouts go on that stop-all has stopped.
+operation_on_all!(
+    /// Let all rollouts continue that stop-all has stopped.
     resume_all, "/api/v1/resume-all", Operate, ResumeAll
 );
 
-/// What a spec would come to: devices by stage, hub and tag group, what is left out and why, when it is over, and what
-/// else is under way. Sends and stores nothing. Asks the hubs for all devices, out of their quota for queries, and may
-/// take as long.
+/// The preview of a spec: devices by stage, hub and tag group, left-out devices with the reasons,
+/// the end of the rollout, and overlapping rollouts. Sends and stores nothing. Queries the hubs for
+/// all devices within the query quota, and may take a long time accordingly.
 #[utoipa::path(
     post, path = "/api/v1/plan", tag = "operations", security(("token" = [])),
-    request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec. Its files must be inlined", content_type = "application/json"),
+    request_body(content = ref("#/components/schemas/RolloutSpec"), description = "A rollout's spec, with inlined files", content_type = "application/json"),
     responses(
         (status = 200, description = "The plan", body = PlanView),
-        Operating,
+        OperationErrors,
     )
 )]
 pub(crate) async fn plan(
@@ -261,11 +261,11 @@ pub(crate) async fn plan(
     body: Body,
 ) -> Result<Json<PlanView>, Problem> {
     let command = Command {
-        spec: Some(said(&headers, body)?),
+        spec: Some(parse_body(&headers, body)?),
         ..Command::about(Kind::Start, None)
     };
     let spec = command.spec()?;
-    let _place = shared.plans.take(by.caller.name())?;
+    let _slot = shared.plans.take(by.caller.name())?;
     let progress = PlanProgress::default();
     let planner = Planner {
         spec: &spec,
@@ -275,9 +275,9 @@ pub(crate) async fn plan(
         joiners: None,
     };
     let api = &shared.api;
-    let mut view = plan::read(&planner, &*api.intake.clock).await?;
-    let active = match &api.intake.roster {
-        Some(roster) => roster.active().await?,
+    let mut view = plan::read(&planner, &*api.executor.clock).await?;
+    let active = match &api.executor.registry {
+        Some(registry) => registry.active().await?,
         None => api.store.rollouts().await?,
     };
     let configured: Vec<_> = api.hubs.keys().cloned().collect();
@@ -285,8 +285,8 @@ pub(crate) async fn plan(
     Ok(Json(view))
 }
 
-/// Does a command in the name of whoever asks.
-async fn done<R: Needed>(
+/// Executes a command on behalf of the caller.
+async fn execute<R: RequiredRight>(
     shared: &super::shared::Shared,
     by: &Admitted<R>,
     headers: &HeaderMap,
@@ -296,23 +296,24 @@ async fn done<R: Needed>(
     command.key = key(headers)?;
     let request = headers.get(TRACEPARENT);
     let request = request.and_then(|value| value.to_str().ok());
-    command.begun = Some(shared.api.intake.begin(request));
-    let answered = match command.ask() {
-        Ok(_) => shared.api.intake.execute(&command).await,
+    command.span = Some(shared.api.executor.begin(request));
+    let answered = match command.operation() {
+        Ok(_) => shared.api.executor.execute(&command).await,
         Err(refusal) => Err(refusal.into()),
     };
     let result = match &answered {
-        Ok(answer) => shared.api.status.metrics.answered(Ok(answer)),
-        Err(NotDone::Refused(refusal)) => shared.api.status.metrics.answered(Err(refusal)),
-        Err(NotDone::Store(_)) => "not done: the store does not answer",
+        Ok(answer) => shared.api.status.metrics.count_answer(Ok(answer)),
+        Err(CommandError::Refused(refusal)) => shared.api.status.metrics.count_answer(Err(refusal)),
+        Err(CommandError::Store(_)) => "not done: the store does not answer",
     };
-    audit::done(&by.caller, &by.origin, &command, result);
+    audit::log_result(&by.caller, &by.origin, &command, result);
     Ok(Json(answered?))
 }
 
-/// What the request is known by when it is made again.
+/// Returns the idempotency key of a request.
 ///
-/// The header's draft has it in quotes (`draft-ietf-httpapi-idempotency-key-header`); most clients leave them out.
+/// The header's draft has the key in quotes (`draft-ietf-httpapi-idempotency-key-header`); most
+/// clients omit the quotes.
 fn key(headers: &HeaderMap) -> Result<Option<CommandKey>, Problem> {
     let Some(given) = headers.get(KEY_HEADER) else {
         return Ok(None);
@@ -322,22 +323,23 @@ fn key(headers: &HeaderMap) -> Result<Option<CommandKey>, Problem> {
         .strip_prefix('"')
         .and_then(|rest| rest.strip_suffix('"'));
     let key = CommandKey::new(bare.unwrap_or(&text)).map_err(|error| {
-        let detail = format!("the header {KEY_HEADER}: {}", in_words(&error));
+        let detail = format!("the header {KEY_HEADER}: {}", describe(&error));
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })?;
     Ok(Some(key))
 }
 
-/// A JSON body. Its content type must say so: a page of somewhere else cannot send that without being asked.
+/// Parses a JSON body. The content type must be JSON: a browser asks the server before sending this
+/// type for a foreign page (CORS).
 fn document_of(headers: &HeaderMap, body: Body) -> Result<Document, Problem> {
-    let Sent(body) = body?;
+    let TimedBody(body) = body?;
     let content_type = headers.get(header::CONTENT_TYPE);
     let content_type = content_type
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
-        let detail = format!("the content type must be application/json, and is {content_type:?}");
+        let detail = format!("the content type must be application/json; found {content_type:?}");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
     let not_json = |what: String| Problem::new(StatusCode::BAD_REQUEST, what);
@@ -346,11 +348,14 @@ fn document_of(headers: &HeaderMap, body: Body) -> Result<Document, Problem> {
     Document::parse_json("the body", text).map_err(|problems| not_json(problems.in_one_line()))
 }
 
-fn said<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+fn parse_body<T: serde::de::DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, Problem> {
     document_of(headers, body)?.read().map_err(|problems| {
         let detail = format!(
-            "the body has mistakes: {}",
-            problems.without_places().join("; ")
+            "the body is invalid: {}",
+            problems.without_positions().join("; ")
         );
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })
@@ -362,5 +367,5 @@ pub(super) fn rollout(name: &str) -> Result<RolloutName, Problem> {
 
 fn stage(name: &str) -> Result<StageName, Problem> {
     StageName::new(name)
-        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, in_words(&error)))
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, describe(&error)))
 }

@@ -1,15 +1,17 @@
-//! The live page: what people look at, and where they decide.
+//! The live page, for watching rollouts and deciding about gates.
 //!
-//! It is a few files in the binary, so it needs no build and no internet. It asks the API for everything, with
-//! the token of whoever looks; the files themselves are no secret, and are served without one. No data are ever
-//! parsed as HTML, and the browser is told to run and load nothing from anywhere else.
+//! The page consists of a few files in the binary, so the page needs no build and no internet. The
+//! page gets all data from the API, with the token of the viewer. The files themselves are no
+//! secret, and are served without a token. Data are never parsed as HTML, and the browser is told
+//! to run and load nothing from other origins.
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-/// What the browser may do: load and ask from here, and be in no frame.
+/// The permissions of the browser: load from and query this origin, and allow no frame around the
+/// page.
 const POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -56,7 +58,7 @@ const fn script(path: &'static str, text: &'static str) -> File {
     }
 }
 
-/// The routes of the page's files.
+/// Returns the routes of the page's files.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let mut router = Router::new();
     for file in &FILES {
@@ -82,9 +84,9 @@ fn serve(file: &'static File) -> Response {
 #[cfg(test)]
 mod tests {
     use twincast_core::account::Activity;
-    use twincast_core::outcome::{Class, Outcome};
+    use twincast_core::outcome::{Outcome, OutcomeClass};
 
-    /// The page has words for everything that it may have to show.
+    /// The page has words for every value that may be shown.
     #[test]
     fn every_outcome_class_and_activity_has_words() {
         let words = include_str!("page/words.js");
@@ -92,8 +94,8 @@ mod tests {
             let entry = format!("\n  {}: ", outcome.as_str());
             assert!(words.contains(&entry), "{outcome}");
         }
-        for class in Class::ALL {
-            let entry = format!("\n  {}: '{}", class.as_str(), class.in_words());
+        for class in OutcomeClass::ALL {
+            let entry = format!("\n  {}: '{}", class.as_str(), class.describe());
             assert!(words.contains(&entry), "{entry}");
             if class.is_failure() {
                 let outcomes = class.outcomes(true).map(|it| format!("'{it}'"));
@@ -103,7 +105,7 @@ mod tests {
             }
         }
         for activity in Activity::ALL {
-            let entry = format!("\n  {}: '{}'", activity.as_str(), activity.in_words());
+            let entry = format!("\n  {}: '{}'", activity.as_str(), activity.describe());
             assert!(words.contains(&entry), "{entry}");
         }
     }

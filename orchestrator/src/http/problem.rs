@@ -6,65 +6,65 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ports::StoreError;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::command::{Cause, Refusal};
-use crate::intake::NotDone;
-use crate::planner::is_final;
-use crate::view::explain::Unexplained;
-use crate::view::plan::Unplanned;
+use crate::command_executor::CommandError;
+use crate::planner::is_permanent;
+use crate::view::explain::ExplainError;
+use crate::view::plan::PreviewError;
 
-/// How a request that only looks may fail, for the document.
+/// The errors of a read-only request, for the OpenAPI document.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "what matters is what is derived")]
-pub(crate) enum Looking {
-    /// No token, or one that is not known
+pub(crate) enum ReadErrors {
+    /// No token, or an unknown token
     #[response(status = 401, content_type = "application/problem+json")]
     Unknown(Problem),
     /// The token gives no role
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
-    /// Busy, or what it needs does not answer
+    /// Busy, or a dependency does not answer
     #[response(status = 503, content_type = "application/problem+json")]
     Busy(Problem),
 }
 
-/// How one that asks for a part of a list may fail, besides.
+/// The further errors of a request for a part of a list.
 #[derive(IntoResponses)]
 #[response(
     status = 400,
-    description = "A parameter cannot be used",
+    description = "A parameter is invalid",
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "what matters is what is derived")]
-pub(crate) struct OfAPart(Problem);
+pub(crate) struct ListErrors(Problem);
 
-/// How one about a rollout may fail, besides.
+/// The further errors of a request about a rollout.
 #[derive(IntoResponses)]
 #[response(
     status = 404,
-    description = "There is no such rollout",
+    description = "The rollout does not exist",
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "what matters is what is derived")]
-pub(crate) struct OfARollout(Problem);
+pub(crate) struct RolloutErrors(Problem);
 
-/// How a request with a body may fail.
+/// The errors of a request with a body.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "what matters is what is derived")]
-pub(crate) enum Operating {
+pub(crate) enum OperationErrors {
     /// Not JSON
     #[response(status = 400, content_type = "application/problem+json")]
     NotJson(Problem),
-    /// No token, or one that is not known
+    /// No token, or an unknown token
     #[response(status = 401, content_type = "application/problem+json")]
     Unknown(Problem),
-    /// The role does not allow it, or the token gives none
+    /// The role does not permit the operation, or the token gives no role
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
-    /// The body does not come in time
+    /// The body does not arrive in time
     #[response(status = 408, content_type = "application/problem+json")]
     Slow(Problem),
     /// Too large
@@ -73,44 +73,44 @@ pub(crate) enum Operating {
     /// Not application/json
     #[response(status = 415, content_type = "application/problem+json")]
     NotCalledJson(Problem),
-    /// What the body asks for has mistakes, or cannot be had
+    /// The request in the body has mistakes, or cannot be fulfilled
     #[response(status = 422, content_type = "application/problem+json")]
     Mistaken(Problem),
-    /// Busy, or what it needs does not answer
+    /// Busy, or a dependency does not answer
     #[response(status = 503, content_type = "application/problem+json")]
     Busy(Problem),
 }
 
-/// What is wrong.
+/// An error.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Problem {
-    /// Always `about:blank`: `status` and `cause` say what kind of problem it is.
+    /// Always `about:blank`: `status` and `cause` give the kind of the problem.
     #[schema(value_type = String)]
     r#type: Type,
-    /// The status in words.
+    /// The status as text.
     title: &'static str,
     /// The HTTP status.
     status: u16,
-    /// What was found, and what is allowed, for people.
+    /// The problem and the allowed values, for people.
     #[schema(value_type = String)]
     detail: Box<str>,
-    /// Why an operation was refused, for machines.
+    /// The cause of a refused operation, for machines.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
-    /// Mistakes, differences or reasons one by one, where there may be several.
+    /// The single mistakes, differences or reasons, where there may be several.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Vec<String>)]
     details: Box<[String]>,
-    /// What can be done about it, for people.
+    /// A possible remedy, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<Box<str>>,
-    /// There was a token, and it is no good.
+    /// Whether the request had an invalid token.
     #[serde(skip)]
     is_about_the_token: bool,
-    /// What is for the log alone.
+    /// Details for the log only.
     #[serde(skip)]
-    because: Option<Box<str>>,
-    /// What the store has said, for whoever asks in this process.
+    log_detail: Option<Box<str>>,
+    /// The store's error, for callers in this process.
     #[serde(skip)]
     store: Option<Arc<StoreError>>,
 }
@@ -132,12 +132,12 @@ impl Problem {
             details: Box::default(),
             hint: None,
             is_about_the_token: false,
-            because: None,
+            log_detail: None,
             store: None,
         }
     }
 
-    /// There is a token, and it is no good.
+    /// Creates the error for an invalid token.
     pub(crate) fn bad_token(detail: impl Into<String>) -> Self {
         Self {
             is_about_the_token: true,
@@ -145,26 +145,26 @@ impl Problem {
         }
     }
 
-    /// The same request will be answered later.
+    /// Creates the error for a request that can be answered later.
     pub(crate) fn busy(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// Whoever asks may not.
+    /// Returns whether the caller lacks the permission.
     pub(crate) fn is_denial(&self) -> bool {
         let denials = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
         denials.iter().any(|status| status.as_u16() == self.status)
     }
 
-    /// With more than whoever asks may know, for the log.
-    pub(crate) fn because(self, reason: impl std::fmt::Display) -> Self {
-        let because = Some(reason.to_string().into());
-        Self { because, ..self }
+    /// Adds details for the log, which the caller may not see.
+    pub(crate) fn with_log_detail(self, reason: impl std::fmt::Display) -> Self {
+        let log_detail = Some(reason.to_string().into());
+        Self { log_detail, ..self }
     }
 
-    /// What is wrong, for the log.
+    /// Returns the problem for the log.
     pub(crate) fn in_log(&self) -> &str {
-        self.because.as_deref().unwrap_or(&self.detail)
+        self.log_detail.as_deref().unwrap_or(&self.detail)
     }
 
     pub(crate) fn not_found(what: &str) -> Self {
@@ -229,11 +229,11 @@ impl From<Refusal> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        let words = in_words(&error);
+        let words = describe(&error);
         let status = match error {
             StoreError::NotFound { .. } => StatusCode::NOT_FOUND,
             StoreError::Corrupt { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            // Another orchestrator may be newer.
+            // Another orchestrator may be of the newer release.
             StoreError::Newer { .. }
             | StoreError::Superseded { .. }
             | StoreError::Regressed { .. }
@@ -247,33 +247,33 @@ impl From<StoreError> for Problem {
     }
 }
 
-impl From<NotDone> for Problem {
-    fn from(error: NotDone) -> Self {
+impl From<CommandError> for Problem {
+    fn from(error: CommandError) -> Self {
         match error {
-            NotDone::Refused(refusal) => refusal.into(),
-            NotDone::Store(error) => error.into(),
+            CommandError::Refused(refusal) => refusal.into(),
+            CommandError::Store(error) => error.into(),
         }
     }
 }
 
-impl From<Unexplained> for Problem {
-    fn from(error: Unexplained) -> Self {
+impl From<ExplainError> for Problem {
+    fn from(error: ExplainError) -> Self {
         match error {
-            Unexplained::Absent(absence) => Self {
+            ExplainError::Absent(absence) => Self {
                 details: absence.possible.into(),
                 hint: absence.hint.map(Into::into),
                 ..Self::new(StatusCode::NOT_FOUND, absence.error)
             },
-            Unexplained::Store(error) => error.into(),
+            ExplainError::Store(error) => error.into(),
         }
     }
 }
 
-impl From<Unplanned> for Problem {
-    fn from(error: Unplanned) -> Self {
-        let (detail, hint) = (in_words(&error), error.hint().map(Into::into));
+impl From<PreviewError> for Problem {
+    fn from(error: PreviewError) -> Self {
+        let (detail, hint) = (describe(&error), error.hint().map(Into::into));
         match error {
-            Unplanned::Plan(error) if !is_final(&error) => Self::busy(detail),
+            PreviewError::Plan(error) if !is_permanent(&error) => Self::busy(detail),
             _ => Self {
                 hint,
                 ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)

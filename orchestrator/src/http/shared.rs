@@ -1,4 +1,4 @@
-//! What the API speaks for, and what its handlers share.
+//! The dependencies of the API, and the state shared by the handlers.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,74 +12,74 @@ use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Queue, Store};
 
-use super::audit::Denials;
-use super::auth::Door;
-use super::places::Places;
+use super::audit::DenialLog;
+use super::auth::Access;
+use super::caller_limits::CallerLimit;
 use crate::Hubs;
-use crate::intake::Intake;
+use crate::command_executor::CommandExecutor;
 use crate::service::OrchestratorStatus;
 
-/// Messages that could not be used, wherever they are kept.
+/// Unusable messages, wherever stored.
 #[async_trait]
 pub trait DeadLetters: Send + Sync + 'static {
-    /// The oldest, `most` at the most, each as an object; or why they cannot be had.
+    /// Returns the oldest `most` messages, each as an object, or the reason for a failure.
     async fn list(&self, most: usize) -> Result<Vec<Value>, String>;
 }
 
-/// What the API speaks for.
+/// The dependencies of the API.
 pub struct Api {
-    /// Where the truth is.
+    /// The store, the source of truth.
     pub store: Arc<dyn Store>,
-    /// Where dispatches wait, if it is at hand.
+    /// The queue of dispatches, if available.
     pub queue: Option<Arc<dyn Queue>>,
     /// All configured hubs, with their quotas.
     pub limits: BTreeMap<HubName, HubLimits>,
-    /// Those that plans can be tried with.
+    /// The hubs for previews of plans.
     pub hubs: Hubs,
-    /// Does what is asked for.
-    pub intake: Arc<Intake>,
-    /// Messages that could not be used, where there may be some.
-    pub letters: Option<Arc<dyn DeadLetters>>,
-    /// Who may ask.
-    pub door: Arc<Door>,
-    /// Where commands are counted.
+    /// The executor of commands.
+    pub executor: Arc<CommandExecutor>,
+    /// The unusable messages, if available.
+    pub dead_letters: Option<Arc<dyn DeadLetters>>,
+    /// The way in which callers are identified.
+    pub access: Arc<Access>,
+    /// The status with the counters of commands.
     pub status: Arc<OrchestratorStatus>,
-    /// How long a request may take that is no stream and no plan.
-    pub time: Duration,
+    /// The time limit of a request, except for streams and plans.
+    pub request_timeout: Duration,
 }
 
-/// What handlers share.
+/// The state shared by the handlers.
 pub(crate) struct Shared {
     pub(super) api: Api,
-    /// For requests that are no emergency.
-    pub(super) requests: Arc<Places>,
-    /// For what stops: they are there when all others are taken.
-    pub(super) emergencies: Arc<Places>,
-    pub(super) plans: Arc<Places>,
-    /// For requests that look through all batches of a rollout.
-    pub(super) searches: Arc<Places>,
-    pub(super) exports: Arc<Places>,
+    /// For requests without urgency.
+    pub(super) requests: Arc<CallerLimit>,
+    /// For operations that stop sends: free even when all other slots are taken.
+    pub(super) stops: Arc<CallerLimit>,
+    pub(super) plans: Arc<CallerLimit>,
+    /// For requests that read all batches of a rollout.
+    pub(super) batch_searches: Arc<CallerLimit>,
+    pub(super) exports: Arc<CallerLimit>,
     /// For streams of events.
-    pub(super) followers: Arc<Places>,
-    pub(super) denials: Denials,
-    /// Where the files of specs are not: over HTTP they are inlined.
+    pub(super) event_streams: Arc<CallerLimit>,
+    pub(super) denials: DenialLog,
+    /// The directory of the specs' files. Empty: over HTTP, files are inlined.
     pub(super) base: PathBuf,
 }
 
-/// What handlers are given of it.
+/// The handlers' access to the shared state.
 pub(super) type Context = State<Arc<Shared>>;
 
 impl Shared {
     pub(super) fn new(api: Api) -> Self {
         Self {
             api,
-            requests: Places::new("requests are being answered", 64, 16),
-            emergencies: Places::new("stops are being asked for", 16, 4),
-            plans: Places::new("plans are being tried", 4, 2),
-            searches: Places::new("requests look through batches", 4, 2),
-            exports: Places::new("exports are open", 16, 4),
-            followers: Places::new("streams of events are open", 32, 8),
-            denials: Denials::default(),
+            requests: CallerLimit::new("concurrent requests", 64, 16),
+            stops: CallerLimit::new("concurrent stop requests", 16, 4),
+            plans: CallerLimit::new("concurrent plans", 4, 2),
+            batch_searches: CallerLimit::new("concurrent searches of batches", 4, 2),
+            exports: CallerLimit::new("concurrent exports", 16, 4),
+            event_streams: CallerLimit::new("concurrent event streams", 32, 8),
+            denials: DenialLog::default(),
             base: PathBuf::new(),
         }
     }

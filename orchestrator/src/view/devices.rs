@@ -8,69 +8,69 @@ use futures::stream::{self, Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use twincast_core::ids::{Attempt, RolloutName};
 use twincast_core::message::MessageId;
-use twincast_core::outcome::{Class, Counts, Outcome};
+use twincast_core::outcome::{Counts, Outcome, OutcomeClass};
 use twincast_core::ports::{BatchWork, Store, StoreError};
 use twincast_core::rollout::Rollout;
 use utoipa::ToSchema;
 
 use super::outcomes::ErrorView;
 
-/// Batches that are read at a time.
+/// The number of batches read per page.
 const PAGE: usize = 64;
 
-/// What is known of one device.
+/// The known state of one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceRow {
-    /// Its id.
+    /// The device's id.
     pub device: String,
-    /// Its hub.
+    /// The device's hub.
     pub hub: String,
-    /// The tags that its batch shares, in words.
+    /// The device's tag group, as text.
     pub group: String,
-    /// Its stage's name.
+    /// The name of the device's stage.
     pub stage: String,
-    /// The batch.
+    /// The number of the batch.
     pub batch: u32,
-    /// Its position in the batch, from 0.
+    /// The device's position in the batch, from 0.
     pub index: u32,
-    /// What became of it.
+    /// The outcome.
     #[schema(value_type = String)]
     pub outcome: Outcome,
-    /// The outcome's class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`, `not_taken`, `not_sent` or
-    /// `skipped`.
+    /// The outcome's class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`,
+    /// `not_taken`, `not_sent` or `skipped`.
     #[schema(value_type = String)]
-    pub class: Class,
+    pub class: OutcomeClass,
     /// The hub's code for `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
-    /// The device's own words for `failed`.
+    /// The device's error for `failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorView>,
-    /// The id of its batch's newest message. Attempts are told apart by batch: a device that was not among those
-    /// retried was sent an earlier one.
+    /// The id of the batch's newest message. Attempts are numbered per batch: a device left out of
+    /// a retry was sent an earlier message.
     pub message_id: String,
 }
 
-/// Devices that are asked for.
+/// A selection of devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum DeviceFilter {
     /// Devices with one of these outcomes.
     Outcomes(Vec<Outcome>),
     /// Devices in one of these classes.
-    Classes(Vec<Class>),
+    Classes(Vec<OutcomeClass>),
 }
 
-impl Wanted {
-    /// All devices.
+impl DeviceFilter {
+    /// Selects all devices.
     #[must_use]
     pub fn all() -> Self {
         Self::Outcomes(Outcome::ALL.to_vec())
     }
 
-    /// The outcomes of these devices in a rollout.
+    /// Returns the outcomes of the selected devices in a rollout.
     #[must_use]
     pub fn outcomes(&self, rollout: &Rollout) -> Vec<Outcome> {
-        let answers = rollout.spec.message.answers();
+        let answers = rollout.spec.message.wants_feedback();
         match self {
             Self::Outcomes(outcomes) => outcomes.clone(),
             Self::Classes(classes) => {
@@ -81,21 +81,21 @@ impl Wanted {
     }
 }
 
-/// How devices are written.
+/// The format of devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One JSON object a line.
+    /// One JSON object per line.
     JsonLines,
     /// Comma-separated values with a header.
     Csv,
-    /// The same for spreadsheets: no text in it is a formula.
+    /// Comma-separated values for spreadsheets: no text is a formula.
     Spreadsheet,
 }
 
 const COLUMNS: &str = "device,hub,group,stage,batch,index,outcome,class,code,error,message_id\n";
 
 impl Format {
-    /// As it is written in a URL.
+    /// Returns the format as written in a URL.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -155,7 +155,8 @@ impl Format {
     }
 }
 
-/// A cell that no spreadsheet takes for a formula: one that begins like one gets an apostrophe before it.
+/// Returns a cell that no spreadsheet takes for a formula: a formula-like beginning gets an
+/// apostrophe in front.
 fn no_formula(cell: &str) -> Cow<'_, str> {
     let begins = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
     if cell.starts_with(begins) {
@@ -165,15 +166,15 @@ fn no_formula(cell: &str) -> Cow<'_, str> {
     }
 }
 
-/// The devices that are `wanted`: a piece of text for each batch, in order. It ends with the first
-/// error.
+/// Streams the selected devices as text, one piece per batch, in order. The stream ends with the
+/// first error.
 pub fn written(
     store: Arc<dyn Store>,
     rollout: Rollout,
-    wanted: &Wanted,
+    filter: &DeviceFilter,
     format: Format,
 ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send + use<> {
-    let wanted = wanted.outcomes(&rollout);
+    let wanted = filter.outcomes(&rollout);
     let head = stream::iter([Ok(Bytes::from_static(format.head().as_bytes()))]);
     let from = Some((None, Vec::new().into_iter()));
     let rollout = Arc::new(rollout);
@@ -204,12 +205,12 @@ pub fn written(
     head.chain(batches)
 }
 
-/// Some of the devices have one of these outcomes.
+/// Returns whether some of the counted devices have one of these outcomes.
 pub(crate) fn has_any(counts: &Counts, wanted: &[Outcome]) -> bool {
     wanted.iter().any(|outcome| counts.get(*outcome) > 0)
 }
 
-/// The devices of a batch that have one of these outcomes.
+/// Returns the devices of a batch with one of these outcomes.
 pub(crate) fn rows<'a>(
     rollout: &'a Rollout,
     work: &'a BatchWork,
@@ -217,7 +218,7 @@ pub(crate) fn rows<'a>(
 ) -> impl Iterator<Item = DeviceRow> + 'a {
     let header = work.header();
     let stage = super::stage_name(rollout, header.stage);
-    let answers = rollout.spec.message.answers();
+    let answers = rollout.spec.message.wants_feedback();
     let chosen = work
         .devices()
         .filter(|device| wanted.contains(&device.outcome));
@@ -231,7 +232,7 @@ pub(crate) fn rows<'a>(
             batch: header.id.0,
             index: device.index,
             outcome: device.outcome,
-            class: Class::of(device.outcome, answers),
+            class: OutcomeClass::of(device.outcome, answers),
             code: device.code.filter(|_| error.is_none()),
             error,
             message_id: message_id(&rollout.spec.name, work, device.index, work.attempt),
@@ -239,7 +240,7 @@ pub(crate) fn rows<'a>(
     })
 }
 
-/// The id of the message to the device at `index` of a batch.
+/// Returns the id of the message to the device at `index` of a batch.
 pub(super) fn message_id(
     name: &RolloutName,
     work: &BatchWork,

@@ -1,43 +1,43 @@
-//! Where a device is in a rollout, why, and what it waits for.
+//! The state of a device in a rollout, with the reasons and the current wait.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use twincast_core::batch::BatchStatus;
 use twincast_core::budget::FullGroup;
-use twincast_core::explain::{self, Seat};
+use twincast_core::explain::{self, DeviceContext};
 use twincast_core::ids::{DeviceId, HubName, StageName};
-use twincast_core::link::Impasse;
-use twincast_core::outcome::{Class, Outcome};
+use twincast_core::link::LinkObstacle;
+use twincast_core::outcome::{Outcome, OutcomeClass};
 use twincast_core::plan::Cohort;
 use twincast_core::ports::{BatchWork, Store, StoreError, Tally};
-use twincast_core::rollout::{Event, HistoryEntry, Phase, Rollout, Word};
+use twincast_core::rollout::{Attribution, Event, HistoryEntry, Phase, Rollout};
 use twincast_core::time::Timestamp;
 use utoipa::ToSchema;
 
 use super::devices::message_id;
 use super::outcomes::{ErrorView, reason_in};
 use crate::release::keep_budgets;
-use crate::standing;
+use crate::rollout_text;
 
-/// What is known of a device in a rollout.
+/// The known facts about a device in a rollout.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     /// The rollout.
     pub rollout: String,
     /// The rollout's phase.
     pub phase: String,
-    /// Why it is in that phase, where there is something to say.
+    /// The reason for the phase, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The device.
     pub device: String,
-    /// Its position in the rollout, 0 to 1, along which stages by percent are cut.
+    /// The device's position in the rollout, 0 to 1. Stages by percent are cut along this position.
     pub cohort: f64,
-    /// What the cohort is made with.
+    /// The salt of the cohort.
     pub salt: String,
-    /// Its places by hub, oldest first. A hub has several of a device that has left a continuous rollout's target and joined
-    /// again.
+    /// The device's places by hub, oldest first. A hub has several places for a device that has
+    /// left and rejoined the target of a continuous rollout.
     pub places: Vec<DevicePlace>,
 }
 
@@ -50,150 +50,150 @@ pub struct DevicePlace {
     pub entry: usize,
     /// The number of the device's places on the hub.
     pub entries: usize,
-    /// The stage that has taken it.
+    /// The stage of the device.
     pub stage: StageChoice,
-    /// The tags that its batch shares, in words.
+    /// The device's tag group, as text.
     pub group: String,
-    /// Its batch.
+    /// The number of the batch.
     pub batch: u32,
-    /// In the batch, from 0, as in the message's id.
-    pub position: u32,
-    /// How many devices the batch has.
+    /// The device's position in the batch, from 0, as in the message's id.
+    pub index: u32,
+    /// The number of devices in the batch.
     pub batch_devices: u32,
-    /// What became of it.
+    /// The outcome.
     #[schema(value_type = String)]
     pub outcome: Outcome,
-    /// The outcome's class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`, `not_taken`, `not_sent` or
-    /// `skipped`.
+    /// The outcome's class: `applied`, `taken`, `sent`, `silent`, `pending`, `not_applied`,
+    /// `not_taken`, `not_sent` or `skipped`.
     #[schema(value_type = String)]
-    pub class: Class,
-    /// The hub's code, if it refused it.
+    pub class: OutcomeClass,
+    /// The hub's code for a refusal, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
-    /// The device's own words, if it could not do what the message asks for.
+    /// The device's error, if the device could not fulfil the message's request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorView>,
-    /// What the outcome means.
+    /// The meaning of the outcome.
     pub reason: String,
-    /// Attempts at sending it the message, oldest first.
-    pub attempts: Vec<Try>,
-    /// What it waits for now.
+    /// The attempts at sending the message, oldest first.
+    pub attempts: Vec<AttemptView>,
+    /// The reason for waiting now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
-    /// What is known of times: the store keeps none for a single device.
+    /// The known times. The store keeps no times for a single device.
     pub times: Times,
 }
 
-/// A stage, and why it has taken a device.
+/// The stage of a device, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StageChoice {
-    /// Its name.
+    /// The stage's name.
     pub name: String,
-    /// From 1.
+    /// The stage's number, from 1.
     pub number: u16,
-    /// Of so many.
+    /// The number of stages.
     pub of: usize,
-    /// Why it has taken the device.
-    pub because: String,
-    /// The stages before it.
+    /// The reason why the stage has taken the device.
+    pub reason: String,
+    /// The earlier stages.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// A stage that has not taken a device.
+/// An earlier stage without the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PassedOver {
-    /// Its name.
+    /// The stage's name.
     pub stage: String,
-    /// Why not.
-    pub because: String,
+    /// The reason why the stage has not taken the device.
+    pub reason: String,
 }
 
-/// An attempt at sending it the message; of a later one than the first, at devices of its batch that it may have
-/// been among.
+/// An attempt at sending the message. A later attempt concerns chosen devices of the batch,
+/// possibly without this device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Try {
-    /// From 1.
+pub struct AttemptView {
+    /// The attempt's number, from 1.
     pub attempt: u16,
     /// The id of the message.
     pub message_id: String,
-    /// How it was asked for, if that is known: `requested_at`, `by`, `reason`, and the `outcomes` of the devices that
-    /// were chosen.
+    /// The request for the attempt, if known: `requested_at`, `by`, `reason`, and the `outcomes` of
+    /// the chosen devices.
     #[serde(flatten)]
     #[schema(value_type = Object)]
     pub request: Option<Request>,
 }
 
-/// How an attempt was asked for.
+/// The request for an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// When.
+    /// The time of the request.
     pub requested_at: Timestamp,
-    /// By whom, and why.
+    /// The attribution of the request.
     #[serde(flatten)]
-    pub word: Word,
-    /// The devices with these outcomes were chosen.
+    pub attribution: Attribution,
+    /// The outcomes of the chosen devices.
     pub outcomes: Vec<Outcome>,
 }
 
-/// What is known of times.
+/// The known times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Times {
-    /// When the rollout was accepted.
+    /// The acceptance of the rollout.
     #[schema(value_type = String)]
     pub accepted_at: Timestamp,
-    /// When its plan was whole.
+    /// The completion of the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub planned_at: Option<Timestamp>,
-    /// When the device's stage started.
+    /// The start of the device's stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub stage_started_at: Option<Timestamp>,
-    /// When all of the stage was sent.
+    /// The time at which all of the stage was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub stage_sent_at: Option<Timestamp>,
-    /// When the stage was over.
+    /// The end of the stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub stage_passed_at: Option<Timestamp>,
 }
 
-/// Why there is nothing to explain.
+/// Why a device cannot be explained.
 #[derive(Debug, thiserror::Error)]
-pub enum Unexplained {
+pub enum ExplainError {
     /// The device is not in the rollout's plan, or there is no plan.
     #[error("{}", .0.error)]
     Absent(Absence),
-    /// The store did not say.
+    /// The store fails.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What is to be said of a device that is not in a rollout's plan.
+/// The description of a device without a place in a rollout's plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Absence {
-    /// That it is not there, and why, if that is certain.
+    /// The absence, with the reason if certain.
     pub error: String,
-    /// What may be the reason otherwise.
+    /// The possible reasons otherwise.
     pub possible: Vec<String>,
-    /// How to find out more.
+    /// A way to find out more.
     pub hint: Option<String>,
 }
 
-/// Looks for a device in a rollout as it is at `now`. It reads batches one after the other until all of the device's places
-/// are found.
+/// Searches a rollout for a device and describes the device's state at `now`. Reads batches one
+/// after the other until all places of the device are found.
 ///
 /// # Errors
-/// [`Unexplained`].
+/// [`ExplainError`].
 pub async fn read(
     store: &dyn Store,
     rollout: &Rollout,
     device: &DeviceId,
     now: Timestamp,
-) -> Result<Explanation, Unexplained> {
+) -> Result<Explanation, ExplainError> {
     if rollout.plan.is_none() {
-        return Err(Unexplained::Absent(not_planned(rollout)));
+        return Err(ExplainError::Absent(not_planned(rollout)));
     }
     let tallies = store.tallies(&rollout.spec.name).await?;
     let hubs = tallies.iter().map(|tally| tally.hub.clone()).collect();
@@ -201,10 +201,10 @@ pub async fn read(
     for place in &mut found {
         let batch = vec![place.batch.clone()];
         place.full = keep_budgets(store, &rollout.spec.name, batch).await?.full;
-        place.impasse = Impasse::of(&store.links(place.hub()).await?);
+        place.obstacle = LinkObstacle::of(&store.links(place.hub()).await?);
     }
     if found.is_empty() {
-        return Err(Unexplained::Absent(absent(rollout, device)));
+        return Err(ExplainError::Absent(absent(rollout, device)));
     }
     let cohort = Cohort::of(device, rollout.spec.salt());
     let places = found.chunk_by(|one, other| one.hub() == other.hub());
@@ -226,22 +226,23 @@ pub async fn read(
     })
 }
 
-/// A device in its batch.
+/// A device in a batch.
 struct Found {
     batch: BatchStatus,
     work: BatchWork,
     index: u32,
     outcome: Outcome,
     code: Option<u32>,
-    /// Groups of its batch that have no room for it.
+    /// The budget groups of the batch without room for the device.
     full: Vec<FullGroup>,
-    /// What keeps everything from being sent through its hub.
-    impasse: Option<Impasse>,
+    /// The reason why nothing can be sent through the hub, if so.
+    obstacle: Option<LinkObstacle>,
 }
 
-/// Looks through the batches of the plan, one after the other, until the device is found on each of `hubs`, or all were seen:
-/// by hub, oldest first. A hub has an id once, so the rest of a hub on which the device was found is passed over. A device
-/// that has left a target may have joined again, with a later batch.
+/// Reads the batches of the plan, one after the other, until the device is found on each of `hubs`
+/// or the plan ends. Returns the places by hub, oldest first. An id exists once per hub, so further
+/// batches of a hub with the device are skipped. A device that has left the target may have joined
+/// again, with a later batch.
 async fn find(
     store: &dyn Store,
     rollout: &Rollout,
@@ -263,9 +264,9 @@ async fn find(
                 continue;
             }
             let work = store.load(name, batch.header.id).await?;
-            let seat = work.devices().find(|known| known.id == device.as_str());
+            let device = work.devices().find(|known| known.id == device.as_str());
             let Some((index, outcome, code)) =
-                seat.map(|known| (known.index, known.outcome, known.code))
+                device.map(|known| (known.index, known.outcome, known.code))
             else {
                 continue;
             };
@@ -279,7 +280,7 @@ async fn find(
                 outcome,
                 code,
                 full: Vec::new(),
-                impasse: None,
+                obstacle: None,
             });
         }
     }
@@ -298,15 +299,15 @@ impl Found {
         now: Timestamp,
     ) -> DevicePlace {
         let header = &self.batch.header;
-        let seat = Seat {
+        let context = DeviceContext {
             rollout,
             batch: &self.batch,
             outcome: self.outcome,
             full: &self.full,
-            impasse: self.impasse.as_ref(),
+            obstacle: self.obstacle.as_ref(),
         };
-        let standstill = standing::waits_for(rollout, tallies, now);
-        let waits = explain::waits_for(seat, standstill, now);
+        let standstill = rollout_text::waits_for(rollout, tallies, now);
+        let waits = explain::waits_for(context, standstill, now);
         let error = ErrorView::of(rollout, self.outcome, self.code);
         DevicePlace {
             hub: header.hub.to_string(),
@@ -315,10 +316,10 @@ impl Found {
             stage: self.stage(rollout, cohort),
             group: header.group_of(self.index).to_string(),
             batch: header.id.0,
-            position: self.index,
+            index: self.index,
             batch_devices: header.devices,
             outcome: self.outcome,
-            class: Class::of(self.outcome, rollout.spec.message.answers()),
+            class: OutcomeClass::of(self.outcome, rollout.spec.message.wants_feedback()),
             code: self.code.filter(|_| error.is_none()),
             reason: match &error {
                 Some(error) => error.to_string(),
@@ -340,24 +341,24 @@ impl Found {
         let why = explain::why_stage(&rollout.spec, index, cohort);
         let why = why.expect("a plan has the stages of its spec");
         let passed_over = why.passed_over.into_iter();
-        let passed_over = passed_over.map(|(stage, because): (StageName, _)| PassedOver {
+        let passed_over = passed_over.map(|(stage, reason): (StageName, _)| PassedOver {
             stage: stage.to_string(),
-            because,
+            reason,
         });
         StageChoice {
             name: why.stage.to_string(),
             number: index.0 + 1,
             of: rollout.spec.all_stages().len(),
-            because: why.because,
+            reason: why.reason,
             passed_over: passed_over.collect(),
         }
     }
 
-    fn attempts(&self, rollout: &Rollout) -> Vec<Try> {
+    fn attempts(&self, rollout: &Rollout) -> Vec<AttemptView> {
         let name = &rollout.spec.name;
         let stage = self.batch.header.stage;
         let tried = explain::attempts(rollout, stage, self.work.attempt).into_iter();
-        let tried = tried.map(|tried| Try {
+        let tried = tried.map(|tried| AttemptView {
             attempt: tried.attempt.0,
             message_id: message_id(name, &self.work, self.index, tried.attempt),
             request: tried.request.and_then(Request::of),
@@ -383,9 +384,13 @@ impl Found {
 impl Request {
     fn of(entry: &HistoryEntry) -> Option<Self> {
         match &entry.event {
-            Event::RetryRequested { outcomes, word, .. } => Some(Self {
+            Event::RetryRequested {
+                outcomes,
+                attribution,
+                ..
+            } => Some(Self {
                 requested_at: entry.at,
-                word: word.clone(),
+                attribution: attribution.clone(),
                 outcomes: outcomes.clone(),
             }),
             _ => None,
@@ -410,10 +415,10 @@ fn not_planned(rollout: &Rollout) -> Absence {
             let waits = rollout.waits_to_be_planned();
             let waits = waits.map(|waits| format!("; it waits for {waits}"));
             let waits = waits.unwrap_or_default();
-            format!("rollout {name} is not planned yet: which devices it has is not known{waits}")
+            format!("rollout {name} is not planned yet, so its devices are not known{waits}")
         }
         phase => {
-            let reason = phase.reason().unwrap_or("it has no plan");
+            let reason = phase.reason().unwrap_or("the rollout has no plan");
             format!("rollout {name} has no devices: {reason}")
         }
     })
@@ -422,18 +427,21 @@ fn not_planned(rollout: &Rollout) -> Absence {
 fn absent(rollout: &Rollout, device: &DeviceId) -> Absence {
     let name = &rollout.spec.name;
     let mut absence = explain::why_absent(&rollout.spec, device);
-    let odd = rollout.plan.as_ref().map(|plan| &plan.not_understood);
-    if let Some(odd) = odd.filter(|odd| !odd.is_empty()) {
-        let named = odd.examples.iter().find(|it| it.found == device.as_str());
+    let malformed = rollout.plan.as_ref().map(|plan| &plan.malformed_rows);
+    if let Some(malformed) = malformed.filter(|malformed| !malformed.is_empty()) {
+        let named = malformed
+            .examples
+            .iter()
+            .find(|it| it.found == device.as_str());
         if let Some(row) = named {
             absence.certain = Some(format!(
-                "what hub {} says of it is not understood: {}",
+                "the row of hub {} is malformed: {}",
                 row.hub, row.reason
             ));
-        } else if odd.unnamed() > 0 {
-            let rows = odd.unnamed();
+        } else if malformed.without_example() > 0 {
+            let rows = malformed.without_example();
             absence.possible.push(format!(
-                "it is in one of {rows} rows of the hubs that are not understood, and not named in the plan"
+                "it is in one of {rows} malformed rows of the hubs that the plan does not list"
             ));
         }
     }
@@ -441,15 +449,16 @@ fn absent(rollout: &Rollout, device: &DeviceId) -> Absence {
     if let Some(certain) = absence.certain {
         return Absence::certain(format!("{head}: {certain}"));
     }
-    let change = match rollout.next_look() {
-        Some(at) => format!("the next look for devices that join is at {at}"),
-        None => "a plan does not change when devices do".to_owned(),
+    let change = match rollout.next_scan() {
+        Some(at) => format!("the next scan for late joiners is at {at}"),
+        None => "a plan does not follow later changes of devices".to_owned(),
     };
     Absence {
-        error: format!("{head}; it may be that"),
+        error: format!("{head}; possible reasons"),
         possible: absence.possible,
         hint: Some(format!(
-            "{change}; whether the target has it now, this query tells on its hub: {}",
+            "{change}; to check whether the target contains the device now, run this query on its \
+             hub: {}",
             absence.query
         )),
     }

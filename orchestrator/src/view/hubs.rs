@@ -1,10 +1,10 @@
-//! What the hubs have to give.
+//! The state of the hubs.
 
 use serde::{Deserialize, Serialize};
 use twincast_core::evidence::{ListenerStatus, Watermark};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::HubName;
-use twincast_core::link::{Impasse, LinkState, LinkStatus};
+use twincast_core::link::{LinkObstacle, LinkState, LinkStatus};
 use twincast_core::permits::LimiterState;
 use twincast_core::ports::{Depth, Store, StoreError};
 use twincast_core::time::{Timestamp, ms};
@@ -15,9 +15,9 @@ use super::Stopped;
 /// The configured hubs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HubList {
-    /// By name.
+    /// The hubs, by name.
     pub hubs: Vec<HubView>,
-    /// That nothing is sent through any of them, if that is so.
+    /// The stop of all rollouts, if in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
 }
@@ -25,36 +25,37 @@ pub struct HubList {
 /// A hub.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HubView {
-    /// Its name.
+    /// The hub's name.
     pub name: String,
-    /// What may be sent through it in a minute; null for a hub without limits.
+    /// The quota of messages per minute; null for a hub without limits.
     pub messages_per_minute: Option<f64>,
-    /// What may be sent through it in a day; null for a hub without limits.
+    /// The quota of messages per day; null for a hub without limits.
     pub messages_per_day: Option<u64>,
-    /// Batches on its dispatch queue that no worker has taken; null when the broker does not say.
+    /// Batches on the hub's dispatch queue not taken by a worker; null when the broker gives no
+    /// number.
     pub dispatches_waiting: Option<u64>,
-    /// Workers that take its batches; null when the broker does not say.
+    /// Workers that consume the hub's batches; null when the broker gives no number.
     pub workers: Option<u64>,
-    /// Whether workers can send through it.
+    /// Whether workers can send through the hub.
     #[serde(default)]
     pub links: LinksView,
-    /// What its limiter does now.
+    /// The current state of the hub's limiter.
     pub permits: PermitsView,
-    /// How far its feedback was heard.
+    /// The state of the hub's feedback.
     pub feedback: FeedbackView,
 }
 
-/// Whether workers can send through a hub, as they report it.
+/// Whether workers can send through a hub, as reported by the workers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LinksView {
-    /// Workers with a link that messages can leave over.
+    /// Workers with an open link for messages.
     pub open: u64,
-    /// Workers that can send nothing.
+    /// Workers that cannot send.
     pub hindered: u64,
-    /// Why they cannot, of the one for which that has lasted longest, for people: words that follow "the hub".
+    /// The trouble of the worker hindered for longest, for people. The text follows "the hub".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
-    /// Since when it cannot.
+    /// The start of this trouble.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub since: Option<Timestamp>,
@@ -64,47 +65,49 @@ impl LinksView {
     fn of(links: &[LinkStatus], now: Timestamp) -> Self {
         let is_open = |link: &&LinkStatus| link.is_present() && link.state == LinkState::Open;
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        let partly = Impasse::partly(links);
-        let partly = partly.as_ref();
+        let longest = LinkObstacle::longest(links);
+        let longest = longest.as_ref();
         Self {
             open: count(links.iter().filter(is_open).count()),
-            hindered: count(partly.map_or(0, |(_, _, hindered)| *hindered)),
-            since: partly.map(|(_, lasting, _)| now.minus(*lasting)),
-            trouble: partly.map(|(impasse, ..)| impasse.to_string()),
+            hindered: count(longest.map_or(0, |(_, _, hindered)| *hindered)),
+            since: longest.map(|(_, lasting, _)| now.minus(*lasting)),
+            trouble: longest.map(|(obstacle, ..)| obstacle.to_string()),
         }
     }
 }
 
-/// How far a hub's feedback was heard.
+/// The state of a hub's feedback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FeedbackView {
-    /// All that the hub had told by this moment is recorded. None while that is not known.
+    /// The time up to which all of the hub's feedback is recorded. None while unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub heard_until: Option<Timestamp>,
-    /// Why more is not heard, for people. None while nothing is in the way.
+    /// The obstacle to more feedback, for people. None without an obstacle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub in_the_way: Option<String>,
+    pub obstacle: Option<String>,
 }
 
-/// What a hub's limiter does now.
+/// The current state of a hub's limiter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PermitsView {
-    /// What is given in a minute: the quota, or less for a while after the hub has refused sends. Null for a hub without
-    /// limits.
+    /// The permits per minute: the quota, or less for a while after refused sends. Null for a hub
+    /// without limits.
     pub per_minute: Option<f64>,
-    /// How many milliseconds ahead of now sends are reserved; a second or more when all is given that can be.
+    /// The time ahead of now for which sends are reserved, in milliseconds; a second or more when
+    /// all possible permits are given.
     pub reserved_ms: u64,
-    /// Until when nothing is given, because the hub has refused sends.
+    /// The end of a time without permits, caused by refused sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub shut_until: Option<Timestamp>,
-    /// The rollouts that want some now.
+    pub paused_until: Option<Timestamp>,
+    /// The rollouts that ask for permits now.
     pub rollouts: Vec<String>,
 }
 
 impl HubView {
-    /// A hub as it is at `now`. `depth` is of its dispatch queue, if that is known.
+    /// Reads the state of a hub at `now`. `depth` is the depth of the hub's dispatch queue, if
+    /// known.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -133,11 +136,11 @@ impl HubView {
         now: Timestamp,
     ) -> Self {
         let watermark = Watermark::of(listeners, now);
-        // Where no rollout has asked for answers, nobody need listen.
+        // Where no rollout has asked for feedback, no listener is needed.
         let obstacle = watermark.obstacle.filter(|_| !listeners.is_empty());
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let quota = limits.sends_per_minute;
-        let shut_for = quota.and_then(|quota| limiter.shut_for(quota));
+        let paused_for = quota.and_then(|quota| limiter.paused_for(quota));
         Self {
             name: name.to_string(),
             messages_per_minute: quota,
@@ -148,12 +151,12 @@ impl HubView {
             permits: PermitsView {
                 per_minute: quota.map(|quota| quota * limiter.factor),
                 reserved_ms: ms(limiter.ahead),
-                shut_until: shut_for.map(|time| now.plus(time)),
+                paused_until: paused_for.map(|time| now.plus(time)),
                 rollouts: limiter.asking.iter().map(ToString::to_string).collect(),
             },
             feedback: FeedbackView {
                 heard_until: watermark.heard_until,
-                in_the_way: obstacle.map(|obstacle| obstacle.to_string()),
+                obstacle: obstacle.map(|obstacle| obstacle.to_string()),
             },
         }
     }

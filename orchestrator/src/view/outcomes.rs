@@ -1,37 +1,37 @@
-//! What became of a rollout's devices: by tag group, and failures with their reasons.
+//! The outcomes of a rollout's devices: by tag group, and failures with their reasons.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use twincast_core::answer::{DeviceError, WORDS_NOT_KEPT};
-use twincast_core::batch::{BatchStatus, groups_of, sort_out};
+use twincast_core::answer::{DeviceError, ERROR_NOT_STORED};
+use twincast_core::batch::{BatchStatus, budget_groups, with_room};
 use twincast_core::budget::FullGroup;
-use twincast_core::outcome::{Class, Counts, Ends, Outcome};
-use twincast_core::plan::{BatchHeader, Group};
+use twincast_core::outcome::{ClassCounts, Counts, Outcome, OutcomeClass};
+use twincast_core::plan::{BatchHeader, TagGroup};
 use twincast_core::ports::{BatchWork, Store, StoreError, Tally};
 use twincast_core::rollout::{Phase, Rollout};
 use utoipa::ToSchema;
 
-/// How many tag groups are listed; the rest is a number.
-const GROUPS: usize = 20;
-/// How many device ids a reason has for example.
-const SAMPLES: usize = 3;
-/// Open batches of a hub that are looked at for what budgets hold back.
-const LOOKED_AT: usize = 1_024;
-/// Full groups that are named; the rest is a number.
-const NAMED: usize = 5;
+/// The most tag groups listed. The rest is summed up.
+const MAX_GROUPS: usize = 20;
+/// The number of example device ids per reason.
+const MAX_SAMPLES: usize = 3;
+/// The most open batches per hub checked against the budgets.
+const MAX_CHECKED_BATCHES: usize = 1_024;
+/// The most full groups named. The rest is counted.
+const MAX_NAMED_GROUPS: usize = 5;
 
-/// What became of a rollout's devices.
+/// The outcomes of a rollout's devices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Outcomes {
-    /// What budgets hold back, if the rollout has some and runs.
+    /// The effect of the budgets, if the rollout has budgets and runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budgets: Option<BudgetView>,
-    /// Devices by hub and tag group, 20 at the most.
+    /// Devices by hub and tag group, at most 20 groups.
     pub groups: Vec<GroupView>,
-    /// How many devices are in further groups.
+    /// The number of devices in further groups.
     pub other_groups: u64,
-    /// Why devices failed, the most frequent first.
+    /// The reasons for failures, the most frequent first.
     pub failures: Vec<FailureView>,
 }
 
@@ -40,50 +40,51 @@ pub struct Outcomes {
 pub struct GroupView {
     /// The hub.
     pub hub: String,
-    /// The tags that they share, in words.
+    /// The tags shared by the devices, as text.
     pub group: String,
     /// Devices by outcome.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: Counts,
     /// Devices by class.
     #[schema(value_type = BTreeMap<String, u64>)]
-    pub ends: Ends,
+    pub by_class: ClassCounts,
 }
 
-/// A way in which devices failed.
+/// Devices that failed for the same reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FailureView {
-    /// Their outcome.
+    /// The outcome of the devices.
     #[schema(value_type = String)]
     pub outcome: Outcome,
-    /// Its class: `not_sent`, `not_taken` or `not_applied`.
+    /// The outcome's class: `not_sent`, `not_taken` or `not_applied`.
     #[schema(value_type = String)]
-    pub class: Class,
-    /// The hub's code, if it gave one.
+    pub class: OutcomeClass,
+    /// The hub's code, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,
-    /// The devices' own words, of those that could not do what the message asks for.
+    /// The devices' error, if the devices could not fulfil the message's request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorView>,
-    /// What that means.
+    /// The meaning of the outcome.
     pub reason: String,
-    /// How many they are.
+    /// The number of devices.
     pub devices: u64,
-    /// Some of them.
+    /// The ids of some devices.
     pub samples: Vec<String>,
 }
 
-/// Why a device could not do what the message asks for, in its own words.
+/// The reason given by a device that could not fulfil the message's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorView {
-    /// For programs. May be empty.
+    /// The code, for programs. May be empty.
     pub code: String,
-    /// For people. May be empty.
+    /// The text, for people. May be empty.
     pub text: String,
 }
 
 impl ErrorView {
-    /// The words of a device with this outcome and code; `None` for other outcomes.
+    /// Returns the error of a device with this outcome and code; `None` for outcomes besides
+    /// `failed`.
     pub(super) fn of(rollout: &Rollout, outcome: Outcome, code: Option<u32>) -> Option<Self> {
         let code = code.filter(|_| outcome == Outcome::Failed)?;
         let error = rollout.notes.answers.error(code);
@@ -91,7 +92,7 @@ impl ErrorView {
             Some(DeviceError { code, text }) => Self { code, text },
             None => Self {
                 code: String::new(),
-                text: WORDS_NOT_KEPT.to_owned(),
+                text: ERROR_NOT_STORED.to_owned(),
             },
         })
     }
@@ -103,19 +104,19 @@ impl std::fmt::Display for ErrorView {
     }
 }
 
-/// What holds batches back now.
+/// The present effect of the budgets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BudgetView {
-    /// Batches that wait for one to have room, among the first that are to be sent.
+    /// The number of batches without room in a budget, among the first batches to be sent.
     pub held_back: usize,
-    /// The first of the groups that are full.
+    /// The first of the full groups.
     #[schema(value_type = Vec<Object>)]
     pub full: Vec<FullGroup>,
-    /// How many more are.
+    /// The number of further full groups.
     pub other_full: usize,
 }
 
-/// Looks through a rollout's batches: at the counts of all, and at the devices of those in which some failed.
+/// Reads a rollout's batches: the counts of all batches, and the devices of batches with failures.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -140,7 +141,7 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
             }
         }
     }
-    let answers = rollout.spec.message.answers();
+    let answers = rollout.spec.message.wants_feedback();
     let views = groups
         .listed
         .into_iter()
@@ -148,7 +149,7 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
             hub,
             group,
             counts,
-            ends: Ends::of(&counts, answers),
+            by_class: ClassCounts::of(&counts, answers),
         });
     let failures = failures
         .into_iter()
@@ -157,7 +158,7 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
             let error = ErrorView::of(rollout, outcome, code);
             FailureView {
                 outcome,
-                class: Class::of(outcome, answers),
+                class: OutcomeClass::of(outcome, answers),
                 code: code.filter(|_| error.is_none()),
                 reason: match &error {
                     Some(error) => error.to_string(),
@@ -178,11 +179,11 @@ pub async fn read(store: &dyn Store, rollout: &Rollout) -> Result<Outcomes, Stor
     })
 }
 
-/// By outcome and code: how many devices, and some of them.
+/// By outcome and code: the number of devices, and some device ids.
 type Failures = BTreeMap<(Outcome, u32), (u64, Vec<String>)>;
 
 fn collect_failures(rollout: &Rollout, work: &BatchWork, failures: &mut Failures) {
-    // Errors whose words are not kept are one.
+    // Errors without a kept text count as one error.
     let is_kept = |code: u32| rollout.notes.answers.error(code).is_some();
     for device in work.devices() {
         if device.outcome.is_failure() {
@@ -194,38 +195,39 @@ fn collect_failures(rollout: &Rollout, work: &BatchWork, failures: &mut Failures
             let of = (device.outcome, code);
             let (devices, samples) = failures.entry(of).or_default();
             *devices += 1;
-            if samples.len() < SAMPLES {
+            if samples.len() < MAX_SAMPLES {
                 samples.push(device.id.to_owned());
             }
         }
     }
 }
 
-/// Tag groups, counted.
+/// Counts of tag groups.
 #[derive(Default)]
 struct Groups {
-    /// By hub and group.
+    /// The counts by hub and group.
     listed: BTreeMap<(String, String), Counts>,
-    /// Devices of groups that are not listed.
+    /// The number of devices in unlisted groups.
     others: u64,
 }
 
 impl Groups {
-    fn lists(&self, group: &(String, String)) -> bool {
-        self.listed.len() < GROUPS || self.listed.contains_key(group)
+    fn is_listed(&self, group: &(String, String)) -> bool {
+        self.listed.len() < MAX_GROUPS || self.listed.contains_key(group)
     }
 
-    /// Some of the batch's groups are listed, and its counts do not tell theirs.
+    /// Returns whether some of a batch's groups are listed and the batch's counts do not show the
+    /// counts of each group.
     fn needs_devices(&self, header: &BatchHeader) -> bool {
         let mut groups = header.groups().map(|(group, _)| key(header, group));
-        !header.further.is_empty() && groups.any(|group| self.lists(&group))
+        !header.further_groups.is_empty() && groups.any(|group| self.is_listed(&group))
     }
 
-    /// Counts a batch; `work` are its devices, where they are [needed](Self::needs_devices).
+    /// Counts a batch. `work` has the devices, where [needed](Self::needs_devices).
     fn add(&mut self, batch: &BatchStatus, work: Option<&BatchWork>) {
         for (group, positions) in batch.header.groups() {
             let group = key(&batch.header, group);
-            if !self.lists(&group) {
+            if !self.is_listed(&group) {
                 self.others += positions.len() as u64;
                 continue;
             }
@@ -238,11 +240,11 @@ impl Groups {
     }
 }
 
-fn key(header: &BatchHeader, group: &Group) -> (String, String) {
+fn key(header: &BatchHeader, group: &TagGroup) -> (String, String) {
     (header.hub.to_string(), group.to_string())
 }
 
-/// What the budgets of a rollout that runs hold back; `None` if it has none.
+/// Returns the batches held back by the budgets of a running rollout; `None` without budgets.
 async fn held_back(store: &dyn Store, rollout: &Rollout) -> Result<Option<BudgetView>, StoreError> {
     if rollout.spec.budgets.is_empty() || rollout.phase != Phase::Running {
         return Ok(None);
@@ -253,14 +255,18 @@ async fn held_back(store: &dyn Store, rollout: &Rollout) -> Result<Option<Budget
     let mut open = Vec::new();
     for hub in hubs {
         let stage = rollout.stage();
-        open.extend(store.open_batches(name, hub, stage, LOOKED_AT).await?);
+        open.extend(
+            store
+                .open_batches(name, hub, stage, MAX_CHECKED_BATCHES)
+                .await?,
+        );
     }
-    let groups = groups_of(&open);
+    let groups = budget_groups(&open);
     let progress = store.in_progress(name, &groups).await?;
     let all = open.len();
-    let (free, mut full) = sort_out(open, &groups, &progress);
-    let other_full = full.len().saturating_sub(NAMED);
-    full.truncate(NAMED);
+    let (free, mut full) = with_room(open, &groups, &progress);
+    let other_full = full.len().saturating_sub(MAX_NAMED_GROUPS);
+    full.truncate(MAX_NAMED_GROUPS);
     Ok(Some(BudgetView {
         held_back: all - free.len(),
         full,
@@ -268,33 +274,32 @@ async fn held_back(store: &dyn Store, rollout: &Rollout) -> Result<Option<Budget
     }))
 }
 
-/// An outcome in words that say what to do about it. `code` is the hub's, or 0.
+/// Describes an outcome so that the remedy becomes clear. `code` is the hub's code, or 0.
 #[must_use]
 pub fn reason(outcome: Outcome, code: u32) -> String {
     let text = match outcome {
         Outcome::Unknown => "no answer from the hub: the device may have the message or not",
-        Outcome::NotFound => "the hub does not know the device, or has it disabled",
+        Outcome::NotFound => "the device is unknown to the hub, or disabled",
         Outcome::QueueFull => {
-            "50 messages are waiting for the device already: it is away, or does not take them"
+            "50 messages are already waiting for the device: it is offline, or does not accept \
+             messages"
         }
         Outcome::Refused => match code {
             403_012 => "the device is disabled",
             413_001 => "the message is too large",
             _ => "the hub refused the message",
         },
-        Outcome::Expired => "the device was away until the message's time was over",
+        Outcome::Expired => "the message expired before the device accepted it",
         Outcome::Rejected => "the device rejected the message",
-        Outcome::Undeliverable => "the device was handed the message too often without taking it",
+        Outcome::Undeliverable => "the message was delivered too often without being accepted",
         Outcome::Purged => "the device's queue was purged",
-        Outcome::Skipped => {
-            "not to be sent to: the rollout was aborted, or the device has left its target"
-        }
+        Outcome::Skipped => "not sent: the rollout was aborted, or the device has left the target",
         Outcome::Pending | Outcome::Attempting => "not sent yet",
-        Outcome::Enqueued => "the hub has the message for the device",
-        Outcome::Delivered => "the device took the message",
-        Outcome::Installing => "the device is at work on what the message asks for",
-        Outcome::Applied => "the device has done what the message asks for",
-        Outcome::Failed => "the device could not do what the message asks for",
+        Outcome::Enqueued => "the hub holds the message for the device",
+        Outcome::Delivered => "the device accepted the message",
+        Outcome::Installing => "the device is processing the request",
+        Outcome::Applied => "the device has fulfilled the request",
+        Outcome::Failed => "the device could not fulfil the request",
     };
     if code == 0 {
         text.to_owned()
@@ -303,13 +308,14 @@ pub fn reason(outcome: Outcome, code: u32) -> String {
     }
 }
 
-/// The same of a device of one rollout. Why it was skipped is `aborted`, which is why the rollout was aborted, say superseded;
-/// if it was not, the device has left its target.
+/// Describes the outcome of a device in a rollout. `aborted` is the reason of the rollout's abort,
+/// for example a superseding rollout, and explains skipped devices; without an abort, a skipped
+/// device has left the target.
 #[must_use]
 pub fn reason_in(aborted: Option<&str>, outcome: Outcome, code: u32) -> String {
     match aborted {
         Some(why) if outcome == Outcome::Skipped => format!("the rollout was aborted: {why}"),
-        None if outcome == Outcome::Skipped => "the device has left the target first".to_owned(),
+        None if outcome == Outcome::Skipped => "the device has left the target".to_owned(),
         _ => reason(outcome, code),
     }
 }

@@ -1,51 +1,52 @@
-//! Active rollouts that share hubs, and perhaps devices, with one that is planned.
+//! Active rollouts sharing hubs, and perhaps devices, with a planned rollout.
 
 use serde::{Deserialize, Serialize};
-use twincast_core::ids::{GroupName, HubName, RolloutName};
+use twincast_core::ids::{ConcurrencyGroup, HubName, RolloutName};
 use twincast_core::plan::{Overlap, overlap};
 use twincast_core::ports::{Store, StoreError};
 use twincast_core::rollout::Rollout;
 use twincast_core::spec::RolloutSpec;
 use utoipa::ToSchema;
 
-/// How many are shown.
-const SHOWN: usize = 20;
+/// The most rollouts shown.
+const MAX_SHOWN: usize = 20;
 
 /// An active rollout on the same hubs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Overlapping {
-    /// Its name.
+    /// The rollout's name.
     #[schema(value_type = String)]
     pub rollout: RolloutName,
-    /// Its phase.
+    /// The rollout's phase.
     pub phase: String,
-    /// The hubs that both are on.
+    /// The hubs of both rollouts.
     #[schema(value_type = Vec<String>)]
     pub hubs: Vec<HubName>,
-    /// Which devices may be in both.
+    /// The devices possibly in both rollouts.
     pub devices: Devices,
-    /// The group, if both are of one: only one of them can be under way.
+    /// The concurrency group of both rollouts, if shared: the rollouts of a group run one at a
+    /// time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub group: Option<GroupName>,
+    pub group: Option<ConcurrencyGroup>,
 }
 
-/// Which devices may be in two rollouts.
+/// The devices possibly in two rollouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Devices {
-    /// The targets are chosen in the same words.
+    /// The targets are written identically.
     Same,
-    /// Some may be.
+    /// Some devices may be in both rollouts.
     Possible,
-    /// None; it is shown for its group.
+    /// None. The rollout is shown for its group.
     None,
 }
 
 impl Overlapping {
-    /// What there is to be said about it.
+    /// Describes the overlap.
     #[must_use]
-    pub fn in_words(&self) -> String {
+    pub fn describe(&self) -> String {
         let hubs: Vec<_> = self.hubs.iter().map(HubName::as_str).collect();
         let devices = match self.devices {
             Devices::Same => ", and has the same target",
@@ -57,7 +58,7 @@ impl Overlapping {
             hubs => format!(" on {}", hubs.join(", ")),
         };
         let group = match &self.group {
-            Some(group) => format!(" It has group {group}, which this one needs, too."),
+            Some(group) => format!(" Both rollouts are in concurrency group {group}."),
             None => String::new(),
         };
         let phase = self.phase.replace('_', " ");
@@ -65,8 +66,8 @@ impl Overlapping {
     }
 }
 
-/// Of the rollouts `among`, the active ones whose devices may be those of `spec` on its `hubs`. `configured` are all
-/// hubs.
+/// Returns the active rollouts of `among` with possible sends to devices of `spec` on `hubs`, or
+/// with the same concurrency group. `configured` are all hubs.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -79,12 +80,12 @@ pub async fn read(
 ) -> Result<Vec<Overlapping>, StoreError> {
     let mut found = Vec::new();
     for name in among.into_iter().filter(|name| *name != spec.name) {
-        if found.len() == SHOWN {
+        if found.len() == MAX_SHOWN {
             break;
         }
         let rollout = match store.rollout(&name).await {
             Ok(rollout) => rollout,
-            // What it sends to is not known, so it may be anything.
+            // The target is unknown, so any device is possible.
             Err(StoreError::Newer { .. } | StoreError::Corrupt { .. }) => {
                 found.push(Overlapping {
                     rollout: name,
@@ -112,13 +113,15 @@ fn compare(
     let shared = hubs_of(other, configured).into_iter();
     let shared: Vec<_> = shared.filter(|hub| hubs.contains(hub)).collect();
     let devices = match overlap(spec, &other.spec) {
-        Overlap::Apart { .. } => Devices::None,
+        Overlap::Disjoint { .. } => Devices::None,
         _ if shared.is_empty() => Devices::None,
         Overlap::Possible => Devices::Possible,
         Overlap::Same => Devices::Same,
     };
-    let group = spec.group.clone();
-    let group = group.filter(|_| spec.group == other.spec.group);
+    let group = spec.concurrency_group();
+    let group = group
+        .filter(|_| group == other.spec.concurrency_group())
+        .cloned();
     (devices != Devices::None || group.is_some()).then(|| Overlapping {
         rollout: other.spec.name.clone(),
         phase: other.phase.as_str().to_owned(),
@@ -128,7 +131,7 @@ fn compare(
     })
 }
 
-/// The hubs that a rollout sends through: those of its plan, or that it would be planned on.
+/// Returns the hubs of a rollout's sends: the hubs of the plan, or the hubs to be planned.
 fn hubs_of(rollout: &Rollout, configured: &[HubName]) -> Vec<HubName> {
     let named = &rollout.spec.target.hubs;
     match &rollout.plan {

@@ -1,4 +1,4 @@
-//! What a spec would come to. Nothing is sent, and nothing stored.
+//! The preview of a spec. Nothing is sent or stored.
 
 use std::collections::BTreeMap;
 
@@ -18,56 +18,57 @@ use utoipa::ToSchema;
 use super::overlaps::Overlapping;
 use crate::planner::{PlanError, Planner, dry_run};
 
-/// How many tag groups are listed; the rest is a number.
-const GROUPS: usize = 20;
+/// The most tag groups listed. The rest is summed up.
+const MAX_GROUPS: usize = 20;
 
-/// What a spec would come to.
+/// The preview of a spec.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanView {
     /// The rollout's name.
     pub rollout: String,
-    /// What each device would be sent.
+    /// The message to each device.
     pub message: MessageView,
-    /// Devices by hub and stage, what is left out and why.
+    /// Devices by hub and stage, and left-out devices with the reasons.
     #[schema(value_type = Object)]
     pub plan: PlanSummary,
-    /// The rollout's own ramp, in words.
+    /// The rollout's own ramp, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<String>,
-    /// In words. The times do not know of them: nobody knows how fast devices confirm.
+    /// The budgets, as text. The times ignore budgets, because the speed of the devices'
+    /// confirmations is unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<String>,
-    /// None if the spec has none.
+    /// The stages; empty if the spec has no stages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StagePlanView>,
-    /// How it goes on with devices that join later, if it does.
+    /// The handling of late joiners, if the rollout is continuous.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
     pub continuous: Option<Continuous>,
-    /// Devices by hub and tag group, 20 at the most.
+    /// Devices by hub and tag group, at most 20 groups.
     pub groups: Vec<GroupPlan>,
-    /// How many devices are in further groups.
+    /// The number of devices in further groups.
     pub other_groups: u64,
-    /// How long sending takes on each hub, and what it costs of its daily quota.
+    /// The time for sending through each hub, and the cost in daily quota.
     #[schema(value_type = Object)]
     pub estimate: Estimate,
-    /// When it is over, begun now.
+    /// The times of the rollout, if begun now.
     #[schema(value_type = Object)]
     pub forecast: Forecast,
     /// Active rollouts that may send to the same devices.
     pub overlaps: Vec<Overlapping>,
-    /// What may not be what was meant.
+    /// Notes on possibly unintended settings.
     pub warnings: Vec<String>,
 }
 
-/// A message as it is sent.
+/// A message as sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MessageView {
-    /// The bytes of its body.
+    /// The bytes of the body.
     pub body_bytes: u64,
-    /// What counts against the hub's limit of 64 KiB, with the longest device id.
+    /// The bytes counted against the hub's limit of 64 KiB, with the longest device id.
     pub bytes: u64,
-    /// What the body is said to be.
+    /// The declared content type of the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
     /// The body, if it is text.
@@ -76,7 +77,7 @@ pub struct MessageView {
 }
 
 impl MessageView {
-    /// The message of a rollout.
+    /// Describes the message of a rollout.
     #[must_use]
     pub fn of(rollout: &RolloutName, content: &Content) -> Self {
         let body = std::str::from_utf8(&content.body).ok();
@@ -89,24 +90,25 @@ impl MessageView {
     }
 }
 
-/// What a stage would come to.
+/// The preview of a stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StagePlanView {
-    /// `stage`, its name; `starts_at`, `sent_at`, `ends_at`, `ends_at_latest`: when it is sent, begun now.
+    /// `stage`, the name; `starts_at`, `sent_at`, `ends_at`, `ends_at_latest`: the times of the
+    /// stage, if the rollout begins now.
     #[serde(flatten)]
     #[schema(value_type = Object)]
     pub forecast: StageForecast,
-    /// Its devices.
+    /// The number of devices.
     pub devices: u64,
-    /// Its batches.
+    /// The number of batches.
     pub batches: u32,
-    /// To send to its devices; none without a limit.
+    /// The seconds for sending to the devices; none without a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sending_seconds: Option<f64>,
-    /// Its own ramp, in words.
+    /// The stage's own ramp, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<String>,
-    /// What its gate asks, in words.
+    /// The conditions of the gate, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<String>,
 }
@@ -116,57 +118,57 @@ pub struct StagePlanView {
 pub struct GroupPlan {
     /// The hub.
     pub hub: String,
-    /// The tags that they share, in words.
+    /// The tags shared by the devices, as text.
     pub group: String,
-    /// How many they are.
+    /// The number of devices.
     pub devices: u64,
-    /// The batches that have some of them. Many small groups share batches.
+    /// The number of batches with devices of the group. Small groups share batches.
     pub batches: u32,
 }
 
-/// Why a spec comes to nothing.
+/// Why a spec has no preview.
 #[derive(Debug, thiserror::Error)]
-pub enum Unplanned {
-    /// Its devices cannot be found.
+pub enum PreviewError {
+    /// The devices cannot be found.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// It can never be carried out.
+    /// The spec can never be carried out.
     #[error(transparent)]
     Impossible(#[from] Impossible),
-    /// Its message cannot be made.
+    /// The message cannot be made.
     #[error(transparent)]
     Message(#[from] NoContent),
-    /// It has no devices.
+    /// The target has no devices.
     #[error("{0}")]
     Empty(String),
 }
 
-impl Unplanned {
-    /// What can be done about it, where that is known.
+impl PreviewError {
+    /// Returns a possible remedy, if known.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         matches!(self, Self::Empty(_)).then_some(
-            "check the tags and the condition; a tag that was set just now can take minutes to be found",
+            "check the tags and the condition; a new tag can take minutes to appear in queries",
         )
     }
 }
 
-/// Plans as if the rollout began when its devices are found, for which it asks the hubs. What overlaps is left to the
-/// caller.
+/// Previews a rollout that would begin as soon as its devices are found. Queries the hubs for the
+/// devices. The caller adds the overlaps.
 ///
 /// # Errors
-/// [`Unplanned`].
-pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, Unplanned> {
+/// [`PreviewError`].
+pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, PreviewError> {
     let spec = planner.spec;
     let content = spec.message.content()?;
-    let mut parts = Parts::new();
+    let mut parts = StageParts::new();
     let mut groups: BTreeMap<(String, String), (u64, u32)> = BTreeMap::new();
     let mut other_groups = 0u64;
     let planned = dry_run(planner, |header| {
         add(&mut parts, spec, header);
         for (group, positions) in header.groups() {
             let key = (header.hub.to_string(), group.to_string());
-            if groups.len() < GROUPS || groups.contains_key(&key) {
+            if groups.len() < MAX_GROUPS || groups.contains_key(&key) {
                 let (devices, batches) = groups.entry(key).or_default();
                 *devices += positions.len() as u64;
                 *batches += 1;
@@ -177,7 +179,7 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
     });
     let plan = planned.await?;
     if plan.devices == 0 {
-        return Err(Unplanned::Empty(plan.empty()));
+        return Err(PreviewError::Empty(plan.empty_plan_message()));
     }
     let limits = |hub: &_| {
         let handle = planner.hubs.get(hub);
@@ -221,21 +223,21 @@ pub async fn read(planner: &Planner<'_>, clock: &dyn Clock) -> Result<PlanView, 
     })
 }
 
-/// Devices that are sent to by another zone than they seem to be in.
+/// Warns of devices sent to by the schedule's zone because their own zone is unknown.
 fn unknown_zones(spec: &RolloutSpec, plan: &PlanSummary) -> Option<String> {
     let unknown = &plan.unknown_zones;
     let is_silent = unknown.is_empty() || spec.skips_unknown_zones().is_some();
     (!is_silent).then(|| {
         format!(
-            "{} devices have a zone that is unknown, {unknown}: the schedule's own zone holds for them; correct their \
-             tags, or leave them out with schedule.unknown_zone: skip",
+            "{} devices have an unknown zone, {unknown}, and use the schedule's own zone; correct \
+             the tags, or leave the devices out with schedule.unknown_zone: skip",
             unknown.devices
         )
     })
 }
 
 impl PlanView {
-    /// The hubs that have devices of it.
+    /// Returns the hubs of the plan.
     #[must_use]
     pub fn hubs(&self) -> Vec<HubName> {
         let hubs = self.plan.hubs.iter();
@@ -243,19 +245,20 @@ impl PlanView {
     }
 }
 
-/// What each hub has of each stage.
-type Parts = BTreeMap<(StageIndex, HubName), Part>;
+/// The share of each hub in each stage.
+type StageParts = BTreeMap<(StageIndex, HubName), StagePart>;
 
-struct Part {
+struct StagePart {
     plan: HubPlan,
-    /// Devices by their zone. As many as there are zones: what is none counts as none.
+    /// Devices by zone. All unknown zones are one entry, so the map has no more entries than there
+    /// are zones.
     zones: BTreeMap<Option<String>, u64>,
 }
 
-fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
+fn add(parts: &mut StageParts, spec: &RolloutSpec, header: &BatchHeader) {
     let key = (header.stage, header.hub.clone());
-    let part = parts.entry(key).or_insert_with(|| Part {
-        plan: HubPlan::none(&header.hub, &header.host),
+    let part = parts.entry(key).or_insert_with(|| StagePart {
+        plan: HubPlan::empty(&header.hub, &header.host),
         zones: BTreeMap::new(),
     });
     part.plan.devices += u64::from(header.devices);
@@ -267,11 +270,11 @@ fn add(parts: &mut Parts, spec: &RolloutSpec, header: &BatchHeader) {
     *part.zones.entry(zone).or_default() += u64::from(header.devices);
 }
 
-/// What each stage takes, at its own pace.
+/// Estimates each stage, at the stage's own pace.
 fn estimates(
     spec: &RolloutSpec,
     plan: &PlanSummary,
-    parts: &Parts,
+    parts: &StageParts,
     estimate: impl Fn(&[HubPlan], &StagePace, u64) -> Estimate,
 ) -> Vec<StageShares> {
     let mut sent = 0;
@@ -280,7 +283,7 @@ fn estimates(
         let part = |hub: &HubName| parts.get(&(stage, hub.clone()));
         let hubs = plan.hubs.iter().map(|HubPlan { hub, host, .. }| {
             let part = part(hub).map(|part| part.plan.clone());
-            part.unwrap_or_else(|| HubPlan::none(hub, host))
+            part.unwrap_or_else(|| HubPlan::empty(hub, host))
         });
         let shares = plan.hubs.iter().flat_map(|HubPlan { hub, .. }| {
             let zones = part(hub).into_iter().flat_map(|part| &part.zones);
@@ -321,7 +324,7 @@ fn stage_results(
             sending_seconds: sending.map(|time| time.as_secs_f64()),
             forecast: forecast.clone(),
             ramp: ramp.as_ref().map(Ramp::to_string),
-            gate: gate.as_ref().map(gate::in_words),
+            gate: gate.as_ref().map(gate::describe),
         }
     });
     stages.collect()

@@ -1,4 +1,4 @@
-//! Where a ramp is.
+//! The state of a ramp.
 
 use serde::{Deserialize, Serialize};
 use twincast_core::ports::Tally;
@@ -6,17 +6,17 @@ use twincast_core::rollout::{Phase, Rollout};
 use twincast_core::spec::{RampOf, Rate};
 use utoipa::ToSchema;
 
-/// Where the ramp of the current stage is.
+/// The state of the current stage's ramp.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RampView {
-    /// The rate through each hub now, below the hub's quota.
+    /// The current rate through each hub, below the hub's quota.
     pub rate_per_minute: f64,
-    /// What is counted.
+    /// The kind of devices counted.
     #[schema(value_type = String)]
     pub of: RampOf,
-    /// How many devices are counted.
+    /// The number of devices counted.
     pub counted: u64,
-    /// When it rises next, and to what; none when it has reached the highest.
+    /// The next step; none at the highest rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<NextStep>,
 }
@@ -24,14 +24,14 @@ pub struct RampView {
 /// The next step of a ramp.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NextStep {
-    /// From so many devices on.
+    /// The number of counted devices from which the step applies.
     pub counted: u64,
-    /// The rate through each hub then.
+    /// The rate through each hub from this step on.
     pub rate_per_minute: f64,
 }
 
 impl RampView {
-    /// The ramp of a rollout that runs, if it has one.
+    /// Returns the ramp of a running rollout, if any.
     pub(super) fn of(rollout: &Rollout, tallies: &[Tally]) -> Option<Self> {
         let pace = rollout.spec.pace_of(rollout.stage());
         let ramp = pace.ramp().filter(|_| rollout.phase == Phase::Running)?;

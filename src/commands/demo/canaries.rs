@@ -1,4 +1,4 @@
-//! Real devices: a process each of the device agent, which connects over MQTT.
+//! Real devices: each is a process of the device agent, connected over MQTT.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,34 +12,34 @@ use twincast_emulator::RunningHub;
 
 use super::files::script;
 
-/// How many there are.
+/// The number of canaries.
 pub(super) const CANARIES: usize = 5;
-/// What they run in the beginning.
+/// The version of the canaries at the start.
 pub(super) const FIRST_VERSION: &str = "1.3.0";
-/// How long they have to connect, and to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for connecting, and for ending.
+const MAX_WAIT: Duration = Duration::from_secs(20);
 
-/// The id of a device.
+/// Returns the id of a canary.
 pub(super) fn id(number: usize) -> String {
     format!("canary-{number}")
 }
 
-/// Agents that run. They are killed when this is dropped.
+/// Running agents, killed on drop.
 pub(super) struct Canaries(Vec<Child>);
 
 impl Canaries {
     /// Starts the agents, and waits until all are connected.
     pub(super) async fn start(
-        room: &Path,
+        folder: &Path,
         hub: &RunningHub,
         trusted: &PublicKey,
     ) -> anyhow::Result<Self> {
-        let ca = room.join("ca.pem");
+        let ca = folder.join("ca.pem");
         fs::write(&ca, hub.ca_pem()).context("cannot write the hub's certificate")?;
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut agents = Vec::new();
         for number in 0..CANARIES {
-            let config = prepare(&room.join(id(number)), number, hub, (&ca, trusted))
+            let config = prepare(&folder.join(id(number)), number, hub, (&ca, trusted))
                 .with_context(|| format!("cannot prepare device {}", id(number)))?;
             let log = fs::File::create(config.with_extension("log"));
             let log = log.context("cannot write an agent's log")?;
@@ -50,7 +50,7 @@ impl Canaries {
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(log)
-                // Ctrl-C is for the demo, which ends them.
+                // Only the demo receives Ctrl-C, and ends the agents.
                 .process_group(0)
                 .kill_on_drop(true)
                 .spawn();
@@ -61,7 +61,7 @@ impl Canaries {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        let connected = tokio::time::timeout(PATIENCE, connected).await;
+        let connected = tokio::time::timeout(MAX_WAIT, connected).await;
         connected.context("the device agents have not connected within 20 s")?;
         Ok(Self(agents))
     }
@@ -72,12 +72,13 @@ impl Canaries {
             _ = agent.start_kill();
         }
         for agent in &mut self.0 {
-            _ = tokio::time::timeout(PATIENCE, agent.wait()).await;
+            _ = tokio::time::timeout(MAX_WAIT, agent.wait()).await;
         }
     }
 }
 
-/// Makes a device's folder: the version that it runs, and the agent's configuration. Gives the latter's path.
+/// Prepares a device's folder: the running version and the agent's configuration. Returns the path
+/// of the configuration.
 fn prepare(
     folder: &Path,
     number: usize,
@@ -89,7 +90,7 @@ fn prepare(
     fs::write(slots.join("a/artifact"), script(FIRST_VERSION, true))?;
     std::os::unix::fs::symlink("a", slots.join("current"))?;
     let identity = hub.device_connection_string(&id(number));
-    let identity = identity.context("the hub does not know it")?;
+    let identity = identity.context("the hub does not know the device")?;
     let (mqtt, https) = (hub.mqtt_addr().port(), hub.https_addr().port());
     let health = slots.join("current/artifact");
     let text = format!(

@@ -1,4 +1,4 @@
-//! Builds of the firmware, signed, and the file server that devices fetch them from.
+//! Signed builds of the firmware, and a file server for devices.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use twincast_agent::envelope::{self, SecretKey};
 use twincast_agent::manifest::{Artifact, Manifest, SCHEMA};
 
-/// Bytes of a build, about.
+/// The approximate size of a build, in bytes.
 const SIZE: usize = 200_000;
 
-/// A build: a script that its device's health check runs.
+/// Returns a build: a script, run by the device's health check.
 pub(super) fn script(version: &str, works: bool) -> String {
     let check = match works {
         true => "echo compressor and door sensor answer",
@@ -30,7 +30,7 @@ pub(super) fn script(version: &str, works: bool) -> String {
     format!("#!/bin/sh\n# fridge firmware {version}\n{check}\nexit 0\n{filling}")
 }
 
-/// What the file server has, by name.
+/// Served files by name.
 type Files = Arc<BTreeMap<String, Bytes>>;
 
 /// A file server on this machine.
@@ -42,7 +42,7 @@ pub(super) struct FileServer {
 }
 
 impl FileServer {
-    /// Serves these builds: versions, and whether they work.
+    /// Serves the given builds: each a version, and whether the build works.
     pub(super) async fn start(builds: &[(&str, bool)]) -> anyhow::Result<Self> {
         let files = builds.iter().map(|(version, works)| {
             let build = script(version, *works);
@@ -72,7 +72,7 @@ impl FileServer {
         })
     }
 
-    /// The message of an update to a version, signed.
+    /// Returns the signed message of an update to a version.
     pub(super) fn signed(&self, version: &str, key: &SecretKey) -> anyhow::Result<Value> {
         let build = self.files.get(version).context("there is no such build")?;
         let manifest = Manifest {

@@ -1,12 +1,12 @@
-//! Shows how a rollout goes that is run from here, and says when waiting for a hub makes no sense any more.
+//! Shows the progress of a rollout run from here, and decides when to stop waiting for a hub.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use twincast_core::account::Activity;
 use twincast_core::ids::{HubName, RolloutName};
-use twincast_core::outcome::Ends;
-use twincast_core::ports::{Batches as _, Hindrance, HubTrouble, Rollouts as _, Tally};
+use twincast_core::outcome::ClassCounts;
+use twincast_core::ports::{Batches as _, HubObstacle, HubTrouble, Rollouts as _, Tally};
 use twincast_core::rollout::Rollout;
 use twincast_embedded::EmbeddedStore;
 use twincast_orchestrator::driver::Driver;
@@ -14,29 +14,30 @@ use twincast_orchestrator::planner;
 use twincast_worker::{HubState, WorkerStatus};
 
 use crate::engine;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::progress::{Progress, Snapshot};
 use crate::signal::asked_to_stop;
 use crate::stages;
 
-/// Why the watcher wants it to stop.
-pub(super) enum Why {
+/// The watcher's reason to stop the run.
+pub(super) enum StopReason {
     Signal,
-    Hub(Failure),
-    /// A hub does not let the devices be found.
-    NotFound(Failure),
+    HubUnavailable(Failure),
+    /// A hub prevents the search for devices.
+    DevicesUnavailable(Failure),
 }
 
-/// What is said of sends that a hub has refused for its quota of late.
-fn throttled(rollout: &Rollout) -> Option<String> {
+/// Returns a notice if a hub has recently refused sends for the quota.
+fn throttle_note(rollout: &Rollout) -> Option<String> {
     let is_throttled = rollout.notes.account.doing() == Activity::Throttled;
     is_throttled.then(|| {
-        "the hub refuses sends for its quota: they are slowed down until it takes them again"
+        "the hub refuses sends because of its quota: sends are slower until the hub accepts them \
+         again"
             .to_owned()
     })
 }
 
-/// Shows progress, and decides when waiting for a hub makes no sense any more.
+/// Shows progress, and decides when to stop waiting for a hub.
 pub(super) struct Watcher<'a> {
     pub(super) store: &'a EmbeddedStore,
     pub(super) driver: &'a Driver,
@@ -46,65 +47,67 @@ pub(super) struct Watcher<'a> {
 }
 
 impl Watcher<'_> {
-    /// Watches until something wants it to stop.
-    pub(super) async fn watch(&self, progress: &mut Progress) -> Why {
+    /// Watches until there is a reason to stop.
+    pub(super) async fn watch(&self, progress: &mut Progress) -> StopReason {
         let mut ticks = tokio::time::interval(Duration::from_millis(200));
         let mut signal = std::pin::pin!(asked_to_stop());
         loop {
             tokio::select! {
-                () = &mut signal => return Why::Signal,
+                () = &mut signal => return StopReason::Signal,
                 _ = ticks.tick() => {}
             }
-            // Whatever is wrong with the store, worker and driver meet it too and say so.
+            // The worker and the driver meet the same errors of the store, and report them.
             let Ok(Some(rollout)) = self.store.rollout(self.name).await else {
                 continue;
             };
             let is_planned = rollout.plan.is_some();
             let tallies = self.store.tallies(self.name).await.unwrap_or_default();
-            let (trouble, failure) = match is_planned {
-                true => self.trouble(&tallies),
-                false => self.search_trouble(&rollout),
+            let (obstacle, failure) = match is_planned {
+                true => self.sending_obstacle(&tallies),
+                false => self.search_obstacle(&rollout),
             };
             if let Some(failure) = failure {
                 return match is_planned {
-                    true => Why::Hub(failure),
-                    false => Why::NotFound(failure),
+                    true => StopReason::HubUnavailable(failure),
+                    false => StopReason::DevicesUnavailable(failure),
                 };
             }
             if is_planned {
-                let trouble = trouble.or_else(|| stages::standstill(&rollout, &tallies));
-                let trouble = trouble.or_else(|| throttled(&rollout));
-                let answers = rollout.spec.message.answers();
+                let obstacle = obstacle.or_else(|| stages::waiting_reason(&rollout, &tallies));
+                let obstacle = obstacle.or_else(|| throttle_note(&rollout));
+                let answers = rollout.spec.message.wants_feedback();
                 progress.sending(&Snapshot {
-                    ends: Ends::of(&Tally::sum(&tallies), answers),
+                    by_class: ClassCounts::of(&Tally::sum(&tallies), answers),
                     pace: self.pace(&rollout, &tallies),
-                    trouble,
-                    answers: rollout.notes.answers.sum().in_words(),
+                    obstacle,
+                    answers: rollout.notes.answers.sum().describe(),
                 });
             } else {
                 let found = self.driver.planning.devices.load(Ordering::Relaxed);
-                progress.planning(found, trouble.as_deref());
+                progress.planning(found, obstacle.as_deref());
             }
         }
     }
 
-    /// The pace of all hubs together, a minute.
+    /// Returns the rate of all hubs together, per minute.
     fn pace(&self, rollout: &Rollout, tallies: &[Tally]) -> Option<f64> {
         let rate = rollout.rate_now(tallies);
         let hubs = self.driver.hubs.values();
         hubs.map(|hub| hub.limits.pace(rate)).sum()
     }
 
-    /// What keeps devices from being found, and the failure when it has lasted for too long. A plan needs all of its hubs.
-    fn search_trouble(&self, rollout: &Rollout) -> (Option<String>, Option<Failure>) {
-        let Some((name, hindrance)) = planner::hindrance(&rollout.spec, &self.driver.hubs) else {
+    /// Returns the obstacle to the search for devices, and a failure if the obstacle has lasted too
+    /// long. A plan needs all of its hubs.
+    fn search_obstacle(&self, rollout: &Rollout) -> (Option<String>, Option<Failure>) {
+        let Some((name, obstacle)) = planner::query_obstacle(&rollout.spec, &self.driver.hubs)
+        else {
             return (None, None);
         };
-        let Hindrance {
+        let HubObstacle {
             trouble,
             lasting,
             reason,
-        } = hindrance;
+        } = obstacle;
         let give_up = self.gives_up(trouble, lasting);
         let failure = give_up.then(|| {
             let (code, hint) = engine::hub_trouble(trouble);
@@ -114,37 +117,37 @@ impl Watcher<'_> {
         (Some(format!("hub {name}: {reason}")), failure)
     }
 
-    /// Whether waiting makes no sense any more for a hub with this trouble.
+    /// Returns true if waiting for a hub with this trouble is pointless.
     fn gives_up(&self, trouble: HubTrouble, lasting: Duration) -> bool {
         match trouble {
             HubTrouble::Unauthorized | HubTrouble::Certificate | HubTrouble::CertificateName => {
                 true
             }
-            // It opens again by itself.
+            // The quota becomes available again without intervention.
             HubTrouble::QuotaUsedUp => false,
             _ => lasting >= self.give_up_after,
         }
     }
 
-    /// What stands in the way of the hubs that something is left to do on, and the failure when
-    /// none of them will be back by waiting.
-    fn trouble(&self, tallies: &[Tally]) -> (Option<String>, Option<Failure>) {
-        let mut words = Vec::new();
+    /// Returns the obstacles at hubs with work left, and a failure if waiting helps at none of
+    /// these hubs.
+    fn sending_obstacle(&self, tallies: &[Tally]) -> (Option<String>, Option<Failure>) {
+        let mut obstacles = Vec::new();
         let mut given_up = None;
         let mut worth_waiting = false;
-        let at_work = |name: &HubName| {
+        let has_work = |name: &HubName| {
             tallies
                 .iter()
                 .any(|tally| tally.hub == *name && tally.counts.unsettled() > 0)
         };
-        for (name, status) in self.status.hubs().filter(|(name, _)| at_work(name)) {
-            let hindrance = match status.state() {
-                HubState::Shut {
+        for (name, status) in self.status.hubs().filter(|(name, _)| has_work(name)) {
+            let obstacle = match status.state() {
+                HubState::Unavailable {
                     since,
                     trouble,
                     reason,
                     ..
-                } => Some(Hindrance {
+                } => Some(HubObstacle {
                     trouble,
                     lasting: since.elapsed(),
                     reason,
@@ -153,18 +156,18 @@ impl Watcher<'_> {
                     .driver
                     .hubs
                     .get(name)
-                    .and_then(|hub| hub.hub.hindrance()),
+                    .and_then(|hub| hub.hub.obstacle()),
             };
-            let Some(Hindrance {
+            let Some(HubObstacle {
                 trouble,
                 lasting,
                 reason,
-            }) = hindrance
+            }) = obstacle
             else {
                 worth_waiting = true;
                 continue;
             };
-            words.push(format!("hub {name}: {reason}"));
+            obstacles.push(format!("hub {name}: {reason}"));
             if self.gives_up(trouble, lasting) {
                 let (code, hint) = engine::hub_trouble(trouble);
                 let failure =
@@ -175,6 +178,9 @@ impl Watcher<'_> {
             }
         }
         let failure = given_up.filter(|_| !worth_waiting);
-        ((!words.is_empty()).then(|| words.join("; ")), failure)
+        (
+            (!obstacles.is_empty()).then(|| obstacles.join("; ")),
+            failure,
+        )
     }
 }

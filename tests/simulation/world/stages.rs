@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use twincast_core::spec::{OnFailure, Rung, Unconfirmed};
+use twincast_core::spec::{OnFailure, SuccessLevel, Unconfirmed};
 use twincast_testkit::sim::Dice;
 
 use super::seconds;
 
-/// How long messages live.
+/// The lifetime of messages.
 pub(crate) const TTL: Duration = Duration::from_secs(60);
 
-/// A stage, by our own reckoning.
+/// A stage, computed independently of the engine.
 #[derive(Debug, Clone)]
 pub(crate) struct StagePlan {
     pub(crate) name: &'static str,
@@ -19,10 +19,10 @@ pub(crate) struct StagePlan {
     pub(crate) gate: Option<GatePlan>,
 }
 
-/// A gate as the spec has it.
+/// A gate, as in the spec.
 #[derive(Debug, Clone)]
 pub(crate) struct GatePlan {
-    pub(crate) counts: Rung,
+    pub(crate) counts: SuccessLevel,
     /// Per cent.
     pub(crate) success_at_least: Option<u64>,
     /// Per cent.
@@ -30,25 +30,25 @@ pub(crate) struct GatePlan {
     pub(crate) min_sample: u64,
     pub(crate) too_little_passes: bool,
     pub(crate) deadline: Duration,
-    /// The spec does not say it.
+    /// The spec omits the deadline.
     pub(crate) is_default_deadline: bool,
     pub(crate) unconfirmed: Unconfirmed,
     pub(crate) bake: Duration,
-    /// Whether somebody must approve, and within which time.
+    /// Present if an approval is required, with the optional time limit.
     pub(crate) approval: Option<Option<Duration>>,
     pub(crate) on_failure: OnFailure,
-    /// More devices will come: a few are no sample, though they are all there are.
+    /// More devices will join, so a few devices are no sample even if the stage has no others yet.
     pub(crate) is_open: bool,
 }
 
-/// Gives a spec stages, or not.
+/// Adds stages to a spec, or leaves the spec without stages.
 pub(super) fn of(
     dice: &mut Dice,
     spec: &mut Value,
     devices: u64,
-    hangs_on_answers: bool,
+    depends_on_answers: bool,
 ) -> Vec<StagePlan> {
-    if !dice.happens(if hangs_on_answers { 1.0 } else { 0.6 }) {
+    if !dice.happens(if depends_on_answers { 1.0 } else { 0.6 }) {
         return vec![StagePlan {
             name: "all",
             devices,
@@ -72,8 +72,8 @@ pub(super) fn of(
     let mut written = Vec::new();
     for (name, mut stage, devices) in stages {
         // A gate of a stage without devices is refused.
-        let has_gate = devices > 0 && dice.happens(if hangs_on_answers { 1.0 } else { 0.6 });
-        let gate = has_gate.then(|| gate(dice, hangs_on_answers));
+        let has_gate = devices > 0 && dice.happens(if depends_on_answers { 1.0 } else { 0.6 });
+        let gate = has_gate.then(|| gate(dice, depends_on_answers));
         stage["name"] = json!(name);
         if let Some(gate) = &gate {
             stage["gate"] = gate.written();
@@ -91,7 +91,7 @@ pub(super) fn of(
     plans
 }
 
-/// The stage of devices that join later: of gates it has the last failure rule.
+/// Returns the stage of late joiners: the gate has the last failure rule of all gates.
 pub(super) fn late(stages: &[StagePlan]) -> StagePlan {
     let mut gates = stages.iter().rev().filter_map(|stage| stage.gate.as_ref());
     let rule = gates.find(|gate| gate.failure_above.is_some());
@@ -108,14 +108,14 @@ pub(super) fn late(stages: &[StagePlan]) -> StagePlan {
     }
 }
 
-fn gate(dice: &mut Dice, hangs_on_answers: bool) -> GatePlan {
-    let rungs = [
-        Rung::Enqueued,
-        Rung::Delivered,
-        Rung::Delivered,
-        Rung::Applied,
+fn gate(dice: &mut Dice, depends_on_answers: bool) -> GatePlan {
+    let levels = [
+        SuccessLevel::Enqueued,
+        SuccessLevel::Delivered,
+        SuccessLevel::Delivered,
+        SuccessLevel::Applied,
     ];
-    let success_at_least = match hangs_on_answers {
+    let success_at_least = match depends_on_answers {
         true => Some(dice.pick(&[50, 60, 70])),
         false => dice.pick(&[None, Some(10), Some(80), Some(95), Some(100)]),
     };
@@ -126,16 +126,16 @@ fn gate(dice: &mut Dice, hangs_on_answers: bool) -> GatePlan {
     let bake = dice.pick(&[0, 0, 2, 20]);
     GatePlan {
         counts: match measures {
-            true if hangs_on_answers => Rung::Delivered,
-            true => dice.pick(&rungs),
-            false => Rung::Enqueued,
+            true if depends_on_answers => SuccessLevel::Delivered,
+            true => dice.pick(&levels),
+            false => SuccessLevel::Enqueued,
         },
         success_at_least,
         failure_above,
         min_sample: dice.pick(&[1, 5, 20]),
         too_little_passes: dice.happens(0.3),
         deadline: match is_default_deadline {
-            // A message's life, and as long as the quickest hub takes to tell of its end.
+            // The lifetime of a message. The model adds the batching time of the quickest hub.
             true => TTL,
             false => seconds(dice.pick(&[3, 15, 45])),
         },
@@ -146,7 +146,7 @@ fn gate(dice: &mut Dice, hangs_on_answers: bool) -> GatePlan {
             Unconfirmed::AsFailed,
             Unconfirmed::AsSucceeded,
         ]),
-        // A gate must ask for something.
+        // A gate must have a rule.
         bake: seconds(if measures { bake } else { bake.max(2) }),
         approval: dice.pick(&approvals),
         on_failure: dice.pick(&[OnFailure::Pause, OnFailure::Continue, OnFailure::Abort]),
@@ -175,7 +175,7 @@ impl GatePlan {
         if let Some(above) = self.failure_above {
             gate["failure_above"] = percent(above);
         }
-        if self.counts == Rung::Applied {
+        if self.counts == SuccessLevel::Applied {
             gate["applied_when"] = json!("tags.site != '3'");
         }
         match self.approval {

@@ -1,17 +1,17 @@
-//! Numbers at random that repeat with their seed.
+//! Reproducible random numbers.
 
 use std::ops::Range;
 
-/// A source of numbers (SplitMix64): the same seed, the same numbers.
+/// A generator of random numbers (SplitMix64): the same seed gives the same numbers.
 pub(crate) struct Chance(u64);
 
 impl Chance {
-    /// Numbers that follow from `seed`. The caller says it when its test fails.
+    /// Returns the generator for `seed`. The caller prints the seed of a failed test.
     pub(crate) fn seeded(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number in `range`, which is not empty.
+    /// Returns the next number in `range`, which must not be empty.
     pub(crate) fn within(&mut self, range: Range<u64>) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

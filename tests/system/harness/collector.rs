@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector, which keeps what it is told.
+//! An OpenTelemetry collector; keeps all received spans.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
-    /// One that takes everything at once.
+    /// Starts a collector with immediate answers.
     pub(crate) fn start() -> Self {
         Self::answering_after(Duration::ZERO)
     }
 
-    /// One that lets everybody wait.
+    /// Starts a collector with answers delayed by an hour.
     pub(crate) fn hanging() -> Self {
         Self::answering_after(Duration::from_secs(3_600))
     }
@@ -43,15 +43,15 @@ impl Collector {
         Self { runtime, server }
     }
 
-    /// Its address, as it is configured.
+    /// Returns the address, as configured.
     pub(crate) fn address(&self) -> String {
         self.server.uri()
     }
 
-    /// All that it was told so far.
-    pub(crate) fn told(&self) -> Vec<Told> {
+    /// Returns all spans received so far.
+    pub(crate) fn received(&self) -> Vec<ReceivedSpan> {
         let requests = self.runtime.block_on(self.server.received_requests());
-        let mut told = Vec::new();
+        let mut spans = Vec::new();
         for request in requests.expect("it keeps them") {
             let shown = request.headers.get("authorization").cloned();
             let request = ExportTraceServiceRequest::decode(&*request.body).expect("spans");
@@ -60,29 +60,33 @@ impl Collector {
                 let process = text(&resource.attributes, "service.instance.id");
                 let service = text(&resource.attributes, "service.name");
                 let scopes = of_process.scope_spans.into_iter();
-                told.extend(scopes.flat_map(|scope| scope.spans).map(|span| Told {
-                    service: service.clone(),
-                    process: process.clone(),
-                    shown: shown.clone(),
-                    span,
-                }));
+                spans.extend(
+                    scopes
+                        .flat_map(|scope| scope.spans)
+                        .map(|span| ReceivedSpan {
+                            service: service.clone(),
+                            process: process.clone(),
+                            shown: shown.clone(),
+                            span,
+                        }),
+                );
             }
         }
-        told
+        spans
     }
 }
 
-/// A span, and whose it is.
+/// A span, with the sending process.
 #[derive(Debug, Clone)]
-pub(crate) struct Told {
+pub(crate) struct ReceivedSpan {
     pub(crate) service: String,
     pub(crate) process: String,
-    /// How the process showed who it is.
+    /// The credentials of the process.
     pub(crate) shown: Option<HeaderValue>,
     span: Span,
 }
 
-impl Told {
+impl ReceivedSpan {
     pub(crate) fn name(&self) -> &str {
         &self.span.name
     }
@@ -95,17 +99,17 @@ impl Told {
         hex(&self.span.span_id)
     }
 
-    /// Empty without one.
+    /// Returns the parent's id; empty without a parent.
     pub(crate) fn parent(&self) -> String {
         hex(&self.span.parent_span_id)
     }
 
-    /// An attribute, as text; empty without it.
+    /// Returns an attribute as text; empty if missing.
     pub(crate) fn attribute(&self, name: &str) -> String {
         text(&self.span.attributes, name)
     }
 
-    /// Whether it ended no earlier than it began.
+    /// Returns true if the span ends no earlier than the start.
     pub(crate) fn is_in_order(&self) -> bool {
         self.span.start_time_unix_nano <= self.span.end_time_unix_nano
     }

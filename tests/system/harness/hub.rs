@@ -1,4 +1,4 @@
-//! An emulated hub in a process of its own, and its control endpoint.
+//! An emulated hub in a separate process, and the hub's control endpoint.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -10,24 +10,24 @@ use serde_json::Value;
 use tempfile::TempDir;
 use twincast_emulator::Summary;
 
-use super::{Account, PATIENCE, Running, eventually};
+use super::{MAX_WAIT, MessageLog, Running, eventually};
 
 /// The devices of a hub.
 #[derive(Debug, Clone)]
 pub(crate) struct Fleet(String);
 
 impl Fleet {
-    /// Devices `d-000000`, `d-000001`, … of type `fridge` over four regions.
+    /// Returns devices `d-000000`, `d-000001`, … of type `fridge` over four regions.
     pub(crate) fn of(devices: u64) -> Self {
         Self::behaving(devices, "{}")
     }
 
-    /// A fleet file of one's own.
+    /// Returns the devices of the given fleet file.
     pub(crate) fn written(yaml: &str) -> Self {
         Self(yaml.to_owned())
     }
 
-    /// The same with a behaviour, in the fleet file's words.
+    /// Returns devices as in [`of`](Self::of), with a behaviour in the syntax of the fleet file.
     pub(crate) fn behaving(devices: u64, behaviour: &str) -> Self {
         Self(format!(
             "\
@@ -45,7 +45,7 @@ groups:
     }
 }
 
-/// A running emulator. It ends with this value.
+/// A running emulator, killed on drop.
 pub(crate) struct Hub {
     process: Running,
     folder: TempDir,
@@ -97,29 +97,30 @@ impl Hub {
         }
     }
 
-    /// The configuration that the hub wrote for its clients; it calls the hub `emulator`.
+    /// Returns the path of the configuration for the hub's clients. The configuration names the hub
+    /// `emulator`.
     pub(crate) fn config(&self) -> PathBuf {
         self.folder.path().join("twincast.toml")
     }
 
-    /// The certificate of the authority that signed the hub's.
+    /// Returns the path of the CA certificate that signed the hub's certificate.
     pub(crate) fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// The hub's folder.
+    /// Returns the hub's folder.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The connection string, with its key.
+    /// Returns the connection string, including the key.
     pub(crate) fn connection_string(&self) -> &str {
         self.announced["connection_string"]
             .as_str()
             .expect("a text")
     }
 
-    /// The key of the connection string, in base64.
+    /// Returns the key of the connection string, in base64.
     pub(crate) fn key(&self) -> &str {
         let marker = "SharedAccessKey=";
         let string = self.connection_string();
@@ -127,17 +128,17 @@ impl Hub {
         &string[at..]
     }
 
-    /// The port of AMQP.
+    /// Returns the port of AMQP.
     pub(crate) fn amqp_port(&self) -> u16 {
         self.port("amqp")
     }
 
-    /// The port of HTTPS.
+    /// Returns the port of HTTPS.
     pub(crate) fn https_port(&self) -> u16 {
         self.port("https")
     }
 
-    /// One of its ports, as it is announced.
+    /// Returns an announced port by name.
     pub(crate) fn port(&self, of: &str) -> u16 {
         let address: SocketAddr = self.announced[of]
             .as_str()
@@ -146,15 +147,15 @@ impl Hub {
         address.port()
     }
 
-    /// The hub's own counts.
+    /// Returns the hub's counts.
     pub(crate) fn summary(&self) -> Summary {
         serde_json::from_str(&self.control("GET", "/summary", "")).expect("a summary")
     }
 
-    /// All devices that were sent something, with the ids of their messages.
-    pub(crate) fn account(&self) -> Account {
+    /// Returns the message ids of all devices with messages.
+    pub(crate) fn message_log(&self) -> MessageLog {
         let lines = self.control("GET", "/messages", "");
-        let mut account = Account::new();
+        let mut message_log = MessageLog::new();
         for line in lines.lines() {
             let line: Value = serde_json::from_str(line).expect("a JSON line");
             let device = line["deviceId"].as_str().expect("a device").to_owned();
@@ -164,48 +165,48 @@ impl Hub {
                 .map(|message| message["id"].as_str().expect("an id").to_owned())
                 .collect();
             assert!(
-                account.insert(device, ids).is_none(),
+                message_log.insert(device, ids).is_none(),
                 "the hub told of a device twice"
             );
         }
-        account
+        message_log
     }
 
-    /// Changes the faults that `patch` (JSON) names.
+    /// Changes the faults named in `patch` (JSON).
     pub(crate) fn faults(&self, patch: &str) {
         self.control("PATCH", "/faults", patch);
     }
 
-    /// Changes something else at the control endpoint.
+    /// Puts a resource at the control endpoint.
     pub(crate) fn put(&self, path: &str, body: &str) {
         self.control("PUT", path, body);
     }
 
-    /// Where the control endpoint is.
+    /// Returns the URL of the control endpoint.
     pub(crate) fn control_url(&self) -> String {
         format!("http://{}", self.control)
     }
 
-    /// Cuts all AMQP connections without a word.
+    /// Cuts all AMQP connections without notice.
     pub(crate) fn drop_connections(&self) {
         self.control("POST", "/faults/disconnect", r#"{"how": "drop"}"#);
     }
 
-    /// What the hub wrote to standard output: its announcement.
+    /// Returns the standard output of the hub: the announcement.
     pub(crate) fn stdout(&self) -> String {
         self.process.stdout()
     }
 
-    /// What the hub wrote to standard error.
+    /// Returns the standard error of the hub.
     pub(crate) fn stderr(&self) -> String {
         self.process.stderr()
     }
 
-    /// One request to the control endpoint. HTTP/1.0, so that the answer ends with the connection.
+    /// Sends a request to the control endpoint. HTTP/1.0, so the answer ends with the connection.
     #[track_caller]
     fn control(&self, method: &str, path: &str, body: &str) -> String {
         let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&self.control, PATIENCE)?;
+            let mut stream = TcpStream::connect_timeout(&self.control, MAX_WAIT)?;
             stream.set_read_timeout(Some(Duration::from_secs(60)))?;
             let length = body.len();
             write!(

@@ -1,4 +1,4 @@
-//! A process of the program under test. It is killed, by its own handle, when its test is over.
+//! A process of the program under test, killed through the process handle at the end of the test.
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read};
@@ -14,13 +14,13 @@ use super::eventually;
 /// A signal to send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Signal {
-    /// What Ctrl-C sends.
+    /// The signal of Ctrl-C.
     Interrupt,
-    /// What a service manager sends.
+    /// The signal of a service manager.
     Terminate,
 }
 
-/// A running process; what it writes is collected all the while.
+/// A running process, with the output collected so far.
 pub(crate) struct Running {
     child: Child,
     shown: String,
@@ -28,7 +28,7 @@ pub(crate) struct Running {
     stderr: Collected,
 }
 
-/// A stream that a thread reads to its end.
+/// A stream, read to the end by a thread.
 struct Collected {
     text: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
@@ -67,7 +67,7 @@ impl Collected {
 }
 
 impl Running {
-    /// Starts a command; its standard input is empty.
+    /// Starts a command with empty standard input.
     pub(crate) fn start(command: &mut Command) -> Self {
         let shown = format!("{command:?}");
         let mut child = command
@@ -86,17 +86,17 @@ impl Running {
         }
     }
 
-    /// What it has written to standard output so far, whole lines only.
+    /// Returns the standard output so far, whole lines only.
     pub(crate) fn stdout(&self) -> String {
         self.stdout.so_far()
     }
 
-    /// What it has written to standard error so far, whole lines only.
+    /// Returns the standard error so far, whole lines only.
     pub(crate) fn stderr(&self) -> String {
         self.stderr.so_far()
     }
 
-    /// Whether it is over.
+    /// Returns true if the process has ended.
     pub(crate) fn is_over(&mut self) -> bool {
         self.status().is_some()
     }
@@ -105,13 +105,13 @@ impl Running {
         self.child.try_wait().expect("a child can be waited for")
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub(crate) fn signal(&self, signal: Signal) {
         let name = match signal {
             Signal::Interrupt => "INT",
             Signal::Terminate => "TERM",
         };
-        // The shell's own `kill`: there is no safe call for it in the standard library.
+        // The shell's own `kill`: the standard library has no safe call to send a signal.
         let sent = Command::new("sh")
             .args(["-c", "kill -s \"$0\" \"$1\"", name])
             .arg(self.id().to_string())
@@ -120,12 +120,12 @@ impl Running {
         assert!(sent.success(), "{} did not get SIG{name}", self.shown);
     }
 
-    /// Its number in the system.
+    /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// From now on, no file that it writes may reach beyond so many bytes.
+    /// Limits the size of files written by the process from now on, in bytes.
     pub(crate) fn limit_file_size(&self, bytes: u64) {
         let limited = Command::new("prlimit")
             .args(["--pid", &self.id().to_string()])
@@ -135,13 +135,13 @@ impl Running {
         assert!(limited.success(), "{} cannot be limited", self.shown);
     }
 
-    /// Ends it as a power cut would (SIGKILL).
+    /// Kills the process, as in a power cut (SIGKILL).
     pub(crate) fn kill(mut self) -> Ended {
         self.child.kill().expect("a child can be killed");
         self.wait()
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Ended {
         let what = format!("the end of {}", self.shown);
@@ -163,17 +163,17 @@ impl Drop for Running {
     }
 }
 
-/// A process that is over.
+/// An ended process.
 #[derive(Clone)]
 pub(crate) struct Ended {
     command: String,
-    /// Its exit code, if it was not ended by a signal.
+    /// The exit code, unless a signal ended the process.
     pub(crate) code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that ended the process.
     pub(crate) signal: Option<i32>,
-    /// What it wrote to standard output.
+    /// The standard output.
     pub(crate) stdout: String,
-    /// What it wrote to standard error.
+    /// The standard error.
     pub(crate) stderr: String,
 }
 
@@ -191,7 +191,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// The end of a text, which is where failures are.
+/// Returns the end of a text: failures are at the end.
 fn shortened(text: &str) -> &str {
     let mut start = text.len().saturating_sub(8_000);
     while !text.is_char_boundary(start) {
@@ -201,14 +201,14 @@ fn shortened(text: &str) -> &str {
 }
 
 impl Ended {
-    /// It must have ended with this code.
+    /// Asserts the exit code.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self}");
         self
     }
 
-    /// Its result: standard output must be one JSON value.
+    /// Returns the result: standard output must be a single JSON value.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
@@ -216,7 +216,7 @@ impl Ended {
         })
     }
 
-    /// Standard error must have all these words.
+    /// Asserts that standard error contains all these words.
     #[track_caller]
     pub(crate) fn says(self, words: &[&str]) -> Self {
         for word in words {

@@ -1,10 +1,10 @@
-//! A failure as a user meets it: one message that names the place and what to do, and the
-//! documented exit code.
+//! A failure as shown to a user: a single message with the place and the advice, and the documented
+//! exit code.
 
 use super::{Ended, Room};
 
-/// The command must fail with this code and these words, for people and for machines alike, and
-/// without a trace of the program's inside.
+/// Asserts that the command fails with this code and these words, as text and as JSON, without
+/// exposing the program's internals.
 #[track_caller]
 pub(crate) fn assert_refused(room: &Room, arguments: &[&str], code: i32, words: &[&str]) {
     let plain = room.run(arguments).expect(code).says(words);
@@ -21,20 +21,20 @@ pub(crate) fn assert_refused(room: &Room, arguments: &[&str], code: i32, words: 
     assert_tidy(&json);
     let error = &json.json()["error"];
     assert_eq!(error["exit_code"], code, "{json}");
-    let told = format!(
+    let printed = format!(
         "{}\n{}",
         error["message"].as_str().expect("a message"),
         error["hint"].as_str().unwrap_or_default()
     );
     for word in words {
         assert!(
-            told.contains(word) || json.stderr.contains(word),
+            printed.contains(word) || json.stderr.contains(word),
             "{word:?} is missing: {json}"
         );
     }
 }
 
-/// Nothing that only a programmer understands.
+/// Asserts that the output exposes no internals of the program.
 #[track_caller]
 pub(crate) fn assert_tidy(ended: &Ended) {
     for text in [&ended.stdout, &ended.stderr] {

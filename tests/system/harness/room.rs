@@ -1,4 +1,4 @@
-//! The folder of one user: specs, state, and the commands that are run in it.
+//! The folder of a user: specs, state, and the commands run in the folder.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use twincast_emulator::RunningHub;
 
 use super::{Ended, Hub, Row, Running};
 
-/// A folder of its own, with a place for temporary files in another one.
+/// A separate folder, and another folder for temporary files.
 pub(crate) struct Room {
     folder: TempDir,
     temporary: TempDir,
@@ -17,7 +17,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// A folder from where nothing is configured.
+    /// Creates a folder without a configuration.
     pub(crate) fn bare() -> Self {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
@@ -27,7 +27,7 @@ impl Room {
         }
     }
 
-    /// A folder from where the hub can be used.
+    /// Creates a folder with the configuration of a hub.
     pub(crate) fn with(hub: &Hub) -> Self {
         let mut room = Self::bare();
         room.config = Some(hub.config());
@@ -39,14 +39,14 @@ impl Room {
         self.config = Some(hub.config());
     }
 
-    /// A folder with this text as its configuration.
+    /// Creates a folder with this text as the configuration.
     pub(crate) fn configured(toml: &str) -> Self {
         let mut room = Self::bare();
         room.config = Some(room.write("twincast.toml", toml));
         room
     }
 
-    /// A folder with a configuration for a hub in this process.
+    /// Creates a folder with a configuration for a hub in this process.
     pub(crate) fn of(hub: &RunningHub) -> Self {
         let room = Self::configured("");
         room.goes_to(hub);
@@ -63,7 +63,7 @@ impl Room {
             hub.https_addr().port(),
         );
         self.write("twincast.toml", &toml);
-        // The port is above: with another one it is the same hub still.
+        // The port is configured above: a different port does not change the hub's identity.
         let port = format!(":{}", hub.amqp_addr().port());
         let string = hub.connection_string().replace(&port, "");
         self.write("connection-string", &string);
@@ -76,17 +76,17 @@ impl Room {
         self
     }
 
-    /// The same for commands that are run from here on.
+    /// Sets an environment variable for commands started from here on.
     pub(crate) fn set_for_all(&mut self, key: &str, value: &str) {
         self.environment.push((key.to_owned(), value.to_owned()));
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The folder for temporary files.
+    /// Returns the folder for temporary files.
     pub(crate) fn temporary(&self) -> &Path {
         self.temporary.path()
     }
@@ -111,8 +111,7 @@ impl Room {
         file
     }
 
-    /// The program with these arguments, in this folder and with nothing from the test's own
-    /// environment.
+    /// Returns the program with these arguments, in this folder, and with a minimal environment.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twincast"));
         self.prepare(&mut command);
@@ -149,7 +148,7 @@ impl Room {
         self.start(arguments).wait()
     }
 
-    /// Every device's row of a rollout's report.
+    /// Returns the rows of a rollout's report.
     #[track_caller]
     pub(crate) fn report(&self, name: &str) -> Vec<Row> {
         let ended = self.run(&["report", name, "--format", "jsonl"]).expect(0);

@@ -1,4 +1,4 @@
-//! The loop of a batch's run: performs the steps of its [`State`], and brings it what comes of them.
+//! The loop of a batch run: performs the steps of the [`State`], and returns the results as events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,74 +8,76 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use twincast_core::error::describe;
 use twincast_core::ids::DeviceId;
 use twincast_core::outcome::Counts;
 use twincast_core::ports::{BatchWork, Disposition, NotSent, Report, SendResult, StoreError};
 
 use super::held::HeldBatch;
-use super::send::{Clearance, Messages, Sending};
-use super::state::{Begun, Ended, Event, Saved, State, Step};
-use crate::known::Known;
+use super::send::{Messages, SendDeadline, Sending};
+use super::state::{Ended, Event, RunStart, Saved, State, Step};
 use crate::pacer::Pacer;
+use crate::rollout_cache::CachedRollout;
 use crate::shared::Shared;
 
-/// How often a hub that is not ready for sends is asked again.
-const READY_AGAIN: Duration = Duration::from_millis(50);
+/// The interval between two checks of a hub that is not ready for sends.
+const READY_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long it may take to tell the others of a throttle.
-const TELL: Duration = Duration::from_secs(1);
+/// The time limit for reporting a throttle to the store.
+const THROTTLE_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When a shut hub is tried again, if it does not say.
-const SHUT_PAUSE: Duration = Duration::from_secs(60);
-/// A shut hub is tried at least this often, whatever it says: one refused message costs nothing,
-/// and clocks differ (a daily quota ends at the hub's midnight, not at ours).
-const LONGEST_SHUT_PAUSE: Duration = Duration::from_secs(15 * 60);
+/// The pause before an unavailable hub is tried again, if the hub gives no pause.
+const UNAVAILABLE_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause before an unavailable hub is tried again, regardless of the hub's answer. A
+/// refused message costs nothing, and clocks differ: a daily quota ends at midnight by the hub's
+/// clock, not by the worker's clock.
+const MAX_UNAVAILABLE_PAUSE: Duration = Duration::from_secs(15 * 60);
 
 pub(crate) struct BatchRun<'a> {
     shared: &'a Shared,
     state: State,
     messages: Messages,
     pacer: Option<Arc<Pacer>>,
-    clearance: Clearance,
-    /// Ours, but while something is being recorded.
+    send_deadline: SendDeadline,
+    /// `None` while a record is under way, which owns the batch.
     batch: Option<HeldBatch>,
-    // Futures are kept across turns.
+    // Futures persist across iterations of the loop.
     in_flight: FuturesUnordered<Sending>,
     saving: Option<BoxFuture<'static, (HeldBatch, Saved)>>,
     acquiring: Option<BoxFuture<'static, Result<(), StoreError>>>,
-    telling: Option<BoxFuture<'static, ()>>,
+    reporting_throttle: Option<BoxFuture<'static, ()>>,
 }
 
 impl<'a> BatchRun<'a> {
-    /// A run of `batch`, in which nothing is sent from `closes_at` on.
+    /// Creates a run of `batch`. No message is sent from `closes_at` on.
     pub(crate) fn new(
         shared: &'a Shared,
         batch: HeldBatch,
         work: BatchWork,
-        known: &Known,
+        rollout: &CachedRollout,
         closes_at: Option<Instant>,
     ) -> Self {
         let header = &work.batch.header;
-        let pacer = known.pacer(header.stage);
+        let pacer = rollout.pacer(header.stage);
         let messages = Messages {
-            name: known.spec.name.clone(),
+            name: rollout.spec.name.clone(),
             rollout: work.rollout,
             stage: header.stage,
             batch: header.id,
             attempt: work.attempt,
-            content: Arc::clone(&known.content),
+            content: Arc::clone(&rollout.content),
             devices: work.batch.devices,
         };
-        let begun = Begun {
+        let start = RunStart {
             leased_at: batch.leased_at,
             closes_at,
-            again: known.again,
+            resend_unanswered: rollout.resend_unanswered,
             is_paced: pacer.is_some(),
         };
-        let state = State::new(shared.config, begun, work.outcomes.iter(), Instant::now());
+        let state = State::new(shared.config, start, work.outcomes.iter(), Instant::now());
         Self {
             shared,
-            clearance: Clearance::until(state.cleared_until()),
+            send_deadline: SendDeadline::new(state.may_send_until()),
             state,
             messages,
             pacer,
@@ -83,21 +85,22 @@ impl<'a> BatchRun<'a> {
             in_flight: FuturesUnordered::new(),
             saving: None,
             acquiring: None,
-            telling: None,
+            reporting_throttle: None,
         }
     }
 
-    /// What was recorded in this run.
+    /// Returns the outcomes recorded in this run.
     pub(crate) fn recorded(&self) -> &Counts {
         self.state.recorded()
     }
 
-    /// Gives back the batch, if the store is not being asked about it.
+    /// Returns the batch, unless a store call about the batch is under way.
     pub(crate) fn into_batch(self) -> Option<HeldBatch> {
         self.batch
     }
 
-    /// Works until the batch is done or is to be put down, and everything in flight is recorded.
+    /// Works until the batch is done or must be released, and the outcomes of all sends in flight
+    /// are recorded.
     pub(crate) async fn until_ended(
         &mut self,
         stop: &CancellationToken,
@@ -107,7 +110,7 @@ impl<'a> BatchRun<'a> {
             for step in self.state.handle(event, Instant::now()) {
                 self.perform(step);
             }
-            self.clearance.set(self.state.cleared_until());
+            self.send_deadline.set(self.state.may_send_until());
             if let Some(ended) = self.state.ended(Instant::now()) {
                 return ended;
             }
@@ -115,7 +118,8 @@ impl<'a> BatchRun<'a> {
         }
     }
 
-    /// What comes next. The arms that are futures of ours are kept across turns; the others are cancel-safe.
+    /// Waits for the next event. Arms with a future stored in `self` keep the future across calls;
+    /// the other arms are cancel-safe.
     async fn next(&mut self, stop: &CancellationToken) -> Event {
         let wake_at = self.state.wake_at(Instant::now());
         tokio::select! {
@@ -123,12 +127,12 @@ impl<'a> BatchRun<'a> {
             (batch, saved) = wait_for(&mut self.saving) => {
                 self.saving = None;
                 self.batch = Some(batch);
-                self.tell_of_silence(&saved);
+                self.log_store_outage(&saved);
                 Event::Saved(saved)
             }
             Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                 let mut answers = vec![answer];
-                // Takes what else has been answered: turns are not free.
+                // Takes all further answers at hand, because each iteration of the loop has a cost.
                 while let Some(Some(answer)) = self.in_flight.next().now_or_never() {
                     answers.push(answer);
                 }
@@ -141,9 +145,9 @@ impl<'a> BatchRun<'a> {
                 self.acquiring = None;
                 Event::Acquired(acquired)
             }
-            () = wait_for(&mut self.telling) => {
-                self.telling = None;
-                Event::Told
+            () = wait_for(&mut self.reporting_throttle) => {
+                self.reporting_throttle = None;
+                Event::ThrottleReported
             }
             () = stop.cancelled(), if !self.state.is_stopping() => Event::Stop,
             () = sleep_until(wake_at) => Event::Time,
@@ -153,10 +157,10 @@ impl<'a> BatchRun<'a> {
     fn perform(&mut self, step: Step) {
         match step {
             Step::Send { index, alone } => {
-                let (pacer, clearance) = (self.pacer.clone(), self.clearance.clone());
+                let (pacer, send_deadline) = (self.pacer.clone(), self.send_deadline.clone());
                 let sending = self
                     .messages
-                    .send(self.shared, index, alone, pacer, clearance);
+                    .send(self.shared, index, alone, pacer, send_deadline);
                 self.in_flight.push(sending);
             }
             Step::Save { reports, after } => {
@@ -167,15 +171,16 @@ impl<'a> BatchRun<'a> {
                 let pacer = self.pacer.clone();
                 self.acquiring = pacer.map(|pacer| self.acquire(pacer, more));
             }
-            Step::Waive => self.acquiring = None,
-            Step::Void => {
+            Step::CancelAcquire => self.acquiring = None,
+            Step::VoidPermits => {
                 if let Some(pacer) = &self.pacer {
                     pacer.void();
                 }
             }
-            Step::Tell { retry_after } => {
+            Step::ReportThrottle { retry_after } => {
                 let pacer = self.pacer.clone();
-                self.telling = pacer.map(|pacer| self.tell(pacer, retry_after));
+                self.reporting_throttle =
+                    pacer.map(|pacer| self.report_throttle(pacer, retry_after));
             }
         }
     }
@@ -215,27 +220,31 @@ impl<'a> BatchRun<'a> {
     ) -> BoxFuture<'static, Result<(), StoreError>> {
         let hub = Arc::clone(&self.shared.hub.hub);
         let acquiring = async move {
-            // No permit for a send that could not leave.
+            // Take no permit for a send that could not leave.
             while !hub.is_ready() {
-                sleep(READY_AGAIN).await;
+                sleep(READY_CHECK_INTERVAL).await;
             }
             pacer.acquire(more).await
         };
         acquiring.boxed()
     }
 
-    fn tell(&self, pacer: Arc<Pacer>, retry_after: Option<Duration>) -> BoxFuture<'static, ()> {
+    fn report_throttle(
+        &self,
+        pacer: Arc<Pacer>,
+        retry_after: Option<Duration>,
+    ) -> BoxFuture<'static, ()> {
         let hub = self.shared.hub.name.clone();
-        let telling = async move {
-            let told = timeout(TELL, pacer.throttled(retry_after)).await;
-            if !matches!(told, Ok(Ok(()))) {
-                tracing::warn!(%hub, "throttle not passed on to others");
+        let reporting = async move {
+            let reported = timeout(THROTTLE_REPORT_TIMEOUT, pacer.throttled(retry_after)).await;
+            if !matches!(reported, Ok(Ok(()))) {
+                tracing::warn!(%hub, "throttling not reported to other workers");
             }
         };
-        telling.boxed()
+        reporting.boxed()
     }
 
-    /// Notes what an answer says of the hub, and not of its device.
+    /// Updates the hub's status and metrics from the result of a send.
     fn note(&self, index: u32, result: &SendResult) {
         let status = &self.shared.status;
         match result {
@@ -249,29 +258,33 @@ impl<'a> BatchRun<'a> {
                 detail,
             } => {
                 status.serving();
-                tracing::debug!(device = %self.device(index), %outcome, code, detail, "not sent, for good");
+                tracing::debug!(device = %self.device(index), %outcome, code, detail, "send failed \
+                     permanently");
             }
             SendResult::NotSent { cause, detail, .. } => {
                 if *cause == NotSent::Throttled {
                     status.metrics().throttled.inc();
                 }
-                status.metrics().resent.inc();
-                tracing::debug!(device = %self.device(index), ?cause, detail, "not sent yet");
+                status.metrics().repeated.inc();
+                tracing::debug!(device = %self.device(index), ?cause, detail, "send failed, to be repeated");
             }
             SendResult::Unknown { .. } => {
                 status.metrics().unanswered.inc();
-                if self.state.sends_again() {
-                    status.metrics().resent.inc();
+                if self.state.resend_unanswered() {
+                    status.metrics().repeated.inc();
                 }
             }
-            SendResult::HubShut {
+            SendResult::HubUnavailable {
                 retry_after,
                 reason,
                 trouble,
             } => {
-                let pause = retry_after.unwrap_or(SHUT_PAUSE).min(LONGEST_SHUT_PAUSE);
-                if status.shut(pause, *trouble, reason) {
-                    tracing::warn!(hub = %self.shared.hub.name, reason, "hub takes nothing for now");
+                let pause = retry_after
+                    .unwrap_or(UNAVAILABLE_PAUSE)
+                    .min(MAX_UNAVAILABLE_PAUSE);
+                if status.set_unavailable(pause, *trouble, reason) {
+                    tracing::warn!(hub = %self.shared.hub.name, reason, "hub accepts no messages \
+                         for now");
                 }
             }
         }
@@ -281,18 +294,18 @@ impl<'a> BatchRun<'a> {
         self.messages.devices.get(index as usize)
     }
 
-    fn tell_of_silence(&self, saved: &Saved) {
+    fn log_store_outage(&self, saved: &Saved) {
         if let Err(error) = &saved.result
             && error.disposition() == Disposition::Retry
-            && !self.state.is_silent()
+            && !self.state.is_store_failing()
         {
             let Messages { name, batch, .. } = &self.messages;
-            tracing::warn!(rollout = %name, %batch, ?error, "outcomes not recorded yet");
+            tracing::warn!(rollout = %name, %batch, error = describe(error), "outcomes not recorded yet");
         }
     }
 }
 
-/// Waits for a future that is kept elsewhere; for ever if there is none.
+/// Waits for a future stored elsewhere; for ever if there is none.
 async fn wait_for<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,

@@ -1,4 +1,4 @@
-//! One send: its turn, its permit, the hub's answer.
+//! A single send: send lock, permit, and the hub's answer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,22 +11,22 @@ use twincast_core::message::{Content, MessageId, Outbound};
 use twincast_core::plan::DeviceList;
 use twincast_core::ports::{NotSent, SendResult};
 
-use crate::metrics::OneMore;
-use crate::pace::LATE;
+use crate::metrics::GaugeGuard;
+use crate::pace::PERMIT_GRACE;
 use crate::pacer::Pacer;
 use crate::shared::Shared;
 
-/// How long a send that is to be alone waits for that.
-const ALONE_WITHIN: Duration = Duration::from_secs(2);
+/// How long an exclusive send waits for the send lock.
+const EXCLUSIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) type Sending = BoxFuture<'static, (u32, SendResult)>;
 
-/// Until when a run's sends may leave, for those that wait for their turn.
+/// Until when sends waiting for the send lock may still leave, for all sends of a run.
 #[derive(Clone)]
-pub(super) struct Clearance(Arc<Mutex<Instant>>);
+pub(super) struct SendDeadline(Arc<Mutex<Instant>>);
 
-impl Clearance {
-    pub(super) fn until(at: Instant) -> Self {
+impl SendDeadline {
+    pub(super) fn new(at: Instant) -> Self {
         Self(Arc::new(Mutex::new(at)))
     }
 
@@ -34,12 +34,12 @@ impl Clearance {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    fn holds(&self) -> bool {
+    fn is_ahead(&self) -> bool {
         Instant::now() < *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whose messages a run sends.
+/// The messages of a batch run.
 pub(super) struct Messages {
     pub(super) name: RolloutName,
     pub(super) rollout: RolloutId,
@@ -67,35 +67,40 @@ impl Messages {
         }
     }
 
-    /// Sends to one device when it is its turn; `alone`, if it may end the connection.
+    /// Sends to a device when the send lock is acquired. `alone` acquires it exclusively, for a
+    /// send that may end the connection.
     pub(super) fn send(
         &self,
         shared: &Shared,
         index: u32,
         alone: bool,
         pacer: Option<Arc<Pacer>>,
-        clearance: Clearance,
+        send_deadline: SendDeadline,
     ) -> Sending {
         let message = self.of(index);
         let hub = Arc::clone(&shared.hub.hub);
-        let (status, turns) = (Arc::clone(&shared.status), Arc::clone(&shared.turns));
-        let patience = if alone { ALONE_WITHIN } else { LATE };
+        let (status, lock) = (Arc::clone(&shared.status), Arc::clone(&shared.send_lock));
+        let limit = if alone {
+            EXCLUSIVE_TIMEOUT
+        } else {
+            PERMIT_GRACE
+        };
         let sending = async move {
             let asked_at = Instant::now();
-            let Ok(_turn) = timeout(patience, turns.take(alone)).await else {
+            let Ok(_guard) = timeout(limit, lock.acquire(alone)).await else {
                 return (index, not_now());
             };
-            // What its permit stood for is over, and the rollout may have been stopped.
-            if asked_at.elapsed() > LATE {
+            // The permit has expired, and the rollout may have been stopped.
+            if asked_at.elapsed() > PERMIT_GRACE {
                 let is_paced = match pacer {
                     Some(pacer) => pacer.acquire(0).await.is_ok(),
                     None => true,
                 };
-                if !is_paced || !clearance.holds() {
+                if !is_paced || !send_deadline.is_ahead() {
                     return (index, not_now());
                 }
             }
-            let in_flight = OneMore::of(&status.metrics().in_flight);
+            let in_flight = GaugeGuard::of(&status.metrics().in_flight);
             let sent_at = Instant::now();
             let result = hub.send(message).await;
             drop(in_flight);
@@ -107,7 +112,7 @@ impl Messages {
     }
 }
 
-/// A send that did not get its turn.
+/// The result of a send that did not get the send lock.
 fn not_now() -> SendResult {
     SendResult::NotSent {
         cause: NotSent::NoConnection,

@@ -1,5 +1,5 @@
-//! What a batch's run does next. Pure: no futures and no clock; what comes in is an [`Event`] at a time, what is to be done
-//! are [`Step`]s.
+//! The state machine of a batch run. Pure: without futures, without a clock. The input is an
+//! [`Event`] at a time, the output is a list of [`Step`]s.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -8,14 +8,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Disposition, NotSent, Report, SendResult, StoreError};
-use twincast_core::rollout::Wanted;
+use twincast_core::rollout::Directive;
 use twincast_retry::{Delays, Policy};
 
 use crate::config::WorkerConfig;
-use crate::patience::{Patience, Tries, next_delay};
+use crate::store_retry::{StoreRetryLimit, Tries, next_delay};
 
-/// A device whose send had no answer so often in a row may be what ends the connection. It is sent to alone, so that
-/// it takes no other device's answer with it.
+/// The number of consecutive sends without an answer after which a device is suspected of ending
+/// the connection. A suspect is sent to alone, so that no other device loses an answer with the
+/// connection.
 const SUSPECT_AFTER: u8 = 2;
 
 /// How a batch run ended.
@@ -26,102 +27,103 @@ const SUSPECT_AFTER: u8 = 2;
 pub(crate) enum Ended {
     /// Every device is settled.
     Done,
-    /// The rollout wants nothing more to be sent, or somebody else works on the batch.
-    Unwanted,
+    /// The rollout sends nothing more for now, or the batch is not available for work.
+    NotRunning,
     /// This worker is stopping.
     Stopped,
     /// The hub takes nothing for now.
-    HubShut,
-    /// Somebody else took the batch over.
+    HubUnavailable,
+    /// Another holder has taken over the batch.
     Fenced,
-    /// Its rollout is of a newer release.
+    /// The rollout has the format of a newer release.
     Newer,
-    /// It was planned for another hub than the one that this worker has under the hub's name.
+    /// The batch was planned for a host other than the host configured under the hub's name.
     OtherHub,
 }
 
 impl Ended {
     pub(crate) const ALL: [Self; 7] = [
         Self::Done,
-        Self::Unwanted,
+        Self::NotRunning,
         Self::Stopped,
-        Self::HubShut,
+        Self::HubUnavailable,
         Self::Fenced,
         Self::Newer,
         Self::OtherHub,
     ];
 
-    /// Its name as it is written in labels.
+    /// Returns the name used in metric labels.
     pub(crate) fn as_str(self) -> &'static str {
         self.into()
     }
 }
 
-/// What comes in.
+/// An input of the state machine.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// The run begins, or its time to wake has come.
+    /// The run begins, or the time of [`State::wake_at`] has come.
     Time,
-    /// What became of sends, by position.
+    /// The results of sends, by position.
     Answered(Vec<(u32, SendResult)>),
-    /// A record was made, or not.
+    /// The result of a record.
     Saved(Saved),
-    /// One message may be sent now, or none can be for good.
+    /// A message may be sent now, or acquiring permits failed permanently.
     Acquired(Result<(), StoreError>),
-    /// The others know of a throttle, or could not be told.
-    Told,
-    /// The worker is to stop.
+    /// The throttle was reported to the store, or the report failed.
+    ThrottleReported,
+    /// The worker is stopping.
     Stop,
 }
 
-/// What became of a record.
+/// The result of a record.
 #[derive(Debug)]
 pub(super) struct Saved {
     pub(super) reports: Vec<Report>,
-    /// When the store was asked: its answer is not older than that.
+    /// When the store was called: the answer is not older.
     pub(super) asked_at: Instant,
-    pub(super) result: Result<Wanted, StoreError>,
+    pub(super) result: Result<Directive, StoreError>,
 }
 
-/// What is to be done. Sends, a record, an acquisition and a telling go on by themselves, and come back as events; of each
-/// but the sends there is one at a time.
+/// An output of the state machine. Sends, records, acquisitions and throttle reports run
+/// concurrently, and come back as events. At most a single step of each kind is under way at a
+/// time, except for sends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Send to a device; alone, if that may end the connection.
+    /// Send to a device; `alone` if the send may end the connection.
     Send { index: u32, alone: bool },
-    /// Record this after a pause, and renew the lease.
+    /// Record the reports after a pause, and renew the lease.
     Save {
         reports: Vec<Report>,
         after: Duration,
     },
-    /// Acquire the right to send one message; so many more are to be sent after it.
+    /// Acquire the right to send a message. `more` messages are to be sent after this message.
     Acquire { more: usize },
-    /// Give up the acquisition.
-    Waive,
-    /// Void permits at hand: the hub has refused a send for its quota.
-    Void,
-    /// Tell the others of that.
-    Tell { retry_after: Option<Duration> },
+    /// Cancel the acquisition.
+    CancelAcquire,
+    /// Void the permits at hand: the hub refused a send for its quota.
+    VoidPermits,
+    /// Report the refusal to the store, for all workers.
+    ReportThrottle { retry_after: Option<Duration> },
 }
 
-/// How a run begins.
+/// The initial conditions of a run.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Begun {
-    /// When the lease was asked for.
+pub(super) struct RunStart {
+    /// When the lease was requested.
     pub(super) leased_at: Instant,
-    /// When nothing more may be sent, by the rollout's schedule.
+    /// When sends must end, by the rollout's schedule.
     pub(super) closes_at: Option<Instant>,
-    /// Unanswered sends are made again.
-    pub(super) again: bool,
+    /// Unanswered sends are repeated.
+    pub(super) resend_unanswered: bool,
     /// Sends need permits.
     pub(super) is_paced: bool,
 }
 
-/// The tries at one device so far.
+/// The tries of a device so far.
 struct Retry {
     delays: Delays,
     tries: u8,
-    /// How many sends in a row had no answer.
+    /// The number of consecutive sends without an answer.
     unanswered: u8,
 }
 
@@ -137,49 +139,49 @@ impl Default for Retry {
 
 pub(super) struct State {
     config: WorkerConfig,
-    begun: Begun,
+    start: RunStart,
     steps: Vec<Step>,
 
-    /// Positions that nothing was done for yet.
+    /// Positions without any step so far.
     fresh: VecDeque<u32>,
-    /// Positions that may be sent to now: fresh ones, and retries whose time has come.
+    /// Positions to be sent to now: fresh positions, and due retries.
     ready: VecDeque<u32>,
-    /// Positions to be sent to again, with their time.
+    /// Positions to be sent to again, with the time of the retry.
     waiting: BinaryHeap<Reverse<(Instant, u32)>>,
     retries: HashMap<u32, Retry>,
     in_flight: usize,
     acquiring: bool,
-    telling: bool,
-    /// A throttle that the others are to be told of.
+    reporting_throttle: bool,
+    /// A throttle to be reported to the store, with the hub's `retry_after`.
     throttle: Option<Option<Duration>>,
 
-    /// What is to be recorded, and since when the oldest of it waits.
+    /// Reports to be recorded, and the time of the oldest report.
     unsaved: Vec<Report>,
     unsaved_since: Instant,
     saving: bool,
     save_tries: Tries,
     saved_at: Instant,
-    /// When the store was last asked what the rollout wants, and said that it is to go on.
-    wanted_at: Instant,
-    /// Until when sends may leave that wait for their turn.
-    cleared_until: Instant,
-    /// Positions between their first step and their record.
+    /// When the store was called for the last known directive.
+    directive_at: Instant,
+    /// Until when sends waiting for the send lock may leave.
+    may_send_until: Instant,
+    /// The number of positions between the first step and the record.
     open: usize,
-    /// What was recorded in this run.
+    /// The outcomes recorded in this run.
     recorded: Counts,
     ending: Option<Ended>,
-    /// Why the run cannot go on, and whether nothing can be recorded any more either.
+    /// Why the run cannot continue. `refused` means that records are impossible, too.
     failed: Option<StoreError>,
     refused: bool,
-    /// When a stopping worker waits for answers no longer.
+    /// When a stopping worker ends the wait for answers.
     drained_at: Option<Instant>,
 }
 
 impl State {
-    /// The state at the beginning, with what is known of the devices.
+    /// Creates the initial state from the recorded outcomes of the devices.
     pub(super) fn new(
         config: WorkerConfig,
-        begun: Begun,
+        start: RunStart,
         outcomes: impl Iterator<Item = Outcome>,
         now: Instant,
     ) -> Self {
@@ -188,7 +190,7 @@ impl State {
         for (index, outcome) in (0u32..).zip(outcomes) {
             match outcome {
                 Outcome::Pending => fresh.push_back(index),
-                // A worker before us died between this mark and its record.
+                // An earlier worker crashed between recording this mark and recording the result.
                 Outcome::Attempting => unsaved.push(Report {
                     index,
                     outcome: Outcome::Unknown,
@@ -199,7 +201,7 @@ impl State {
         }
         Self {
             config,
-            begun,
+            start,
             steps: Vec::new(),
             fresh,
             ready: VecDeque::new(),
@@ -207,16 +209,16 @@ impl State {
             retries: HashMap::new(),
             in_flight: 0,
             acquiring: false,
-            telling: false,
+            reporting_throttle: false,
             throttle: None,
             open: unsaved.len(),
             unsaved,
             unsaved_since: now,
             saving: false,
-            save_tries: Tries::new(Patience(config.give_up), &Policy::store_retry()),
-            saved_at: begun.leased_at,
-            wanted_at: begun.leased_at,
-            cleared_until: begun.leased_at + config.heartbeat * 2,
+            save_tries: Tries::new(StoreRetryLimit(config.give_up), &Policy::store_retry()),
+            saved_at: start.leased_at,
+            directive_at: start.leased_at,
+            may_send_until: start.leased_at + config.heartbeat * 2,
             recorded: Counts::default(),
             ending: None,
             failed: None,
@@ -229,13 +231,13 @@ impl State {
         &self.recorded
     }
 
-    /// Whether unanswered sends are made again.
-    pub(super) fn sends_again(&self) -> bool {
-        self.begun.again
+    /// Returns whether unanswered sends are repeated.
+    pub(super) fn resend_unanswered(&self) -> bool {
+        self.start.resend_unanswered
     }
 
-    /// Whether the last record has failed.
-    pub(super) fn is_silent(&self) -> bool {
+    /// Returns whether the last record failed.
+    pub(super) fn is_store_failing(&self) -> bool {
         self.save_tries.is_failing()
     }
 
@@ -243,12 +245,12 @@ impl State {
         self.drained_at.is_some()
     }
 
-    /// Until when sends may leave that wait for their turn.
-    pub(super) fn cleared_until(&self) -> Instant {
-        self.cleared_until
+    /// Returns until when sends waiting for the send lock may leave.
+    pub(super) fn may_send_until(&self) -> Instant {
+        self.may_send_until
     }
 
-    /// Takes an event in, and says what is to be done.
+    /// Processes an event, and returns the steps to perform.
     pub(super) fn handle(&mut self, event: Event, now: Instant) -> Vec<Step> {
         match event {
             Event::Time => self.on_time(now),
@@ -259,36 +261,36 @@ impl State {
             }
             Event::Saved(saved) => self.on_saved(saved, now),
             Event::Acquired(acquired) => self.on_acquired(acquired, now),
-            Event::Told => self.telling = false,
+            Event::ThrottleReported => self.reporting_throttle = false,
             Event::Stop => self.end(Ended::Stopped, now),
         }
         self.start_sends(now);
         self.start_save(now);
-        if !self.telling
+        if !self.reporting_throttle
             && let Some(retry_after) = self.throttle.take()
         {
-            self.telling = true;
-            self.steps.push(Step::Tell { retry_after });
+            self.reporting_throttle = true;
+            self.steps.push(Step::ReportThrottle { retry_after });
         }
         std::mem::take(&mut self.steps)
     }
 
-    /// Whether it is known what the rollout wants. Without a word from the store it may have been
-    /// paused, and the batch may be somebody else's.
-    fn is_in_touch(&self, now: Instant) -> bool {
-        now < self.wanted_at + self.config.heartbeat * 2
+    /// Returns whether the rollout's directive is known. Without an answer of the store the rollout
+    /// may have been paused, and the batch may be leased by another worker.
+    fn has_current_directive(&self, now: Instant) -> bool {
+        now < self.directive_at + self.config.heartbeat * 2
     }
 
     fn is_closed(&self, now: Instant) -> bool {
-        self.begun.closes_at.is_some_and(|at| now >= at)
+        self.start.closes_at.is_some_and(|at| now >= at)
     }
 
-    /// Sends as much as window and permits allow.
+    /// Starts as many sends as the window and the permits allow.
     fn start_sends(&mut self, now: Instant) {
         if self.ending.is_none() && self.is_closed(now) {
-            self.end(Ended::Unwanted, now);
+            self.end(Ended::NotRunning, now);
         }
-        if self.ending.is_some() || !self.is_in_touch(now) {
+        if self.ending.is_some() || !self.has_current_directive(now) {
             return;
         }
         while self.open < self.config.window
@@ -297,7 +299,7 @@ impl State {
             self.open += 1;
             self.ready.push_back(index);
         }
-        if !self.begun.is_paced {
+        if !self.start.is_paced {
             while !self.ready.is_empty() {
                 self.send_one(now);
             }
@@ -311,12 +313,12 @@ impl State {
     fn on_acquired(&mut self, acquired: Result<(), StoreError>, now: Instant) {
         self.acquiring = false;
         match acquired {
-            Ok(()) if self.is_in_touch(now) && !self.is_closed(now) => self.send_one(now),
+            Ok(()) if self.has_current_directive(now) && !self.is_closed(now) => self.send_one(now),
             Ok(()) => {}
-            // What was answered and is being answered is recorded first.
+            // Received and outstanding answers are recorded first.
             Err(error) => {
                 self.failed = Some(error);
-                self.end(Ended::Unwanted, now);
+                self.end(Ended::NotRunning, now);
             }
         }
     }
@@ -326,10 +328,10 @@ impl State {
         let Some(index) = self.ready.pop_front() else {
             return;
         };
-        if self.begun.again || self.retries.contains_key(&index) {
+        if self.start.resend_unanswered || self.retries.contains_key(&index) {
             self.transmit(index);
         } else {
-            // The permit is there, so the send follows as soon as this is recorded.
+            // The permit is at hand, so the send follows as soon as the mark is recorded.
             self.report(index, Outcome::Attempting, 0, now);
         }
     }
@@ -349,29 +351,29 @@ impl State {
             SendResult::NotSent {
                 cause, retry_after, ..
             } => {
-                if cause == NotSent::Throttled && self.begun.is_paced {
-                    self.steps.push(Step::Void);
+                if cause == NotSent::Throttled && self.start.is_paced {
+                    self.steps.push(Step::VoidPermits);
                     self.throttle = Some(retry_after);
                 }
                 if cause != NotSent::NoConnection
                     && let Some(retry) = self.retries.get_mut(&index)
                 {
-                    // The hub has answered: what it got did no harm.
+                    // The hub has answered, so the message did not end the connection.
                     retry.unanswered = 0;
                 }
                 self.retry(index, cause, retry_after, now);
             }
-            SendResult::Unknown { .. } if self.begun.again => {
+            SendResult::Unknown { .. } if self.start.resend_unanswered => {
                 let retry = self.retries.entry(index).or_default();
                 retry.unanswered = retry.unanswered.saturating_add(1);
-                // The hub may have it: that counts as a try, or a message whose answer never
-                // comes would be sent for ever.
+                // The hub may have the message. The send counts as a try; otherwise a message
+                // without any answer would be sent for ever.
                 self.retry(index, NotSent::Refused(0), None, now);
             }
             SendResult::Unknown { .. } => self.settle(index, Outcome::Unknown, 0, now),
-            SendResult::HubShut { .. } => {
+            SendResult::HubUnavailable { .. } => {
                 self.waiting.push(Reverse((now, index)));
-                self.end(Ended::HubShut, now);
+                self.end(Ended::HubUnavailable, now);
             }
         }
     }
@@ -407,7 +409,8 @@ impl State {
         self.waiting.push(Reverse((at, index)));
     }
 
-    /// Records what there is, when it is enough, or has waited enough, or is the last.
+    /// Records the collected reports when there are enough reports, or the oldest has waited long
+    /// enough, or no send is in flight or ready. Renews the lease when a heartbeat is due.
     fn start_save(&mut self, now: Instant) {
         if self.saving {
             return;
@@ -437,16 +440,17 @@ impl State {
         self.saving = false;
         self.saved_at = now;
         let error = match result {
-            Ok(wanted) => return self.on_recorded(&reports, wanted, asked_at, now),
+            Ok(directive) => return self.on_recorded(&reports, directive, asked_at, now),
             Err(error) => error,
         };
         if error.disposition() == Disposition::Superseded {
             self.ending = Some(Ended::Fenced);
-            self.cleared_until = now;
+            self.may_send_until = now;
             return;
         }
         match self.save_tries.failed(error, now) {
-            // It may have taken effect. Recording again is harmless, the outcomes are a join.
+            // The record may have taken effect. Repeating the record is harmless, because outcomes
+            // merge as a join.
             Ok(after) => self.save(reports, after),
             Err(error) => {
                 self.failed = Some(error);
@@ -455,21 +459,27 @@ impl State {
         }
     }
 
-    fn on_recorded(&mut self, reports: &[Report], wanted: Wanted, asked_at: Instant, now: Instant) {
+    fn on_recorded(
+        &mut self,
+        reports: &[Report],
+        directive: Directive,
+        asked_at: Instant,
+        now: Instant,
+    ) {
         self.save_tries.succeeded();
-        let in_time = self.is_in_touch(now);
-        self.wanted_at = asked_at;
+        let in_time = self.has_current_directive(now);
+        self.directive_at = asked_at;
         if self.ending.is_none() {
-            self.cleared_until = asked_at + self.config.heartbeat * 2;
+            self.may_send_until = asked_at + self.config.heartbeat * 2;
         }
         for report in reports {
             match report.outcome {
-                // Even when the batch is being put down: what is marked is never sent
-                // later, so it would be lost.
-                Outcome::Attempting if in_time || wanted == Wanted::Stop => {
+                // Sent even when the run is ending: a marked device is never sent to later, so the
+                // message would be lost.
+                Outcome::Attempting if in_time || directive == Directive::Stop => {
                     self.transmit(report.index);
                 }
-                // What its permit stood for is over.
+                // The permit has expired.
                 Outcome::Attempting => {
                     self.retries.entry(report.index).or_default();
                     self.ready.push_back(report.index);
@@ -480,32 +490,32 @@ impl State {
                 }
             }
         }
-        if wanted == Wanted::Stop {
-            self.end(Ended::Unwanted, now);
+        if directive == Directive::Stop {
+            self.end(Ended::NotRunning, now);
         }
     }
 
-    /// Nothing new is sent from here on; what is in flight is still recorded.
+    /// Ends the run: no new sends begin, and the outcomes of sends in flight are still recorded.
     fn end(&mut self, how: Ended, now: Instant) {
         if self.ending.is_none() {
-            // Marks that nobody has recorded yet: these devices are still pending.
+            // Marks without a record are dropped: the devices are still pending.
             let marks = self.unsaved.len();
             self.unsaved
                 .retain(|report| report.outcome != Outcome::Attempting);
             self.open -= marks - self.unsaved.len();
         }
         self.ending.get_or_insert(how);
-        self.cleared_until = now;
+        self.may_send_until = now;
         if how == Ended::Stopped {
             self.drained_at = Some(now + self.config.drain);
         }
         if std::mem::take(&mut self.acquiring) {
-            self.steps.push(Step::Waive);
+            self.steps.push(Step::CancelAcquire);
         }
         self.ready.clear();
     }
 
-    /// How the run has ended, once it has.
+    /// Returns how the run has ended, or `None` while the run is under way.
     pub(super) fn ended(&mut self, now: Instant) -> Option<Result<Ended, StoreError>> {
         if self.ending == Some(Ended::Fenced) {
             return Some(Ok(Ended::Fenced));
@@ -514,12 +524,12 @@ impl State {
             return self.failed.take().map(Err);
         }
         let overdue = self.drained_at.is_some_and(|at| at <= now);
-        if overdue && self.is_silent() {
-            // What is not recorded counts as after a crash.
+        if overdue && self.is_store_failing() {
+            // Outcomes without a record count as after a crash.
             return Some(Ok(Ended::Stopped));
         }
         let answered = self.in_flight == 0 || overdue;
-        if !answered || !self.unsaved.is_empty() || self.saving || self.telling {
+        if !answered || !self.unsaved.is_empty() || self.saving || self.reporting_throttle {
             return None;
         }
         if let Some(error) = self.failed.take() {
@@ -529,11 +539,11 @@ impl State {
         is_done.then_some(Ended::Done).or(self.ending).map(Ok)
     }
 
-    /// When there is something to do, if no event comes before.
+    /// Returns when the run has something to do, if no event comes before.
     pub(super) fn wake_at(&self, now: Instant) -> Instant {
         let config = &self.config;
         let mut at = now + config.heartbeat;
-        // While a save is under way its end wakes us, and nothing else can be saved.
+        // A record under way wakes the run at its end, and no other record can begin before.
         if !self.saving {
             at = at.min(self.saved_at + config.heartbeat);
             if !self.unsaved.is_empty() {
@@ -543,7 +553,7 @@ impl State {
         if let (Some(Reverse((retry_at, _))), None) = (self.waiting.peek(), self.ending) {
             at = at.min(*retry_at);
         }
-        if let (Some(closes_at), None) = (self.begun.closes_at, self.ending) {
+        if let (Some(closes_at), None) = (self.start.closes_at, self.ending) {
             at = at.min(closes_at);
         }
         match self.drained_at {

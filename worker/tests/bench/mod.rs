@@ -1,4 +1,4 @@
-//! A worker on doubles: a store in memory, a queue in the process, a hub that does as it is told.
+//! A worker on test doubles: a store in memory, a queue in the process, a scripted hub.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
@@ -13,23 +13,23 @@ use twincast_core::outcome::Counts;
 use twincast_core::ports::{Batches as _, Dispatch, Queue, Rollouts as _};
 use twincast_core::rollout::{Adding, Event, Rollout};
 use twincast_embedded::InProcessQueue;
-use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, ScriptedHub, build};
+use twincast_testkit::{FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, build};
 use twincast_worker::{HubStatus, Worker, WorkerConfig, WorkerError, WorkerHub, WorkerStatus};
 
 pub(crate) struct Bench {
     pub(crate) store: Arc<MemoryStore>,
-    /// The worker's way to the store.
-    pub(crate) way: AwayStore,
+    /// The worker's access to the store.
+    pub(crate) faulty_store: FaultyStore,
     pub(crate) queue: Arc<InProcessQueue>,
     pub(crate) hub: ScriptedHub,
-    /// The host name that the worker has for hub `a`.
+    /// The host name configured for hub `a` in the worker.
     pub(crate) host: HubHost,
     pub(crate) limits: HubLimits,
     pub(crate) config: WorkerConfig,
     pub(crate) rollout: RolloutName,
 }
 
-/// A worker at work. Dropping it is a crash.
+/// A running worker. Dropping the value is a crash.
 pub(crate) struct Working {
     pub(crate) stop: CancellationToken,
     pub(crate) task: JoinHandle<Result<(), WorkerError>>,
@@ -48,14 +48,14 @@ impl Working {
         (&mut self.task).await.unwrap().unwrap();
     }
 
-    /// The status of the one hub.
+    /// Returns the status of the only hub.
     pub(crate) fn hub(&self) -> &HubStatus {
         self.status.hubs().next().expect("it has one hub").1
     }
 }
 
 impl Bench {
-    /// A running rollout with batches of these sizes on hub `a`, all dispatched.
+    /// Creates a running rollout with batches of these sizes on hub `a`, all dispatched.
     pub(crate) async fn new(batches: &[u32]) -> Self {
         Self::with(batches, |_| {}).await
     }
@@ -66,7 +66,7 @@ impl Bench {
         let mut rollout = build::accepted("r");
         change(&mut rollout);
         store.create(&rollout).await.unwrap();
-        let rollout = build::step(&*store, &rollout, Event::PlanningStarted).await;
+        let rollout = build::apply(&*store, &rollout, Event::PlanningStarted).await;
         let name = rollout.spec.name.clone();
         let made: Vec<_> = (0u32..)
             .zip(batches)
@@ -77,9 +77,9 @@ impl Bench {
             .await
             .unwrap();
         let devices = batches.iter().map(|n| u64::from(*n)).sum();
-        build::step(&*store, &rollout, build::plan_completed(devices)).await;
+        build::apply(&*store, &rollout, build::plan_completed(devices)).await;
         let bench = Self {
-            way: AwayStore::new(&store),
+            faulty_store: FaultyStore::new(&store),
             store,
             queue: Arc::new(InProcessQueue::new(1_000)),
             hub: ScriptedHub::of(0),
@@ -88,17 +88,17 @@ impl Bench {
             config: WorkerConfig::default(),
             rollout: name,
         };
-        bench.ring_all(batches.len()).await;
+        bench.dispatch_all(batches.len()).await;
         bench
     }
 
-    pub(crate) async fn ring_all(&self, batches: usize) {
+    pub(crate) async fn dispatch_all(&self, batches: usize) {
         for id in 0..batches {
-            self.ring(id as u32).await;
+            self.dispatch(id as u32).await;
         }
     }
 
-    pub(crate) async fn ring(&self, batch: u32) {
+    pub(crate) async fn dispatch(&self, batch: u32) {
         let dispatch = Dispatch {
             rollout: self.rollout.clone(),
             batch: BatchId(batch),
@@ -116,7 +116,7 @@ impl Bench {
         };
         let worker = Worker::new(
             self.config,
-            Arc::new(self.way.clone()),
+            Arc::new(self.faulty_store.clone()),
             Arc::clone(&self.queue) as _,
             vec![hub],
             Arc::new(RuntimeClock::default()),
@@ -127,11 +127,11 @@ impl Bench {
         Working { stop, task, status }
     }
 
-    /// The worker dies, its leases lapse, and its batches are rung for again.
+    /// Crashes the worker, waits until the leases lapse, and redispatches the batches.
     pub(crate) async fn crash(&self, worker: Working, batches: usize) {
         drop(worker);
         tokio::time::sleep(self.config.lease).await;
-        self.ring_all(batches).await;
+        self.dispatch_all(batches).await;
     }
 
     pub(crate) async fn counts(&self) -> Counts {
@@ -142,7 +142,7 @@ impl Bench {
         counts
     }
 
-    /// Waits (on paused time) until the counts are as wanted.
+    /// Waits (on paused time) until the counts satisfy `wanted`.
     pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&Counts) -> bool) -> Counts {
         let waited = tokio::time::timeout(Duration::from_secs(3_600), async {
             loop {
@@ -166,7 +166,7 @@ impl Bench {
 
     pub(crate) async fn event(&self, event: Event) {
         let rollout = self.store.rollout(&self.rollout).await.unwrap().unwrap();
-        build::step(&*self.store, &rollout, event).await;
+        build::apply(&*self.store, &rollout, event).await;
     }
 }
 

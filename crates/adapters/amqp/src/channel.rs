@@ -1,4 +1,4 @@
-//! A channel that is closed in good order, whatever happens.
+//! A channel that is always closed in good order.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{AmqpError, BrokerSaid};
+use crate::error::{AmqpError, BrokerError};
 use crate::tasks::Tasks;
 
-/// How long the broker may take to close a channel. Nothing depends on it.
+/// The time limit for closing a channel. Nothing depends on the close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// A channel with one user, and at most one consumer.
+/// A channel with a single user, and at most a single consumer.
 ///
-/// The library closes a channel by itself when the last handle is dropped, but takes it for an
-/// error of the whole connection when the broker closes the channel at the same time, or when a
-/// consumer is still being cancelled. So this closes it explicitly, in a task if it is dropped,
-/// and keeps the consumer until then.
+/// The library closes a channel when the last handle is dropped. But if the broker closes the
+/// channel at the same time, or a consumer is still being cancelled, the library treats the close
+/// as an error of the whole connection. So `OwnChannel` closes the channel explicitly, in a task on
+/// drop, and keeps the consumer until then.
 pub(crate) struct OwnChannel {
-    /// None once it is closed.
+    /// `None` after closing.
     open: Option<Open>,
     lost: CancellationToken,
     tasks: Tasks,
@@ -46,7 +46,7 @@ impl OwnChannel {
         }
     }
 
-    /// The connection that it belongs to is gone.
+    /// Cancelled when the channel's connection is lost.
     pub(crate) fn lost(&self) -> &CancellationToken {
         &self.lost
     }
@@ -58,7 +58,7 @@ impl OwnChannel {
         options: BasicConsumeOptions,
     ) -> Result<(), AmqpError> {
         let doing = format!("consume {queue}");
-        // The broker finds a tag.
+        // The broker chooses a tag.
         let tag = ShortString::default();
         let consumer = self.basic_consume(queue, tag, options, FieldTable::default());
         let consumer = consumer.await;
@@ -69,11 +69,11 @@ impl OwnChannel {
         Ok(())
     }
 
-    /// The next delivery; an error when there will be none, with why. Cancel-safe.
+    /// Waits for the next delivery. An error says why there are no further deliveries. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Delivery, String> {
         let consumer = self.open.as_mut().and_then(|open| open.consumer.as_mut());
         let Some(consumer) = consumer else {
-            return Err("nothing is consumed".into());
+            return Err("no consumer is open".into());
         };
         let next = tokio::select! {
             () = self.lost.cancelled() => return Err("connection lost".into()),
@@ -81,14 +81,14 @@ impl OwnChannel {
         };
         match next {
             Some(Ok(delivery)) => Ok(delivery),
-            Some(Err(error)) => Err(BrokerSaid::from(error).to_string()),
+            Some(Err(error)) => Err(BrokerError::from(error).to_string()),
             None => Err(
                 "cancelled by the broker: the queue was deleted or has moved, or a delivery was held for longer than the broker's consumer_timeout".into(),
             ),
         }
     }
 
-    /// Closes it: what it was handed and has not acked goes back to the queues.
+    /// Closes the channel: unacknowledged deliveries go back to the queues.
     pub(crate) async fn close(mut self) {
         if let Some(open) = self.open.take() {
             close(open, self.lost.clone()).await;
@@ -119,7 +119,7 @@ async fn close(open: Open, lost: CancellationToken) {
     let closed = tokio::time::timeout(CLOSE_WITHIN, open.channel.close(200, "done".into()));
     tokio::select! {
         () = lost.cancelled() => {}
-        // Fails when the broker has closed it, which is as good.
+        // An error means that the broker has closed the channel, with the same result.
         _ = closed => {}
     }
 }

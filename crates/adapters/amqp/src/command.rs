@@ -1,6 +1,6 @@
-//! Commands: what people and pipelines ask for, and what is answered.
+//! Commands of people and pipelines, and the replies.
 //!
-//! This carries them and knows nothing of what they say.
+//! This module transports commands, and does not interpret the content.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,66 +11,68 @@ use lapin::message::Delivery;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::{FieldTable, ShortString};
 use tracing::warn;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::trace::{TRACEPARENT, TraceContext};
 
 use crate::channel::OwnChannel;
 use crate::connection::Amqp;
+use crate::consumer::{Consumer, ConsumerSource, Item, PendingAck};
 use crate::dead_letter::Letter;
 use crate::error::AmqpError;
-use crate::intake::{Held, Intake, Source, Taken};
-use crate::link::too_late;
+use crate::link::timeout_error;
 use crate::message::{
     Message, REPLY_TYPE, Verdict, header_text, properties, text_of, text_value, to_queue,
 };
 use crate::publisher;
 use crate::topology::short;
 
-/// The largest command that is worked on, in bytes.
+/// The largest command passed on whole, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 1024 * 1024;
-/// What is kept of a larger one, in bytes: enough to see what it was.
+/// The part kept of a larger command, in bytes: enough to recognize the command.
 const HEAD_BYTES: usize = 64 * 1024;
 
-/// RabbitMQ's pseudo-queue: replies come over the channel that asked, without a queue of its own.
+/// RabbitMQ's pseudo-queue: replies come over the requesting channel, without a queue of their own.
 const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 
 impl Amqp {
-    /// Takes commands, up to `at_once` (from 1 to 65,535) that are not answered for.
+    /// Consumes commands, with up to `at_once` (from 1 to 65,535) unanswered commands at a time.
     ///
     /// # Errors
-    /// When the broker is away for longer than a publish may take, or the queue of commands is not
-    /// as it must be.
+    /// When the broker is unavailable for longer than a publish may take, or the queue of commands
+    /// exists with other arguments.
     pub async fn commands(&self, at_once: usize) -> Result<CommandConsumer, AmqpError> {
-        let source = Source::Shared(self.wires.names.commands());
-        let intake = Intake::start(self, source, at_once).await?;
-        Ok(CommandConsumer { intake })
+        let source = ConsumerSource::Shared(self.shared.names.commands());
+        let consumer = Consumer::start(self, source, at_once).await?;
+        Ok(CommandConsumer { consumer })
     }
 
-    /// Sends a command. `Ok` means that the queue has it. Without a message id it gets a new one.
+    /// Sends a command. `Ok` means that the queue has the command. A command without a message id
+    /// gets a new id.
     ///
     /// # Errors
-    /// [`AmqpError::Full`], and when the broker is away or does not confirm in time: then it may
-    /// have it or not. Cancel safety: likewise.
+    /// [`AmqpError::Full`], and when the broker is unavailable or does not confirm in time: the
+    /// queue may then have the command or not. Cancel safety: likewise.
     pub async fn send_command(
         &self,
         body: Vec<u8>,
         content_type: &str,
         message_id: Option<&str>,
     ) -> Result<(), AmqpError> {
-        let queue = self.wires.names.commands();
+        let queue = self.shared.names.commands();
         let mut properties = properties(content_type)?;
         if let Some(id) = message_id {
             properties = properties.with_message_id(short("message id", id)?);
         }
         let message = to_queue(&queue.name, properties, body)?;
-        self.wires.send(&queue, message).await
+        self.shared.send(&queue, message).await
     }
 
-    /// Sends a command, as part of the span `of` if there is one, and waits for the answer, `within` in all.
+    /// Sends a command, as part of the span `of` if given, and waits for the reply, for `within` in
+    /// total.
     ///
     /// # Errors
-    /// As [`send_command`](Self::send_command), and [`AmqpError::TimedOut`] when no answer came:
-    /// the command may still be carried out. An answer to a connection that was lost is lost too.
+    /// As [`send_command`](Self::send_command), and [`AmqpError::TimedOut`] without a reply in
+    /// time: the command may still be carried out. A reply to a lost connection is lost, too.
     pub async fn request(
         &self,
         body: Vec<u8>,
@@ -78,13 +80,13 @@ impl Amqp {
         of: Option<TraceContext>,
         within: Duration,
     ) -> Result<Vec<u8>, AmqpError> {
-        let queue = self.wires.names.commands_name();
+        let queue = self.shared.names.commands_name();
         let asked = async {
-            // A channel of its own, since replies come back over the one that asked.
-            let mut channel = publisher::open(&self.wires).await?;
+            // A channel of its own, because replies come back over the requesting channel.
+            let mut channel = publisher::open(&self.shared).await?;
             let lost = channel.lost().clone();
             let reply = tokio::select! {
-                () = self.wires.closing.cancelled() => Err(AmqpError::Closed),
+                () = self.shared.closing.cancelled() => Err(AmqpError::Closed),
                 () = lost.cancelled() => Err(AmqpError::Lost),
                 reply = ask(&mut channel, &queue, body, content_type, of) => reply,
             };
@@ -92,7 +94,7 @@ impl Amqp {
             reply
         };
         let asked = tokio::time::timeout(within, asked).await;
-        asked.unwrap_or_else(|_| Err(too_late(&self.wires.state.borrow(), within)))
+        asked.unwrap_or_else(|_| Err(timeout_error(&self.shared.state.borrow(), within)))
     }
 }
 
@@ -103,7 +105,7 @@ async fn ask(
     content_type: &str,
     of: Option<TraceContext>,
 ) -> Result<Vec<u8>, AmqpError> {
-    // The pseudo-queue knows no acks.
+    // The pseudo-queue does not support acks.
     let options = BasicConsumeOptions {
         no_ack: true,
         ..BasicConsumeOptions::default()
@@ -134,21 +136,21 @@ async fn ask(
     }
 }
 
-/// Takes commands from the queue. Dropping it hands back what it holds.
+/// A consumer of commands. Dropping the consumer returns unanswered commands to the queue.
 pub struct CommandConsumer {
-    intake: Intake,
+    consumer: Consumer,
 }
 
 impl CommandConsumer {
-    /// The next command; waits for one, and for a broker that is away. Cancel-safe.
+    /// Waits for the next command, and for an unavailable broker. Cancel-safe.
     ///
     /// # Errors
-    /// For good, when the connection was closed by this process.
+    /// Permanent, when this process has closed the connection.
     pub async fn next(&mut self) -> Result<IncomingCommand, AmqpError> {
         loop {
-            if let Taken::Message(delivery, held) = self.intake.next().await? {
-                let amqp = self.intake.amqp().clone();
-                return Ok(IncomingCommand::new(amqp, *delivery, held));
+            if let Item::Message(delivery, pending) = self.consumer.next().await? {
+                let amqp = self.consumer.amqp().clone();
+                return Ok(IncomingCommand::new(amqp, *delivery, pending));
             }
         }
     }
@@ -160,38 +162,38 @@ impl fmt::Debug for CommandConsumer {
     }
 }
 
-/// A command that is owed an answer. Dropped without [`ack`](Self::ack),
-/// [`requeue`](Self::requeue) or [`dead_letter`](Self::dead_letter), it comes again.
+/// A command with a pending answer to the queue. A command dropped without [`ack`](Self::ack),
+/// [`requeue`](Self::requeue) or [`dead_letter`](Self::dead_letter) comes again.
 pub struct IncomingCommand {
-    /// What it says.
+    /// The body of the command.
     pub body: CommandBody,
-    /// Its content type.
+    /// The content type of the command.
     pub content_type: Option<String>,
-    /// Its id.
+    /// The id of the command.
     pub message_id: Option<String>,
-    /// The queue that wants a reply.
+    /// The queue for the reply, if a reply is wanted.
     pub reply_to: Option<String>,
-    /// What the reply is to be told apart by.
+    /// The id that the reply must repeat.
     pub correlation_id: Option<String>,
-    /// The span of whoever gave it, if a header says so; not checked.
+    /// The sender's span, if given in a header; not checked.
     pub traceparent: Option<String>,
-    /// It was handed out before and came back.
+    /// The command was delivered before and came back.
     pub redelivered: bool,
     properties: BasicProperties,
     amqp: Amqp,
-    held: Held,
+    pending: PendingAck,
 }
 
-/// What a command says.
+/// The body of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandBody {
-    /// All of it, at most [`MAX_COMMAND_BYTES`].
+    /// The whole body, at most [`MAX_COMMAND_BYTES`].
     Whole(Vec<u8>),
-    /// It is larger than that, and not to be worked on.
+    /// The body is larger than [`MAX_COMMAND_BYTES`], and must not be worked on.
     TooLarge {
-        /// How large, in bytes.
+        /// The size of the body, in bytes.
         size: usize,
-        /// How it begins: 64 KiB.
+        /// The first 64 KiB of the body.
         head: Vec<u8>,
     },
 }
@@ -209,7 +211,7 @@ impl CommandBody {
 }
 
 impl IncomingCommand {
-    fn new(amqp: Amqp, delivery: Delivery, held: Held) -> Self {
+    fn new(amqp: Amqp, delivery: Delivery, pending: PendingAck) -> Self {
         let properties = delivery.properties;
         let headers = properties.headers().as_ref();
         Self {
@@ -222,29 +224,29 @@ impl IncomingCommand {
             redelivered: delivery.redelivered,
             properties,
             amqp,
-            held,
+            pending,
         }
     }
 
-    /// Answers who asked, with JSON, if a reply is wanted. Who asked may be gone, so a reply that
-    /// does not arrive is logged and no error.
+    /// Sends a JSON reply, if a reply is wanted. The requester may be gone, so a failed reply is
+    /// logged, and is not an error.
     pub async fn reply(&self, json: Vec<u8>) {
         let Some(reply_to) = self.properties.reply_to().clone() else {
             return;
         };
-        let wires = &self.amqp.wires;
-        if wires.names.is_ours(reply_to.as_str()) {
-            warn!(%reply_to, "reply not sent: it would go to a queue of ours");
+        let shared = &self.amqp.shared;
+        if shared.names.is_own(reply_to.as_str()) {
+            warn!(%reply_to, "reply not sent: reply_to names a queue of Twincast");
             return;
         }
         let sent = async {
             let message = self.reply_message(reply_to.clone(), json)?;
-            wires.in_time(wires.publish(message)).await
+            shared.in_time(shared.publish(message)).await
         };
         match sent.await {
             Ok(Verdict::Kept) => {}
-            Ok(verdict) => warn!(%reply_to, ?verdict, "reply not taken"),
-            Err(error) => warn!(%reply_to, why = in_words(&error), "cannot send a reply"),
+            Ok(verdict) => warn!(%reply_to, ?verdict, "reply not accepted"),
+            Err(error) => warn!(%reply_to, why = describe(&error), "cannot send a reply"),
         }
     }
 
@@ -262,42 +264,42 @@ impl IncomingCommand {
         })
     }
 
-    /// Done with. Called when the effect is durable.
+    /// Acknowledges the command. Call after the effect is durable.
     ///
     /// # Errors
-    /// When the command is on its way back already, or the broker does not take the ack in time:
-    /// it comes again.
+    /// When the broker has the command back already, or does not take the ack in time: the command
+    /// comes again.
     pub async fn ack(self) -> Result<(), AmqpError> {
-        self.held.ack().await
+        self.pending.ack().await
     }
 
-    /// Not done: another consumer, or this one later, gets it. After 20 times the broker puts it
-    /// with the dead letters.
+    /// Requeues the command, for any consumer. After 20 deliveries the broker moves the command to
+    /// the dead letters.
     pub async fn requeue(self) {
-        self.held.requeue().await;
+        self.pending.requeue().await;
     }
 
-    /// Puts it with the dead letters, with a cause for programs and a detail for people of which
-    /// 1 KiB is kept. What is too large is kept in part.
+    /// Moves the command to the dead letters, with a cause for programs and a detail for people
+    /// (cut to 1 KiB). A too large command is kept in part.
     ///
     /// # Errors
-    /// When the dead letters cannot take it, or as [`ack`](Self::ack). It comes again, in the
-    /// second case with a letter left behind.
+    /// When the command cannot be added to the dead letters, or as [`ack`](Self::ack). The command
+    /// then comes again, in the second case with a dead letter left behind.
     pub async fn dead_letter(self, cause: &str, detail: &str) -> Result<(), AmqpError> {
-        let wires = Arc::clone(&self.amqp.wires);
+        let shared = Arc::clone(&self.amqp.shared);
         let (size, body) = match self.body {
             CommandBody::Whole(body) => (body.len(), body),
             CommandBody::TooLarge { size, head } => (size, head),
         };
         let letter = Letter {
-            from: wires.names.commands_name(),
+            from: shared.names.commands_name(),
             properties: self.properties,
             body,
             size,
             cause: cause.to_owned(),
             detail: detail.to_owned(),
         };
-        letter.replace(&wires, self.held).await
+        letter.replace(&shared, self.pending).await
     }
 }
 

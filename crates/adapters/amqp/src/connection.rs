@@ -1,4 +1,4 @@
-//! One connection that is kept up: the handle, and the supervisor behind it.
+//! A connection kept up: the handle, and the supervisor behind the handle.
 //!
 //! ```text
 //!             ┌──────────── lost, after a delay ◀───────────┐
@@ -6,13 +6,13 @@
 //!   Reconnecting ──open, declare topology──▶ Connected ◀──▶ Blocked
 //! ```
 //!
-//! The supervisor is the only one who connects. It publishes the current [`Link`]; consumers and
-//! the publisher take it from there, and set themselves up anew on each. What is in flight on a
-//! link when it is lost fails; nobody waits for a link to come back that is gone.
+//! Only the supervisor connects. The supervisor publishes the current [`Link`]; consumers and the
+//! publisher set up channels on each new link. Operations in flight on a lost link fail; no
+//! operation waits for a lost link to come back.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -21,37 +21,38 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 
-use crate::error::{AmqpError, BrokerSaid, ConnectError};
-use crate::link::{Link, State, Wires};
+use crate::error::{AmqpError, BrokerError, ConnectError};
+use crate::link::{Link, Shared, State};
 use crate::publisher;
 use crate::settings::{BrokerUrl, Settings};
 use crate::tasks::Tasks;
 use crate::topology::{self, Names};
 use crate::transport::{self, Trust};
 
-/// How often the supervisor looks at the connection itself. The library tells of losses; a signal
-/// that is missed once must not leave us without a connection for ever.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Publishes that wait to be taken up; more wait in their callers.
-const REQUESTS: usize = 64;
+/// The interval at which the supervisor checks the connection itself. The library signals losses; a
+/// missed signal must not leave the process without a connection for ever.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The most publishes in the queue to the publisher; further publishes wait in the callers.
+const MAX_REQUESTS: usize = 64;
 
-/// The broker, for one process: a connection that is kept up until [`close`](Amqp::close), or
-/// until the last clone is dropped. Cheap to clone.
+/// The broker, for a process: a connection kept up until [`close`](Amqp::close), or until the last
+/// clone is dropped. Cheap to clone.
 ///
-/// Publishers and consumers of a connection share its fate when the broker runs low on memory or
-/// disk: once it has blocked a connection that published, acks on it wait too. So let consumers
-/// that drain the queues, the workers, be processes that hardly publish.
+/// When the broker runs low on memory or disk, publishers and consumers of a connection are
+/// affected together: once the broker has blocked a connection with publishes, acks on the
+/// connection wait too. So consumers that drain the queues, the workers, should run in processes
+/// that hardly publish.
 #[derive(Clone)]
 pub struct Amqp {
-    pub(crate) wires: Arc<Wires>,
-    /// Ends all tasks when the last handle goes. The tasks have none.
+    pub(crate) shared: Arc<Shared>,
+    /// Ends all tasks when the last handle is dropped. The tasks hold no handle.
     _open: Arc<DropGuard>,
 }
 
 impl Amqp {
-    /// Connects, declares the topology, and keeps the connection up from then on.
+    /// Connects, declares the topology, and keeps the connection up afterwards.
     ///
     /// # Errors
     /// When the first attempt fails. Cancel-safe: if dropped, there is no connection.
@@ -61,17 +62,17 @@ impl Amqp {
     pub async fn connect(settings: Settings) -> Result<Self, ConnectError> {
         settings.check()?;
         let names = Names::new(&settings.prefix, settings.dispatch_limit);
-        let mut turn = first_turn();
-        let link = open(&settings, &names, &mut turn).await?;
-        Ok(Self::supervised(settings, names, turn, Some(link)))
+        let mut next_address = first_address();
+        let link = open(&settings, &names, &mut next_address).await?;
+        Ok(Self::supervised(settings, names, next_address, Some(link)))
     }
 
-    /// As [`connect`](Self::connect), but does not wait for the broker, which may be away:
-    /// [`state`](Self::state) tells when it is there.
+    /// Like [`connect`](Self::connect), but does not wait for the broker, which may be unavailable:
+    /// [`state`](Self::state) shows when the connection is open.
     ///
     /// # Errors
-    /// The settings are not valid, or a file with addresses or authorities cannot be read. A file that becomes unreadable
-    /// later is waited for, as is the broker.
+    /// The settings are not valid, or a file with addresses or authorities cannot be read. If a
+    /// file becomes unreadable later, the supervisor waits for the file, as for the broker.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -79,19 +80,24 @@ impl Amqp {
         settings.check()?;
         Trust::load(&settings, &settings.read_urls()?)?;
         let names = Names::new(&settings.prefix, settings.dispatch_limit);
-        Ok(Self::supervised(settings, names, first_turn(), None))
+        Ok(Self::supervised(settings, names, first_address(), None))
     }
 
-    fn supervised(settings: Settings, names: Names, turn: usize, first: Option<Link>) -> Self {
+    fn supervised(
+        settings: Settings,
+        names: Names,
+        next_address: usize,
+        first: Option<Link>,
+    ) -> Self {
         let first = first.map(Arc::new);
         let (link_out, link) = watch::channel(first.clone());
         let (state_out, state) = watch::channel(match first {
             Some(_) => State::Connected,
             None => reconnecting(None),
         });
-        let (requests, requested) = mpsc::channel(REQUESTS);
+        let (requests, requested) = mpsc::channel(MAX_REQUESTS);
         let closing = CancellationToken::new();
-        let wires = Arc::new(Wires {
+        let shared = Arc::new(Shared {
             settings,
             names,
             link,
@@ -101,63 +107,70 @@ impl Amqp {
             requests,
         });
         let supervisor = Supervisor {
-            wires: Arc::clone(&wires),
+            shared: Arc::clone(&shared),
             link: link_out,
             state: state_out,
         };
-        wires.tasks.spawn(supervisor.run(turn, first));
-        wires
+        shared.tasks.spawn(supervisor.run(next_address, first));
+        shared
             .tasks
-            .spawn(publisher::run(Arc::clone(&wires), requested));
+            .spawn(publisher::run(Arc::clone(&shared), requested));
         Self {
-            wires,
+            shared,
             _open: Arc::new(closing.drop_guard()),
         }
     }
 
-    /// How the connection is, now and as it changes.
+    /// Returns the state of the connection, now and as the state changes.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
-        self.wires.state.clone()
+        self.shared.state.clone()
     }
 
-    /// Closes it for good: consumers hand back what they hold, everything else fails from now on.
-    /// Returns when all tasks have ended, some seconds at most. Cancel-safe.
+    /// Closes the connection permanently: consumers return unanswered messages, and all other
+    /// operations fail from now on. Returns when all tasks have ended, some seconds at most.
+    /// Cancel-safe.
     pub async fn close(&self) {
-        self.wires.closing.cancel();
-        self.wires.tasks.ended().await;
+        self.shared.closing.cancel();
+        self.shared.tasks.ended().await;
     }
 }
 
 impl fmt::Debug for Amqp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Amqp")
-            .field("settings", &self.wires.settings)
-            .field("state", &*self.wires.state.borrow())
+            .field("settings", &self.shared.settings)
+            .field("state", &*self.shared.state.borrow())
             .finish_non_exhaustive()
     }
 }
 
-/// The first turn of a process: a random number, so that processes are spread over a cluster's nodes.
-fn first_turn() -> usize {
+/// Returns the index of a process's first address: a random number, so that processes are spread
+/// over the nodes of a cluster.
+fn first_address() -> usize {
     RandomState::new().build_hasher().finish() as usize
 }
 
-/// One attempt to connect: at one address after the other, until an address can be used. The next attempt begins with the
-/// address after the last tried one, because the node behind the latter may be the reason for the attempt.
-async fn open(settings: &Settings, names: &Names, turn: &mut usize) -> Result<Link, ConnectError> {
+/// Makes an attempt to connect: tries the addresses in turn, until an address can be used. The next
+/// attempt begins with the address after the last tried address, because the node behind the latter
+/// may be the reason for the attempt.
+async fn open(
+    settings: &Settings,
+    names: &Names,
+    next_address: &mut usize,
+) -> Result<Link, ConnectError> {
     let urls = settings.read_urls()?;
     let trust = Trust::load(settings, &urls)?;
     let mut tried = Vec::new();
-    for url in urls.in_turn(*turn) {
-        *turn = turn.wrapping_add(1);
+    for url in urls.starting_at(*next_address) {
+        *next_address = next_address.wrapping_add(1);
         match open_at(url, settings, &trust, names).await {
             Ok(link) => return Ok(link),
             Err(error) => tried.push(error),
         }
     }
-    // After a whole round the turn is that of the first address again.
-    *turn = turn.wrapping_add(1);
+    // After a whole round, the index is back at the first address of the round.
+    *next_address = next_address.wrapping_add(1);
     Err(match tried.pop() {
         Some(only) if tried.is_empty() => only,
         last => {
@@ -167,7 +180,7 @@ async fn open(settings: &Settings, names: &Names, turn: &mut usize) -> Result<Li
     })
 }
 
-/// A connection to one address with the topology in place.
+/// Opens a connection to an address, and declares the topology.
 async fn open_at(
     url: &BrokerUrl,
     settings: &Settings,
@@ -175,10 +188,10 @@ async fn open_at(
     names: &Names,
 ) -> Result<Link, ConnectError> {
     let deadline = Instant::now() + settings.connect_timeout;
-    let line = transport::connect(settings, url, trust, deadline).await?;
+    let transport = transport::connect(settings, url, trust, deadline).await?;
     let link = Link {
-        line,
-        declared: tokio::sync::Mutex::default(),
+        transport,
+        declared: Mutex::default(),
         lost: CancellationToken::new(),
     };
     let declared = timeout_at(deadline, declare(&link, names)).await;
@@ -188,7 +201,7 @@ async fn open_at(
     match declared {
         Ok(()) => Ok(link),
         Err(source) => {
-            link.line.hang_up().await;
+            link.transport.close().await;
             Err(ConnectError::Topology {
                 broker: url.address(),
                 source,
@@ -198,12 +211,11 @@ async fn open_at(
 }
 
 async fn declare(link: &Link, names: &Names) -> Result<(), AmqpError> {
-    let channel = link.line.connection.create_channel().await;
+    let channel = link.transport.connection.create_channel().await;
     let channel = channel.map_err(|error| AmqpError::broker("open a channel", error))?;
     topology::declare(names, &channel).await?;
-    let mut declared = link.declared.lock().await;
-    declared.extend([names.commands_name(), names.dead_name()]);
-    // Nobody is interested in why a channel without work did not close.
+    link.note_declared([names.commands_name(), names.dead_name()]);
+    // An error while closing a channel without work does not matter.
     channel.close(200, "declared".into()).await.ok();
     Ok(())
 }
@@ -215,17 +227,17 @@ fn reconnecting(last_error: Option<String>) -> State {
     }
 }
 
-/// The one who connects.
+/// Opens and watches the connection.
 struct Supervisor {
-    wires: Arc<Wires>,
+    shared: Arc<Shared>,
     link: watch::Sender<Option<Arc<Link>>>,
     state: watch::Sender<State>,
 }
 
 impl Supervisor {
-    async fn run(self, mut turn: usize, first: Option<Arc<Link>>) {
-        let closing = self.wires.closing.clone();
-        let reconnect = &self.wires.settings.reconnect;
+    async fn run(self, mut next_address: usize, first: Option<Arc<Link>>) {
+        let closing = self.shared.closing.clone();
+        let reconnect = &self.shared.settings.reconnect;
         let mut delays = reconnect.delays();
         let mut first = first;
         loop {
@@ -233,7 +245,7 @@ impl Supervisor {
                 Some(link) => Ok(link),
                 None => tokio::select! {
                     () = closing.cancelled() => break,
-                    opened = open(&self.wires.settings, &self.wires.names, &mut turn) => {
+                    opened = open(&self.shared.settings, &self.shared.names, &mut next_address) => {
                         opened.map(Arc::new)
                     }
                 },
@@ -242,12 +254,12 @@ impl Supervisor {
                 Ok(link) => {
                     let since = Instant::now();
                     self.serve(link).await;
-                    // One that is lost again at once counts as an attempt that failed.
+                    // A connection lost again at once counts as a failed attempt.
                     if since.elapsed() > reconnect.max() {
                         delays.reset();
                     }
                 }
-                Err(error) => self.failed(in_words(&error)),
+                Err(error) => self.failed(describe(&error)),
             }
             let delay = delays.next_delay().unwrap_or_else(|| reconnect.max());
             tokio::select! {
@@ -258,20 +270,20 @@ impl Supervisor {
         self.state.send_replace(State::Closed);
     }
 
-    /// Hands a link out until it is lost, or closes it when we close.
+    /// Publishes a link until the link is lost, or closes the connection when asked to.
     async fn serve(&self, link: Arc<Link>) {
-        let broker = &link.line.url;
+        let broker = &link.transport.url;
         info!(%broker, "connected to the broker");
         self.link.send_replace(Some(Arc::clone(&link)));
         self.state.send_replace(State::Connected);
         let lost = tokio::select! {
-            () = self.wires.closing.cancelled() => None,
+            () = self.shared.closing.cancelled() => None,
             lost = self.watch(&link) => Some(lost),
         };
         self.link.send_replace(None);
         let Some(why) = lost else {
             link.lost.cancel();
-            link.line.hang_up().await;
+            link.transport.close().await;
             info!(%broker, "disconnected from the broker");
             return;
         };
@@ -280,37 +292,38 @@ impl Supervisor {
         self.state.send_replace(reconnecting(Some(why)));
     }
 
-    /// Keeps the state up to date until the link is lost; says why.
+    /// Keeps the state up to date until the link is lost. Returns the reason of the loss.
     async fn watch(&self, link: &Link) -> String {
-        let mut events = std::pin::pin!(link.line.connection.events_listener());
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        // Notices from before we listened are lost.
-        if link.line.connection.status().blocked() {
-            self.blocked("as it has been since we connected".into());
+        let mut events = std::pin::pin!(link.transport.connection.events_listener());
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        // Notices from before the listener are lost.
+        if link.transport.connection.status().blocked() {
+            self.blocked("blocked since the connection was opened".into());
         }
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
-                _ = look.tick() => None,
+                _ = check.tick() => None,
             };
             match event {
                 Some(Event::ConnectionBlocked(reason)) => self.blocked(reason),
                 Some(Event::ConnectionUnblocked) => {
-                    info!("broker takes messages again");
+                    info!("broker accepts messages again");
                     self.state.send_replace(State::Connected);
                 }
-                // Errors of channels come here too; those are for who has the channel.
+                // Errors of channels arrive here, too; the users of the channels handle these
+                // errors.
                 Some(Event::Error(error)) if !link.is_up() => {
-                    return BrokerSaid::from(error).to_string();
+                    return BrokerError::from(error).to_string();
                 }
-                _ if !link.is_up() => return "it was closed".into(),
+                _ if !link.is_up() => return "connection closed".into(),
                 _ => {}
             }
         }
     }
 
     fn blocked(&self, reason: String) {
-        warn!(reason, "broker takes no messages for now");
+        warn!(reason, "broker accepts no messages for now");
         self.state.send_replace(State::Blocked { reason });
     }
 
@@ -327,10 +340,13 @@ impl Supervisor {
 mod tests {
     use super::*;
 
-    /// All twenty begin with the same of two addresses once in 500,000 runs.
+    /// All 20 begin with the same of two addresses once in 500,000 runs.
     #[test]
     fn processes_are_spread_over_the_addresses() {
-        let turns: Vec<_> = (0..20).map(|_| first_turn() % 2).collect();
-        assert!(turns.contains(&0) && turns.contains(&1), "{turns:?}");
+        let addresses: Vec<_> = (0..20).map(|_| first_address() % 2).collect();
+        assert!(
+            addresses.contains(&0) && addresses.contains(&1),
+            "{addresses:?}"
+        );
     }
 }

@@ -1,13 +1,14 @@
-//! Dead letters: what could not be worked on, kept with the reason.
+//! Dead letters: messages that could not be worked on, kept with the reason.
 //!
-//! A letter is written by us, with the reason in headers, or by the broker, which gives its own
-//! account in `x-death`, when a message was handed out too often.
+//! A dead letter is written by this crate, with the reason in headers, or by the broker, with the
+//! reason in `x-death`, after too many deliveries of a message.
 //!
-//! Looking at letters takes them out of the queue and puts them back: the broker knows no other
-//! way. They are marked as redelivered then; who looks at the same time sees only what the other
-//! one has not taken. The broker puts what comes back behind what came back before, so whoever
-//! looks at one letter takes up to 1,000 and puts them all back: as long as there are no more, they
-//! keep their order. The queue keeps the newest 100,000 letters or 1 GiB.
+//! Reading letters takes the letters out of the queue and puts them back, because the broker has no
+//! other way. The letters are marked as redelivered afterwards, and a concurrent reader sees only
+//! letters not taken by the first reader. The broker adds a letter behind all letters put back
+//! earlier. So even to read a single letter, a reader takes up to 1,000 letters and puts all of
+//! them back: up to this number of letters, the order is kept. The queue keeps the newest 100,000
+//! letters or 1 GiB.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -18,64 +19,64 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties};
 use sha2::{Digest, Sha256};
 use tracing::warn;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 
 use crate::channel::OwnChannel;
 use crate::connection::Amqp;
+use crate::consumer::PendingAck;
 use crate::error::AmqpError;
-use crate::intake::Held;
-use crate::link::Wires;
+use crate::link::Shared;
 use crate::message::{
     PERSISTENT, cut, header_number, header_text, now_ms, number_value, text_of, text_value,
     to_queue,
 };
 use crate::topology::{Names, QueueSpec, short};
 
-/// Why it is here, for programs.
+/// The header with the cause, for programs.
 const CAUSE: &str = "x-twincast-cause";
-/// Why it is here, for people.
+/// The header with the detail, for people.
 const DETAIL: &str = "x-twincast-detail";
-/// The queue that it came from.
+/// The header with the name of the original queue.
 const QUEUE: &str = "x-twincast-queue";
-/// When it came here, in milliseconds since 1970.
+/// The header with the time of the dead letter, in milliseconds since 1970.
 const AT: &str = "x-twincast-at";
-/// Its body is only the beginning of what it was.
+/// The header of a letter with only the first part of the original body.
 const TRUNCATED: &str = "x-twincast-truncated";
-/// How long the whole body was, in bytes.
+/// The header with the size of the whole body, in bytes.
 const SIZE: &str = "x-twincast-size";
 
-/// The longest detail that is kept, in bytes.
+/// The longest kept detail, in bytes.
 const DETAIL_BYTES: usize = 1024;
 
-/// How many letters keep their order when some of them are looked at. Taking so many takes about a
-/// second.
-const TURN: usize = 1000;
+/// The number of letters that keep the order when some letters are read. Taking this many letters
+/// takes about a second.
+const ORDERED_LETTERS: usize = 1000;
 
 /// A dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// What it is called: 12 hexadecimal digits that follow from what it says. Letters that say
-    /// the same in all have the same.
+    /// The id: 12 hexadecimal digits derived from the content. Letters with identical content have
+    /// the same id.
     pub id: String,
-    /// Why it is here, for programs: what [`IncomingCommand::dead_letter`] was given,
-    /// `unsupported_version` or `unreadable` for a dispatch, `delivery_limit` for a message that
-    /// was handed out too often. None if nobody has said.
+    /// The cause, for programs: the cause given to [`IncomingCommand::dead_letter`];
+    /// `unsupported_version` or `unreadable` for a dispatch; `delivery_limit` for a message
+    /// delivered too often. `None` if no cause is known.
     ///
     /// [`IncomingCommand::dead_letter`]: crate::IncomingCommand::dead_letter
     pub cause: Option<String>,
-    /// Why it is here, for people.
+    /// The detail, for people.
     pub detail: Option<String>,
-    /// The queue that it came from.
+    /// The original queue.
     pub queue: Option<String>,
-    /// When it came here, in milliseconds since 1970.
+    /// The time of the dead letter, in milliseconds since 1970.
     pub at: Option<u64>,
-    /// The message's own id.
+    /// The id of the original message.
     pub message_id: Option<String>,
-    /// The message's content type.
+    /// The content type of the original message.
     pub content_type: Option<String>,
-    /// The message's body, or the beginning of it.
+    /// The body of the original message, or the first part.
     pub body: Vec<u8>,
-    /// How long the body was, in bytes, if only the beginning of it was kept.
+    /// The size of the original body in bytes, if only the first part was kept.
     pub truncated_from: Option<u64>,
 }
 
@@ -115,21 +116,21 @@ impl DeadLetter {
         id
     }
 
-    /// Where it can be sent again, or why not.
+    /// Returns the queue for a replay, or why the letter cannot be replayed.
     fn destination(&self, names: &Names) -> Result<QueueSpec, String> {
         if let Some(size) = self.truncated_from {
             let kept = self.body.len();
             return Err(format!("only {kept} of its {size} bytes were kept"));
         }
         let Some(queue) = &self.queue else {
-            return Err("it does not say which queue it came from".into());
+            return Err("it does not name its original queue".into());
         };
-        let workable = names.workable(queue);
-        workable.ok_or_else(|| format!("{queue:?} is no queue of commands or dispatches"))
+        let work_queue = names.work_queue(queue);
+        work_queue.ok_or_else(|| format!("{queue:?} is not a queue of commands or dispatches"))
     }
 }
 
-/// The broker's account of the last time that it made a dead letter of a message.
+/// The broker's account of the last time the message became a dead letter.
 #[derive(Default)]
 struct Death {
     reason: Option<String>,
@@ -158,82 +159,86 @@ impl Death {
 }
 
 impl Amqp {
-    /// How many dead letters there are, about now.
+    /// Returns the approximate number of dead letters.
     ///
     /// # Errors
-    /// When the broker is away. Cancel-safe.
+    /// When the broker is unavailable. Cancel-safe.
     pub async fn dead_letters_waiting(&self) -> Result<usize, AmqpError> {
-        let queue = self.wires.names.dead_name();
-        let depth = self.wires.depth(&queue);
-        Ok(self.wires.in_time(depth).await?.waiting)
+        let queue = self.shared.names.dead_name();
+        let depth = self.shared.depth(&queue);
+        Ok(self.shared.in_time(depth).await?.waiting)
     }
 
-    /// The oldest dead letters, at most so many.
+    /// Returns the oldest dead letters, at most `most`.
     ///
     /// # Errors
-    /// When the broker is away or breaks off. Cancel-safe: if dropped, the letters go back.
+    /// When the broker is unavailable or the connection is lost. Cancel-safe: if dropped, the
+    /// letters go back.
     pub async fn dead_letters(&self, most: usize) -> Result<Vec<DeadLetter>, AmqpError> {
-        let mut reader = Reader::open(&self.wires).await?;
+        let mut reader = Reader::open(&self.shared).await?;
         let letters = reader.first(most).await;
         reader.close().await;
         letters
     }
 
-    /// One dead letter.
+    /// Returns a single dead letter.
     ///
     /// # Errors
-    /// [`AmqpError::NoLetter`] when none has this id, and as [`dead_letters`](Self::dead_letters).
+    /// [`AmqpError::NoLetter`] when no letter has this id, and as
+    /// [`dead_letters`](Self::dead_letters).
     pub async fn dead_letter(&self, id: &str) -> Result<DeadLetter, AmqpError> {
-        let mut reader = Reader::open(&self.wires).await?;
+        let mut reader = Reader::open(&self.shared).await?;
         let found = reader.find(id).await;
         reader.close().await;
         found.map(|(letter, _)| letter)
     }
 
-    /// Sends a dead letter again to the queue that it came from, as it was, and removes it. Gives
-    /// what it was. If the connection is lost in between, it may have been sent and still be here.
+    /// Sends the original message of a dead letter again to the original queue, removes the letter,
+    /// and returns the letter. If the connection is lost in between, the message may have been sent
+    /// and the letter may still exist.
     ///
     /// # Errors
-    /// [`AmqpError::NotReplayable`] when it was truncated, or does not say where it came from;
-    /// [`AmqpError::Full`] when there is no room; and as [`dead_letter`](Self::dead_letter). It is
-    /// still here then.
+    /// [`AmqpError::NotReplayable`] when the letter was truncated, or has no original queue;
+    /// [`AmqpError::Full`] when the queue is full; and as [`dead_letter`](Self::dead_letter). The
+    /// letter is kept in all of these cases.
     pub async fn replay_dead_letter(&self, id: &str) -> Result<DeadLetter, AmqpError> {
-        let mut reader = Reader::open(&self.wires).await?;
+        let mut reader = Reader::open(&self.shared).await?;
         let replayed = reader.replay(id).await;
         reader.close().await;
         replayed
     }
 
-    /// Removes a dead letter for good. Gives what it was.
+    /// Removes a dead letter permanently, and returns the letter.
     ///
     /// # Errors
     /// As [`dead_letter`](Self::dead_letter).
     pub async fn discard_dead_letter(&self, id: &str) -> Result<DeadLetter, AmqpError> {
-        let mut reader = Reader::open(&self.wires).await?;
+        let mut reader = Reader::open(&self.shared).await?;
         let discarded = reader.discard(id).await;
         reader.close().await;
         discarded
     }
 }
 
-/// Takes letters out to look at them, the oldest first, and puts them back in order. Dropped, it
-/// hands them back too, in whatever order the broker takes them.
+/// Takes letters out of the queue to read them, the oldest first, and puts them back in order. A
+/// dropped reader also returns the letters, in an order chosen by the broker.
 struct Reader<'a> {
-    wires: &'a Wires,
+    shared: &'a Shared,
     channel: OwnChannel,
     queue: ShortString,
     taken: Vec<Acker>,
-    /// How many were there at first: what comes in later is not waited for.
+    /// The number of letters left of the letters present at the first read: later letters are not
+    /// waited for.
     left: Option<u32>,
 }
 
 impl<'a> Reader<'a> {
-    async fn open(wires: &'a Wires) -> Result<Self, AmqpError> {
-        let channel = async { wires.link().await?.channel(&wires.tasks).await };
+    async fn open(shared: &'a Shared) -> Result<Self, AmqpError> {
+        let channel = async { shared.link().await?.channel(&shared.tasks).await };
         Ok(Self {
-            wires,
-            channel: wires.in_time(channel).await?,
-            queue: short("queue name", &wires.names.dead_name())?,
+            shared,
+            channel: shared.in_time(channel).await?,
+            queue: short("queue name", &shared.names.dead_name())?,
             taken: Vec::new(),
             left: None,
         })
@@ -256,7 +261,7 @@ impl<'a> Reader<'a> {
             let got = self.channel.basic_get(self.queue.clone(), options).await;
             got.map_err(|error| AmqpError::broker(format!("get from {}", self.queue), error))
         };
-        let Some(message) = self.wires.in_time(get).await? else {
+        let Some(message) = self.shared.in_time(get).await? else {
             return Ok(None);
         };
         self.left = Some(self.left.unwrap_or(message.message_count + 1) - 1);
@@ -275,7 +280,7 @@ impl<'a> Reader<'a> {
         Ok(letters)
     }
 
-    /// Takes letters until it has this one.
+    /// Takes letters until the letter with this id is found.
     async fn find(&mut self, id: &str) -> Result<(DeadLetter, BasicProperties), AmqpError> {
         while let Some((letter, properties)) = self.next().await? {
             if letter.id == id {
@@ -287,7 +292,7 @@ impl<'a> Reader<'a> {
 
     async fn replay(&mut self, id: &str) -> Result<DeadLetter, AmqpError> {
         let (letter, properties) = self.find(id).await?;
-        let queue = letter.destination(&self.wires.names);
+        let queue = letter.destination(&self.shared.names);
         let queue = queue.map_err(|why| AmqpError::NotReplayable {
             id: id.to_owned(),
             why,
@@ -297,7 +302,7 @@ impl<'a> Reader<'a> {
             without_reason(&properties),
             letter.body.clone(),
         )?;
-        self.wires.send(&queue, message).await?;
+        self.shared.send(&queue, message).await?;
         self.remove_last().await?;
         Ok(letter)
     }
@@ -318,39 +323,40 @@ impl<'a> Reader<'a> {
     }
 
     async fn close(mut self) {
-        while self.taken.len() < TURN && matches!(self.take().await, Ok(Some(_))) {}
+        while self.taken.len() < ORDERED_LETTERS && matches!(self.take().await, Ok(Some(_))) {}
         let back = BasicNackOptions {
             requeue: true,
             multiple: false,
         };
         let put_back = async {
             for letter in self.taken {
-                // One by one keeps their order. Failing, the broker has them back already.
+                // Separate nacks keep the order. A failure means that the broker has the letters
+                // back already.
                 letter.nack(back).await.ok();
             }
             Ok(())
         };
-        self.wires.in_time(put_back).await.ok();
+        self.shared.in_time(put_back).await.ok();
         self.channel.close().await;
     }
 }
 
-/// A dead letter to be.
+/// A dead letter to be written.
 pub(crate) struct Letter {
-    /// The queue that the message came from.
+    /// The original queue.
     pub(crate) from: String,
-    /// The message's own.
+    /// The properties of the original message.
     pub(crate) properties: BasicProperties,
-    /// Its body, or the beginning of it.
+    /// The body of the original message, or the first part.
     pub(crate) body: Vec<u8>,
-    /// How long its whole body is, in bytes.
+    /// The size of the whole body, in bytes.
     pub(crate) size: usize,
     pub(crate) cause: String,
     pub(crate) detail: String,
 }
 
 impl Letter {
-    /// A letter made of a message.
+    /// Creates a letter from a message.
     pub(crate) fn of(from: &str, message: Delivery, cause: &str, detail: String) -> Self {
         Self {
             from: from.to_owned(),
@@ -362,28 +368,32 @@ impl Letter {
         }
     }
 
-    /// As [`replace`](Self::replace), in a task of its own, so that the next message need not wait. There are at most as
-    /// many as a consumer may hold: each message is owed an answer until then.
-    pub(crate) fn replace_in_background(self, wires: &Arc<Wires>, held: Held) {
-        let (wires, tasks) = (Arc::clone(wires), wires.tasks.clone());
+    /// Like [`replace`](Self::replace), in a task, so that the next message need not wait. The
+    /// number of tasks is limited by the number of unanswered messages of the consumer.
+    pub(crate) fn replace_in_background(self, shared: &Arc<Shared>, pending: PendingAck) {
+        let (shared, tasks) = (Arc::clone(shared), shared.tasks.clone());
         tasks.spawn(async move {
             let queue = self.from.clone();
-            // The message comes again.
-            if let Err(error) = self.replace(&wires, held).await {
-                let why = in_words(&error);
-                warn!(queue, why, "cannot put a message with the dead letters");
+            // The broker redelivers the message.
+            if let Err(error) = self.replace(&shared, pending).await {
+                let why = describe(&error);
+                warn!(queue, why, "cannot move a message to the dead letters");
             }
         });
     }
 
-    /// Puts it with the dead letters, and when they have it acks the message that it stands for.
-    /// If this fails or is dropped, that comes again, and there may be two letters then.
-    pub(crate) async fn replace(self, wires: &Wires, held: Held) -> Result<(), AmqpError> {
-        let dead = wires.names.dead();
+    /// Publishes the letter to the dead letters, and then acks the original message. If this fails
+    /// or is dropped, the original message comes again, which may lead to two letters.
+    pub(crate) async fn replace(
+        self,
+        shared: &Shared,
+        pending: PendingAck,
+    ) -> Result<(), AmqpError> {
+        let dead = shared.names.dead();
         let properties = with_reason(&self);
         let message = to_queue(&dead.name, properties, self.body)?;
-        wires.send(&dead, message).await?;
-        held.ack().await
+        shared.send(&dead, message).await?;
+        pending.ack().await
     }
 }
 
@@ -404,7 +414,7 @@ fn with_reason(letter: &Letter) -> BasicProperties {
     properties.with_headers(headers)
 }
 
-/// The properties of the message that a letter stands for.
+/// Returns the properties of the original message of a letter.
 fn without_reason(properties: &BasicProperties) -> BasicProperties {
     let copy = for_another_publish(properties);
     let mut headers = FieldTable::default();
@@ -424,9 +434,10 @@ fn without_reason(properties: &BasicProperties) -> BasicProperties {
     copy.with_headers(headers)
 }
 
-/// What of a message's properties can be published again, by us. Left out are a lifetime, which
-/// would let the letter go; the user, whom the broker compares with ours, closing the channel; and
-/// further recipients, who have it.
+/// Returns the properties of a message that this client can publish again. Omitted are: the
+/// expiration, which would remove the letter; the user id, because the broker compares it with the
+/// connection's user and closes the channel; and further recipients (`CC`, `BCC`), which have the
+/// message already.
 fn for_another_publish(properties: &BasicProperties) -> BasicProperties {
     type Setter = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(_, Setter); 7] = [
@@ -530,7 +541,7 @@ mod tests {
         assert_eq!(why, "only 1 of its 9 bytes were kept");
         let stray = DeadLetter::read(&BasicProperties::default(), Vec::new());
         let why = stray.destination(&names).unwrap_err();
-        assert!(why.contains("does not say"), "{why}");
+        assert!(why.contains("does not name"), "{why}");
         let of_others = Letter {
             from: "payments".into(),
             ..letter(b"", 0)

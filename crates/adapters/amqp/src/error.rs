@@ -1,6 +1,6 @@
-//! What can go wrong with a broker, in our words.
+//! Errors of the broker, in terms of this crate.
 //!
-//! No type of `lapin` shows in an error: what it said is kept as [`BrokerSaid`].
+//! No error exposes a type of `lapin`: [`BrokerError`] wraps the errors of `lapin`.
 
 use std::fmt;
 use std::io;
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::ErrorKind;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_secret::SourceError;
 use twincast_tls::RootsError;
 
 use crate::settings::{BrokerUrl, BrokerUrlError, SettingsError};
 
-/// Codes that RabbitMQ closes a channel or connection with (AMQP 0-9-1, 1.2 and 2.2).
+/// Codes with which RabbitMQ closes a channel or connection (AMQP 0-9-1, 1.2 and 2.2).
 mod code {
     pub(super) const ACCESS_REFUSED: u16 = 403;
     pub(super) const NOT_FOUND: u16 = 404;
@@ -22,13 +22,13 @@ mod code {
     pub(super) const NOT_ALLOWED: u16 = 530;
 }
 
-/// What the broker or its client library said.
+/// An error of the broker or the client library.
 ///
-/// The library repeats the cause of an error in its text, so this has no source.
+/// The library repeats the cause of an error in the text of the error, so this type has no source.
 #[derive(Debug, Clone)]
-pub struct BrokerSaid(Arc<lapin::Error>);
+pub struct BrokerError(Arc<lapin::Error>);
 
-impl BrokerSaid {
+impl BrokerError {
     fn code(&self) -> Option<u16> {
         match self.0.kind() {
             ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -41,13 +41,13 @@ impl BrokerSaid {
     }
 }
 
-impl From<lapin::Error> for BrokerSaid {
+impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
         Self(Arc::new(error))
     }
 }
 
-impl fmt::Display for BrokerSaid {
+impl fmt::Display for BrokerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.kind() {
             ErrorKind::ProtocolError(error) => {
@@ -59,9 +59,9 @@ impl fmt::Display for BrokerSaid {
     }
 }
 
-impl std::error::Error for BrokerSaid {}
+impl std::error::Error for BrokerError {}
 
-/// Why there is no connection.
+/// Why the connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The settings are not valid.
@@ -74,51 +74,51 @@ pub enum ConnectError {
     #[error("addresses of the broker are not valid")]
     Url(#[from] BrokerUrlError),
     /// None of several addresses can be used.
-    #[error("no address of the broker can be used: {}", each_in_words(tried))]
+    #[error("no address of the broker can be used: {}", describe_each(tried))]
     NoAddress {
-        /// Why, for each address in the order of the attempts.
+        /// The error for each address, in the order of the attempts.
         tried: Vec<ConnectError>,
     },
     /// The certificate authorities cannot be loaded.
-    #[error("no certificate authorities for the broker")]
+    #[error("cannot load the certificate authorities for the broker")]
     Authorities(#[from] RootsError),
-    /// Nobody answers at the address.
+    /// The address does not answer.
     #[error("broker at {broker} cannot be reached")]
     Unreachable {
         /// Host and port.
         broker: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The peer could not be trusted, or does not speak TLS.
-    #[error("no TLS with the broker at {broker}")]
+    /// The peer is not trusted, or does not speak TLS.
+    #[error("TLS handshake with the broker at {broker} failed")]
     Tls {
         /// Host and port.
         broker: String,
-        /// What the TLS library said.
+        /// The error of the TLS library.
         source: io::Error,
     },
-    /// It did not happen in time.
+    /// A step exceeded the time limit.
     #[error("broker at {broker} did not answer within {after:?} while {doing}")]
     TimedOut {
         /// Host and port.
         broker: String,
-        /// What was being done.
+        /// The step.
         doing: &'static str,
-        /// How long it was waited for.
+        /// The time limit.
         after: Duration,
     },
-    /// The broker does not know the user, or the password is another.
+    /// The broker does not know the user, or the password is wrong.
     #[error("broker at {broker} refuses user {user:?}: check user and password")]
     Credentials {
         /// Host and port.
         broker: String,
         /// The user.
         user: String,
-        /// What the broker said.
-        source: BrokerSaid,
+        /// The error of the broker.
+        source: BrokerError,
     },
-    /// There is no such virtual host, or the user may not use it.
+    /// There is no such virtual host, or the user may not use the virtual host.
     #[error("broker at {broker} refuses virtual host {vhost:?} to user {user:?}")]
     VirtualHost {
         /// Host and port.
@@ -127,31 +127,32 @@ pub enum ConnectError {
         vhost: String,
         /// The user.
         user: String,
-        /// What the broker said.
-        source: BrokerSaid,
+        /// The error of the broker.
+        source: BrokerError,
     },
-    /// It broke off, or the peer does not speak AMQP 0-9-1.
+    /// The handshake broke off, or the peer does not speak AMQP 0-9-1.
     #[error("handshake with the broker at {broker} failed")]
     Handshake {
         /// Host and port.
         broker: String,
-        /// What the client library said.
-        source: BrokerSaid,
+        /// The error of the client library.
+        source: BrokerError,
     },
-    /// The queues and exchanges are not as they must be.
+    /// The queues and exchanges cannot be used as declared.
     #[error("queues of the broker at {broker} cannot be used")]
     Topology {
         /// Host and port.
         broker: String,
-        /// What is wrong with them.
+        /// The error of the declaration.
         source: AmqpError,
     },
 }
 
 impl ConnectError {
-    /// The error of the first node that has answered; without such a node, of the first address.
+    /// Returns the error of the first node with an answer or, without an answer from any node, of
+    /// the first address.
     #[must_use]
-    pub fn most_telling(&self) -> &Self {
+    pub fn most_specific(&self) -> &Self {
         let Self::NoAddress { tried } = self else {
             return self;
         };
@@ -162,107 +163,110 @@ impl ConnectError {
     }
 }
 
-fn each_in_words(errors: &[ConnectError]) -> String {
-    let words: Vec<_> = errors.iter().map(|error| in_words(error)).collect();
-    words.join("; ")
+fn describe_each(errors: &[ConnectError]) -> String {
+    let descriptions: Vec<_> = errors.iter().map(|error| describe(error)).collect();
+    descriptions.join("; ")
 }
 
-/// Why something was not done by way of the broker.
+/// Why an operation over the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AmqpError {
-    /// This process has closed its connection for good.
+    /// This process has closed the connection permanently.
     #[error("connection to the broker was closed by this process")]
     Closed,
-    /// There was no connection all the while.
+    /// There was no connection within the time limit.
     #[error("no connection to the broker: {why}")]
-    Away {
+    NotConnected {
         /// Why the last attempt failed.
         why: String,
     },
-    /// The broker takes no messages for now.
-    #[error("broker takes no messages for now: {reason}")]
+    /// The broker accepts no messages for now.
+    #[error("broker accepts no messages for now: {reason}")]
     Blocked {
-        /// What it said: `low on memory`, `low on disk`.
+        /// The broker's reason: `low on memory`, `low on disk`.
         reason: String,
     },
     /// The broker did not answer.
     #[error("broker did not answer within {after:?}")]
     TimedOut {
-        /// How long it was waited for.
+        /// The time limit.
         after: Duration,
     },
-    /// The connection or channel was lost in between: it may have been done or not.
+    /// The connection or channel was lost before the answer: the operation may have taken effect or
+    /// not.
     #[error("connection was lost before the broker answered")]
     Lost,
-    /// The delivery came over a connection that is gone, so the broker has it back.
-    #[error("delivery came over a connection that is gone, so the broker has handed it back")]
+    /// The delivery came over a lost connection, so the broker has the message back.
+    #[error("delivery came over a lost connection, so the broker has requeued it")]
     Stale,
-    /// The queue holds as many messages as it may.
+    /// The queue holds the most messages allowed.
     #[error("queue {queue} is full")]
     Full {
         /// The queue, or the exchange that feeds it.
         queue: String,
     },
     /// There is no such queue.
-    #[error("there is no queue {queue}")]
+    #[error("queue {queue} does not exist")]
     NoQueue {
         /// The queue.
         queue: String,
     },
-    /// A queue or exchange of this name exists and is another one than we would make.
+    /// A queue or exchange of this name exists with other arguments.
     #[error(
-        "{what} {name} exists with other arguments. Either it was made with other settings: use those here, or another topology prefix; or it is a leftover: delete it (`rabbitmqctl delete_queue`) when nothing waits in it"
+        "{what} {name} exists with other arguments. If other settings created it, use these \
+         settings here, or another topology prefix; if it is a leftover, delete it once it is \
+         empty (`rabbitmqctl delete_queue`)"
     )]
     OtherArguments {
         /// `queue` or `exchange`.
         what: &'static str,
-        /// Its name.
+        /// The name of the queue or exchange.
         name: String,
-        /// Which argument, and both values.
-        source: BrokerSaid,
+        /// The differing argument, with both values.
+        source: BrokerError,
     },
-    /// A property has a limit on its length, which it is above.
+    /// A property exceeds the limit of 255 bytes.
     #[error("{what} is too long: {length} bytes, at most 255")]
     TooLong {
-        /// Which.
+        /// The property.
         what: &'static str,
-        /// Its length, in bytes.
+        /// The length, in bytes.
         length: usize,
     },
-    /// There is no such dead letter, or no longer.
-    #[error("there is no dead letter {id}")]
+    /// The dead letter does not exist, or no longer exists.
+    #[error("dead letter {id} does not exist")]
     NoLetter {
-        /// Its id.
+        /// The id of the letter.
         id: String,
     },
     /// A dead letter cannot be sent again.
     #[error("dead letter {id} cannot be replayed: {why}")]
     NotReplayable {
-        /// Its id.
+        /// The id of the letter.
         id: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// Anything else that the broker says.
+    /// Any other error of the broker.
     #[error("cannot {doing}")]
     Broker {
-        /// What was being done, and to what.
+        /// The operation, with the object of the operation.
         doing: String,
-        /// What was said.
-        source: BrokerSaid,
+        /// The error of the broker.
+        source: BrokerError,
     },
 }
 
 impl AmqpError {
-    pub(crate) fn broker(doing: impl Into<String>, error: impl Into<BrokerSaid>) -> Self {
+    pub(crate) fn broker(doing: impl Into<String>, error: impl Into<BrokerError>) -> Self {
         Self::Broker {
             doing: doing.into(),
             source: error.into(),
         }
     }
 
-    /// A declaration that was refused.
-    pub(crate) fn declaring(what: &'static str, name: &str, error: impl Into<BrokerSaid>) -> Self {
+    /// Converts the error of a declaration.
+    pub(crate) fn declaring(what: &'static str, name: &str, error: impl Into<BrokerError>) -> Self {
         let source = error.into();
         if source.code() == Some(code::PRECONDITION_FAILED) {
             let name = name.to_owned();
@@ -273,9 +277,9 @@ impl AmqpError {
     }
 }
 
-/// A handshake that failed, by what the broker closed the connection with.
+/// Converts the error of a handshake, by the code of the broker's close.
 pub(crate) fn handshake(url: &BrokerUrl, error: lapin::Error) -> ConnectError {
-    let source = BrokerSaid::from(error);
+    let source = BrokerError::from(error);
     let (broker, user) = (url.address(), url.user().to_owned());
     match source.code() {
         Some(code::ACCESS_REFUSED) => ConnectError::Credentials {

@@ -1,25 +1,25 @@
-//! Events: what is told to whoever listens.
+//! Events: published to all listeners.
 
 use std::fmt;
 
 use crate::connection::Amqp;
+use crate::consumer::{Consumer, ConsumerSource, Item};
 use crate::error::AmqpError;
-use crate::intake::{Intake, Source, Taken};
 use crate::message::{EVENT_TYPE, Message, Verdict, properties, text_of};
 use crate::topology::short;
 
-/// Events that a listener is sent ahead of its asking.
-const AT_ONCE: usize = 100;
+/// The most unacknowledged events sent ahead to a listener.
+const MAX_UNACKED: usize = 100;
 
 impl Amqp {
     /// Publishes an event, a CloudEvent in JSON, under a topic such as `rollout.running`. `Ok`
-    /// means that the broker has handed it to all who listen, of whom there may be none.
+    /// means that the broker has passed the event to all listeners. There may be no listener.
     ///
     /// # Errors
-    /// When the broker is away or does not confirm in time, and [`AmqpError::Full`] when a queue
-    /// of somebody who listens does not take it.
+    /// When the broker is unavailable or does not confirm in time, and [`AmqpError::Full`] when the
+    /// queue of a listener refuses the event.
     pub async fn publish_event(&self, topic: &str, json: Vec<u8>) -> Result<(), AmqpError> {
-        let exchange = self.wires.names.events();
+        let exchange = self.shared.names.events();
         let message = Message {
             exchange: short("exchange name", &exchange)?,
             routing_key: short("topic", topic)?,
@@ -27,65 +27,66 @@ impl Amqp {
             properties: properties(EVENT_TYPE)?,
             body: json,
         };
-        match self.wires.in_time(self.wires.publish(message)).await? {
+        match self.shared.in_time(self.shared.publish(message)).await? {
             Verdict::Kept | Verdict::Returned => Ok(()),
             Verdict::Refused => Err(AmqpError::Full { queue: exchange }),
         }
     }
 
-    /// Listens from now on to events whose topic matches: `*` stands for one word between dots,
-    /// `#` for any number, as in `rollout.#`.
+    /// Listens from now on to events with a matching topic: `*` stands for a single word between
+    /// dots, `#` for any number of words, as in `rollout.#`.
     ///
     /// # Errors
-    /// When the broker is away for longer than a publish may take.
+    /// When the broker is unavailable for longer than a publish may take.
     pub async fn events(&self, pattern: &str) -> Result<EventConsumer, AmqpError> {
-        let source = Source::Private {
-            exchange: self.wires.names.events(),
+        let source = ConsumerSource::Private {
+            exchange: self.shared.names.events(),
             pattern: pattern.to_owned(),
         };
-        let intake = Intake::start(self, source, AT_ONCE).await?;
-        Ok(EventConsumer { intake })
+        let consumer = Consumer::start(self, source, MAX_UNACKED).await?;
+        Ok(EventConsumer { consumer })
     }
 }
 
-/// Listens to events.
+/// A listener to events.
 pub struct EventConsumer {
-    intake: Intake,
+    consumer: Consumer,
 }
 
-/// What is heard.
+/// An item received by a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
+pub enum EventItem {
     /// An event.
     Event {
-        /// What it was published under.
+        /// The topic of the event.
         topic: String,
-        /// Its content type.
+        /// The content type of the event.
         content_type: Option<String>,
-        /// What it says.
+        /// The body of the event.
         body: Vec<u8>,
     },
-    /// The connection was lost and is back: events may have been missed in between.
+    /// The connection was lost and restored: events may have been missed in between.
     Gap,
 }
 
 impl EventConsumer {
-    /// What is heard next; waits for it, and for a broker that is away. Cancel-safe.
+    /// Waits for the next item, and for an unavailable broker. Cancel-safe.
     ///
     /// # Errors
-    /// For good, when the connection was closed by this process.
-    pub async fn next(&mut self) -> Result<Heard, AmqpError> {
-        match self.intake.next().await? {
-            Taken::Message(delivery, held) => {
-                // It would go with the connection, so there is nothing to wait for.
-                held.ack_in_background();
-                Ok(Heard::Event {
+    /// Permanent, when this process has closed the connection.
+    pub async fn next(&mut self) -> Result<EventItem, AmqpError> {
+        match self.consumer.next().await? {
+            Item::Message(delivery, pending) => {
+                // The private queue ends with the connection, so there is no need to wait for the
+                // ack.
+                pending.ack_in_background();
+                Ok(EventItem::Event {
                     topic: delivery.routing_key.to_string(),
                     content_type: text_of(delivery.properties.content_type()),
                     body: delivery.data,
                 })
             }
-            Taken::Resumed => Ok(Heard::Gap),
+            Item::Gap => Ok(EventItem::Gap),
         }
     }
 }

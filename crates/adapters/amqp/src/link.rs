@@ -1,7 +1,8 @@
-//! One connection to the broker as its users see it: what is shared, and what is done over it.
+//! The state shared by the users of a connection to the broker, and the operations over the
+//! connection.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
@@ -12,36 +13,37 @@ use tokio_util::sync::CancellationToken;
 use twincast_core::ports::Depth;
 
 use crate::channel::OwnChannel;
-use crate::error::{AmqpError, BrokerSaid};
+use crate::error::{AmqpError, BrokerError};
 use crate::message::{Message, Request, Verdict};
 use crate::settings::Settings;
 use crate::tasks::Tasks;
 use crate::topology::{Names, QueueSpec, short};
-use crate::transport::Line;
+use crate::transport::Transport;
 
-/// How the connection is.
+/// The state of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// There is one, and the topology is in place.
+    /// The connection is open, and the topology is declared.
     Connected,
-    /// There is one, but the broker takes no messages for now.
+    /// The connection is open, but the broker accepts no messages for now.
     Blocked {
-        /// What it said: `low on memory`, `low on disk`.
+        /// The broker's reason: `low on memory`, `low on disk`.
         reason: String,
     },
-    /// There is none, and it is being seen to.
+    /// There is no connection; the supervisor is connecting.
     Reconnecting {
-        /// Since when.
+        /// When the connection was lost.
         since: Instant,
-        /// What ended the last one, or why the last attempt failed. None before the first.
+        /// Why the last connection ended, or the last attempt failed. `None` before the first
+        /// failure.
         last_error: Option<String>,
     },
-    /// There is none, and will be none.
+    /// The connection is closed permanently.
     Closed,
 }
 
-/// What the handle and the tasks share.
-pub(crate) struct Wires {
+/// State shared by the handle and the tasks.
+pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) names: Names,
     pub(crate) link: watch::Receiver<Option<Arc<Link>>>,
@@ -51,17 +53,17 @@ pub(crate) struct Wires {
     pub(crate) requests: mpsc::Sender<Request>,
 }
 
-/// One connection, from its handshake to its loss.
+/// A connection, from the handshake to the loss.
 pub(crate) struct Link {
-    pub(crate) line: Line,
-    /// The queues that were found right over this connection, by name.
-    pub(crate) declared: tokio::sync::Mutex<HashSet<String>>,
-    /// The connection is gone.
+    pub(crate) transport: Transport,
+    /// The names of the queues declared over this connection.
+    pub(crate) declared: Mutex<HashSet<String>>,
+    /// Cancelled when the connection is lost.
     pub(crate) lost: CancellationToken,
 }
 
-impl Wires {
-    /// The current link; waits for one.
+impl Shared {
+    /// Returns the current link; waits until there is a link.
     pub(crate) async fn link(&self) -> Result<Arc<Link>, AmqpError> {
         let mut link = self.link.clone();
         tokio::select! {
@@ -73,17 +75,17 @@ impl Wires {
         }
     }
 
-    /// Does something, which may wait for the connection, in the time that a publish may take.
+    /// Runs `doing`, which may wait for the connection, within the time limit of a publish.
     pub(crate) async fn in_time<T>(
         &self,
         doing: impl Future<Output = Result<T, AmqpError>>,
     ) -> Result<T, AmqpError> {
         let after = self.settings.publish_timeout;
         let done = tokio::time::timeout(after, doing).await;
-        done.unwrap_or_else(|_| Err(too_late(&self.state.borrow(), after)))
+        done.unwrap_or_else(|_| Err(timeout_error(&self.state.borrow(), after)))
     }
 
-    /// Does something on a channel of its own.
+    /// Runs `doing` on a channel of its own.
     pub(crate) async fn on_channel<T>(
         &self,
         doing: impl AsyncFnOnce(&lapin::Channel) -> Result<T, AmqpError>,
@@ -95,7 +97,7 @@ impl Wires {
         done
     }
 
-    /// Publishes a message and waits for what becomes of it, for as long as the caller does.
+    /// Publishes a message, and waits for the verdict without a time limit.
     pub(crate) async fn publish(&self, message: Message) -> Result<Verdict, AmqpError> {
         let (request, verdict) = Request::new(message);
         tokio::select! {
@@ -105,14 +107,14 @@ impl Wires {
         verdict.await.unwrap_or(Err(AmqpError::Lost))
     }
 
-    /// Publishes to a queue that is declared if need be. `Ok` means that the queue has it.
+    /// Publishes to a queue, declared first if needed. `Ok` means that the queue has the message.
     pub(crate) async fn send(&self, queue: &QueueSpec, message: Message) -> Result<(), AmqpError> {
         self.in_time(async {
             self.declare_once(queue).await?;
             let mut verdict = self.publish(message.clone()).await?;
             if verdict == Verdict::Returned {
-                // Somebody has deleted it.
-                self.link().await?.declared.lock().await.remove(&queue.name);
+                // The queue was deleted.
+                self.link().await?.forget_declared(&queue.name);
                 self.declare_once(queue).await?;
                 verdict = self.publish(message).await?;
             }
@@ -126,23 +128,23 @@ impl Wires {
         .await
     }
 
-    /// Declares a queue unless this connection has seen it.
+    /// Declares a queue, unless declared over this connection before.
     async fn declare_once(&self, queue: &QueueSpec) -> Result<(), AmqpError> {
         let link = self.link().await?;
-        // Held while declaring, so that a hundred first dispatches declare it once.
-        let mut declared = link.declared.lock().await;
-        if !declared.contains(&queue.name) {
+        // Concurrent first dispatches may each declare the queue, which is harmless. A lock held
+        // while declaring would be held by a caller that is no longer polled.
+        if !link.is_declared(&queue.name) {
             let channel = link.channel(&self.tasks).await?;
             let done = queue.declare(&channel).await;
             channel.close().await;
             done?;
-            declared.insert(queue.name.clone());
+            link.note_declared([queue.name.clone()]);
         }
         Ok(())
     }
 
-    /// How a queue stands; that of a queue that is not there is zero. Asks without making the queue: an error closes the
-    /// channel, so it is one for this alone.
+    /// Returns the depth of a queue; zero for a missing queue. Does not create the queue. An error
+    /// closes the channel, so the call uses a channel of its own.
     pub(crate) async fn depth(&self, queue: &str) -> Result<Depth, AmqpError> {
         let options = QueueDeclareOptions {
             passive: true,
@@ -151,27 +153,27 @@ impl Wires {
         let name = short("queue name", queue)?;
         let asked = self.on_channel(async |channel| {
             let asked = channel.queue_declare(name, options, FieldTable::default());
-            Ok(asked.await.map_err(BrokerSaid::from))
+            Ok(asked.await.map_err(BrokerError::from))
         });
         match asked.await? {
             Ok(queue) => Ok(Depth {
                 waiting: queue.message_count() as usize,
                 consumers: queue.consumer_count() as usize,
             }),
-            Err(said) if said.is_not_found() => Ok(Depth::default()),
-            Err(said) => Err(AmqpError::broker(format!("look at queue {queue}"), said)),
+            Err(error) if error.is_not_found() => Ok(Depth::default()),
+            Err(error) => Err(AmqpError::broker(format!("inspect queue {queue}"), error)),
         }
     }
 }
 
-/// Why something was not done in time, by how the connection is.
-pub(crate) fn too_late(state: &State, after: Duration) -> AmqpError {
+/// Converts a timeout to an error that names the state of the connection.
+pub(crate) fn timeout_error(state: &State, after: Duration) -> AmqpError {
     match state {
         State::Connected => AmqpError::TimedOut { after },
         State::Blocked { reason } => AmqpError::Blocked {
             reason: reason.clone(),
         },
-        State::Reconnecting { last_error, .. } => AmqpError::Away {
+        State::Reconnecting { last_error, .. } => AmqpError::NotConnected {
             why: match last_error {
                 Some(error) => error.clone(),
                 None => "it has not answered yet".into(),
@@ -182,17 +184,33 @@ pub(crate) fn too_late(state: &State, after: Duration) -> AmqpError {
 }
 
 impl Link {
-    /// A new channel, which closes when it is dropped.
+    pub(crate) fn is_declared(&self, queue: &str) -> bool {
+        self.declared().contains(queue)
+    }
+
+    pub(crate) fn note_declared(&self, queues: impl IntoIterator<Item = String>) {
+        self.declared().extend(queues);
+    }
+
+    pub(crate) fn forget_declared(&self, queue: &str) {
+        self.declared().remove(queue);
+    }
+
+    fn declared(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a channel that closes when dropped.
     pub(crate) async fn channel(&self, tasks: &Tasks) -> Result<OwnChannel, AmqpError> {
         let channel = tokio::select! {
             () = self.lost.cancelled() => return Err(AmqpError::Lost),
-            channel = self.line.connection.create_channel() => channel,
+            channel = self.transport.connection.create_channel() => channel,
         };
         let channel = channel.map_err(|error| AmqpError::broker("open a channel", error))?;
         Ok(OwnChannel::new(channel, self.lost.clone(), tasks.clone()))
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.line.connection.status().connected()
+        self.transport.connection.status().connected()
     }
 }

@@ -1,4 +1,4 @@
-//! Messages: what they are called on the wire, and how ours are made.
+//! Messages on the wire: content types, properties, headers.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,10 +19,10 @@ pub const EVENT_TYPE: &str = "application/cloudevents+json";
 /// The content type of a reply.
 pub const REPLY_TYPE: &str = "application/json";
 
-/// A message outlives a restart of the broker.
+/// The delivery mode of a message that survives a restart of the broker.
 pub(crate) const PERSISTENT: u8 = 2;
 
-/// Properties of a message of ours: persistent, with an id and the time.
+/// Creates the properties of a new message: persistent, with an id and the time.
 pub(crate) fn properties(content_type: &str) -> Result<BasicProperties, AmqpError> {
     Ok(BasicProperties::default()
         .with_content_type(short("content type", content_type)?)
@@ -31,7 +31,7 @@ pub(crate) fn properties(content_type: &str) -> Result<BasicProperties, AmqpErro
         .with_timestamp(now_ms() / 1000))
 }
 
-/// A message to a queue, which must be there.
+/// Creates a message to a queue. The queue must exist.
 pub(crate) fn to_queue(
     queue: &str,
     properties: BasicProperties,
@@ -46,7 +46,7 @@ pub(crate) fn to_queue(
     })
 }
 
-/// Milliseconds since 1970, by this machine's clock. For people.
+/// Returns the milliseconds since 1970 by this machine's clock. For display only.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {
@@ -54,7 +54,7 @@ pub(crate) fn now_ms() -> u64 {
     })
 }
 
-/// A header's text, if it is there and is one.
+/// Returns the text of a header, if present and a text.
 pub(crate) fn header_text(headers: &FieldTable, name: &str) -> Option<String> {
     match headers.inner().get(name)? {
         AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
@@ -63,13 +63,13 @@ pub(crate) fn header_text(headers: &FieldTable, name: &str) -> Option<String> {
     }
 }
 
-/// A header's number, if it is there and is one.
+/// Returns the number of a header, if present and a number.
 pub(crate) fn header_number(headers: &FieldTable, name: &str) -> Option<u64> {
     let number = headers.inner().get(name)?.as_long_long_int()?;
     u64::try_from(number).ok()
 }
 
-/// A property's text.
+/// Returns the text of a property.
 pub(crate) fn text_of(property: &Option<ShortString>) -> Option<String> {
     property.as_ref().map(ToString::to_string)
 }
@@ -82,34 +82,34 @@ pub(crate) fn text_value(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }
 
-/// At most `most` bytes of a text, cut between characters.
+/// Cuts a text to at most `most` bytes, between characters.
 pub(crate) fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
 
-/// A message on its way out.
+/// An outgoing message.
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
-    /// The broker returns it if no queue takes it.
+    /// The broker returns the message if no queue takes it.
     pub(crate) mandatory: bool,
     pub(crate) properties: BasicProperties,
     pub(crate) body: Vec<u8>,
 }
 
-/// What became of a message.
+/// The broker's verdict on a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The queues that it was for have it. Not mandatory, there may be none.
+    /// All addressed queues have the message. A message that is not mandatory may have no queue.
     Kept,
-    /// It is mandatory, and no queue is there for it.
+    /// The message is mandatory, and there is no queue for the message.
     Returned,
-    /// A queue does not take it: it is full, or was being deleted.
+    /// A queue refuses the message: the queue is full, or was being deleted.
     Refused,
 }
 
-/// A message, and who waits for its verdict.
+/// A message to publish, and the receiver of the verdict.
 pub(crate) struct Request {
     pub(crate) message: Message,
     pub(crate) answer: Answer,

@@ -1,10 +1,10 @@
-//! The one who publishes: many messages in flight, each confirmed.
+//! The publisher: many messages in flight, each confirmed.
 //!
-//! One task owns the channel, for two reasons. The broker numbers publishes in the order of their
-//! arrival, and so does the library in the order of the calls: two threads that call it at once
-//! can each be told what became of the other's message. And the library hands a returned message
-//! to whichever confirmation is next, which need not be its own; here all that have come in are
-//! looked at together, and matched by what they say.
+//! A single task owns the channel, for two reasons. The broker numbers publishes in order of
+//! arrival, and the library numbers publishes in order of the calls: two concurrent threads could
+//! each receive the verdict on the other's message. And the library attaches a returned message to
+//! the next confirmation, possibly of another message; the task looks at all received confirmations
+//! together, and matches returned messages by routing key and message id.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -21,29 +21,29 @@ use tracing::warn;
 
 use crate::channel::OwnChannel;
 use crate::error::AmqpError;
-use crate::link::{State, Wires};
+use crate::link::{Shared, State};
 use crate::message::{Answer, Message, Request, Verdict};
 
-/// Publishes that the broker has not confirmed. Enough to keep it busy (twenty thousand a second
-/// at ten milliseconds each), few enough that a broker that stops confirming does not fill us up.
-const IN_FLIGHT: usize = 256;
-/// Between attempts to open the channel on a connection that is there.
+/// The most unconfirmed publishes. Enough to keep the broker busy (20,000 a second at 10 ms each),
+/// and few enough that a broker without confirmations does not fill the memory.
+const MAX_IN_FLIGHT: usize = 256;
+/// The pause between attempts to open the channel on an open connection.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
-/// Publishes what is requested, over one connection after the other. Requests that wait while
-/// there is none are taken up by the next one, unless who made them has given up.
-pub(crate) async fn run(wires: Arc<Wires>, mut requests: mpsc::Receiver<Request>) {
-    while let Ok(link) = wires.link().await {
-        match open(&wires).await {
-            Ok(channel) => serve(&wires, &channel, &mut requests).await,
-            // Whoever closed it before the channel was open knows.
-            Err(_) if wires.closing.is_cancelled() => return,
+/// Publishes requested messages over successive connections. Requests made without a connection
+/// wait for the next connection, unless the caller has given up.
+pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Request>) {
+    while let Ok(link) = shared.link().await {
+        match open(&shared).await {
+            Ok(channel) => serve(&shared, &channel, &mut requests).await,
+            // The caller that closed the connection needs no report.
+            Err(_) if shared.closing.is_cancelled() => return,
             Err(error) => {
-                let why = twincast_core::error::in_words(&error);
+                let why = twincast_core::error::describe(&error);
                 warn!(why, "cannot open the channel for publishing");
                 tokio::select! {
                     () = link.lost.cancelled() => {}
-                    () = wires.closing.cancelled() => {}
+                    () = shared.closing.cancelled() => {}
                     () = tokio::time::sleep(REOPEN_AFTER) => {}
                 }
             }
@@ -51,54 +51,55 @@ pub(crate) async fn run(wires: Arc<Wires>, mut requests: mpsc::Receiver<Request>
     }
 }
 
-/// A channel that has publishes confirmed.
-pub(crate) async fn open(wires: &Wires) -> Result<OwnChannel, AmqpError> {
-    let channel = wires.link().await?.channel(&wires.tasks).await?;
+/// Opens a channel with publisher confirms.
+pub(crate) async fn open(shared: &Shared) -> Result<OwnChannel, AmqpError> {
+    let channel = shared.link().await?.channel(&shared.tasks).await?;
     let confirm = channel.confirm_select(ConfirmSelectOptions::default());
     let confirm = tokio::select! {
         () = channel.lost().cancelled() => return Err(AmqpError::Lost),
         confirm = confirm => confirm,
     };
-    confirm.map_err(|error| AmqpError::broker("have publishes confirmed", error))?;
+    confirm.map_err(|error| AmqpError::broker("enable publisher confirms", error))?;
     Ok(channel)
 }
 
-/// Publishes until the channel is gone or we close. What is in flight then is dropped, and who
-/// waits for it learns that it is lost.
-async fn serve(wires: &Wires, channel: &OwnChannel, requests: &mut mpsc::Receiver<Request>) {
-    let mut state = wires.state.clone();
-    let mut flights = FuturesUnordered::new();
-    let mut strays = HashSet::new();
+/// Publishes until the channel is lost or the connection is being closed. Messages in flight are
+/// then dropped, and their callers receive [`AmqpError::Lost`].
+async fn serve(shared: &Shared, channel: &OwnChannel, requests: &mut mpsc::Receiver<Request>) {
+    let mut state = shared.state.clone();
+    let mut in_flight = FuturesUnordered::new();
+    let mut pending_returns = HashSet::new();
     loop {
-        // The library would queue up what the broker does not take.
+        // The library would buffer messages without limit while the broker is blocked.
         let blocked = matches!(*state.borrow_and_update(), State::Blocked { .. });
-        let has_room = !blocked && flights.len() < IN_FLIGHT;
-        // No arm loses anything when another one is first.
+        let has_room = !blocked && in_flight.len() < MAX_IN_FLIGHT;
+        // Every arm is cancel-safe.
         tokio::select! {
-            () = wires.closing.cancelled() => return,
+            () = shared.closing.cancelled() => return,
             () = channel.lost().cancelled() => return,
             _ = state.changed() => {}
-            Some(first) = flights.next() => {
-                let mut landed: Vec<Landed> = vec![first];
-                // A confirmation that bore another's return came before that other's own.
-                while let Some(Some(next)) = flights.next().now_or_never() {
-                    landed.push(next);
+            Some(first) = in_flight.next() => {
+                let mut completed: Vec<Completed> = vec![first];
+                // A confirmation that carried the return of another message came before that
+                // message's own confirmation.
+                while let Some(Some(next)) = in_flight.next().now_or_never() {
+                    completed.push(next);
                 }
-                settle(landed, &mut strays);
+                complete(completed, &mut pending_returns);
                 if !channel.status().connected() {
                     return;
                 }
             }
             Some(request) = requests.recv(), if has_room => {
                 if !request.answer.is_closed() {
-                    flights.push(fly((**channel).clone(), request));
+                    in_flight.push(publish_confirmed((**channel).clone(), request));
                 }
             }
         }
     }
 }
 
-/// Publishes on a channel that has no other publish in flight, and has publishes confirmed.
+/// Publishes on a channel with publisher confirms and without another publish in flight.
 pub(crate) async fn publish_alone(
     channel: &Channel,
     message: Message,
@@ -126,18 +127,21 @@ async fn send(channel: &Channel, message: Message) -> lapin::Result<Confirmation
     sent.await?.await
 }
 
-/// A publish whose fate is known.
-struct Landed {
+/// A publish with a known result.
+struct Completed {
     key: Key,
     answer: Answer,
     outcome: lapin::Result<Confirmation>,
 }
 
-/// What a returned message is recognised by. Two messages that agree in both are for the same
-/// queue, so if one is returned the other one is as well.
+/// Identifies a returned message. Two messages with the same key go to the same queue, so both are
+/// returned or neither.
 type Key = (ShortString, Option<ShortString>);
 
-fn fly(channel: Channel, request: Request) -> Pin<Box<dyn Future<Output = Landed> + Send>> {
+fn publish_confirmed(
+    channel: Channel,
+    request: Request,
+) -> Pin<Box<dyn Future<Output = Completed> + Send>> {
     let Request { message, answer } = request;
     let key = (
         message.routing_key.clone(),
@@ -145,7 +149,7 @@ fn fly(channel: Channel, request: Request) -> Pin<Box<dyn Future<Output = Landed
     );
     Box::pin(async move {
         let outcome = send(&channel, message).await;
-        Landed {
+        Completed {
             key,
             answer,
             outcome,
@@ -153,17 +157,18 @@ fn fly(channel: Channel, request: Request) -> Pin<Box<dyn Future<Output = Landed
     })
 }
 
-/// Answers for what has landed. Returns whose own confirmation is still to come are remembered.
-fn settle(landed: Vec<Landed>, strays: &mut HashSet<Key>) {
-    for one in &landed {
+/// Answers completed publishes. Keeps returns in `pending_returns` until the message's own
+/// confirmation comes.
+fn complete(completed: Vec<Completed>, pending_returns: &mut HashSet<Key>) {
+    for one in &completed {
         if let Ok(Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back))) = &one.outcome {
             let id = back.properties.message_id().clone();
-            strays.insert((back.routing_key.clone(), id));
+            pending_returns.insert((back.routing_key.clone(), id));
         }
     }
-    for one in landed {
-        let returned = strays.remove(&one.key);
-        // Nobody may be waiting any more.
+    for one in completed {
+        let returned = pending_returns.remove(&one.key);
+        // The caller may have given up.
         let _ = one.answer.send(verdict(one.outcome, returned));
     }
 }

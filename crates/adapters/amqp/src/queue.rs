@@ -1,34 +1,35 @@
 //! The queue port: dispatches.
 //!
-//! A dispatch is a small JSON document of a known version. One of a newer version is let go: it is a doorbell, which is
-//! rung again until a newer worker hears it. One that cannot be read goes to the dead letters with the reason; it neither
-//! stops the consumer nor comes again.
+//! A dispatch is a small JSON document of a known version. The consumer acks a dispatch of a newer
+//! version: the driver redispatches the batch until a newer worker takes the dispatch. An
+//! unreadable dispatch goes to the dead letters with the reason; such a dispatch neither stops the
+//! consumer nor comes again.
 
 use async_trait::async_trait;
 use lapin::BasicProperties;
 use tracing::{debug, warn};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 
 use crate::connection::Amqp;
+use crate::consumer::{Consumer, ConsumerSource, Item, PendingAck};
 use crate::dead_letter::Letter;
 use crate::error::AmqpError;
-use crate::intake::{Held, Intake, Source, Taken};
 use crate::message::{DISPATCH_TYPE, Message, properties, to_queue};
 
-/// A [`Queue`] on RabbitMQ: one quorum queue per hub. Cheap to clone.
+/// A [`Queue`] on RabbitMQ: a quorum queue per hub. Cheap to clone.
 ///
-/// What a consumer was handed and gives back comes again before what waits, marked as redelivered.
-/// So does what waited in it, unseen, when it goes. After 20 times the broker puts it with the
-/// dead letters.
+/// A requeued message comes again before waiting messages, marked as redelivered. So does a message
+/// still unseen in the consumer when the consumer is dropped. After 20 deliveries the broker moves
+/// the message to the dead letters.
 #[derive(Debug, Clone)]
 pub struct AmqpQueue {
     amqp: Amqp,
 }
 
 impl Amqp {
-    /// The queues of dispatches.
+    /// Returns the queues of dispatches.
     #[must_use]
     pub fn queue(&self) -> AmqpQueue {
         AmqpQueue { amqp: self.clone() }
@@ -38,16 +39,16 @@ impl Amqp {
 #[async_trait]
 impl Queue for AmqpQueue {
     async fn publish(&self, dispatch: &Dispatch) -> Result<(), QueueError> {
-        let wires = &self.amqp.wires;
-        let queue = wires.names.dispatch(&dispatch.hub);
+        let shared = &self.amqp.shared;
+        let queue = shared.names.dispatch(&dispatch.hub);
         let sent = match message(&queue.name, dispatch) {
-            Ok(message) => wires.send(&queue, message).await,
+            Ok(message) => shared.send(&queue, message).await,
             Err(error) => Err(error),
         };
         sent.map_err(|error| match error {
             AmqpError::Full { .. } => QueueError::Full {
                 hub: dispatch.hub.clone(),
-                limit: wires.settings.dispatch_limit,
+                limit: shared.settings.dispatch_limit,
             },
             error => unavailable("publish a dispatch", error),
         })
@@ -58,22 +59,22 @@ impl Queue for AmqpQueue {
         hub: &HubName,
         at_once: usize,
     ) -> Result<Box<dyn Deliveries>, QueueError> {
-        let queue = self.amqp.wires.names.dispatch(hub);
+        let queue = self.amqp.shared.names.dispatch(hub);
         let name = queue.name.clone();
-        let intake = Intake::start(&self.amqp, Source::Shared(queue), at_once).await;
-        let intake = intake.map_err(|error| unavailable("consume dispatches", error))?;
-        Ok(Box::new(Consumer {
+        let consumer = Consumer::start(&self.amqp, ConsumerSource::Shared(queue), at_once).await;
+        let consumer = consumer.map_err(|error| unavailable("consume dispatches", error))?;
+        Ok(Box::new(DispatchConsumer {
             queue: name,
-            intake,
-            told_of_newer: false,
+            consumer,
+            logged_newer: false,
         }))
     }
 
     async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError> {
-        let wires = &self.amqp.wires;
-        let queue = wires.names.dispatch_name(hub);
-        let depth = wires.in_time(wires.depth(&queue)).await;
-        depth.map_err(|error| unavailable("ask how many dispatches wait", error))
+        let shared = &self.amqp.shared;
+        let queue = shared.names.dispatch_name(hub);
+        let depth = shared.in_time(shared.depth(&queue)).await;
+        depth.map_err(|error| unavailable("count the waiting dispatches", error))
     }
 }
 
@@ -82,19 +83,19 @@ fn message(queue: &str, dispatch: &Dispatch) -> Result<Message, AmqpError> {
     to_queue(queue, properties(DISPATCH_TYPE)?, body)
 }
 
-struct Consumer {
+struct DispatchConsumer {
     queue: String,
-    intake: Intake,
-    told_of_newer: bool,
+    consumer: Consumer,
+    logged_newer: bool,
 }
 
 #[async_trait]
-impl Deliveries for Consumer {
+impl Deliveries for DispatchConsumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
         loop {
-            let taken = self.intake.next().await;
-            let taken = taken.map_err(|error| unavailable("take a dispatch", error))?;
-            let Taken::Message(raw, held) = taken else {
+            let item = self.consumer.next().await;
+            let item = item.map_err(|error| unavailable("take a dispatch", error))?;
+            let Item::Message(raw, pending) = item else {
                 continue;
             };
             match read(&raw.properties, &raw.data) {
@@ -102,40 +103,41 @@ impl Deliveries for Consumer {
                     return Ok(Delivery {
                         dispatch,
                         redelivered: raw.redelivered,
-                        ticket: Box::new(Answer { held }),
+                        ticket: Box::new(Answer { pending }),
                     });
                 }
-                Err(Unreadable::Newer(version)) => self.let_go(held, version).await,
+                Err(Unreadable::Newer(version)) => self.ack_newer(pending, version).await,
                 Err(unreadable) => {
                     let (queue, detail) = (&self.queue, unreadable.to_string());
                     warn!(queue, detail, "dispatch cannot be read");
                     let letter = Letter::of(queue, *raw, unreadable.cause(), detail);
-                    letter.replace_in_background(&self.intake.amqp().wires, held);
+                    letter.replace_in_background(&self.consumer.amqp().shared, pending);
                 }
             }
         }
     }
 }
 
-impl Consumer {
-    /// Answers for a dispatch that only newer workers understand. If that fails, it comes again.
-    async fn let_go(&mut self, held: Held, version: u32) {
-        if !std::mem::replace(&mut self.told_of_newer, true) {
+impl DispatchConsumer {
+    /// Acks a dispatch that only newer workers understand. After a failed ack, the dispatch comes
+    /// again.
+    async fn ack_newer(&mut self, pending: PendingAck, version: u32) {
+        if !std::mem::replace(&mut self.logged_newer, true) {
             warn!(
                 queue = self.queue,
                 version, "dispatches of a newer release are left to newer workers"
             );
         }
-        if let Err(error) = held.ack().await {
-            debug!(why = in_words(&error), "a dispatch was not answered for");
+        if let Err(error) = pending.ack().await {
+            debug!(why = describe(&error), "dispatch not acknowledged");
         }
     }
 }
 
-/// Why a message is not a dispatch.
+/// Why a message is not a readable dispatch.
 #[derive(Debug, thiserror::Error)]
 enum Unreadable {
-    #[error("it is a dispatch of version {0}, and this release knows 1")]
+    #[error("it is a dispatch of version {0}, and this release knows version 1")]
     Newer(u32),
     #[error("content type is {0:?}, not {DISPATCH_TYPE:?}")]
     Version(String),
@@ -164,7 +166,7 @@ fn read(properties: &BasicProperties, body: &[u8]) -> Result<Dispatch, Unreadabl
     serde_json::from_slice(body).map_err(Unreadable::Body)
 }
 
-/// The version of a dispatch that is newer than ours.
+/// Returns the version of a dispatch, if newer than the known version.
 fn newer(content_type: &str) -> Option<u32> {
     let (before, after) = DISPATCH_TYPE.split_once('1')?;
     let version = content_type.strip_prefix(before)?.strip_suffix(after)?;
@@ -172,18 +174,18 @@ fn newer(content_type: &str) -> Option<u32> {
 }
 
 struct Answer {
-    held: Held,
+    pending: PendingAck,
 }
 
 #[async_trait]
 impl Ticket for Answer {
     async fn ack(self: Box<Self>) -> Result<(), QueueError> {
-        let acked = self.held.ack().await;
+        let acked = self.pending.ack().await;
         acked.map_err(|error| unavailable("acknowledge a dispatch", error))
     }
 
     async fn requeue(self: Box<Self>) -> Result<(), QueueError> {
-        self.held.requeue().await;
+        self.pending.requeue().await;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Where the broker is, and how it is used.
+//! Addresses of the broker, and settings of the connection.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,39 +13,42 @@ use url::Url;
 
 use crate::error::ConnectError;
 
-/// How to reach the broker, and what belongs to us there.
+/// How to reach the broker, and which names to use there.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The addresses of the broker, written as [`BrokerUrls`]. Read again for each attempt to connect, so a file may be
-    /// replaced at any time.
+    /// The addresses of the broker, written as [`BrokerUrls`]. Read again for each attempt to
+    /// connect, so a file may be replaced at any time.
     pub urls: SecretSource,
-    /// A PEM file with certificate authorities to trust instead of the system's. Read again for each attempt to connect.
+    /// A PEM file with certificate authorities to trust instead of the system's. Read again for
+    /// each attempt to connect.
     pub ca_file: Option<PathBuf>,
-    /// How often each side shows that it is alive, in whole seconds from 1 s to 18 h. A silent
-    /// peer is given up after twice this. 10 s unless set.
+    /// The interval of heartbeats from both sides, in whole seconds from 1 s to 18 h. A silent peer
+    /// counts as lost after twice this time. 10 s unless set.
     pub heartbeat: Duration,
-    /// What RabbitMQ shows as the connection's name.
+    /// The connection's name, as shown by RabbitMQ.
     pub connection_name: String,
-    /// What the names of all queues and exchanges begin with: 1 to 64 letters, digits, `.`, `_`
-    /// or `-`, starting with a letter or digit. `twincast` unless set.
+    /// The prefix of the names of all queues and exchanges: 1 to 64 letters, digits, `.`, `_` or
+    /// `-`, starting with a letter or digit. `twincast` unless set.
     pub prefix: String,
-    /// How many dispatches of one hub may wait, at least 1. It is an argument of the queues, so all
-    /// processes that share a prefix use the same, and a change needs new queues. 10,000 unless set.
+    /// The most waiting dispatches of a hub, at least 1. The limit is an argument of the queues, so
+    /// all processes that share a prefix must use the same limit, and a change needs new queues.
+    /// 10,000 unless set.
     pub dispatch_limit: usize,
     /// How long a publish may take, from the call to the broker's confirmation. 10 s unless set.
     pub publish_timeout: Duration,
-    /// How long connecting to one address may take, from the look-up of the name to a declared topology. 15 s unless set.
+    /// How long connecting to one address may take, from the look-up of the name to a declared
+    /// topology. 15 s unless set.
     pub connect_timeout: Duration,
-    /// How long a consumer that gets nothing and holds nothing keeps its subscription before it
-    /// makes another. The broker tells consumers of a queue that was deleted, but not if it is
-    /// made again at the same moment. 60 s unless set.
+    /// How long a consumer without deliveries and without unanswered messages keeps a subscription
+    /// before it subscribes again. The broker notifies consumers of a deleted queue, but not if the
+    /// queue is created again at the same moment. 60 s unless set.
     pub renew_idle_after: Duration,
-    /// The delays between attempts to connect, which go on for ever. 100 ms to 10 s unless set.
+    /// The delays between attempts to connect, which continue for ever. 100 ms to 10 s unless set.
     pub reconnect: Policy,
 }
 
 impl Settings {
-    /// The defaults, for this broker.
+    /// Creates the default settings for a broker.
     ///
     /// # Panics
     /// Never: the delays are valid.
@@ -66,7 +69,7 @@ impl Settings {
         }
     }
 
-    /// Finds what is not allowed.
+    /// Checks that all values are allowed.
     pub(crate) fn check(&self) -> Result<(), SettingsError> {
         if !is_prefix(&self.prefix) {
             return Err(SettingsError::Prefix(self.prefix.clone()));
@@ -112,7 +115,7 @@ impl Settings {
 fn is_prefix(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        // The broker keeps these for itself.
+        // Reserved by the broker.
         && !text.starts_with("amq.")
         && text
             .bytes()
@@ -135,20 +138,20 @@ pub enum SettingsError {
     Heartbeat(Duration),
 }
 
-/// The addresses of a broker: a [`BrokerUrl`] for each node of one cluster, with commas between them.
+/// The addresses of a broker: a [`BrokerUrl`] for each node of a cluster, separated by commas.
 ///
 /// Users and virtual hosts belong to the cluster, so the URLs differ in host and port only.
 #[derive(Debug, Clone)]
 pub struct BrokerUrls(Vec<BrokerUrl>);
 
 impl BrokerUrls {
-    /// All URLs in order, beginning with another URL for each `turn`.
-    pub(crate) fn in_turn(&self, turn: usize) -> impl Iterator<Item = &BrokerUrl> {
+    /// Returns all URLs in order, beginning at an index, modulo the number of URLs.
+    pub(crate) fn starting_at(&self, index: usize) -> impl Iterator<Item = &BrokerUrl> {
         let count = self.0.len();
-        self.0.iter().cycle().skip(turn % count).take(count)
+        self.0.iter().cycle().skip(index % count).take(count)
     }
 
-    /// Whether connections are encrypted.
+    /// Returns whether connections are encrypted.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.iter().any(|url| url.tls)
@@ -170,9 +173,9 @@ impl FromStr for BrokerUrls {
 
 /// `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS.
 ///
-/// Parts that are left out are `guest`, `guest`, the scheme's port and `/`. User, password and virtual host are
-/// percent-encoded: the virtual host `/` is `%2F`, or nothing; a comma is `%2C`. Neither `Debug` nor `Display` shows the
-/// password.
+/// Omitted parts default to `guest`, `guest`, the scheme's port and `/`. User, password and virtual
+/// host are percent-encoded: the virtual host `/` is `%2F`, or empty; a comma is `%2C`. Neither
+/// `Debug` nor `Display` shows the password.
 #[derive(Clone)]
 pub struct BrokerUrl {
     tls: bool,
@@ -184,42 +187,42 @@ pub struct BrokerUrl {
 }
 
 impl BrokerUrl {
-    /// Whether the connection is encrypted.
+    /// Returns whether the connection is encrypted.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.tls
     }
 
-    /// The host, without the brackets of an IPv6 address.
+    /// Returns the host, without the brackets of an IPv6 address.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The user.
+    /// Returns the user.
     #[must_use]
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// The virtual host.
+    /// Returns the virtual host.
     #[must_use]
     pub fn vhost(&self) -> &str {
         &self.vhost
     }
 
-    /// `HOST:PORT`, for errors.
+    /// Returns `HOST:PORT`, for errors.
     pub(crate) fn address(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// The first part, other than the address, that differs in another URL.
+    /// Returns the first part, other than the address, different from another URL.
     fn differs_from(&self, other: &Self) -> Option<&'static str> {
         [
             ("scheme", self.tls == other.tls),
@@ -272,7 +275,7 @@ impl FromStr for BrokerUrl {
 
 fn decoded(part: &'static str, text: &str) -> Result<String, BrokerUrlError> {
     let decoded = percent_decode_str(text).decode_utf8();
-    // The error would show the bytes.
+    // The decoder's error would show the bytes of a password.
     let decoded = decoded.map_err(|_| BrokerUrlError::Encoding(part))?;
     Ok(decoded.into_owned())
 }
@@ -291,36 +294,38 @@ impl fmt::Debug for BrokerUrl {
     }
 }
 
-/// Why a text is not a broker's URL. The text is not shown: it may hold a password.
+/// Why a text is not a broker's URL. The text is not shown, because it may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerUrlError {
-    /// It is not a URL.
+    /// The text is not a URL.
     #[error(
-        "broker URL is not a URL; write amqp://USER:PASSWORD@HOST:PORT/VHOST, for several nodes of one cluster with commas between them, and a comma in a user or password as %2C"
+        "broker URL is not a URL; write amqp://USER:PASSWORD@HOST:PORT/VHOST; separate the nodes \
+         of one cluster by commas, and write a comma in a user or password as %2C"
     )]
     Syntax(#[source] url::ParseError),
-    /// It is the URL of something else.
+    /// The URL has another scheme.
     #[error("broker URL has scheme {0:?}; allowed are amqp and amqps")]
     Scheme(String),
-    /// It has no host.
+    /// The URL has no host.
     #[error("broker URL has no host")]
     NoHost,
-    /// It has a query or a fragment.
+    /// The URL has a query or a fragment.
     #[error(
-        "broker URL has a '?' or '#'; a password with one is percent-encoded, and parameters have settings of their own"
+        "broker URL has a '?' or '#'; percent-encode them in a password, and give parameters as \
+         settings"
     )]
     Extra,
-    /// Its path has several parts.
+    /// The path of the URL has several parts.
     #[error(
-        "broker URL has more than one '/' after the host; a virtual host with one is percent-encoded, as %2F"
+        "broker URL has more than one '/' after the host; write a '/' in a virtual host as %2F"
     )]
     Path,
-    /// The URLs of one broker do not agree.
+    /// The URLs of a broker do not agree.
     #[error(
-        "broker URLs differ in the {0}; those of one cluster's nodes differ in host and port only"
+        "broker URLs differ in the {0}; the nodes of one cluster may differ only in host and port"
     )]
     Differing(&'static str),
-    /// A part of it is not UTF-8.
+    /// A part of the URL is not UTF-8.
     #[error("broker URL has a {0} that is not percent-encoded UTF-8")]
     Encoding(&'static str),
 }
@@ -368,7 +373,7 @@ mod tests {
             ("amqp:", "no host"),
             (
                 "amqp://u:hunter2@broker?heartbeat=1",
-                "settings of their own",
+                "give parameters as settings",
             ),
             ("amqp://u:hunter2@broker/a/b", "more than one '/'"),
             ("amqp://u:hunter2%FF@broker", "password that is not"),
@@ -383,7 +388,7 @@ mod tests {
             let error = BrokerUrls::from_str(text).unwrap_err();
             let shown = format!(
                 "{error} {error:?} {}",
-                twincast_core::error::in_words(&error)
+                twincast_core::error::describe(&error)
             );
             assert!(shown.contains(expected), "{text}: {shown}");
             assert!(!shown.contains("hunter2"), "{shown}");
@@ -391,12 +396,16 @@ mod tests {
     }
 
     #[test]
-    fn each_turn_begins_with_another_address() {
+    fn each_index_begins_with_another_address() {
         let urls: BrokerUrls = "amqp://a, amqp://b:1 ,amqp://c".parse().unwrap();
-        let turn = |turn| urls.in_turn(turn).map(BrokerUrl::host).collect::<String>();
-        assert_eq!([0, 1, 2, 3].map(turn), ["abc", "bca", "cab", "abc"]);
+        let order = |index| {
+            urls.starting_at(index)
+                .map(BrokerUrl::host)
+                .collect::<String>()
+        };
+        assert_eq!([0, 1, 2, 3].map(order), ["abc", "bca", "cab", "abc"]);
         let one: BrokerUrls = "amqp://a".parse().unwrap();
-        assert_eq!(one.in_turn(usize::MAX).count(), 1);
+        assert_eq!(one.starting_at(usize::MAX).count(), 1);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! The tasks of one connection, all of which are awaited when it closes.
+//! The tasks of a connection, all awaited on close.
 
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-/// Starts tasks, from anywhere: a handle may be dropped on a thread that has no runtime.
+/// Spawns tasks from any thread: a handle may be dropped on a thread without a runtime.
 #[derive(Debug, Clone)]
 pub(crate) struct Tasks {
     tracker: TaskTracker,
@@ -11,7 +11,7 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// On the current runtime.
+    /// Spawns on the current runtime.
     pub(crate) fn new() -> Self {
         Self {
             tracker: TaskTracker::new(),
@@ -23,7 +23,7 @@ impl Tasks {
         self.tracker.spawn_on(task, &self.runtime);
     }
 
-    /// Waits until all have ended. Somebody has told them to.
+    /// Waits until all tasks have ended. The caller has signalled the tasks to end before.
     pub(crate) async fn ended(&self) {
         self.tracker.close();
         self.tracker.wait().await;

@@ -3,12 +3,12 @@
 //! ```text
 //! <prefix>.commands ────────┐ delivered too often
 //! <prefix>.dispatch.<hub> ──┴─────────▶ <prefix>.dead        queues
-//! <prefix>.events ──topic──▶ private queues of those who watch
+//! <prefix>.events ──topic──▶ private queues of listeners
 //! ```
 //!
-//! Declaring is idempotent and done again on every connection. A queue's arguments are part of the
-//! contract between all processes that share a prefix: the broker refuses to declare a queue that
-//! exists with others.
+//! Declaring is idempotent, and repeated on every connection. The arguments of a queue are part of
+//! the contract between all processes that share a prefix: the broker refuses to declare an
+//! existing queue with other arguments.
 
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -17,28 +17,31 @@ use twincast_core::ids::HubName;
 
 use crate::error::AmqpError;
 
-/// How often a message comes back before it is put aside: it has taken its holder down, or been
-/// handed back, so often that it is not by chance. Stated, so that no broker's default is used.
+/// The number of redeliveries after which a message becomes a dead letter: by then the message has
+/// crashed consumers, or was requeued, too often for a coincidence. Declared explicitly, so that no
+/// default of a broker version applies.
 pub(crate) const DELIVERY_LIMIT: i64 = 20;
-/// Looking at dead letters hands each one out and back. From RabbitMQ 4.0 a queue that states no
-/// limit has one of 20, after which the letters would be gone. 3.x knows no "without".
-const LOOKING_LIMIT: i64 = 1_000_000;
-/// Commands come from people and pipelines; so many that nobody takes are a mistake to push back on.
+/// The delivery limit of the dead letters. Reading dead letters delivers and requeues each letter.
+/// From RabbitMQ 4.0 on, a queue without a declared limit has a limit of 20, after which letters
+/// would be lost. 3.x has no value for "without a limit".
+const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+/// The most waiting commands. Commands come from people and pipelines; a longer backlog is a
+/// mistake to push back on.
 const COMMAND_LIMIT: i64 = 10_000;
-/// Dead letters beyond either of these push out the oldest. It is better than an endless queue,
-/// which fills the broker's disk and so stops everything, and than one that refuses, which leaves
-/// what cannot be worked on in the way of what can.
+/// Above either limit, new dead letters push out the oldest. An unlimited queue would fill the
+/// broker's disk and stop everything. A queue that refuses would leave unworkable messages in the
+/// way of workable messages.
 const DEAD_LIMIT: i64 = 100_000;
 const DEAD_BYTES: i64 = 1 << 30;
 
-/// The names, which follow from the prefix.
+/// The names of queues and exchanges, derived from the prefix.
 #[derive(Debug, Clone)]
 pub(crate) struct Names {
     prefix: String,
     dispatch_limit: usize,
 }
 
-/// A queue as we declare it.
+/// A queue with the declared arguments.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct QueueSpec {
     pub(crate) name: String,
@@ -59,7 +62,7 @@ impl Names {
     }
 
     pub(crate) fn dispatch(&self, hub: &HubName) -> QueueSpec {
-        // The broker refuses once *more* than its limit wait.
+        // The broker refuses only when *more* messages than the limit wait.
         let limit = i64::try_from(self.dispatch_limit).unwrap_or(i64::MAX) - 1;
         QueueSpec::new(self.dispatch_name(hub), self.bounded(limit))
     }
@@ -69,7 +72,7 @@ impl Names {
             ("x-max-length", DEAD_LIMIT.into()),
             ("x-max-length-bytes", DEAD_BYTES.into()),
             ("x-overflow", text("drop-head")),
-            ("x-delivery-limit", LOOKING_LIMIT.into()),
+            ("x-delivery-limit", DEAD_DELIVERY_LIMIT.into()),
         ];
         QueueSpec::new(self.dead_name(), limits)
     }
@@ -86,19 +89,19 @@ impl Names {
         format!("{}.dead", self.prefix)
     }
 
-    /// The exchange.
+    /// Returns the name of the events exchange.
     pub(crate) fn events(&self) -> String {
         format!("{}.events", self.prefix)
     }
 
-    /// Whether a queue's name is one that only this system uses.
-    pub(crate) fn is_ours(&self, queue: &str) -> bool {
+    /// Returns whether a queue's name belongs to this topology.
+    pub(crate) fn is_own(&self, queue: &str) -> bool {
         let rest = queue.strip_prefix(&self.prefix);
         rest.is_some_and(|rest| rest.starts_with('.'))
     }
 
-    /// The queue of commands or dispatches that has this name.
-    pub(crate) fn workable(&self, queue: &str) -> Option<QueueSpec> {
+    /// Returns the queue of commands or dispatches with this name.
+    pub(crate) fn work_queue(&self, queue: &str) -> Option<QueueSpec> {
         if queue == self.commands_name() {
             return Some(self.commands());
         }
@@ -107,8 +110,8 @@ impl Names {
         HubName::new(hub).ok().map(|hub| self.dispatch(&hub))
     }
 
-    /// For queues whose messages are work: refuse what is above the limit, and lose nothing on the
-    /// way to the dead letters (`at-least-once`, which asks for `reject-publish`).
+    /// Returns the arguments of a queue of work: refuse messages above the limit, and lose no
+    /// message on the way to the dead letters (`at-least-once`, which requires `reject-publish`).
     fn bounded(&self, limit: i64) -> [(&'static str, AMQPValue); 6] {
         [
             ("x-max-length", limit.into()),
@@ -134,7 +137,7 @@ impl QueueSpec {
         }
     }
 
-    /// Makes sure that the queue is there, with these arguments. An error closes the channel.
+    /// Declares the queue with these arguments, unless present. An error closes the channel.
     pub(crate) async fn declare(&self, channel: &Channel) -> Result<(), AmqpError> {
         let declared = channel.queue_declare(
             short("queue name", &self.name)?,
@@ -147,7 +150,8 @@ impl QueueSpec {
     }
 }
 
-/// Declares what every process needs. Queues of dispatches are declared when first used.
+/// Declares the queues and exchanges needed by every process. Queues of dispatches are declared on
+/// first use.
 pub(crate) async fn declare(names: &Names, channel: &Channel) -> Result<(), AmqpError> {
     names.dead().declare(channel).await?;
     names.commands().declare(channel).await?;
@@ -170,7 +174,7 @@ fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }
 
-/// A text as the protocol's short string, which holds 255 bytes.
+/// Converts a text to the protocol's short string, of at most 255 bytes.
 pub(crate) fn short(what: &'static str, text: &str) -> Result<ShortString, AmqpError> {
     ShortString::try_new(text).map_err(|_| AmqpError::TooLong {
         what,
@@ -183,12 +187,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_queues_of_work_are_workable() {
+    fn only_commands_and_dispatches_are_work_queues() {
         let names = Names::new("t", 10);
-        assert_eq!(names.workable("t.commands"), Some(names.commands()));
+        assert_eq!(names.work_queue("t.commands"), Some(names.commands()));
         let hub = HubName::new("eu-1").unwrap();
         assert_eq!(
-            names.workable("t.dispatch.eu-1"),
+            names.work_queue("t.dispatch.eu-1"),
             Some(names.dispatch(&hub))
         );
         for other in [
@@ -198,10 +202,10 @@ mod tests {
             "u.commands",
             "tt.commands",
         ] {
-            assert_eq!(names.workable(other), None, "{other}");
+            assert_eq!(names.work_queue(other), None, "{other}");
         }
-        assert!(names.is_ours("t.dead"));
-        assert!(!names.is_ours("tt.dead"));
+        assert!(names.is_own("t.dead"));
+        assert!(!names.is_own("tt.dead"));
     }
 
     #[test]

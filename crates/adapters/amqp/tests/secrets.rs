@@ -1,18 +1,18 @@
-//! The password is nowhere to be seen: not in what is logged at any level by us or the library,
-//! nor in errors. A test binary of its own, since it listens to all logs of its process.
+//! The password is never visible: neither in the logs of this crate or the library, at any level,
+//! nor in errors. A test binary of its own, because the test captures all logs of the process.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use twincast_amqp::{Amqp, COMMAND_TYPE, Settings};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_secret::SecretSource;
 use twincast_testkit::services::{Proxy, RabbitMq};
 
 const PASSWORD: &str = "hunter2correcthorse";
 
-/// Keeps the lines that show the password, in any spelling.
+/// Keeps log lines with the password, in any spelling.
 #[derive(Clone, Default)]
 struct Leaks(Arc<Mutex<(usize, Vec<String>)>>);
 
@@ -66,8 +66,8 @@ async fn the_password_does_not_show() {
     let shown = format!(
         "{amqp:?} {amqp:#?} {:?} {unanswered:?} {refused:?} {refused:#?} {unknown:?} {} {}",
         *amqp.state().borrow(),
-        in_words(&refused),
-        in_words(&unknown),
+        describe(&refused),
+        describe(&unknown),
     );
     assert!(!shown.contains(PASSWORD), "{shown}");
     amqp.close().await;

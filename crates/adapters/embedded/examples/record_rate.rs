@@ -1,16 +1,15 @@
-//! How many outcomes a second the store records durably, and what a device costs on disk.
+//! Measures how many outcomes a second the store records durably, and the disk space of a device.
 //!
 //! `cargo run --release -p twincast-embedded --example record_rate [devices] [workers] [window]`
 //!
-//! The budget: 40,000 outcomes a second from four workers in windows of 250, on less than one
-//! core.
+//! The budget: 40,000 outcomes a second from four workers in windows of 250, on less than a core.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use twincast_core::ids::{BatchId, DeviceId, Holder, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::Outcome;
-use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, Group, PlanSummary};
+use twincast_core::plan::{Batch, BatchHeader, Checksum, DeviceList, PlanSummary, TagGroup};
 use twincast_core::ports::{Batches as _, Clock as _, LeaseRequest, Part, Report, Rollouts as _};
 use twincast_core::rollout::{Adding, Event, PlanId, Rollout};
 use twincast_core::spec::RolloutSpec;
@@ -116,10 +115,10 @@ async fn plan(
                 hub: HubName::new("hub")?,
                 host: HubHost::new("hub")?,
                 stage: StageIndex(0),
-                group: Group::default(),
-                further: Vec::new(),
+                group: TagGroup::default(),
+                further_groups: Vec::new(),
                 devices: list.len() as u32,
-                place: Default::default(),
+                sort_key: Default::default(),
                 budgets: Vec::new(),
             },
             devices: list,
@@ -137,14 +136,14 @@ async fn plan(
         stages: vec![],
         excluded: vec![],
         repeated: 0,
-        not_understood: Default::default(),
+        malformed_rows: Default::default(),
         unknown_zones: Default::default(),
     };
     step(store, rollout, Event::PlanCompleted { plan }).await?;
     Ok(batches)
 }
 
-/// Ids of 20 characters that do not compress better than real ones do.
+/// Creates ids of 20 characters that do not compress better than real ids.
 fn list(numbers: std::ops::Range<u32>) -> Result<DeviceList, twincast_core::ids::InvalidName> {
     let mut list = DeviceList::default();
     for number in numbers {
@@ -178,7 +177,7 @@ async fn work(
         ttl: TTL,
     };
     let clock = SystemClock::start();
-    let Ok(mut leased) = store.take(&request, Part::Whole).await? else {
+    let Ok(mut leased) = store.lease_for_work(&request, Part::WithDevices).await? else {
         return Err("the batch is not free".into());
     };
     let devices = leased.header().devices;
@@ -192,11 +191,11 @@ async fn work(
             .collect();
         let begun = Instant::now();
         store
-            .record_taken(&mut leased, &reports, TTL, clock.now())
+            .record_leased(&mut leased, &reports, TTL, clock.now())
             .await?;
         times.push(begun.elapsed());
     }
-    store.release_taken(&mut leased, clock.now()).await?;
+    store.release_leased(&mut leased, clock.now()).await?;
     Ok(())
 }
 
@@ -204,7 +203,7 @@ fn bytes_each(file: &std::path::Path, devices: u32) -> std::io::Result<f64> {
     Ok(file.metadata()?.len() as f64 / f64::from(devices))
 }
 
-/// Seconds of CPU that this process has used, where the system tells.
+/// Returns the seconds of CPU used by this process, where the system provides the number.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
@@ -216,7 +215,7 @@ fn cpu_seconds() -> f64 {
     ticks / 100.0
 }
 
-/// The most memory that this process has used, where the system tells.
+/// Returns the peak memory of this process, where the system provides the number.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

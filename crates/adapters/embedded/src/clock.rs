@@ -5,8 +5,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use twincast_core::ports::Clock;
 use twincast_core::time::Timestamp;
 
-/// The time of day when the process started, and how long that is ago. When somebody sets the
-/// machine's clock, leases and permits are not disturbed.
+/// The time of day at the start of the process, plus the elapsed time. Setting the machine's clock
+/// does not affect leases and permits.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemClock {
     started_at: Timestamp,
@@ -14,7 +14,7 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// Starts at the machine's time of day.
+    /// Starts a clock at the machine's time of day.
     #[must_use]
     pub fn start() -> Self {
         let since_epoch = SystemTime::now()

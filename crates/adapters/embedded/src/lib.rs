@@ -1,10 +1,10 @@
-//! The embedded adapters: what makes one process on one machine a whole Twincast.
+//! The embedded adapters, for an engine in a single process on a single machine.
 //!
-//! * [`EmbeddedStore`] keeps rollouts in one file, durably;
-//! * [`InProcessQueue`] hands dispatches from task to task, in memory.
+//! * [`EmbeddedStore`] keeps rollouts durably in a single file;
+//! * [`InProcessQueue`] passes dispatches from task to task, in memory.
 //!
-//! The store is the truth, so the queue needs no durability: after a crash it is empty, and the
-//! reconcile pass rings again for every batch that is open.
+//! All state is in the store, so the queue needs no durability: the queue is empty after a crash,
+//! and the driver redispatches every open batch.
 
 mod clock;
 mod queue;

@@ -1,12 +1,12 @@
-//! A queue within one process: one first-in-first-out line per hub.
+//! A queue within a process: a first-in-first-out queue per hub.
 //!
-//! What is handed out and not acked is remembered by its consumer. When the ticket or the
-//! consumer is dropped it goes back to the end of the line, marked as redelivered, so a dispatch
-//! that nobody can work on now does not keep the others waiting.
+//! A consumer remembers unacked deliveries. When the ticket or the consumer is dropped, the
+//! dispatch goes back to the end of the queue, marked as redelivered. So a dispatch that no
+//! consumer can work on now does not block the dispatches behind.
 //!
-//! The bound counts what waits, not what is handed out. What comes back is always taken: the
-//! line can be longer than its bound by the deliveries that consumers hold, of which there are
-//! few.
+//! The limit applies to waiting dispatches, not to unacked deliveries. A returned dispatch is
+//! always accepted: the queue may exceed the limit by the number of unacked deliveries, which is
+//! small.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,13 +21,13 @@ use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueEr
 #[derive(Debug, Clone)]
 pub struct InProcessQueue {
     limit: usize,
-    lines: Arc<Mutex<HashMap<HubName, Arc<Line>>>>,
+    hub_queues: Arc<Mutex<HashMap<HubName, Arc<HubQueue>>>>,
 }
 
-/// One hub's line. The semaphore has one permit for each waiting entry, so a consumer that has
-/// a permit finds an entry.
+/// The queue of a hub. The semaphore has a permit for each waiting entry, so a consumer with a
+/// permit always finds an entry.
 #[derive(Debug)]
-struct Line {
+struct HubQueue {
     waiting: Mutex<VecDeque<Waiting>>,
     ready: Semaphore,
     consumers: AtomicUsize,
@@ -39,12 +39,12 @@ struct Waiting {
     redelivered: bool,
 }
 
-/// What one consumer was handed and has not answered for.
+/// The unacked deliveries of a consumer.
 #[derive(Debug)]
 struct Unacked {
-    line: Arc<Line>,
+    queue: Arc<HubQueue>,
     held: Mutex<BTreeMap<u64, Dispatch>>,
-    /// For what it may still be handed before it answers.
+    /// A permit for each further delivery before the next ack.
     room: Semaphore,
 }
 
@@ -58,39 +58,39 @@ struct Answer {
     unacked: Arc<Unacked>,
 }
 
-/// An answer that came after the consumer had gone.
+/// An answer after the consumer was dropped.
 #[derive(Debug, thiserror::Error)]
-#[error("its consumer is gone, so the dispatch was handed back")]
+#[error("the consumer is gone, so the dispatch was requeued")]
 struct ConsumerGone;
 
 impl InProcessQueue {
-    /// A queue in which up to `limit` dispatches of each hub may wait.
+    /// Creates a queue with at most `limit` waiting dispatches per hub.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
-            lines: Arc::default(),
+            hub_queues: Arc::default(),
         }
     }
 
-    fn line(&self, hub: &HubName) -> Arc<Line> {
-        let mut lines = lock(&self.lines);
-        let line = lines.entry(hub.clone()).or_insert_with(|| {
-            Arc::new(Line {
+    fn hub_queue(&self, hub: &HubName) -> Arc<HubQueue> {
+        let mut hub_queues = lock(&self.hub_queues);
+        let queue = hub_queues.entry(hub.clone()).or_insert_with(|| {
+            Arc::new(HubQueue {
                 waiting: Mutex::default(),
                 ready: Semaphore::new(0),
                 consumers: AtomicUsize::new(0),
             })
         });
-        Arc::clone(line)
+        Arc::clone(queue)
     }
 }
 
 #[async_trait]
 impl Queue for InProcessQueue {
     async fn publish(&self, dispatch: &Dispatch) -> Result<(), QueueError> {
-        let line = self.line(&dispatch.hub);
-        let mut waiting = lock(&line.waiting);
+        let queue = self.hub_queue(&dispatch.hub);
+        let mut waiting = lock(&queue.waiting);
         if waiting.len() >= self.limit {
             return Err(QueueError::Full {
                 hub: dispatch.hub.clone(),
@@ -101,7 +101,7 @@ impl Queue for InProcessQueue {
             dispatch: dispatch.clone(),
             redelivered: false,
         });
-        line.ready.add_permits(1);
+        queue.ready.add_permits(1);
         Ok(())
     }
 
@@ -110,12 +110,12 @@ impl Queue for InProcessQueue {
         hub: &HubName,
         at_once: usize,
     ) -> Result<Box<dyn Deliveries>, QueueError> {
-        let line = self.line(hub);
-        line.consumers.fetch_add(1, Ordering::Relaxed);
+        let queue = self.hub_queue(hub);
+        queue.consumers.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(Consumer {
             next_tag: 0,
             unacked: Arc::new(Unacked {
-                line,
+                queue,
                 held: Mutex::default(),
                 room: Semaphore::new(at_once),
             }),
@@ -123,10 +123,10 @@ impl Queue for InProcessQueue {
     }
 
     async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError> {
-        let line = self.line(hub);
+        let queue = self.hub_queue(hub);
         Ok(Depth {
-            waiting: lock(&line.waiting).len(),
-            consumers: line.consumers.load(Ordering::Relaxed),
+            waiting: lock(&queue.waiting).len(),
+            consumers: queue.consumers.load(Ordering::Relaxed),
         })
     }
 }
@@ -134,14 +134,14 @@ impl Queue for InProcessQueue {
 #[async_trait]
 impl Deliveries for Consumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
-        // Cancel-safe: room that is not used is given back when this is dropped, and a permit of
-        // the line that was not received stays.
+        // Cancel-safe: a dropped call returns unused room, and leaves an unreceived permit in the
+        // queue.
         let room = self.unacked.room.acquire().await;
-        let permit = self.unacked.line.ready.acquire().await;
+        let permit = self.unacked.queue.ready.acquire().await;
         for permit in [room, permit] {
             permit.expect("these semaphores are never closed").forget();
         }
-        let entry = lock(&self.unacked.line.waiting).pop_front();
+        let entry = lock(&self.unacked.queue.waiting).pop_front();
         let entry = entry.expect("there is a permit for each waiting entry");
         let tag = self.next_tag;
         self.next_tag += 1;
@@ -167,7 +167,7 @@ impl Ticket for Answer {
     }
 
     async fn requeue(self: Box<Self>) -> Result<(), QueueError> {
-        // It is back in any case: handed back now, or when the consumer went.
+        // The dispatch is back in any case: returned now, or when the consumer was dropped.
         self.hand_back();
         Ok(())
     }
@@ -182,7 +182,7 @@ impl Answer {
 
     fn hand_back(&self) {
         if let Some(dispatch) = self.settle() {
-            self.unacked.line.take_back([dispatch]);
+            self.unacked.queue.take_back([dispatch]);
         }
     }
 }
@@ -196,12 +196,12 @@ impl Drop for Answer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         let held = std::mem::take(&mut *lock(&self.unacked.held));
-        self.unacked.line.consumers.fetch_sub(1, Ordering::Relaxed);
-        self.unacked.line.take_back(held.into_values());
+        self.unacked.queue.consumers.fetch_sub(1, Ordering::Relaxed);
+        self.unacked.queue.take_back(held.into_values());
     }
 }
 
-impl Line {
+impl HubQueue {
     fn take_back(&self, dispatches: impl IntoIterator<Item = Dispatch>) {
         let mut waiting = lock(&self.waiting);
         let before = waiting.len();
@@ -220,7 +220,7 @@ fn late(doing: &'static str) -> QueueError {
     }
 }
 
-/// Nothing panics while it holds one of these locks, so a poisoned one is as good as any.
+/// No code panics while holding a lock of the queue, so a poisoned lock is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

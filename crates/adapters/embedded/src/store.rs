@@ -1,30 +1,30 @@
-//! The store in one file.
+//! The store in a single file.
 //!
-//! `state.redb` in the state's folder is a copy-on-write B-tree (redb): a commit is whole or not
-//! there at all, and a crash at any instant leaves the last one. `state.lock` beside it is
-//! locked for as long as the store is open, so there is one process at a time that works on it, or several that
-//! look at it (see [`overlay`]).
+//! `state.redb` in the state folder is a copy-on-write B-tree (redb): a commit is whole or absent,
+//! and a crash at any instant leaves the last commit. `state.lock` in the same folder is locked for
+//! as long as the store is open. So at any time either a single process works on the file, or any
+//! number of processes read the file (see [`overlay`]).
 //!
-//! What is durable and what is not:
+//! Durability:
 //!
-//! * **On disk:** rollouts, lines, batches, manifests, outcomes, codes and tallies. A call is
-//!   answered after the sync of the commit that it is in.
-//! * **In memory:** leases and permits. The lock proves that no earlier process lives, so all
-//!   earlier leases have lapsed, and nothing that was reserved and not yet sent will be sent.
+//! * **On disk:** rollouts, concurrency queues, batches, manifests, outcomes, codes and tallies. A
+//!   call is answered after the sync of the call's commit.
+//! * **In memory:** leases and permits. The lock proves that no earlier process lives. So all
+//!   earlier leases have lapsed, and no permit reserved before will be used.
 //!
-//! One thread owns the file, see [`engine`]; the methods here turn a call into a request to it.
-//! What is costly and needs no order (compressing manifests, unpacking them) is done by the
+//! A single thread owns the file, see [`engine`]; the methods of the store send requests to the
+//! thread. Costly work without a required order (compressing and unpacking manifests) runs in the
 //! caller's task.
 
 mod budgets;
 mod disk;
 mod engine;
 mod error;
+mod lease_states;
 mod overlay;
 mod permits;
 mod read_ops;
 mod tables;
-mod tenancies;
 mod write_ops;
 
 use std::fmt;
@@ -37,29 +37,31 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use twincast_core::batch::BatchStatus;
 use twincast_core::budget::{BudgetGroup, GroupProgress};
+use twincast_core::concurrency_group::GroupQueue;
 use twincast_core::evidence::{ListenerReport, ListenerStatus, Listeners};
-use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, HubHost, HubName, Revision, RolloutName, StageIndex};
+use twincast_core::ids::{
+    BatchId, ConcurrencyGroup, HubHost, HubName, Revision, RolloutName, StageIndex,
+};
 use twincast_core::link::{LinkReport, LinkReports, LinkStatus};
 use twincast_core::permits::{Grant, LimiterState, PermitRequest};
 use twincast_core::plan::{self, Checksum};
 use twincast_core::ports::{
-    Batches, Change, Clock, Committed, Created, Limiter, Lines, Loaded, Part, Presence, Rollouts,
-    StoreError, Tally,
+    Batches, Change, Clock, Committed, Created, GroupQueues, Limiter, Loaded, Part, Presence,
+    Rollouts, StoreError, Tally,
 };
 use twincast_core::rollout::{Adding, Commands, Rollout};
 
 use disk::Disk;
-use engine::{Call, Engine, Reading, Request, WAITING, Writing};
+use engine::{Call, Engine, MAX_WAITING, Reading, Request, Writing};
 pub use error::OpenError;
-use error::{Closed, Fault, Misfit};
+use error::{Closed, Fault, InvalidData};
 use permits::Permits;
 use tables::{LastListener, batch_of, head};
 use write_ops::PackedBatch;
 
 /// A [`Store`](twincast_core::ports::Store) in one folder, or in memory.
 ///
-/// Dropping it waits for the requests that are under way, and closes the file.
+/// Dropping the store waits for requests under way, and closes the file.
 pub struct EmbeddedStore {
     clock: Arc<dyn Clock>,
     permits: Mutex<Permits>,
@@ -76,34 +78,35 @@ impl fmt::Debug for EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens the state in the folder `dir`, and makes it if there is none. Blocks while it reads
-    /// the file through, which is some 30 bytes a device.
+    /// Opens the state in the folder `dir`, or creates a new state. Blocks while reading the whole
+    /// file, some 30 bytes a device.
     ///
     /// # Errors
-    /// [`OpenError`], which says what to do about it.
+    /// [`OpenError`], which names the remedy.
     pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         Self::start(Disk::folder(dir)?, clock)
     }
 
-    /// Opens the state that is in the folder `dir` to look at it: every call that would change something is refused.
-    /// It needs the right to read alone, and keeps those out who would open it to change it. Several may look at once.
+    /// Opens the state in the folder `dir` read-only: every call that would change the state is
+    /// refused. Needs read access only, and locks out processes that would open the state for
+    /// writing. Several processes may read at once.
     ///
     /// # Errors
-    /// [`OpenError`], which says what to do about it.
-    pub fn open_to_look(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        Self::start(Disk::to_look(dir)?, clock)
+    /// [`OpenError`], which names the remedy.
+    pub fn open_read_only(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        Self::start(Disk::read_only(dir)?, clock)
     }
 
-    /// Whether there is a state in the folder `dir`.
+    /// Returns whether there is a state in the folder `dir`.
     #[must_use]
     pub fn is_in(dir: &Path) -> bool {
         dir.join(STATE_FILE).is_file()
     }
 
-    /// A store in memory, for trying things out: nothing of it stays.
+    /// Opens a store in memory, for trials: nothing is kept.
     ///
     /// # Errors
-    /// [`OpenError::System`] when the system gives no thread.
+    /// [`OpenError::System`] when the system provides no thread.
     pub fn open_in_memory(clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         Self::start(Disk::memory(), clock)
     }
@@ -112,7 +115,7 @@ impl EmbeddedStore {
         let dir = disk.dir().to_owned();
         let mut engine = Engine::open(disk, Arc::clone(&clock))?;
         let listeners = Mutex::new(engine.lost_listeners(clock.now()));
-        let (requests, inbox) = mpsc::channel(WAITING);
+        let (requests, inbox) = mpsc::channel(MAX_WAITING);
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || engine.run(inbox))
@@ -130,19 +133,19 @@ impl EmbeddedStore {
         })
     }
 
-    /// Closes the file when the requests before this one are answered. Later ones are refused.
+    /// Closes the file after answering all earlier requests. Later requests are refused.
     pub async fn close(&self) {
         let (closed, done) = oneshot::channel();
-        // An error means that it is closed already.
+        // An error means that the store is closed already.
         if self.send(Request::Close(closed)).await.is_ok() {
             _ = done.await;
         }
     }
 
-    /// Recounts a rollout's outcomes and compares them with all that is kept as a sum.
+    /// Recounts a rollout's outcomes, and compares the counts with all stored sums.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] with what differs.
+    /// [`StoreError::Corrupt`] with the difference.
     pub async fn verify(&self, name: &RolloutName) -> Result<(), StoreError> {
         let wanted = name.clone();
         self.read(format!("verify rollout {name}"), move |on| {
@@ -208,7 +211,7 @@ impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         self.requests = None;
         if let Some(thread) = self.thread.take() {
-            // It fails only if the thread panicked, which is not ours to repeat.
+            // Fails only if the thread panicked; the panic is not repeated here.
             _ = thread.join();
         }
     }
@@ -234,7 +237,7 @@ impl Rollouts for EmbeddedStore {
     async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
         let wanted = name.clone();
         self.read(format!("read the revision of rollout {name}"), move |on| {
-            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.stance.revision))
+            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.control.revision))
         })
         .await
     }
@@ -244,7 +247,7 @@ impl Rollouts for EmbeddedStore {
             .await
     }
 
-    async fn save_with(
+    async fn save_with_commands(
         &self,
         rollout: &Rollout,
         from: Revision,
@@ -258,10 +261,10 @@ impl Rollouts for EmbeddedStore {
         .await
     }
 
-    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
+    async fn save_notes(&self, rollout: &Rollout) -> Result<(), StoreError> {
         let rollout = rollout.clone();
-        let doing = format!("note what rollout {} does", rollout.spec.name);
-        self.write(doing, move |on| write_ops::note(on.tables, &rollout))
+        let doing = format!("save the notes of rollout {}", rollout.spec.name);
+        self.write(doing, move |on| write_ops::save_notes(on.tables, &rollout))
             .await
     }
 
@@ -306,7 +309,7 @@ impl Batches for EmbeddedStore {
         let (doing, name) = (format!("list the batches of rollout {name}"), name.clone());
         self.read(doing, move |on| {
             let page = read_ops::Page { after, limit };
-            read_ops::batches(on.tables, on.tenancies, on.now, &name, page)
+            read_ops::batches(on.tables, on.lease_states, on.now, &name, page)
         })
         .await
     }
@@ -326,7 +329,7 @@ impl Batches for EmbeddedStore {
                 through,
                 limit,
             };
-            read_ops::open_batches(on.tables, on.tenancies, on.now, &name, &wanted)
+            read_ops::open_batches(on.tables, on.lease_states, on.now, &name, &wanted)
         })
         .await
     }
@@ -336,7 +339,7 @@ impl Batches for EmbeddedStore {
         name: &RolloutName,
         groups: &[BudgetGroup],
     ) -> Result<Vec<GroupProgress>, StoreError> {
-        let doing = format!("read what is in progress of rollout {name}");
+        let doing = format!("read the devices in progress of rollout {name}");
         let (name, groups) = (name.clone(), groups.to_vec());
         self.read(doing, move |on| {
             budgets::in_progress(on.tables, on.now, &name, &groups)
@@ -359,12 +362,12 @@ impl Batches for EmbeddedStore {
         let (doing, name) = (format!("load {}", batch_of(batch, name)), name.clone());
         let stored = self
             .read(doing.clone(), move |on| {
-                read_ops::batch(on.tables, on.tenancies, on.now, &name, (batch, part))
+                read_ops::batch(on.tables, on.lease_states, on.now, &name, (batch, part))
             })
             .await?;
         stored.unpack().map_err(|what| StoreError::Corrupt {
             doing,
-            source: Box::new(Misfit(what)),
+            source: Box::new(InvalidData(what)),
         })
     }
 
@@ -376,37 +379,46 @@ impl Batches for EmbeddedStore {
     ) -> Result<Committed, StoreError> {
         let batch = batch_of(from.batch.header.id, name);
         let doing = format!("{} {batch}", change.operation.verb());
-        let is_of_tenancy = write_ops::is_of_tenancy(from, change);
+        let changes_only_lease_state = write_ops::changes_only_lease_state(from, change);
         let (name, from, change) = (name.clone(), from.clone(), change.clone());
-        if is_of_tenancy {
-            // It need not wait for the disk.
+        if changes_only_lease_state {
+            // Changes in memory need not wait for the disk.
             return self
                 .read(doing, move |on| {
                     let made = (&from, &change);
-                    write_ops::commit_tenancy(on.tables, on.tenancies, &name, made, on.now)
+                    write_ops::commit_lease_state(on.tables, on.lease_states, &name, made, on.now)
                 })
                 .await;
         }
         self.write(doing, move |on| {
-            write_ops::commit(on.tables, on.tenancies, &name, (&from, &change), on.now)
+            write_ops::commit(on.tables, on.lease_states, &name, (&from, &change), on.now)
         })
         .await
     }
 }
 
 #[async_trait]
-impl Lines for EmbeddedStore {
-    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
-        let (doing, group) = (format!("read the line of group {group}"), group.clone());
-        self.read(doing, move |on| read_ops::line_of(&on.tables.lines, &group))
-            .await
+impl GroupQueues for EmbeddedStore {
+    async fn group_queue(&self, group: &ConcurrencyGroup) -> Result<GroupQueue, StoreError> {
+        let (doing, group) = (
+            format!("read the queue of concurrency group {group}"),
+            group.clone(),
+        );
+        self.read(doing, move |on| {
+            read_ops::group_queue_of(&on.tables.group_queues, &group)
+        })
+        .await
     }
 
-    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
-        let doing = format!("save the line of group {group}");
-        let (group, line) = (group.clone(), line.clone());
+    async fn save_group_queue(
+        &self,
+        group: &ConcurrencyGroup,
+        queue: &GroupQueue,
+    ) -> Result<(), StoreError> {
+        let doing = format!("save the queue of concurrency group {group}");
+        let (group, queue) = (group.clone(), queue.clone());
         self.write(doing, move |on| {
-            write_ops::save_line(on.tables, &group, &line)
+            write_ops::save_group_queue(on.tables, &group, &queue)
         })
         .await
     }
@@ -462,12 +474,13 @@ impl Presence for EmbeddedStore {
     ) -> Result<(), StoreError> {
         let now = self.clock.now();
         let is_new = self.listeners().report(hub, report, now);
-        // What counts after a crash is that there was one, and after an end when that was.
+        // After a crash, the existence of a listener matters; after the end of a listener, the time
+        // of the end.
         let ended = (!report.state.listening).then_some(now);
         if !is_new && ended.is_none() {
             return Ok(());
         }
-        let doing = format!("note a listener to hub {hub}");
+        let doing = format!("record a listener to hub {hub}");
         let (hub, state) = (hub.clone(), report.state.clone());
         self.write(doing, move |on| {
             write_ops::note_listener(on.tables, &hub, &LastListener { state, ended })
@@ -490,7 +503,7 @@ impl Presence for EmbeddedStore {
     }
 }
 
-/// The state's file in its folder.
+/// The name of the state file in the state folder.
 const STATE_FILE: &str = "state.redb";
 
 #[cfg(test)]

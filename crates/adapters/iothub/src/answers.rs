@@ -1,4 +1,4 @@
-//! What devices have answered in their twins: counted by state, and one by one.
+//! Devices' answers in their twins: counted by state, and listed.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use twincast_core::query::PropertyName;
 use crate::IotHub;
 use crate::queries::{PAGE, hub_error, next_page, with_permit};
 
-/// How many pages of states are read at the most: a page has a hundred different ones, and a fleet has ten.
+/// Most pages of states read: a page holds a hundred different states, and a fleet uses about ten.
 const PAGES: usize = 10;
 const COUNTING: &str = "count the answers of devices";
 const LISTING: &str = "list the answers of devices";
@@ -37,18 +37,18 @@ pub(crate) async fn count_states(
             return Ok(counts.map(|(state, n)| (state.to_owned(), n)).collect());
         };
         for row in &page.items {
-            // An answer without a state, or with one that is no text, is none.
+            // An answer without a state, or with a non-text state, does not count.
             let (Some(state), Some(devices)) = (row["state"].as_str(), row["n"].as_u64()) else {
                 continue;
             };
-            // Devices may use any words for states on the way.
+            // Devices may report any intermediate states.
             *counts.entry(outcome_of(state).as_str()).or_default() += devices;
         }
     }
     Err(HubError {
         doing: format!("{COUNTING} of hub {}", hub.client.host_name()),
         trouble: HubTrouble::Other,
-        source: "its devices use more than 1,000 different states, where some ten are expected"
+        source: "its devices report more than 1,000 different states; about ten are expected"
             .into(),
     })
 }
@@ -83,7 +83,8 @@ pub(crate) fn answers<'a>(
     .boxed()
 }
 
-/// An answer from its row. What is odd costs its own field, and without an id the row.
+/// Parses an answer from its row. A malformed value costs only its own field; a missing id costs
+/// the row.
 pub(crate) fn answer(row: &RawValue) -> Option<Answer> {
     let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(row.get()).ok()?;
     let value = |field: &str| -> Value {
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_odd_field_costs_itself_alone() {
+    fn a_malformed_field_costs_itself_alone() {
         for (row, state, error) in [
             (
                 r#"{"id":"r.1","state":"failed","error":{"code":"c","text":"t"}}"#,
@@ -117,7 +118,7 @@ mod tests {
             (
                 r#"{"id":"r.1","state":"failed","error":"t"}"#,
                 "failed",
-                "the device does not say why",
+                "the device gives no reason",
             ),
             (
                 r#"{"id":"r.1","state":7,"error":{"code":[1],"text":"t"}}"#,
@@ -127,7 +128,7 @@ mod tests {
             (
                 r#"{"id":"r.1","state":"\ud800","error":{"text":"\ud800"},"more":1e999}"#,
                 "",
-                "the device does not say why",
+                "the device gives no reason",
             ),
         ] {
             let raw: Box<RawValue> = serde_json::from_str(row).unwrap();

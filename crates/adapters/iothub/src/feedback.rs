@@ -1,4 +1,4 @@
-//! Feedback: the client's words to ours.
+//! Feedback: converts the client's types to the port's.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,16 +13,16 @@ use twincast_iothub::{
     FeedbackRecord as HubRecord, FeedbackStatus, SettleError, UnparsableFeedback,
 };
 
-use crate::trouble;
+use crate::classify::classify_link_failure;
 
 /// A hub's feedback, over a link of its own.
 pub(crate) struct HubFeedback {
     hub: String,
     client: Client,
-    /// Taken when it is closed.
+    /// `None` only during `drop`.
     receiver: Option<FeedbackReceiver>,
-    /// A status that is new to us came before: that is told once, not for every record.
-    told_of_status: bool,
+    /// An unknown status has been logged; only the first such record is logged.
+    unknown_status_logged: bool,
 }
 
 impl HubFeedback {
@@ -31,14 +31,15 @@ impl HubFeedback {
             hub: client.host_name().to_owned(),
             client: client.clone(),
             receiver: Some(FeedbackReceiver::new(client)),
-            told_of_status: false,
+            unknown_status_logged: false,
         }
     }
 
     fn batch(&mut self, mut batch: HubBatch) -> FeedbackBatch {
         if let Some(first) = batch.unreadable.first() {
             let count = batch.unreadable.len();
-            tracing::warn!(hub = %self.hub, count, first = first.raw, error = %first.error, "feedback records that cannot be read are left out");
+            tracing::warn!(hub = %self.hub, count, first = first.raw, error = %first.error, "malformed \
+                 feedback records left out");
         }
         let all = batch.records.len() + batch.unreadable.len();
         let records = std::mem::take(&mut batch.records);
@@ -49,22 +50,23 @@ impl HubFeedback {
         FeedbackBatch {
             unreadable: (all - records.len()) as u64,
             records,
-            enqueued_at: self.on_our_clock(batch.enqueued_time),
+            enqueued_at: self.to_local_clock(batch.enqueued_time),
             ticket: self.ticket(Message::Batch(batch)),
         }
     }
 
-    /// A moment of the hub's clock, rather earlier than later.
-    fn on_our_clock(&self, theirs: Option<SystemTime>) -> Option<Timestamp> {
+    /// Converts a moment of the hub's clock to this machine's clock, rounded towards earlier.
+    fn to_local_clock(&self, theirs: Option<SystemTime>) -> Option<Timestamp> {
         let offset = self.client.clock_offset()?;
         theirs.map(|theirs| timestamp(offset.earliest(theirs)))
     }
 
     fn record(&mut self, record: HubRecord) -> Option<FeedbackRecord> {
         let outcome = outcome(&record.status);
-        if outcome.is_none() && !self.told_of_status {
-            self.told_of_status = true;
-            tracing::warn!(hub = %self.hub, status = %record.status, "feedback with a status that is not known is left out");
+        if outcome.is_none() && !self.unknown_status_logged {
+            self.unknown_status_logged = true;
+            tracing::warn!(hub = %self.hub, status = %record.status, "feedback with an unknown \
+                 status left out");
         }
         Some(FeedbackRecord {
             message_id: record.original_message_id,
@@ -82,7 +84,7 @@ impl HubFeedback {
 
     fn refused(&self, error: FeedbackError) -> HubError {
         let trouble = match &error {
-            FeedbackError::Failed(failure) => trouble::of_link(failure),
+            FeedbackError::Failed(failure) => classify_link_failure(failure),
             _ => HubTrouble::Other,
         };
         HubError {
@@ -100,7 +102,8 @@ impl Feedback for HubFeedback {
         match receiver.next_within(quiet).await {
             Ok(batch) => Ok(batch.map(|batch| self.batch(batch))),
             Err(FeedbackError::Unparsable(unparsable)) => {
-                tracing::warn!(hub = %self.hub, raw = unparsable.raw, error = %unparsable.source, "feedback message that cannot be read is left out");
+                tracing::warn!(hub = %self.hub, raw = unparsable.raw, error = %unparsable.source, "malformed \
+                     feedback message left out");
                 Ok(Some(FeedbackBatch {
                     records: Vec::new(),
                     unreadable: 1,
@@ -117,14 +120,14 @@ impl Feedback for HubFeedback {
         receiver.connections()
     }
 
-    async fn rest(&mut self) {
+    async fn pause(&mut self) {
         let receiver = self.receiver.as_mut().expect("it is taken by drop only");
-        receiver.rest().await;
+        receiver.pause().await;
     }
 }
 
 impl Drop for HubFeedback {
-    /// Says good-bye, so that the last answers still leave.
+    /// Closes the link in an orderly way, so that the last settlements still leave.
     fn drop(&mut self) {
         if let Some(receiver) = self.receiver.take() {
             receiver.close();
@@ -145,7 +148,7 @@ enum Message {
 impl Ticket {
     fn answered(hub: &str, result: Result<(), SettleError>) -> Result<(), HubError> {
         result.map_err(|error| HubError {
-            doing: format!("answer for a feedback message of hub {hub}"),
+            doing: format!("settle a feedback message of hub {hub}"),
             trouble: HubTrouble::Unreachable,
             source: Box::new(error),
         })

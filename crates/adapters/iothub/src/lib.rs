@@ -1,16 +1,16 @@
-//! The hub port on Azure IoT Hub: translates between the engine's words and the client's, and
-//! keeps queries within the hub's query throttle. No decisions of its own.
+//! The hub port on Azure IoT Hub: translates between the engine's types and the client's, and keeps
+//! queries within the hub's query throttle. Makes no decisions of its own.
 
 mod answers;
-mod asking;
+mod classify;
 mod feedback;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 mod links;
 mod queries;
+mod query_health;
 mod sends;
-mod trouble;
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use futures::stream::BoxStream;
 use twincast_core::answer::Answer;
 use twincast_core::message::{Content, Outbound};
 use twincast_core::ports::{
-    DevicePage, DeviceQuery, Feedback, Hindrance, Hub, HubError, SendResult,
+    DevicePage, DeviceQuery, Feedback, Hub, HubError, HubObstacle, SendResult,
 };
 use twincast_core::query::PropertyName;
 use twincast_iothub::{
@@ -27,46 +27,47 @@ use twincast_iothub::{
     HubAddress,
 };
 
+pub use crate::classify::classify_link_failure;
 pub use crate::links::link_budget;
-pub use crate::queries::trouble_of as trouble_of_request;
-pub use crate::trouble::of_link as trouble_of_link;
+pub use crate::queries::classify_request_error;
 
-use crate::asking::Asking;
 use crate::feedback::HubFeedback;
 use crate::queries::Throttle;
+use crate::query_health::QueryHealth;
 
 /// An Azure IoT hub.
 pub struct IotHub {
     client: Client,
-    /// One long-lived link, opened by the first send. A new one takes its place when it has
-    /// failed for good, and then only when something is to be sent.
+    /// One long-lived link, opened by the first send. After a permanent failure of the link, the
+    /// next send opens a new one.
     sender: Mutex<Option<Arc<C2dSender>>>,
     throttle: Option<Throttle>,
-    asking: Asking,
-    /// The newest few contents in the client's form. A rollout has one, so this is a hit but for
-    /// a rollout's first message.
+    query_health: QueryHealth,
+    /// The latest few contents in the client's form. A rollout has a single content, so only a
+    /// rollout's first message misses the cache.
     templates: Mutex<Vec<(Arc<Content>, Arc<C2dTemplate>)>>,
 }
 
 impl IotHub {
-    /// The hub at `address`, which is shown `credentials`. The hook for retries in `options` is replaced. Queries keep to
-    /// `queries_per_minute` pages. Nothing is dialled yet.
+    /// Creates the port of the hub at `address`, authenticated with `credentials`. Replaces the
+    /// retry hook in `options`. Queries are limited to `queries_per_minute` pages. No connection is
+    /// opened yet.
     ///
     /// # Errors
-    /// When the client cannot be made: see [`Client::with_credentials`].
+    /// When the client cannot be created: see [`Client::with_credentials`].
     pub fn new(
         address: &HubAddress,
         credentials: Credentials,
         mut options: ClientOptions,
         queries_per_minute: Option<f64>,
     ) -> Result<Self, ClientError> {
-        let asking = Asking::default();
-        options.on_retry = Some(asking.hook());
+        let query_health = QueryHealth::default();
+        options.on_retry = Some(query_health.hook());
         Ok(Self {
             client: Client::with_credentials(address, credentials, options)?,
             sender: Mutex::default(),
             throttle: queries_per_minute.map(Throttle::new),
-            asking,
+            query_health,
             templates: Mutex::default(),
         })
     }
@@ -110,8 +111,8 @@ impl Hub for IotHub {
         sends::has_link(self)
     }
 
-    fn hindrance(&self) -> Option<Hindrance> {
-        sends::hindrance(self)
+    fn obstacle(&self) -> Option<HubObstacle> {
+        sends::obstacle(self)
     }
 
     fn clock_ahead_ms(&self) -> Option<i64> {
@@ -119,8 +120,8 @@ impl Hub for IotHub {
         offset.map(ClockOffset::nearest)
     }
 
-    fn asking_hindrance(&self) -> Option<Hindrance> {
-        self.asking.hindrance()
+    fn query_obstacle(&self) -> Option<HubObstacle> {
+        self.query_health.obstacle()
     }
 
     fn feedback(&self) -> Option<Box<dyn Feedback>> {

@@ -1,22 +1,24 @@
-//! The budget for opening links to a hub, which all processes share through the store.
+//! The budget for opening links to a hub, shared by all processes through the store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
+use twincast_core::error::describe;
 use twincast_core::ids::HubName;
 use twincast_core::ports::Store;
 use twincast_iothub::LinkHook;
 
-/// How long the store may take to answer. A link is needed to send at all, so the budget must
-/// never be what keeps it from being opened.
+/// Time limit of the store's answer. Sending needs a link, so the budget must never prevent the
+/// opening of a link.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// Keeps the links of a client within the budget of hub `hub`; for
 /// [`ClientOptions::before_link`](twincast_iothub::ClientOptions::before_link).
 ///
-/// Every link waits for as long as [`Limiter::open_link`](twincast_core::ports::Limiter::open_link) says. When the store fails, or does not
-/// answer within a second, the link is opened at once, and the log says so.
+/// Every link waits for the time returned by
+/// [`Limiter::open_link`](twincast_core::ports::Limiter::open_link). When the store fails, or does
+/// not answer within a second, the link is opened at once, and a warning is logged.
 #[must_use]
 pub fn link_budget(store: Arc<dyn Store>, hub: HubName) -> LinkHook {
     LinkHook::new(move || {
@@ -25,12 +27,12 @@ pub fn link_budget(store: Arc<dyn Store>, hub: HubName) -> LinkHook {
     })
 }
 
-/// Cancel safety: if dropped, a link's worth of the budget may be lost.
+/// Cancel safety: a dropped call may lose one link's worth of the budget.
 async fn wait_for_turn(store: &dyn Store, hub: &HubName) {
     match timeout(ANSWER_WITHIN, store.open_link(hub)).await {
         Ok(Ok(wait)) => sleep(wait).await,
         Ok(Err(error)) => {
-            tracing::warn!(%hub, ?error, "link is opened outside the budget, the store has failed");
+            tracing::warn!(%hub, error = describe(&error), "link is opened outside the budget, the store has failed");
         }
         Err(_) => {
             tracing::warn!(%hub, "link is opened outside the budget, the store does not answer");
@@ -42,7 +44,7 @@ async fn wait_for_turn(store: &dyn Store, hub: &HubName) {
 mod tests {
     use tokio::time::Instant;
     use twincast_core::permits::Links;
-    use twincast_testkit::{AwayStore, MemoryStore, RuntimeClock, Way, build};
+    use twincast_testkit::{Condition, FaultyStore, MemoryStore, RuntimeClock, build};
 
     use super::*;
 
@@ -55,16 +57,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_link_waits_for_its_turn_and_for_no_store_that_is_away() {
         let memory = MemoryStore::new(Arc::new(RuntimeClock::default()));
-        let store = AwayStore::new(&memory);
+        let store = FaultyStore::new(&memory);
         for _ in 0..Links::BURST {
             assert_eq!(waits(&store).await, Duration::ZERO);
         }
-        // Timers are exact to a millisecond.
+        // Timers are accurate to a millisecond.
         let late = waits(&store).await - Links::EACH;
         assert!(late <= Duration::from_millis(1), "{late:?}");
-        store.set(Way::Broken);
+        store.set(Condition::Broken);
         assert_eq!(waits(&store).await, Duration::ZERO);
-        store.set(Way::Silent);
+        store.set(Condition::Silent);
         let late = waits(&store).await - ANSWER_WITHIN;
         assert!(late <= Duration::from_millis(1), "{late:?}");
     }

@@ -1,6 +1,7 @@
-//! Twin queries: conditions to SQL, rows to devices.
+//! Twin queries: converts conditions to SQL, and rows to devices.
 //!
-//! Each row of a page is read on its own, and each field of a row, so what is odd costs its own device only.
+//! Each row of a page and each field of a row is parsed separately, so a malformed value costs only
+//! its own device.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -11,21 +12,23 @@ use futures::stream::{self, BoxStream};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use twincast_core::error::describe;
 use twincast_core::ids::DeviceId;
 use twincast_core::ports::{
-    DevicePage, DeviceQuery, DeviceRow, Disposition, HubError, HubTrouble, OddRow,
+    DevicePage, DeviceQuery, DeviceRow, Disposition, HubError, HubTrouble, MalformedRow,
 };
 use twincast_core::query::TagPath;
 use twincast_iothub::{Client, QueryPages, RestError};
 use twincast_retry::Policy;
 
-use crate::{IotHub, trouble};
+use crate::IotHub;
+use crate::classify::{classify_connect_error, classify_credentials_error};
 
-/// The largest page that hubs give (`iot-hub-devguide-query-language`).
+/// The largest page of a hub (`iot-hub-devguide-query-language`).
 pub(crate) const PAGE: u32 = 100;
-/// How long a page is asked for again. Listing a large fleet takes hours on a small hub.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// How often a page is asked for whose continuation the hub refuses.
+/// How long the request of a page is retried. Listing a large fleet takes hours on a small hub.
+const PAGE_RETRY_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// Number of requests for a page with a refused continuation.
 const CONTINUATION_TRIES: u32 = 4;
 
 /// Keeps queries within the hub's quota of pages.
@@ -33,7 +36,7 @@ pub(crate) struct Throttle(DefaultDirectRateLimiter);
 
 impl Throttle {
     pub(crate) fn new(per_minute: f64) -> Self {
-        // A few at once, so that a small fleet is listed at once; the rate leaves room for them.
+        // The burst lists a small fleet at once; the rate leaves room for the burst.
         let period = Duration::from_secs_f64(60.0 / (per_minute * 0.9).max(1e-3));
         let burst = NonZeroU32::new((per_minute / 10.0) as u32).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::with_period(period)
@@ -50,7 +53,7 @@ impl Throttle {
     }
 }
 
-/// Makes a request when the hub's quota allows it, and notes how it went.
+/// Awaits `request` once the hub's quota allows another query, and records success or failure.
 pub(crate) async fn with_permit<T>(
     hub: &IotHub,
     request: impl Future<Output = Result<T, RestError>>,
@@ -58,9 +61,9 @@ pub(crate) async fn with_permit<T>(
     if let Some(throttle) = &hub.throttle {
         throttle.permit().await;
     }
-    let asked = hub.asking.begin();
+    let pending = hub.query_health.begin();
     let answer = request.await;
-    asked.ended(&answer);
+    pending.ended(&answer);
     answer
 }
 
@@ -83,7 +86,7 @@ pub(crate) fn devices<'a>(
             return stream::once(futures::future::ready(Err(error))).boxed();
         }
     };
-    // After an error the stream is over.
+    // The stream ends after an error.
     stream::unfold(Some((pages, tags, false)), move |state| async move {
         let (mut pages, tags, started) = state?;
         match next_page(hub, &mut pages, ("list the devices", started)).await {
@@ -98,15 +101,16 @@ pub(crate) fn devices<'a>(
     .boxed()
 }
 
-/// The next page. Under way (`started`), a hub that is away for a while does not cost the pages
-/// so far: the same page is asked for again, for about [`PATIENCE`].
+/// Returns the next page. Once the listing is under way (`started`), a temporary outage of the hub
+/// does not waste the earlier pages: the same page is requested again, for about
+/// [`PAGE_RETRY_LIMIT`].
 pub(crate) async fn next_page(
     hub: &IotHub,
     pages: &mut QueryPages,
     (doing, started): (&str, bool),
 ) -> Result<Option<Vec<Box<RawValue>>>, HubError> {
     let mut delays = Policy::reconnect()
-        .with_max_elapsed(PATIENCE)
+        .with_max_elapsed(PAGE_RETRY_LIMIT)
         .expect("longer than nothing")
         .delays();
     let mut refused = 0;
@@ -116,16 +120,17 @@ pub(crate) async fn next_page(
             Ok(page) => return Ok(page.map(|page| page.items)),
             Err(error) => error,
         };
-        // A continuation that is over stays so; the hub may have erred, too.
+        // An expired continuation stays expired, but a refusal may also be the hub's mistake.
         refused += u32::from(matches!(error, RestError::Continuation(_)));
         let error = hub_error(&hub.client, doing, error);
-        let passing = refused < CONTINUATION_TRIES && error.disposition() == Disposition::Retry;
+        let is_transient =
+            refused < CONTINUATION_TRIES && error.disposition() == Disposition::Retry;
         match delays.next_delay() {
-            Some(delay) if started && passing => {
+            Some(delay) if started && is_transient => {
                 tracing::warn!(
                     hub = hub.client.host_name(),
-                    ?error,
-                    "page of devices is asked for again"
+                    error = describe(&error),
+                    "page of devices is requested again"
                 );
                 tokio::time::sleep(delay).await;
             }
@@ -134,7 +139,7 @@ pub(crate) async fn next_page(
     }
 }
 
-/// Only what is needed is asked for: the answer's size counts against the daily quota.
+/// Selects only the needed fields: the response's size counts against the daily quota.
 fn sql(query: &DeviceQuery) -> String {
     let mut sql = "SELECT deviceId AS id".to_owned();
     for (index, tag) in query.tags.iter().enumerate() {
@@ -153,27 +158,27 @@ pub(crate) fn page(items: &[Box<RawValue>], tags: &[TagPath]) -> DevicePage {
     for item in items {
         match row(item, tags) {
             Ok(row) => page.rows.push(row),
-            Err(odd) => page.odd.push(odd),
+            Err(malformed) => page.malformed_rows.push(malformed),
         }
     }
     page
 }
 
-fn row(item: &RawValue, tags: &[TagPath]) -> Result<DeviceRow, OddRow> {
-    let odd = |reason: String| OddRow::new(item.get(), reason);
+fn row(item: &RawValue, tags: &[TagPath]) -> Result<DeviceRow, MalformedRow> {
+    let malformed = |reason: String| MalformedRow::new(item.get(), reason);
     if !item.get().starts_with('{') {
-        return Err(odd("it is not an object".into()));
+        return Err(malformed("it is not an object".into()));
     }
     let fields: BTreeMap<String, Box<RawValue>> =
-        serde_json::from_str(item.get()).map_err(|error| odd(unreadable(&error)))?;
+        serde_json::from_str(item.get()).map_err(|error| malformed(unreadable(&error)))?;
     let id = match fields.get("id").map(|id| read(id)) {
-        None | Some(Ok(Value::Null)) => return Err(odd("it has no id".into())),
+        None | Some(Ok(Value::Null)) => return Err(malformed("it has no id".into())),
         Some(Ok(Value::String(id))) => id,
-        Some(Ok(_)) => return Err(odd("its id is not a text".into())),
-        Some(Err(error)) => return Err(odd(format!("its id: {}", unreadable(&error)))),
+        Some(Ok(_)) => return Err(malformed("its id is not a text".into())),
+        Some(Err(error)) => return Err(malformed(format!("its id: {}", unreadable(&error)))),
     };
     let device = DeviceId::new(&id)
-        .map_err(|error| OddRow::new(&id, format!("its id is not {}", error.allowed)))?;
+        .map_err(|error| MalformedRow::new(&id, format!("its id is not {}", error.allowed)))?;
     let mut values = Vec::with_capacity(tags.len());
     for (index, tag) in tags.iter().enumerate() {
         let value = fields.get(&format!("t{index}")).map(|value| read(value));
@@ -181,7 +186,7 @@ fn row(item: &RawValue, tags: &[TagPath]) -> Result<DeviceRow, OddRow> {
             Ok(value) => values.push(value.filter(|value| !value.is_null())),
             Err(error) => {
                 let reason = format!("tags.{tag}: {}", unreadable(&error));
-                return Err(OddRow::of(device, reason));
+                return Err(MalformedRow::of(device, reason));
             }
         }
     }
@@ -193,27 +198,27 @@ fn read(value: &RawValue) -> Result<Value, serde_json::Error> {
     serde_json::from_str(value.get())
 }
 
-/// The library's words for a fault of the syntax, without the place: a row is one line.
+/// The library's description of a syntax error, without the position: a row is one line.
 fn unreadable(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);
     format!("it cannot be read ({what})")
 }
 
-/// What an error of the client means.
+/// Classifies an error of the client.
 #[must_use]
-pub fn trouble_of(error: &RestError) -> HubTrouble {
+pub fn classify_request_error(error: &RestError) -> HubTrouble {
     match error {
-        RestError::Connect(connect) => trouble::of_connect(connect),
-        // The query itself was taken: listing the devices anew can help.
+        RestError::Connect(connect) => classify_connect_error(connect),
+        // The query itself was accepted: a new listing may succeed.
         RestError::Transit(_) | RestError::Continuation(_) => HubTrouble::Unreachable,
-        RestError::NoToken(error) => trouble::of_credentials(error),
+        RestError::NoToken(error) => classify_credentials_error(error),
         RestError::QueryTooLong { .. } => HubTrouble::BadQuery,
         RestError::Api(api) if api.is_throttled() => HubTrouble::Throttled,
         RestError::Api(api) => match api.status {
             400 => HubTrouble::BadQuery,
             401 => HubTrouble::Unauthorized,
-            403 => HubTrouble::Shut,
+            403 => HubTrouble::Unavailable,
             500.. => HubTrouble::Unreachable,
             _ => HubTrouble::Other,
         },
@@ -224,7 +229,7 @@ pub fn trouble_of(error: &RestError) -> HubTrouble {
 pub(crate) fn hub_error(client: &Client, doing: &str, error: RestError) -> HubError {
     HubError {
         doing: format!("{doing} of hub {}", client.host_name()),
-        trouble: trouble_of(&error),
+        trouble: classify_request_error(&error),
         source: Box::new(error),
     }
 }
@@ -239,14 +244,14 @@ mod tests {
         TagPath::new(path).unwrap()
     }
 
-    /// A page as it comes from the hub.
+    /// Parses a page in the hub's form.
     fn page_of(text: &str) -> DevicePage {
         let items: Vec<Box<RawValue>> = serde_json::from_str(text).unwrap();
         page(&items, &[tag("region"), tag("site")])
     }
 
     #[test]
-    fn an_odd_row_costs_its_own_device() {
+    fn a_malformed_row_costs_its_own_device() {
         let long = "x".repeat(129);
         let deep = format!("{}1{}", "[".repeat(300), "]".repeat(300));
         let rows = [
@@ -287,13 +292,17 @@ mod tests {
             let devices: Vec<_> = page.rows.iter().map(|row| row.device.as_str()).collect();
             assert_eq!(devices, ["first", "l;st"], "{row}");
             assert_eq!(page.rows[1].tags, [None, Some(json!({"a": 1}))]);
-            let [odd] = &page.odd[..] else {
-                panic!("{row}: {:?}", page.odd);
+            let [malformed] = &page.malformed_rows[..] else {
+                panic!("{row}: {:?}", page.malformed_rows);
             };
-            assert!(odd.reason.starts_with(reason), "{row}: {odd:?}");
-            assert!(odd.found.chars().count() <= 141, "{odd:?}");
-            assert_eq!(odd.device.is_some(), reason.starts_with("tags"), "{odd:?}");
-            assert!(!odd.reason.contains("column"), "{odd:?}");
+            assert!(malformed.reason.starts_with(reason), "{row}: {malformed:?}");
+            assert!(malformed.found.chars().count() <= 141, "{malformed:?}");
+            assert_eq!(
+                malformed.device.is_some(),
+                reason.starts_with("tags"),
+                "{malformed:?}"
+            );
+            assert!(!malformed.reason.contains("column"), "{malformed:?}");
         }
     }
 
@@ -301,7 +310,7 @@ mod tests {
     fn null_is_as_good_as_absent() {
         let page = page_of(r#"[{"id":"a","t0":null,"t1":"x","more":[1e999]}]"#);
         assert_eq!(page.rows[0].tags, [None, Some(json!("x"))]);
-        assert!(page.odd.is_empty());
+        assert!(page.malformed_rows.is_empty());
     }
 
     #[test]

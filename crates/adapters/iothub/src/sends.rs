@@ -1,27 +1,28 @@
-//! Sends: messages to the client's form, its outcomes to ours.
+//! Sends: converts messages to the client's form, and the client's outcomes to the port's.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::message::{Ack, Content, Outbound};
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Hindrance, HubTrouble, NotSent, SendResult};
+use twincast_core::ports::{HubObstacle, HubTrouble, NotSent, SendResult};
 use twincast_iothub::{
     Ack as HubAck, C2dMessage, C2dSender, C2dTemplate, DeviceReason, Disposition, Expiry,
-    HubShutReason, InvalidMessage, LinkState, NotSent as HubNotSent, SendOutcome,
+    HubUnavailableReason, InvalidMessage, LinkState, NotSent as HubNotSent, SendOutcome,
 };
 
-use crate::{IotHub, trouble};
+use crate::IotHub;
+use crate::classify::classify_link_failure;
 
-/// The hub's code for a message that expires too late (`InvalidMessageExpiryTime`).
+/// The hub's code for a message with an expiry too far ahead (`InvalidMessageExpiryTime`).
 const BAD_EXPIRY: u32 = 403_009;
 
-/// How many contents are kept in the client's form.
+/// Number of contents cached in the client's form.
 const TEMPLATES: usize = 8;
 
-/// How long a first connection may take before it counts as one that does not come.
-const MOMENT: Duration = Duration::from_secs(1);
+/// A first connection attempt without an error counts as an obstacle after this time.
+const FIRST_CONNECT_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn send(hub: &IotHub, message: Outbound) -> SendResult {
     let invalid = |error: &InvalidMessage| SendResult::Final {
@@ -42,22 +43,25 @@ pub(crate) async fn send(hub: &IotHub, message: Outbound) -> SendResult {
     };
     let sender = sender(hub);
     let outcome = sender.send(message).await;
-    // It has failed for good, or met a defect: nobody else closes it.
+    // The sender has failed permanently or its task has panicked; no other code closes the sender.
     if let SendOutcome::NotSent(HubNotSent::Failed(_) | HubNotSent::Closed) = &outcome {
         let mut current = hub.sender.lock().unwrap_or_else(PoisonError::into_inner);
         current.take_if(|current| Arc::ptr_eq(current, &sender));
     }
-    match in_our_words(&outcome) {
-        // The expiry is the same for all devices, and made by the hub's clock as far as that is known.
+    match to_send_result(&outcome) {
+        // The hub's clock is at fault rather than the device: all devices get the same expiry,
+        // computed by the hub's clock as far as known.
         SendResult::Final { code, detail, .. } if code == BAD_EXPIRY => {
             let clock = match hub.client.clock_offset() {
                 Some(offset) if offset.nearest() != 0 => {
                     format!("this machine's clock is {offset} the hub's")
                 }
                 Some(_) => "this machine's clock and the hub's agree".to_owned(),
-                None => "the hub's clock is not known: port 443 of the hub tells it".to_owned(),
+                None => {
+                    "the hub's clock is unknown: it is read over port 443 of the hub".to_owned()
+                }
             };
-            SendResult::HubShut {
+            SendResult::HubUnavailable {
                 retry_after: None,
                 reason: format!("{detail}; {clock}"),
                 trouble: HubTrouble::Clock,
@@ -72,16 +76,16 @@ fn sender(hub: &IotHub) -> Arc<C2dSender> {
     Arc::clone(sender.get_or_insert_with(|| Arc::new(C2dSender::start(&hub.client))))
 }
 
-/// Also opens the link, the first time.
+/// Opens the link on the first call.
 pub(crate) fn is_ready(hub: &IotHub) -> bool {
-    // A link that has failed for good is for the next send to find out.
+    // A permanently failed link counts as ready: the next send reports the failure.
     !matches!(
         *sender(hub).state().borrow(),
         LinkState::Reconnecting { .. }
     )
 }
 
-/// The state of the link, if one was needed so far.
+/// The state of the link; `None` before the first use.
 fn state(hub: &IotHub) -> Option<LinkState> {
     let sender = hub.sender.lock().unwrap_or_else(PoisonError::into_inner);
     sender
@@ -99,21 +103,21 @@ pub(crate) fn has_link(hub: &IotHub) -> Option<bool> {
     }
 }
 
-pub(crate) fn hindrance(hub: &IotHub) -> Option<Hindrance> {
+pub(crate) fn obstacle(hub: &IotHub) -> Option<HubObstacle> {
     match state(hub)? {
         LinkState::Reconnecting {
             since, last_error, ..
         } => {
             let lasting = since.elapsed().unwrap_or_default();
             match last_error {
-                Some(error) => Some(Hindrance {
-                    trouble: trouble::of_link(&error),
+                Some(error) => Some(HubObstacle {
+                    trouble: classify_link_failure(&error),
                     lasting,
-                    reason: in_words(&*error),
+                    reason: describe(&*error),
                 }),
-                // Every connection takes a moment.
-                None if lasting < MOMENT => None,
-                None => Some(Hindrance {
+                // Every connection takes a moment to open.
+                None if lasting < FIRST_CONNECT_GRACE => None,
+                None => Some(HubObstacle {
                     trouble: HubTrouble::Unreachable,
                     lasting,
                     reason: "the hub does not answer".to_owned(),
@@ -158,7 +162,7 @@ fn template(hub: &IotHub, content: &Arc<Content>) -> Result<Arc<C2dTemplate>, In
     Ok(template)
 }
 
-fn in_our_words(outcome: &SendOutcome) -> SendResult {
+fn to_send_result(outcome: &SendOutcome) -> SendResult {
     let now = SystemTime::now();
     match outcome.disposition_at(now) {
         Disposition::Accepted => SendResult::Enqueued,
@@ -184,16 +188,18 @@ fn in_our_words(outcome: &SendOutcome) -> SendResult {
             retry_after: Some(retry_after),
             detail: detail(outcome),
         },
-        Disposition::HubShut { reason, until } => SendResult::HubShut {
+        Disposition::HubUnavailable { reason, until } => SendResult::HubUnavailable {
             retry_after: until.and_then(|until| until.duration_since(now).ok()),
             reason: detail(outcome),
             trouble: match reason {
-                HubShutReason::Untrusted => untrusted(outcome),
-                HubShutReason::DailyQuota => HubTrouble::QuotaUsedUp,
-                // No key sends through a hub of a basic tier.
-                HubShutReason::Unauthorised | HubShutReason::NotInTier => HubTrouble::Unauthorized,
-                HubShutReason::NotFound => HubTrouble::Unreachable,
-                _ => HubTrouble::Shut,
+                HubUnavailableReason::Untrusted => untrusted(outcome),
+                HubUnavailableReason::DailyQuota => HubTrouble::QuotaUsedUp,
+                // No key can send through a hub of a basic tier.
+                HubUnavailableReason::Unauthorised | HubUnavailableReason::NotInTier => {
+                    HubTrouble::Unauthorized
+                }
+                HubUnavailableReason::NotFound => HubTrouble::Unreachable,
+                _ => HubTrouble::Unavailable,
             },
         },
         Disposition::Unknown => SendResult::Unknown {
@@ -202,10 +208,10 @@ fn in_our_words(outcome: &SendOutcome) -> SendResult {
     }
 }
 
-/// What is wrong with the hub's certificate.
+/// Classifies the fault of the hub's certificate.
 fn untrusted(outcome: &SendOutcome) -> HubTrouble {
     match outcome {
-        SendOutcome::NotSent(HubNotSent::Failed(failure)) => trouble::of_link(failure),
+        SendOutcome::NotSent(HubNotSent::Failed(failure)) => classify_link_failure(failure),
         _ => HubTrouble::Certificate,
     }
 }

@@ -1,4 +1,4 @@
-//! The port against a hub whose clock is another one.
+//! The port against a hub with a clock different from this machine's.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,7 +57,8 @@ async fn send(hub: &IotHub, ttl: Duration) -> SendResult {
     hub.send(message).await
 }
 
-/// The longest life, a hub whose clock is behind, and nothing that tells so: no device has failed.
+/// The maximum time to live, a hub with its clock behind, and no known offset: no device counts as
+/// failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expiry_that_the_hub_refuses_holds_the_hub() {
     let running = emulated(Duration::ZERO, QUARTER).await;
@@ -68,7 +69,7 @@ async fn an_expiry_that_the_hub_refuses_holds_the_hub() {
         };
     });
     let held = send(&hub, 2 * DAY).await;
-    let SendResult::HubShut {
+    let SendResult::HubUnavailable {
         reason, trouble, ..
     } = held
     else {
@@ -76,12 +77,15 @@ async fn an_expiry_that_the_hub_refuses_holds_the_hub() {
     };
     assert_eq!(trouble, HubTrouble::Clock);
     assert!(reason.contains("403009"), "{reason}");
-    assert!(reason.ends_with("port 443 of the hub tells it"), "{reason}");
+    assert!(
+        reason.ends_with("read over port 443 of the hub"),
+        "{reason}"
+    );
     assert_eq!(hub.clock_ahead_ms(), None);
     assert_eq!(send(&hub, DAY).await, SendResult::Enqueued);
 }
 
-/// What was heard is not taken for newer than it is, wherever the hub's clock stands.
+/// Feedback never counts as newer than it is, for any offset of the hub's clock.
 #[tokio::test(flavor = "multi_thread")]
 async fn moments_of_feedback_are_on_this_machines_clock() {
     let now = || {

@@ -12,7 +12,7 @@ use twincast_hub_adapter::IotHub;
 use twincast_iothub::{ClientOptions, ConnectionString, Credentials, Roots};
 use twincast_testkit::build;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn emulated() -> (RunningHub, IotHub) {
     let config = HubConfig {
@@ -35,7 +35,7 @@ async fn emulated() -> (RunningHub, IotHub) {
     (running, hub)
 }
 
-/// Sends a message that asks for feedback, and waits until the hub has it.
+/// Sends a message with feedback requested, and waits until the hub holds the feedback.
 async fn send(running: &RunningHub, hub: &IotHub, id: &str, waiting: u64) {
     let content = Content {
         body: "hello".into(),
@@ -60,11 +60,11 @@ async fn until(running: &RunningHub, wanted: impl Fn(&Summary) -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(PATIENCE, seen).await.unwrap();
+    timeout(TEST_TIMEOUT, seen).await.unwrap();
 }
 
 async fn next(feedback: &mut dyn Feedback) -> FeedbackBatch {
-    let next = feedback.next(PATIENCE).await.unwrap();
+    let next = feedback.next(TEST_TIMEOUT).await.unwrap();
     next.expect("a message")
 }
 
@@ -74,7 +74,7 @@ fn ids(batch: &FeedbackBatch) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_released_comes_again_and_who_rests_is_handed_nothing() {
+async fn what_is_released_comes_again_and_who_pauses_is_handed_nothing() {
     let (running, hub) = emulated().await;
     let mut feedback = hub.feedback().unwrap();
     send(&running, &hub, "r.0.0.1", 1).await;
@@ -83,8 +83,8 @@ async fn what_is_released_comes_again_and_who_rests_is_handed_nothing() {
     assert_eq!(first.records[0].outcome, Outcome::Delivered);
     assert!(first.records[0].at.is_some());
 
-    // Whoever rests leaves what comes meanwhile to others.
-    feedback.rest().await;
+    // A paused listener leaves new messages to other listeners.
+    feedback.pause().await;
     send(&running, &hub, "r.0.1.1", 1).await;
     let mut other = hub.feedback().unwrap();
     let second = next(&mut *other).await;
@@ -95,7 +95,7 @@ async fn what_is_released_comes_again_and_who_rests_is_handed_nothing() {
     let again = next(&mut *other).await;
     assert_eq!(ids(&again), ["r.0.0.1"]);
     again.ticket.complete().await.unwrap();
-    // An answer that was just given still leaves.
+    // A settlement made just before the drop still leaves.
     drop(other);
     until(&running, |seen| seen.feedback_completed == 2).await;
 }

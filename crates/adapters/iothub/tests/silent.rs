@@ -1,4 +1,4 @@
-//! A hub that takes connections and says nothing.
+//! A hub that accepts connections and stays silent.
 
 use std::time::Duration;
 
@@ -8,33 +8,33 @@ use twincast_core::ports::{Hub, HubTrouble};
 use twincast_hub_adapter::IotHub;
 use twincast_iothub::{ClientOptions, ConnectionString, Credentials, Endpoint};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Whoever decides when to give up must not have to wait for the first attempt to end.
+/// The decision to give up must not have to wait for the end of the first attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_connection_that_does_not_come_is_a_hindrance_before_its_time_out() {
+async fn a_first_connection_that_does_not_come_is_an_obstacle_before_its_time_out() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut options = ClientOptions::default();
     options.amqp = Endpoint {
         host: Some("127.0.0.1".to_owned()),
         port: Some(listener.local_addr().unwrap().port()),
     };
-    assert!(options.connect_timeout > PATIENCE);
+    assert!(options.connect_timeout > TEST_TIMEOUT);
     let connection = "HostName=h.example.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
     let connection: ConnectionString = connection.parse().unwrap();
     let credentials = Credentials::SharedAccess(connection.clone().into());
     let hub = IotHub::new(connection.address(), credentials, options, None).unwrap();
     assert!(!hub.is_ready());
-    assert_eq!(hub.hindrance(), None, "every connection takes a moment");
+    assert_eq!(hub.obstacle(), None, "every connection takes a moment");
     let hindered = async {
         loop {
-            match hub.hindrance() {
-                Some(hindrance) => return hindrance,
+            match hub.obstacle() {
+                Some(obstacle) => return obstacle,
                 None => tokio::task::yield_now().await,
             }
         }
     };
-    let hindrance = timeout(PATIENCE, hindered).await.expect("no hindrance");
-    assert_eq!(hindrance.trouble, HubTrouble::Unreachable);
-    assert!(!hindrance.lasting.is_zero());
+    let obstacle = timeout(TEST_TIMEOUT, hindered).await.expect("no obstacle");
+    assert_eq!(obstacle.trouble, HubTrouble::Unreachable);
+    assert!(!obstacle.lasting.is_zero());
 }

@@ -1,4 +1,4 @@
-//! From our spans to those of OpenTelemetry.
+//! Converts Twincast's spans to OpenTelemetry's.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -9,8 +9,9 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use twincast_core::time::Timestamp;
 use twincast_core::trace::{Span, TraceContext};
 
-/// What is kept of a text, in bytes: reasons are for people. The SDK has no limit of its own for it.
-const LONGEST: usize = 1_024;
+/// Maximum length of a text attribute in bytes: reasons are meant for people. The SDK has no limit
+/// of its own.
+const MAX_TEXT_BYTES: usize = 1_024;
 
 pub(crate) fn span(span: Span) -> SpanData {
     let mut links = SpanLinks::default();
@@ -62,6 +63,6 @@ fn time(at: Timestamp) -> SystemTime {
 }
 
 fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(LONGEST));
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
     text
 }

@@ -1,11 +1,12 @@
-//! Takes spans to an OpenTelemetry collector: OTLP over HTTP, as protobuf, by the SDK's batch span processor.
+//! Exports spans to an OpenTelemetry collector: OTLP over HTTP, as protobuf, by the SDK's batch
+//! span processor.
 //!
 //! ```text
-//!  whoever has done something ──span──▶ BatchSpanProcessor ──512 at a time, every second──▶ collector
+//!  engine ──span──▶ BatchSpanProcessor ──512 at a time, every second──▶ collector
 //! ```
 //!
-//! Nobody waits for a collector. A span for which there is no room is dropped, and counted; so is one that the
-//! collector does not take.
+//! The engine never waits for the collector. A span without room in the queue is dropped and
+//! counted; so is a span refused by the collector.
 //!
 //! The standard's environment variables for the service's name and resource are honoured.
 
@@ -32,56 +33,57 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use twincast_core::trace::Tracer;
 
-use crate::client::Shown;
+use crate::client::HeaderClient;
 
-/// Spans that wait for the collector or are on their way to it, at the most.
-const ROOM: usize = 4_096;
-/// Spans in one request, at the most.
-const AT_ONCE: usize = 512;
-/// How often the collector is given what there is.
-const EVERY: Duration = Duration::from_secs(1);
-/// How often the log says that the collector takes nothing.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Most spans waiting for the collector or in transit to it.
+const QUEUE_CAPACITY: usize = 4_096;
+/// Most spans in one request.
+const MAX_BATCH: usize = 512;
+/// Interval of requests to the collector.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum interval between log lines about a failing collector.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Which collector, and what it is told.
+/// The collector's address, and the export settings.
 #[derive(Clone)]
 pub struct OtlpConfig {
     /// The HTTP client.
     pub http: reqwest::Client,
-    /// Where requests go, with the path.
+    /// The address of requests, including the path.
     pub url: String,
-    /// The headers of a request, asked for before each.
+    /// Returns the headers of a request; called before each request.
     pub headers: Headers,
-    /// How long one request may take, with what is tried again of it.
+    /// Time limit of one request, including retries.
     pub timeout: Duration,
-    /// Which traces are kept.
+    /// The rule for keeping traces.
     pub sampling: Sampling,
-    /// What this process is called, where the environment has no `OTEL_SERVICE_NAME`.
+    /// The service name, unless the environment has `OTEL_SERVICE_NAME`.
     pub service: String,
-    /// What tells it apart from others of that name.
+    /// The instance id: distinguishes this process from others with the same service name.
     pub instance: String,
 }
 
-/// Gives the current headers of a request.
+/// Returns the current headers of a request.
 pub type Headers = Arc<dyn Fn() -> Result<HeaderMap, BoxError> + Send + Sync>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Which traces are kept.
+/// The rule for keeping traces.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Whether the decision of a caller who began the trace holds.
+    /// Whether to follow the decision of the caller for a trace begun by the caller.
     pub follows_caller: bool,
-    /// The part of all other traces that is kept, 0 to 1.
+    /// The share of all other traces to keep, 0 to 1.
     pub ratio: f64,
 }
 
-/// What has become of spans: `exported`, `failed`, which the collector did not take, or `dropped`, for want of room.
+/// Number of spans by result: `exported`, `failed` (refused by the collector), or `dropped` (no
+/// room in the queue).
 #[derive(Debug, Clone)]
 struct SpanCounters(IntCounterVec);
 
 impl Default for SpanCounters {
     fn default() -> Self {
-        let help = "Spans of rollouts, by what has become of them";
+        let help = "Spans of rollouts, by result";
         let options = Opts::new("twincast_trace_spans_total", help);
         let counters = IntCounterVec::new(options, &["result"]).expect("the name is right");
         for result in ["exported", "failed", "dropped"] {
@@ -98,7 +100,7 @@ impl SpanCounters {
     }
 }
 
-/// Spans on their way to a collector. The default has none, and takes them nowhere.
+/// The export of spans to a collector. The default exports no spans.
 #[derive(Debug, Default)]
 pub struct Otlp {
     counters: SpanCounters,
@@ -107,11 +109,11 @@ pub struct Otlp {
 }
 
 impl Otlp {
-    /// Starts the processor's thread; requests are made on the current runtime. Nothing is dialled before there is a
-    /// span.
+    /// Starts the processor's thread; requests run on the current runtime. The first span opens the
+    /// first connection.
     ///
     /// # Errors
-    /// The address, or a variable of the standard, is not understood.
+    /// The address, or a variable of the standard, is invalid.
     pub fn start(config: OtlpConfig) -> Result<Self, ExporterBuildError> {
         let OtlpConfig {
             http,
@@ -124,27 +126,27 @@ impl Otlp {
         } = config;
         let mut exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Shown { http, headers })
+            .with_http_client(HeaderClient { http, headers })
             .with_endpoint(url)
             .with_timeout(timeout)
             .build()?;
         exporter.set_resource(&resource(service, instance));
         let counters = SpanCounters::default();
-        let room = Arc::new(Semaphore::new(ROOM));
-        let counted = Counted {
+        let permits = Arc::new(Semaphore::new(QUEUE_CAPACITY));
+        let counting = CountingExporter {
             exporter: Arc::new(exporter),
             runtime: Handle::current(),
-            room: Arc::clone(&room),
+            permits: Arc::clone(&permits),
             counters: counters.clone(),
-            told_at: Mutex::default(),
+            last_logged_at: Mutex::default(),
         };
         let batches = BatchConfigBuilder::default()
-            .with_max_queue_size(ROOM)
-            .with_max_export_batch_size(AT_ONCE)
-            .with_scheduled_delay(EVERY);
-        let processor = Arc::new(BatchSpanProcessor::new(counted, batches.build()));
+            .with_max_queue_size(QUEUE_CAPACITY)
+            .with_max_export_batch_size(MAX_BATCH)
+            .with_scheduled_delay(EXPORT_INTERVAL);
+        let processor = Arc::new(BatchSpanProcessor::new(counting, batches.build()));
         let sampler = Sampler::TraceIdRatioBased(sampling.ratio);
-        let is_kept = move |trace, of_caller: Option<bool>| {
+        let sample = move |trace, of_caller: Option<bool>| {
             if let Some(kept) = of_caller.filter(|_| sampling.follows_caller) {
                 return kept;
             }
@@ -152,9 +154,9 @@ impl Otlp {
             sampled.decision == SamplingDecision::RecordAndSample
         };
         let (taking, dropped) = (Arc::clone(&processor), counters.clone());
-        let tracer = Tracer::new(is_kept, move |span| match room.try_acquire() {
-            Ok(place) => {
-                place.forget();
+        let tracer = Tracer::new(sample, move |span| match permits.try_acquire() {
+            Ok(permit) => {
+                permit.forget();
                 taking.on_end(convert::span(span));
             }
             Err(_) => dropped.add("dropped", 1),
@@ -166,31 +168,31 @@ impl Otlp {
         })
     }
 
-    /// Where spans are told.
+    /// Returns the tracer that feeds the exporter.
     #[must_use]
     pub fn tracer(&self) -> Tracer {
         self.tracer.clone()
     }
 
-    /// Exports what has become of spans.
+    /// Registers the span counters.
     ///
     /// # Errors
-    /// When the registry has metrics of these names.
+    /// When the registry already has metrics of these names.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.counters.0.clone()))
     }
 
-    /// Takes what waits to the collector, and ends; after `within` with what is then left.
+    /// Exports all waiting spans and stops the processor; spans left after `within` are lost.
     pub async fn close(self, within: Duration) {
         if let Some(processor) = self.processor {
             let shutdown = move || processor.shutdown_with_timeout(within);
-            // What it does not take within that time is lost, as the caller has decided.
+            // The caller has accepted the loss of spans left after that time.
             _ = tokio::task::spawn_blocking(shutdown).await;
         }
     }
 }
 
-/// What the process is, by the environment or else by us.
+/// Describes the process: by the environment if set, else by the arguments.
 fn resource(service: String, instance: String) -> Resource {
     let known = Resource::builder().build();
     let name = known.get(&Key::from("service.name"));
@@ -205,20 +207,20 @@ fn resource(service: String, instance: String) -> Resource {
     resource.build()
 }
 
-/// The standard's exporter, with an account of what becomes of spans: the processor tells nobody what it drops.
+/// The standard's exporter plus counters: the processor does not report dropped spans.
 #[derive(Debug)]
-struct Counted {
+struct CountingExporter {
     exporter: Arc<SpanExporter>,
-    /// Where requests are made: the processor's thread is none of a runtime's.
+    /// The runtime for requests: the processor's thread is outside any runtime.
     runtime: Handle,
-    /// Places for spans, taken by whoever tells them; no more than the processor has.
-    room: Arc<Semaphore>,
+    /// Permits for spans, acquired when a span is emitted; as many as the processor's queue holds.
+    permits: Arc<Semaphore>,
     counters: SpanCounters,
-    /// When the log said last that the collector takes nothing, since it last took something.
-    told_at: Mutex<Option<Instant>>,
+    /// When the latest failure was logged; `None` after a success.
+    last_logged_at: Mutex<Option<Instant>>,
 }
 
-impl opentelemetry_sdk::trace::SpanExporter for Counted {
+impl opentelemetry_sdk::trace::SpanExporter for CountingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         let exporter = Arc::clone(&self.exporter);
@@ -228,28 +230,35 @@ impl opentelemetry_sdk::trace::SpanExporter for Counted {
         let done = request
             .await
             .unwrap_or_else(|error| Err(OTelSdkError::InternalFailure(error.to_string())));
-        self.room.add_permits(spans);
+        self.permits.add_permits(spans);
         let result = if done.is_ok() { "exported" } else { "failed" };
         self.counters.add(result, spans);
-        self.tell_of(done.as_ref().err());
+        self.log_result(done.as_ref().err());
         done
     }
 }
 
-impl Counted {
-    fn tell_of(&self, error: Option<&OTelSdkError>) {
-        let mut told_at = self.told_at.lock().unwrap_or_else(PoisonError::into_inner);
+impl CountingExporter {
+    fn log_result(&self, error: Option<&OTelSdkError>) {
+        let mut last_logged_at = self
+            .last_logged_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let Some(error) = error else {
-            if told_at.take().is_some() {
-                tracing::info!("the collector takes traces again");
+            if last_logged_at.take().is_some() {
+                tracing::info!("the collector accepts traces again");
             }
             return;
         };
-        if told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            *told_at = Some(Instant::now());
+        if last_logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            *last_logged_at = Some(Instant::now());
             let error = error.to_string();
             let lost = self.counters.0.with_label_values(&["failed"]).get();
-            tracing::warn!(error, lost, "the collector takes no traces, they are lost");
+            tracing::warn!(
+                error,
+                lost,
+                "the collector accepts no traces, spans are lost"
+            );
         }
     }
 }
@@ -285,7 +294,7 @@ mod tests {
         }
     }
 
-    /// On one thread, where no request is made while spans are told.
+    /// Runs on one thread, so no request is made while spans are emitted.
     #[tokio::test]
     async fn what_does_not_fit_or_is_not_taken_is_counted_and_holds_nobody_up() {
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -294,15 +303,15 @@ mod tests {
         let otlp = Otlp::start(to(format!("http://{address}/"))).expect("a thread");
         let counters = otlp.counters.clone();
         let tracer = otlp.tracer();
-        tracer.tell((0..ROOM + 10).map(|_| span()));
+        tracer.emit((0..QUEUE_CAPACITY + 10).map(|_| span()));
         let count = |result| counters.0.with_label_values(&[result]).get();
         assert_eq!(count("dropped"), 10);
         otlp.close(Duration::from_millis(500)).await;
         assert_eq!(count("exported"), 0);
-        tracer.tell([span()]);
+        tracer.emit([span()]);
     }
 
-    /// Each request is refused, and the next ones have as much room as the first.
+    /// Each request is refused, and later spans have as much room as the first.
     #[tokio::test]
     async fn room_is_free_again_once_a_request_is_over() {
         let port = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -320,9 +329,9 @@ mod tests {
         let otlp = Otlp::start(to(format!("http://{address}"))).expect("a thread");
         let count = |result| otlp.counters.0.with_label_values(&[result]).get();
         for round in 1..=3 {
-            otlp.tracer().tell((0..ROOM).map(|_| span()));
+            otlp.tracer().emit((0..QUEUE_CAPACITY).map(|_| span()));
             let refused = async {
-                while count("failed") < (round * ROOM) as u64 {
+                while count("failed") < (round * QUEUE_CAPACITY) as u64 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };

@@ -1,26 +1,26 @@
-//! What a server says to a query.
+//! Parses a server's response to a query.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Why there are no samples.
+/// Why a query returned no samples.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unusable {
+pub(crate) enum QueryError {
     #[error("the connection failed")]
     Transit(#[source] reqwest::Error),
-    #[error("it cannot be shown who asks")]
+    #[error("cannot get the credentials for the request")]
     Headers(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("its answer is larger than 1 MiB: let the query sum up")]
+    #[error("its answer is larger than 1 MiB: aggregate in the query")]
     TooLarge,
-    #[error("it answers {status}: {said}")]
-    Refused { status: u16, said: String },
-    #[error("it answers something else than the result of a query: {found}")]
+    #[error("it answers {status}: {message}")]
+    Refused { status: u16, message: String },
+    #[error("its answer is not the result of a query: {found}")]
     Strange { found: String },
-    #[error("the query gives a {found}, not a scalar or a vector")]
+    #[error("the query returns a {found}, not a scalar or a vector")]
     OtherType { found: String },
 }
 
-/// The answer, as far as it is of interest. With an error, there is no data.
+/// The relevant fields of a response. An error response has no data.
 #[derive(Deserialize)]
 struct Answer {
     status: String,
@@ -38,7 +38,7 @@ struct Data {
     result: Value,
 }
 
-/// The time and the value, as a text so that all floats can be written.
+/// Time and value; the value is text, so that all floats are representable.
 type Sample = (f64, String);
 
 #[derive(Deserialize)]
@@ -46,9 +46,9 @@ struct Series {
     value: Option<Sample>,
 }
 
-/// Reads an answer.
-pub(crate) fn samples(status: u16, body: &[u8]) -> Result<Vec<f64>, Unusable> {
-    let strange = || Unusable::Strange {
+/// Parses a response.
+pub(crate) fn samples(status: u16, body: &[u8]) -> Result<Vec<f64>, QueryError> {
+    let strange = || QueryError::Strange {
         found: brief(&String::from_utf8_lossy(body)),
     };
     let answer: Result<Answer, _> = serde_json::from_slice(body);
@@ -60,13 +60,13 @@ pub(crate) fn samples(status: u16, body: &[u8]) -> Result<Vec<f64>, Unusable> {
             ..
         }) if is_success && word == "success" => data,
         Ok(answer) if answer.status == "error" => {
-            let said = format!("{}: {}", answer.error_type, answer.error);
-            let said = brief(&said);
-            return Err(Unusable::Refused { status, said });
+            let message = format!("{}: {}", answer.error_type, answer.error);
+            let message = brief(&message);
+            return Err(QueryError::Refused { status, message });
         }
         _ if !is_success => {
-            let said = brief(&String::from_utf8_lossy(body));
-            return Err(Unusable::Refused { status, said });
+            let message = brief(&String::from_utf8_lossy(body));
+            return Err(QueryError::Refused { status, message });
         }
         _ => return Err(strange()),
     };
@@ -77,22 +77,22 @@ pub(crate) fn samples(status: u16, body: &[u8]) -> Result<Vec<f64>, Unusable> {
         }
         "vector" => {
             let series: Vec<Series> = serde_json::from_value(data.result).map_err(|_| strange())?;
-            // A native histogram has no value.
+            // A sample without a value is a native histogram.
             let values = series.iter().map(|series| float(series.value.as_ref()?));
             values.collect::<Option<_>>().ok_or_else(strange)
         }
-        other => Err(Unusable::OtherType {
+        other => Err(QueryError::OtherType {
             found: brief(other),
         }),
     }
 }
 
-/// Rust reads all that Prometheus writes: `+Inf`, `-Inf` and `NaN` too.
+/// Rust parses all of Prometheus's float formats, including `+Inf`, `-Inf` and `NaN`.
 fn float((_, text): &Sample) -> Option<f64> {
     text.parse().ok()
 }
 
-/// A text cut to what fits into a line.
+/// Shortens a text to fit into one line.
 fn brief(text: &str) -> String {
     let mut line: String = text
         .chars()
@@ -141,17 +141,17 @@ mod tests {
             ),
             (
                 result("matrix", "[]"),
-                "the query gives a matrix, not a scalar or a vector",
+                "the query returns a matrix, not a scalar or a vector",
             ),
             (
                 result("string", r#"[1,"x"]"#),
-                "the query gives a string, not a scalar or a vector",
+                "the query returns a string, not a scalar or a vector",
             ),
         ] {
             assert_eq!(read(200, &answer), found);
         }
         let histogram = r#"[{"metric":{},"histogram":[1,{"count":"1"}]}]"#;
-        assert!(read(200, &result("vector", histogram)).contains("something else"));
+        assert!(read(200, &result("vector", histogram)).contains("not the result of a query"));
     }
 
     #[test]
@@ -163,13 +163,9 @@ mod tests {
             (
                 200,
                 "<html>",
-                "it answers something else than the result of a query: <html>",
+                "its answer is not the result of a query: <html>",
             ),
-            (
-                200,
-                "{}",
-                "it answers something else than the result of a query: {}",
-            ),
+            (200, "{}", "its answer is not the result of a query: {}"),
         ] {
             assert_eq!(read(status, body), found);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderValue};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ports::MetricSource as _;
 use twincast_prometheus::Prometheus;
 use wiremock::matchers::{body_string, header, method, path};
@@ -22,7 +22,7 @@ fn client(server: &MockServer, part: &str, timeout: Duration) -> Prometheus {
 
 async fn asked(client: &Prometheus) -> Result<Vec<f64>, String> {
     let answered = client.ask("sum(up) > 1").await;
-    answered.map_err(|error| in_words(&error))
+    answered.map_err(|error| describe(&error))
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn secrets_do_not_show() {
     let server = MockServer::start().await;
     let client = client(&server, "", Duration::from_secs(5));
     let error = client.ask("up").await.unwrap_err();
-    let shown = format!("{client:?} {error:?} {}", in_words(&error));
+    let shown = format!("{client:?} {error:?} {}", describe(&error));
     assert!(!shown.contains("s3cr3t"), "{shown}");
 }
 

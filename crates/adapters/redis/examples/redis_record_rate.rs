@@ -1,8 +1,11 @@
-//! How many outcomes a second Redis takes, and for how long each kind of call holds it up.
+//! Measures how many outcomes a second Redis accepts, and for how long each kind of call occupies
+//! Redis.
 //!
-//! `cargo run --release -p twincast-redis --example redis_record_rate [devices] [workers] [window] [url]`
+//! `cargo run --release -p twincast-redis --example redis_record_rate [devices] [workers] [window]
+//! [url]`
 //!
-//! Without a URL it starts a Redis of its own, with an append-only file that is synced each second.
+//! Without a URL the example starts a Redis of its own, with an append-only file synced every
+//! second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +19,8 @@ use twincast_core::rollout::{Adding, PlanId};
 use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::RuntimeClock;
 use twincast_testkit::build::{
-    TTL, aborted, batch, device, hub, lease_request, name, plan_completed, planning, report, step,
+    TTL, abort_requested, apply, batch, device, hub, lease_request, name, plan_completed, planning,
+    report,
 };
 use twincast_testkit::services::Redis;
 
@@ -50,13 +54,13 @@ async fn main() -> Result<(), Failure> {
             .add_batches(&name("r"), Adding::Plan(PlanId(1)), vec![batch])
             .await?;
     }
-    let rollout = step(&*store, &rollout, plan_completed(devices.into())).await;
+    let rollout = apply(&*store, &rollout, plan_completed(devices.into())).await;
     say(&format!(
         "planned {devices} devices: {:.2?}",
         begun.elapsed()
     ));
 
-    // The last batch is left, to be skipped.
+    // The last batch is kept, to be skipped.
     let tasks = (0..workers).map(|worker| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
@@ -121,10 +125,10 @@ async fn main() -> Result<(), Failure> {
         "loaded a batch of {BATCH}: {:.2?}",
         begun.elapsed()
     ));
-    step(&*store, &rollout, aborted()).await;
+    apply(&*store, &rollout, abort_requested()).await;
     let begun = Instant::now();
     store
-        .skip(&name("r"), BatchId(batches - 1), &Skip::Rest)
+        .skip(&name("r"), BatchId(batches - 1), &Skip::Remaining)
         .await?;
     say(&format!(
         "skipped a batch of {BATCH}: {:.2?}",
@@ -141,7 +145,7 @@ async fn work(
 ) -> Result<(), Failure> {
     let clock = RuntimeClock::default();
     let request = lease_request(&name("r"), id.0, &format!("w{id}"));
-    let taken = store.take(&request, Part::Whole).await?;
+    let taken = store.lease_for_work(&request, Part::WithDevices).await?;
     let mut leased = taken.map_err(|reply| format!("batch {id}: {reply:?}"))?;
     let devices = leased.header().devices;
     for first in (0..devices).step_by(window as usize) {
@@ -149,15 +153,15 @@ async fn work(
         let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
         let asked = Instant::now();
         store
-            .record_taken(&mut leased, &reports, TTL, clock.now())
+            .record_leased(&mut leased, &reports, TTL, clock.now())
             .await?;
         times.push(asked.elapsed());
     }
-    store.release_taken(&mut leased, clock.now()).await?;
+    store.release_leased(&mut leased, clock.now()).await?;
     Ok(())
 }
 
-/// Ids of 20 characters that do not compress better than real ones do.
+/// Creates a batch with ids of 20 characters that do not compress better than real ids.
 fn random_batch(id: u32, devices: u32) -> Batch {
     let mut batch = batch(id, 0);
     for index in 0..devices {

@@ -1,4 +1,4 @@
-//! Whether a server will do, by what it says of itself.
+//! Checks at the start whether a server is suitable.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use crate::error::{ConnectError, is_refusal};
 use crate::link::Link;
 use crate::settings::{Settings, Topology};
 
-/// `ZADD … GT` came with it.
-const OLDEST: &str = "6.2";
+/// The version that introduced `ZADD … GT`.
+const MIN_VERSION: &str = "6.2";
 
-/// How long a server can lose a write that it acknowledged: it writes its file to the disk once a second, and puts that off
-/// for another second when the disk is busy (`appendfsync everysec`).
+/// How long a server can lose an acknowledged write (`appendfsync everysec`): the server syncs the
+/// file to disk once a second, and postpones the sync for another second when the disk is busy.
 const DURABLE_AFTER: Duration = Duration::from_secs(2);
 
-/// Asks the server, or each server of a cluster, and refuses a server that would lose data or fail later. Gives the time
-/// after which an acknowledged write is durable.
+/// Queries the server, or each server of a cluster, and refuses a server that would lose data or
+/// fail later. Returns the time after which an acknowledged write is durable.
 pub(crate) async fn check(
     link: &Link,
     settings: &Settings,
@@ -35,16 +35,16 @@ pub(crate) async fn check(
     let mut is_alone = false;
     match link.query(&redis::cmd("INFO")).await {
         Ok(info) => {
-            let all = by_server(info, servers);
+            let all = info_by_server(info, servers);
             for (server, info) in &all {
-                judge(server, info)?;
+                check_info(server, info)?;
             }
             is_alone = all.iter().all(|(_, info)| is_alone_on_disk(info));
         }
-        Err(error) if is_for_good(&error) => {
+        Err(error) if is_permanent(&error) => {
             warn!(
                 servers,
-                "redis does not let us ask for its settings, so they are not checked"
+                "redis refuses access to its settings, so they are not checked"
             );
         }
         Err(error) => return Err(unreachable(error)),
@@ -52,7 +52,7 @@ pub(crate) async fn check(
     let script = redis::cmd("EVAL").arg("return 1").arg(0).to_owned();
     match link.query(&script).await {
         Ok(_) => {}
-        Err(error) if is_for_good(&error) => {
+        Err(error) if is_permanent(&error) => {
             return Err(ConnectError::NoScripts {
                 servers: servers.to_owned(),
                 source: Box::new(error),
@@ -61,21 +61,21 @@ pub(crate) async fn check(
         Err(error) => return Err(unreachable(error)),
     }
     Ok(match settings.topology {
-        Topology::One
+        Topology::Single
             if is_alone && setting(link, "appendfsync").await.as_deref() == Some("always") =>
         {
             Duration::ZERO
         }
         // A replica may be added while the process runs.
-        Topology::One | Topology::Cluster => DURABLE_AFTER,
+        Topology::Single | Topology::Cluster => DURABLE_AFTER,
         Topology::Sentinels(_) => {
             let enough = setting(link, "min-replicas-to-write").await;
             let lag = setting(link, "min-replicas-max-lag").await;
             if enough.as_deref() == Some("0") || lag.as_deref() == Some("0") {
                 warn!(
                     servers,
-                    "a master that is cut off goes on taking what is lost when its replica takes over: set \
-                     min-replicas-to-write to 1, and min-replicas-max-lag to 2"
+                    "an isolated master goes on accepting writes that are lost when its replica \
+                     takes over: set min-replicas-to-write to 1, and min-replicas-max-lag to 2"
                 );
             }
             durable_with_replicas(enough.as_deref(), lag.as_deref())
@@ -83,11 +83,11 @@ pub(crate) async fn check(
     })
 }
 
-/// The time after which a replica has every acknowledged write, by the settings `min-replicas-to-write` and
-/// `min-replicas-max-lag` of the master.
+/// Returns the time after which a replica has every acknowledged write, by the settings
+/// `min-replicas-to-write` and `min-replicas-max-lag` of the master.
 ///
-/// A master without contact to its replicas stops taking writes when no replica has acknowledged anything for the number of
-/// seconds in `min-replicas-max-lag`. The master checks once a second.
+/// A master without contact to the replicas stops accepting writes when no replica has acknowledged
+/// anything for `min-replicas-max-lag` seconds. The master checks once a second.
 fn durable_with_replicas(enough: Option<&str>, lag: Option<&str>) -> Duration {
     let number = |text: Option<&str>| text.and_then(|it| it.parse().ok()).unwrap_or(0);
     if number(enough) == 0 || number(lag) == 0 {
@@ -96,13 +96,13 @@ fn durable_with_replicas(enough: Option<&str>, lag: Option<&str>) -> Duration {
     DURABLE_AFTER.max(Duration::from_secs(number(lag) + 1))
 }
 
-/// Whether a server writes a file, and no replica may take its place.
+/// Returns whether a server writes an append-only file, and no replica may replace the server.
 fn is_alone_on_disk(info: &str) -> bool {
     let has = |line: &str| info.lines().any(|it| it.trim() == line);
     has("aof_enabled:1") && has("role:master") && has("connected_slaves:0")
 }
 
-/// A setting of the server. Managed services refuse the question.
+/// Returns a setting of the server. Managed services refuse the query.
 async fn setting(link: &Link, name: &str) -> Option<String> {
     let get = redis::cmd("CONFIG").arg("GET").arg(name).to_owned();
     let found = link.query(&get).await.ok()?;
@@ -110,14 +110,15 @@ async fn setting(link: &Link, name: &str) -> Option<String> {
     found.into_iter().nth(1)
 }
 
-/// Whether a server that runs no script will never run one. One that is still reading its file,
-/// has lost its master or is busy will.
-pub(crate) fn is_for_good(error: &RedisError) -> bool {
+/// Returns whether a server that refuses a command will always refuse the command. A server that is
+/// still loading the file, has lost the master, or is busy may accept the command later.
+pub(crate) fn is_permanent(error: &RedisError) -> bool {
     matches!(error.code(), Some("NOPERM" | "ERR"))
 }
 
-/// A single server answers with text, a cluster with one for each of its masters.
-fn by_server(info: Value, servers: &str) -> Vec<(String, String)> {
+/// Splits the answer to `INFO`: a single server answers with text, a cluster with a text for each
+/// master.
+fn info_by_server(info: Value, servers: &str) -> Vec<(String, String)> {
     match info {
         Value::Map(entries) => entries
             .into_iter()
@@ -131,8 +132,8 @@ fn text(value: Value) -> String {
     from_redis_value(value).unwrap_or_default()
 }
 
-/// Decides by the answer to `INFO`. What it does not say is not held against it.
-fn judge(server: &str, info: &str) -> Result<(), ConnectError> {
+/// Decides by the answer to `INFO`. Missing information is not a reason for a refusal.
+fn check_info(server: &str, info: &str) -> Result<(), ConnectError> {
     let field = |name: &str| {
         let mut lines = info.lines().filter_map(|line| line.split_once(':'));
         lines
@@ -140,15 +141,16 @@ fn judge(server: &str, info: &str) -> Result<(), ConnectError> {
             .map(|(_, value)| value.trim())
     };
     if let Some(found) = field("redis_version")
-        && version(found) < version(OLDEST)
+        && version(found) < version(MIN_VERSION)
     {
         return Err(ConnectError::TooOld {
             server: server.to_owned(),
             found: found.to_owned(),
-            needed: OLDEST,
+            needed: MIN_VERSION,
         });
     }
-    // The volatile policies evict keys that have a time to live. None of ours has.
+    // The volatile policies evict only keys with a time to live, and no key of the store has a time
+    // to live.
     if let Some(policy) = field("maxmemory_policy")
         && policy.starts_with("allkeys")
     {
@@ -160,13 +162,13 @@ fn judge(server: &str, info: &str) -> Result<(), ConnectError> {
     if field("aof_enabled") == Some("0") {
         warn!(
             server,
-            "redis writes no append-only file: a restart loses what it has taken since its last snapshot"
+            "redis writes no append-only file: a restart loses the writes since its last snapshot"
         );
     }
     Ok(())
 }
 
-/// A version's first two numbers.
+/// Returns the first two numbers of a version.
 fn version(text: &str) -> (u32, u32) {
     let mut numbers = text.split('.').map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
@@ -178,23 +180,23 @@ mod tests {
 
     #[test]
     fn old_ones_and_forgetful_ones_are_refused() {
-        let judged = |version: &str, policy: &str| {
+        let checked = |version: &str, policy: &str| {
             let info = format!(
                 "# Server\r\nredis_version:{version}\r\n\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n"
             );
-            judge("a:1", &info).map_err(|error| error.to_string())
+            check_info("a:1", &info).map_err(|error| error.to_string())
         };
         for (version, policy) in [("6.2.0", "noeviction"), ("10.0.1", "volatile-lru")] {
-            assert_eq!(judged(version, policy), Ok(()));
+            assert_eq!(checked(version, policy), Ok(()));
         }
         for (version, policy, named) in [
             ("6.0.16", "noeviction", "version 6.0.16"),
             ("7.0.15", "allkeys-lru", "allkeys-lru"),
         ] {
-            let error = judged(version, policy).unwrap_err();
+            let error = checked(version, policy).unwrap_err();
             assert!(error.contains(named) && error.contains("a:1"), "{error}");
         }
-        assert!(judge("a:1", "").is_ok(), "it says nothing");
+        assert!(check_info("a:1", "").is_ok(), "it says nothing");
     }
 
     #[test]
@@ -218,10 +220,10 @@ mod tests {
 
     #[test]
     fn only_a_server_that_has_no_scripts_at_all_is_given_up() {
-        let told = |code: &str| redis::make_extension_error(code.into(), None);
-        assert!(is_for_good(&told("NOPERM")));
-        for passing in ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"] {
-            assert!(!is_for_good(&told(passing)), "{passing}");
+        let error = |code: &str| redis::make_extension_error(code.into(), None);
+        assert!(is_permanent(&error("NOPERM")));
+        for transient in ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"] {
+            assert!(!is_permanent(&error(transient)), "{transient}");
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Connections to one server, to a cluster, or to the master named by sentinels.
+//! Connections to a single server, to a cluster, or to the master named by sentinels.
 //!
-//! URLs, passwords and certificates may change while the process runs, and are read again for each connection.
+//! URLs, passwords and certificates may change while the process runs, and are read again for each
+//! connection.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,21 +18,21 @@ use redis::{
     RedisFuture, RedisResult, TlsCertificates, Value, from_redis_value,
 };
 
-use crate::check::is_for_good;
+use crate::check::is_permanent;
 use crate::error::{ConnectError, is_refusal, no_connection};
 use crate::settings::{Addresses, Settings, Topology};
 
 /// A connection, as calls use it; clones are the same connection.
 #[derive(Clone)]
 pub(crate) enum Connection {
-    One(MultiplexedConnection),
+    Single(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
-/// Makes a connection. Gives the rest of its password's life, if the password ends.
+/// Makes a connection. Returns the remaining life of the password, if the password expires.
 ///
-/// Each attempt at a server ends after `connect_timeout`; a sentinel and its master are two attempts, one after the other.
-/// Cancel safe.
+/// Each attempt at a server ends after `connect_timeout`; a sentinel and its master are two
+/// attempts, one after the other. Cancel safe.
 pub(crate) async fn connect(settings: &Settings) -> RedisResult<(Connection, Option<Duration>)> {
     let dial = Dial::new(settings).map_err(no_connection)?;
     let Addresses {
@@ -58,10 +59,10 @@ pub(crate) async fn connect(settings: &Settings) -> RedisResult<(Connection, Opt
     }
     let connection = match settings.topology {
         Topology::Cluster => Connection::Cluster(dial.cluster(servers).await?),
-        Topology::One => {
-            Connection::One(dial.open(&servers[0], settings.tls_name.as_deref()).await?)
+        Topology::Single => {
+            Connection::Single(dial.open(&servers[0], settings.tls_name.as_deref()).await?)
         }
-        Topology::Sentinels(_) => Connection::One(dial.master(&servers[0], &sentinels).await?),
+        Topology::Sentinels(_) => Connection::Single(dial.master(&servers[0], &sentinels).await?),
     };
     Ok((connection, life))
 }
@@ -71,7 +72,7 @@ pub(crate) fn check(settings: &Settings) -> Result<(), ConnectError> {
     Dial::new(settings).map(drop)
 }
 
-/// The common part of all connections of one attempt.
+/// The common part of all connections of an attempt.
 struct Dial<'a> {
     settings: &'a Settings,
     certificates: Option<TlsCertificates>,
@@ -79,7 +80,8 @@ struct Dial<'a> {
 
 impl<'a> Dial<'a> {
     fn new(settings: &'a Settings) -> Result<Self, ConnectError> {
-        // The library uses the process's provider. The call fails only if there is a provider already.
+        // The library uses the crypto provider of the process. The call fails only if a provider is
+        // installed already.
         _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             settings,
@@ -87,7 +89,8 @@ impl<'a> Dial<'a> {
         })
     }
 
-    /// One connection to one server, whose certificate is for `tls_name`, or for the host.
+    /// Opens a connection to a single server. The server's certificate must be for `tls_name` or,
+    /// without `tls_name`, for the host.
     async fn open(
         &self,
         server: &ConnectionInfo,
@@ -113,9 +116,10 @@ impl<'a> Dial<'a> {
             .await
     }
 
-    /// The connection to a cluster. The nodes are listed by the first node to answer, and an announced node is tried before
-    /// the library's client is made: the client's own errors hide a wrong password or certificate. With a name for all
-    /// certificates, the list says at which address each node is.
+    /// Opens the connection to a cluster. The first node to answer lists the nodes. A listed node
+    /// is tried before the library's client is built, because the client's own errors hide a wrong
+    /// password or certificate. If all certificates have the same name, the list provides the
+    /// address of each node.
     async fn cluster(&self, servers: Vec<ConnectionInfo>) -> RedisResult<ClusterConnection> {
         let announced = first(servers.iter().map(|server| self.announced(server))).await?;
         let name = self.settings.tls_name.as_deref();
@@ -138,7 +142,8 @@ impl<'a> Dial<'a> {
             let given = servers.iter().map(host_and_port);
             let given: Vec<_> = given.collect::<RedisResult<_>>()?;
             let all = given.into_iter().chain(announced);
-            // A number stands for the port of each node, because several nodes may have the same port.
+            // A number stands for the port of each node, because several nodes may have the same
+            // port.
             let numbered: HashMap<_, _> = (1..).zip(all).collect();
             let names = numbered.iter().map(|(number, (host, port))| {
                 let node = NodeAddress::new(host.as_str(), *port);
@@ -151,7 +156,7 @@ impl<'a> Dial<'a> {
         builder.build()?.get_async_connection().await
     }
 
-    /// The nodes of a cluster, as one server announces them.
+    /// Returns the nodes of a cluster, as announced by a server.
     async fn announced(&self, server: &ConnectionInfo) -> RedisResult<Vec<(String, u16)>> {
         let mut connection = self.open(server, self.settings.tls_name.as_deref()).await?;
         let slots = redis::cmd("CLUSTER").arg("SLOTS").to_owned();
@@ -159,8 +164,8 @@ impl<'a> Dial<'a> {
         Ok(nodes(slots, &host_and_port(server)?.0))
     }
 
-    /// The connection to the present master, by the first sentinel that leads there. The host of `master` is the master's
-    /// name.
+    /// Opens the connection to the present master, by way of the first sentinel that leads to the
+    /// master. The host of `master` is the master's name.
     async fn master(
         &self,
         master: &ConnectionInfo,
@@ -183,8 +188,8 @@ impl<'a> Dial<'a> {
                 .to_owned();
             ask.query_async(&mut connection).await
         };
-        // The text tells a sentinel's refusal from the master's.
-        let told = asked
+        // The text distinguishes a sentinel's refusal from the master's refusal.
+        let address = asked
             .await
             .map_err(|error: RedisError| match is_refusal(&error) {
                 true => (
@@ -195,49 +200,54 @@ impl<'a> Dial<'a> {
                     .into(),
                 false => error,
             })?;
-        let Some((host, port)) = told else {
+        let Some((host, port)) = address else {
             let sentinel = sentinel.addr();
-            let told = format!("the sentinel at {sentinel} knows no master {name:?}");
-            return Err(no_connection(told));
+            let error = format!("the sentinel at {sentinel} knows no master {name:?}");
+            return Err(no_connection(error));
         };
         let server = at(master.clone(), host, port);
         let mut connection = self
             .open(&server, self.settings.tls_name.as_deref())
             .await?;
-        // A sentinel that was away for a while leads to the former master.
+        // After an absence, a sentinel may lead to the former master.
         let role = redis::cmd("ROLE").query_async(&mut connection).await;
         match role.map(is_master) {
             Ok(true) => Ok(connection),
             Ok(false) => {
                 let (server, sentinel) = (server.addr(), sentinel.addr());
-                let told = format!("{server} is a replica, but {sentinel} leads there");
-                Err(no_connection(told))
+                let error = format!(
+                    "{server} is a replica, but sentinel {sentinel} names it as the master"
+                );
+                Err(no_connection(error))
             }
-            // The user has no right to ask. A replica refuses the first write.
-            Err(error) if is_for_good(&error) => Ok(connection),
+            // The user may not ask for the role. A replica refuses the first write.
+            Err(error) if is_permanent(&error) => Ok(connection),
             Err(error) => Err(error),
         }
     }
 }
 
-/// The first success. Without any, an error: preferably a refusal of user and password, because a server with another error
-/// may merely be away.
+/// Returns the first success. Without a success, returns an error: preferably a refusal of user and
+/// password, because a server with another error may merely be unavailable.
 async fn first<T>(
     attempts: impl Iterator<Item = impl Future<Output = RedisResult<T>>>,
 ) -> RedisResult<T> {
     let mut attempts: FuturesUnordered<_> = attempts.collect();
-    let mut told: Option<RedisError> = None;
+    let mut reported: Option<RedisError> = None;
     while let Some(attempt) = attempts.next().await {
         match attempt {
             Ok(done) => return Ok(done),
-            Err(error) if told.as_ref().is_none_or(|told| !is_refusal(told)) => told = Some(error),
+            Err(error) if reported.as_ref().is_none_or(|it| !is_refusal(it)) => {
+                reported = Some(error)
+            }
             Err(_) => {}
         }
     }
-    told.map_or_else(|| Err(no_connection("no node is announced")), Err)
+    reported.map_or_else(|| Err(no_connection("no address is known")), Err)
 }
 
-/// Addresses of servers whose certificates are all for one name, by the number that stands for the port.
+/// The addresses of servers with certificates for the same name, by the number that stands for the
+/// port.
 struct Nodes(HashMap<u16, (String, u16)>);
 
 impl AsyncDNSResolver for Nodes {
@@ -256,7 +266,8 @@ impl AsyncDNSResolver for Nodes {
     }
 }
 
-/// The nodes in the answer to `CLUSTER SLOTS`. A node without a host has the host of the answering node.
+/// Extracts the nodes from the answer to `CLUSTER SLOTS`. A node without a host has the host of the
+/// answering node.
 fn nodes(slots: Value, answering: &str) -> Vec<(String, u16)> {
     let lists = |value: Value| match value {
         Value::Array(items) => items,
@@ -277,7 +288,7 @@ fn nodes(slots: Value, answering: &str) -> Vec<(String, u16)> {
     nodes
 }
 
-/// Whether an answer to `ROLE` comes from a master.
+/// Returns whether an answer to `ROLE` comes from a master.
 fn is_master(role: Vec<Value>) -> bool {
     let kind = role.into_iter().next();
     kind.is_some_and(|kind| from_redis_value::<String>(kind).is_ok_and(|it| it == "master"))
@@ -292,7 +303,7 @@ fn host_and_port(server: &ConnectionInfo) -> RedisResult<(String, u16)> {
     }
 }
 
-/// A server with the same settings at another address.
+/// Returns a server with the same settings at another address.
 fn at(server: ConnectionInfo, host: String, port: u16) -> ConnectionInfo {
     let address = match server.addr() {
         ConnectionAddr::TcpTls {
@@ -310,8 +321,8 @@ fn at(server: ConnectionInfo, host: String, port: u16) -> ConnectionInfo {
     server.set_addr(address)
 }
 
-/// Small writes are sent at once. A connection whose packets are not acknowledged ends; the system's own limit is a quarter of
-/// an hour.
+/// Returns TCP settings: small writes are sent at once, and a connection with unacknowledged
+/// packets ends early (the system's own limit is a quarter of an hour).
 fn tcp_settings(settings: &Settings) -> TcpSettings {
     let tcp = TcpSettings::default().set_nodelay(true);
     #[cfg(target_os = "linux")]
@@ -378,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_told_before_other_errors_and_a_success_before_all() {
+    async fn a_refusal_is_returned_before_other_errors_and_a_success_before_all() {
         let refusal = || Err((ErrorKind::AuthenticationFailed, "no").into());
         let attempts = [
             Err(no_connection("away")),

@@ -1,4 +1,4 @@
-//! What goes wrong, in the words of the port.
+//! Errors of Redis, and the conversion into errors of the port.
 
 use std::time::Duration;
 
@@ -7,53 +7,53 @@ use twincast_core::ports::StoreError;
 use twincast_secret::SourceError;
 use twincast_tls::RootsError;
 
-/// Why there is no store on this Redis.
+/// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The settings cannot be right.
+    /// The settings are wrong.
     #[error("the settings for Redis are wrong: {what}")]
     Settings {
-        /// What is wrong with them.
+        /// The mistake.
         what: String,
     },
     /// The file with the URL cannot be used.
-    #[error("cannot read how Redis is reached")]
+    #[error("cannot read the URL of Redis")]
     Source(#[source] SourceError),
     /// The provider has no user and password.
     #[error("cannot get user and password for Redis")]
     Credentials(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The CA file cannot be used.
-    #[error("no certificate authorities for Redis")]
+    #[error("cannot load the certificate authorities for Redis")]
     Authorities(#[from] RootsError),
-    /// It does not let us in: user or password are wrong.
+    /// The server refuses user or password.
     #[error("Redis at {servers} refuses user or password")]
     Refused {
-        /// Host and port, of all that were given.
+        /// Host and port of all given servers.
         servers: String,
-        /// What it says.
+        /// The error of the server.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It does not answer.
+    /// No server answers.
     #[error("cannot connect to Redis at {servers}")]
     Unreachable {
-        /// Host and port, of all that were given.
+        /// Host and port of all given servers.
         servers: String,
-        /// What the client says.
+        /// The error of the client library.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It is older than what we use.
+    /// The server is older than the oldest supported version.
     #[error("Redis at {server} is version {found}; it must be {needed} or later")]
     TooOld {
         /// Host and port.
         server: String,
-        /// Its version.
+        /// The version of the server.
         found: String,
-        /// The oldest that will do.
+        /// The oldest supported version.
         needed: &'static str,
     },
-    /// It may throw rollouts away.
+    /// The server may evict rollouts.
     #[error(
         "Redis at {server} may evict rollouts when its memory is full: \
          its maxmemory-policy is {policy}; set it to noeviction"
@@ -61,56 +61,58 @@ pub enum ConnectError {
     Evicts {
         /// Host and port.
         server: String,
-        /// Its `maxmemory-policy`.
+        /// The server's `maxmemory-policy`.
         policy: String,
     },
-    /// It runs no scripts for us.
+    /// The server runs no scripts for this user.
     #[error("Redis at {servers} runs no Lua scripts for this user")]
     NoScripts {
-        /// Host and port, of all that were given.
+        /// Host and port of all given servers.
         servers: String,
-        /// What it says.
+        /// The error of the server.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Nothing that can be what was written.
+/// A value that this store cannot have written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Misfit(pub(crate) String);
+pub(crate) struct InvalidData(pub(crate) String);
 
-/// Whether the connection is dropped after this error. A connection that timed out may lead to a server that is gone.
-pub(crate) fn is_spent(error: &RedisError) -> bool {
-    error.is_io_error() || error.is_unrecoverable_error() || is_refusal(error) || is_left(error)
+/// Returns whether the connection is dropped after this error. After a timeout, the connection may
+/// lead to a lost server.
+pub(crate) fn needs_reconnect(error: &RedisError) -> bool {
+    error.is_io_error() || error.is_unrecoverable_error() || is_refusal(error) || is_demoted(error)
 }
 
-/// Whether the server is no longer the master: the server is a replica, or has lost contact to its replicas or its master.
-pub(crate) fn is_left(error: &RedisError) -> bool {
+/// Returns whether the server is no longer the master: the server is a replica, or has lost contact
+/// to the replicas or the master.
+pub(crate) fn is_demoted(error: &RedisError) -> bool {
     let codes = ["READONLY", "NOREPLICAS", "MASTERDOWN"];
-    codes.iter().any(|code| says(error, code))
+    codes.iter().any(|code| has_code(error, code))
 }
 
-/// Whether the server refuses user and password.
+/// Returns whether the server refuses user and password.
 pub(crate) fn is_refusal(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed
         || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
 }
 
-/// The error of a call for which no connection was made.
+/// Creates the error of a call for which no connection was made.
 pub(crate) fn no_connection(
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> RedisError {
     std::io::Error::other(error).into()
 }
 
-/// The error of a call that was given up.
+/// Creates the error of a timed out call.
 pub(crate) fn timed_out(after: Duration) -> RedisError {
     let what = format!("no answer within {after:?}");
     std::io::Error::new(std::io::ErrorKind::TimedOut, what).into()
 }
 
-/// What an error means for `doing`, which is what was to be done, in words.
+/// Converts an error during the operation `doing` (a description) to an error of the port.
 pub(crate) fn store_error(doing: String, error: RedisError) -> StoreError {
     let meaning = Meaning::of(&error);
     let source = Box::new(error);
@@ -129,30 +131,34 @@ enum Meaning {
 }
 
 impl Meaning {
-    /// What is not known to be for good is taken for passing. `READONLY` is: it is what a server
-    /// says that lost its place in a failover, and the next call finds the new one.
+    /// Unknown errors count as transient. `READONLY` is transient: a server demoted in a failover
+    /// answers `READONLY`, and the next call finds the new master.
     fn of(error: &RedisError) -> Self {
-        // The second is how version 7 says NOPERM of a command in a script.
+        // Version 7 reports NOPERM for a command in a script with this text.
         let is_denied = error
             .detail()
             .is_some_and(|detail| detail.contains("user executing the script can't run"));
-        if is_denied || ["OOM", "MISCONF", "NOPERM"].iter().any(|c| says(error, c)) {
+        if is_denied
+            || ["OOM", "MISCONF", "NOPERM"]
+                .iter()
+                .any(|c| has_code(error, c))
+        {
             return Self::NotWritable;
         }
         let of_a_script = error.detail().is_some_and(|d| d.contains("user_script"));
         match error.kind() {
             ErrorKind::UnexpectedReturnType => Self::Corrupt,
-            // A key of another type, or a script that could make nothing of what it found.
-            ErrorKind::Extension if says(error, "WRONGTYPE") => Self::Corrupt,
+            // A key of another type, or a script that could not interpret stored data.
+            ErrorKind::Extension if has_code(error, "WRONGTYPE") => Self::Corrupt,
             ErrorKind::Server(ServerErrorKind::ResponseError) if of_a_script => Self::Corrupt,
             _ => Self::Unavailable,
         }
     }
 }
 
-/// Whether an error has this code. Before version 7, one that a script met is told in the text of
-/// the script's own: `ERR Error running script …: -OOM command not allowed …`.
-fn says(error: &RedisError, code: &str) -> bool {
+/// Returns whether an error has this code. Before version 7, an error inside a script is part of
+/// the text of the script's error: `ERR Error running script …: -OOM command not allowed …`.
+fn has_code(error: &RedisError, code: &str) -> bool {
     let within = |detail: &str| {
         detail.starts_with("Error running script") && detail.contains(&format!(" -{code} "))
     };
@@ -163,7 +169,7 @@ fn says(error: &RedisError, code: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn told(code: &str, detail: &str) -> RedisError {
+    fn error(code: &str, detail: &str) -> RedisError {
         redis::make_extension_error(code.into(), Some(detail.into()))
     }
 
@@ -172,14 +178,14 @@ mod tests {
         let old = "Error running script (call to f_1): @user_script:9: @user_script: 9: -OOM command \
                    not allowed when used memory > 'maxmemory'.";
         for (error, meaning) in [
-            (told("OOM", "command not allowed"), Meaning::NotWritable),
-            (told("ERR", old), Meaning::NotWritable),
-            (told("MISCONF", "disk is full"), Meaning::NotWritable),
-            (told("READONLY", "a replica"), Meaning::Unavailable),
-            (told("CLUSTERDOWN", "no"), Meaning::Unavailable),
-            (told("LOADING", "a moment"), Meaning::Unavailable),
-            (told("NOREPLICAS", "too few"), Meaning::Unavailable),
-            (told("WRONGTYPE", "another kind"), Meaning::Corrupt),
+            (error("OOM", "command not allowed"), Meaning::NotWritable),
+            (error("ERR", old), Meaning::NotWritable),
+            (error("MISCONF", "disk is full"), Meaning::NotWritable),
+            (error("READONLY", "a replica"), Meaning::Unavailable),
+            (error("CLUSTERDOWN", "no"), Meaning::Unavailable),
+            (error("LOADING", "a moment"), Meaning::Unavailable),
+            (error("NOREPLICAS", "too few"), Meaning::Unavailable),
+            (error("WRONGTYPE", "another kind"), Meaning::Corrupt),
             (timed_out(Duration::from_secs(1)), Meaning::Unavailable),
             (
                 (
@@ -196,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_to_a_replica_or_to_nobody_is_spent() {
-        assert!(is_spent(&timed_out(Duration::from_secs(1))));
+    fn a_connection_to_a_replica_or_to_nobody_is_replaced() {
+        assert!(needs_reconnect(&timed_out(Duration::from_secs(1))));
         for code in [
             "READONLY",
             "NOREPLICAS",
@@ -205,8 +211,8 @@ mod tests {
             "NOAUTH",
             "WRONGPASS",
         ] {
-            assert!(is_spent(&told(code, "")), "{code}");
+            assert!(needs_reconnect(&error(code, "")), "{code}");
         }
-        assert!(!is_spent(&told("OOM", "command not allowed")));
+        assert!(!needs_reconnect(&error("OOM", "command not allowed")));
     }
 }

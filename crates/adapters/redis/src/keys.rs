@@ -1,14 +1,15 @@
-//! The names of the keys, and what of a record is stored beside it.
+//! The names of the keys, and the format version.
 
-use twincast_core::ids::{GroupName, HubName, RolloutName};
+use twincast_core::ids::{ConcurrencyGroup, HubName, RolloutName};
 
-/// The format of a rollout's keys, of the record and headers in them, and of what scripts make of them: the newest that this
-/// release knows, and the one that it writes. To be raised by a change after which an older release would misread a rollout or
-/// undo what it does not know of. A release that knows a newer one still writes an older one where that says all: so
-/// releases work side by side on the rollouts that both can read.
+/// The format of a rollout's keys, of the record and headers in the keys, and of the scripts' data:
+/// the newest format known to this release, and the format written by this release. Raise the
+/// format with any change after which an older release would misread a rollout, or undo unknown
+/// parts. A release with a newer format still writes an older format where the older format can
+/// express everything. So different releases work side by side on rollouts readable by both.
 pub(crate) const FORMAT: u32 = 1;
 
-/// Names keys. See the crate's documentation for what is in them.
+/// Builds the names of keys. The crate's documentation lists the content of the keys.
 #[derive(Debug, Clone)]
 pub(crate) struct Keys {
     prefix: String,
@@ -21,42 +22,42 @@ impl Keys {
         }
     }
 
-    /// All names.
+    /// The names of all rollouts.
     pub(crate) fn rollouts(&self) -> String {
         format!("{}rollouts", self.prefix)
     }
 
-    /// The active ones' names.
+    /// The names of the active rollouts.
     pub(crate) fn active(&self) -> String {
-        format!("{}{{roster}}:active", self.prefix)
+        format!("{}{{registry}}:active", self.prefix)
     }
 
-    /// Who drives which rollout, and until when.
+    /// The claims: driver and end of the claim, by rollout.
     pub(crate) fn claims(&self) -> String {
-        format!("{}{{roster}}:claims", self.prefix)
+        format!("{}{{registry}}:claims", self.prefix)
     }
 
-    /// Written to see whether it can be.
+    /// Written to check for write access.
     pub(crate) fn ping(&self) -> String {
         format!("{}ping", self.prefix)
     }
 
-    /// Why and since when all are halted.
+    /// Reason and begin of the halt of all rollouts.
     pub(crate) fn halt(&self) -> String {
-        format!("{}{{roster}}:halt", self.prefix)
+        format!("{}{{registry}}:halt", self.prefix)
     }
 
-    /// A rollout's record, and its batches' rows.
+    /// A rollout's record, and the rows of the batches.
     pub(crate) fn head(&self, name: &RolloutName) -> String {
         format!("{}{{{name}}}", self.prefix)
     }
 
-    /// What was told of a rollout.
-    pub(crate) fn roster(&self, name: &RolloutName) -> String {
-        format!("{}:roster", self.head(name))
+    /// The last published version of a rollout.
+    pub(crate) fn registry(&self, name: &RolloutName) -> String {
+        format!("{}:registry", self.head(name))
     }
 
-    /// The keys of a rollout and its plan, in the order in which `rollout.lua` names them.
+    /// The keys of a rollout and the plan, in the order of the names in `rollout.lua`.
     pub(crate) fn rollout(&self, name: &RolloutName) -> [String; 9] {
         let head = self.head(name);
         [
@@ -68,24 +69,24 @@ impl Keys {
             ":open",
             ":tallies",
             ":groups",
-            ":begun",
+            ":counted",
         ]
         .map(|part| format!("{head}{part}"))
     }
 
-    /// All keys of a rollout: [those](Self::rollout) that `rollout.lua` names, and its roster.
+    /// All keys of a rollout: the keys of [`rollout`](Self::rollout), and the registry entry.
     pub(crate) fn all_of(&self, name: &RolloutName) -> Vec<String> {
         let mut keys = self.rollout(name).to_vec();
-        keys.push(self.roster(name));
+        keys.push(self.registry(name));
         keys
     }
 
-    /// A group's line.
-    pub(crate) fn line(&self, group: &GroupName) -> String {
-        format!("{}{{group:{group}}}:line", self.prefix)
+    /// The queue of a concurrency group.
+    pub(crate) fn group_queue(&self, group: &ConcurrencyGroup) -> String {
+        format!("{}{{group:{group}}}:queue", self.prefix)
     }
 
-    /// The host name that a hub's alias is bound to.
+    /// The host name bound to a hub's alias.
     pub(crate) fn host(&self, hub: &HubName) -> String {
         format!("{}{{hub:{hub}}}:host", self.prefix)
     }

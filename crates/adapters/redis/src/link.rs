@@ -1,55 +1,78 @@
 //! The connection of a store, and its replacement.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
-use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 
 use crate::dial::{self, Connection};
-use crate::error::{ConnectError, is_left, is_refusal, is_spent, timed_out};
+use crate::error::{
+    ConnectError, is_demoted, is_refusal, needs_reconnect, no_connection, timed_out,
+};
 use crate::scripts::Run;
 use crate::settings::{Settings, Topology};
 
-/// How long a refusal stands. A server is shown user and password once in this time, however many calls wait.
+/// How long a refusal is remembered. The store presents user and password only once in this time,
+/// regardless of the number of waiting calls.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 /// The share of a password's life after which the connection is renewed.
-const RENEWED_AT: f64 = 0.75;
+const RENEWAL_SHARE: f64 = 0.75;
 /// The pause after a failed renewal.
-const RENEWED_AGAIN: Duration = Duration::from_secs(10);
+const RENEWAL_RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// The time limit of an attempt to connect, in connect timeouts: the token, a sentinel, the master,
+/// and the commands in between.
+const ATTEMPT_TIMEOUTS: u32 = 4;
 
-/// One connection to a Redis, or one to each node of a cluster, shared by all calls.
+/// A connection to a Redis, or a connection to each node of a cluster, shared by all calls.
 ///
-/// A spent connection is dropped, and the next call makes another. A call on a connection that the server has closed (after
-/// a restart, or for being idle), or on a server that is no longer the master, is tried a second time. Second tries are safe,
-/// because every command of the store may be repeated.
+/// A broken connection is dropped, and the next call makes a new connection. A call is repeated
+/// once if the server has closed the connection (after a restart, or for idleness), or is no longer
+/// the master. The repetition is safe, because every command of the store may be repeated.
+///
+/// A task of its own connects. A caller could stop polling its call while the call connects
+/// (another arm of a `select!` runs), and would then keep every other call from the connection.
 pub(crate) struct Link {
+    call_timeout: Duration,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     settings: Settings,
-    patience: Duration,
-    held: Mutex<Held>,
+    /// Never locked across an await.
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Held {
+struct State {
     connection: Option<Connection>,
     /// The number of connections so far.
     number: u64,
-    /// When the connection is renewed, because its password ends.
+    /// When the connection is renewed, because the password expires.
     renew_at: Option<Instant>,
     /// The time and the error of the last refusal.
     refused: Option<(Instant, RedisError)>,
+    /// The attempt to connect in progress. Every caller without a connection waits for the attempt.
+    attempt: Option<Attempt>,
 }
 
+type Attempt = Shared<BoxFuture<'static, RedisResult<(u64, Connection)>>>;
+
 impl Link {
-    /// Prepares a connection; the first call makes it.
+    /// Prepares a connection; the first call connects.
     pub(crate) fn new(settings: &Settings) -> Result<Self, ConnectError> {
         dial::check(settings)?;
         Ok(Self {
-            settings: settings.clone(),
-            patience: settings.connect_timeout + settings.response_timeout,
-            held: Mutex::default(),
+            call_timeout: settings.connect_timeout + settings.response_timeout,
+            inner: Arc::new(Inner {
+                settings: settings.clone(),
+                state: Mutex::default(),
+            }),
         })
     }
 
@@ -63,15 +86,15 @@ impl Link {
         }
     }
 
-    /// Sends one command. Takes no longer than both timeouts together.
+    /// Sends a command. Takes no longer than both timeouts together.
     pub(crate) async fn query(&self, command: &Cmd) -> RedisResult<Value> {
-        let answered = timeout(self.patience, self.ask(command)).await;
-        answered.unwrap_or_else(|_| Err(timed_out(self.patience)))
+        let answered = timeout(self.call_timeout, self.ask(command)).await;
+        answered.unwrap_or_else(|_| Err(timed_out(self.call_timeout)))
     }
 
     async fn ask(&self, command: &Cmd) -> RedisResult<Value> {
         match self.ask_once(command).await {
-            Err(error) if self.is_worth_another(&error) => {
+            Err(error) if self.is_retryable(&error) => {
                 debug!(%error, "connection to redis lost, trying another");
                 self.ask_once(command).await
             }
@@ -79,78 +102,106 @@ impl Link {
         }
     }
 
-    /// Whether another connection may bring the answer. A cluster's connection has its own second tries.
-    fn is_worth_another(&self, error: &RedisError) -> bool {
-        let is_one = !matches!(self.settings.topology, Topology::Cluster);
-        is_one && (error.is_connection_dropped() || is_left(error) || is_refusal(error))
+    /// Returns whether another connection may bring the answer. A cluster's connection repeats
+    /// calls by itself.
+    fn is_retryable(&self, error: &RedisError) -> bool {
+        let is_one = !matches!(self.inner.settings.topology, Topology::Cluster);
+        is_one && (error.is_connection_dropped() || is_demoted(error) || is_refusal(error))
     }
 
     async fn ask_once(&self, command: &Cmd) -> RedisResult<Value> {
         let (number, connection) = self.connection().await?;
         let answered = match connection {
-            Connection::One(mut one) => command.query_async(&mut one).await,
+            Connection::Single(mut single) => command.query_async(&mut single).await,
             Connection::Cluster(mut cluster) => command.query_async(&mut cluster).await,
         };
         if let Err(error) = &answered
-            && self.is_spent(error)
+            && self.needs_reconnect(error)
         {
-            let mut held = self.held.lock().await;
-            if held.number == number {
-                held.connection = None;
+            let mut state = self.inner.state();
+            if state.number == number {
+                state.connection = None;
             }
         }
         answered
     }
 
-    /// Whether the connection is dropped after this error. A cluster's connection replaces the connections of its nodes
-    /// itself, with the addresses and passwords of its own beginning.
-    fn is_spent(&self, error: &RedisError) -> bool {
-        match self.settings.topology {
-            Topology::One | Topology::Sentinels(_) => is_spent(error),
+    /// Returns whether the connection is dropped after this error. A cluster's connection replaces
+    /// the connections to the nodes by itself, with the addresses and passwords read when the
+    /// cluster's connection was made.
+    fn needs_reconnect(&self, error: &RedisError) -> bool {
+        match self.inner.settings.topology {
+            Topology::Single | Topology::Sentinels(_) => needs_reconnect(error),
             Topology::Cluster => {
                 let is_lost = error.kind() == ErrorKind::ClusterConnectionNotFound;
-                let is_named = self.settings.tls_name.is_some() && error.is_io_error();
+                let is_named = self.inner.settings.tls_name.is_some() && error.is_io_error();
                 is_lost || is_named || is_refusal(error)
             }
         }
     }
 
+    /// Returns the connection, or waits for the attempt to connect.
     async fn connection(&self) -> RedisResult<(u64, Connection)> {
-        // The lock is held while connecting, so that one call connects and the others wait.
-        let mut held = self.held.lock().await;
-        if let Some(connection) = held.connection.clone() {
-            let number = held.number;
-            if held.renew_at.is_none_or(|at| Instant::now() < at) {
-                return Ok((number, connection));
-            }
-            // One call makes the new connection; other calls use the present one.
-            held.renew_at = Some(Instant::now() + RENEWED_AGAIN);
-            drop(held);
-            return match dial::connect(&self.settings).await {
-                Ok(made) => Ok(self.held.lock().await.hold(made)),
-                Err(error) => {
-                    let error = in_words(&error);
-                    warn!(
-                        error,
-                        "cannot renew the connection to redis before its password ends"
-                    );
-                    Ok((number, connection))
+        let attempt = {
+            let mut state = self.inner.state();
+            if let Some(connection) = state.connection.clone() {
+                let is_due = state.renew_at.is_some_and(|at| Instant::now() >= at);
+                if is_due && state.attempt.is_none() {
+                    // The present connection serves meanwhile.
+                    state.attempt = Some(self.inner.attempt());
                 }
-            };
-        }
-        if let Some((at, error)) = &held.refused
-            && at.elapsed() < REFUSED_FOR
-        {
-            return Err(error.clone());
-        }
-        match dial::connect(&self.settings).await {
-            Ok(made) => Ok(held.hold(made)),
+                return Ok((state.number, connection));
+            }
+            if let Some((at, error)) = &state.refused
+                && at.elapsed() < REFUSED_FOR
+            {
+                return Err(error.clone());
+            }
+            let begin = || self.inner.attempt();
+            state.attempt.get_or_insert_with(begin).clone()
+        };
+        attempt.await
+    }
+}
+
+impl Drop for Link {
+    /// Ends an attempt in progress.
+    fn drop(&mut self) {
+        let attempt = self.inner.state().attempt.take();
+        drop(attempt);
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an attempt to connect.
+    fn attempt(self: &Arc<Self>) -> Attempt {
+        let task = tokio::spawn(Arc::clone(self).connect());
+        let task = AbortOnDropHandle::new(task);
+        let result = async {
+            let ended = task.await;
+            ended.unwrap_or_else(|_| Err(no_connection("the attempt to connect was aborted")))
+        };
+        result.boxed().shared()
+    }
+
+    async fn connect(self: Arc<Self>) -> RedisResult<(u64, Connection)> {
+        let _attempting = Attempting(&self);
+        let limit = self.settings.connect_timeout * ATTEMPT_TIMEOUTS;
+        let made = timeout(limit, dial::connect(&self.settings)).await;
+        let made = made.unwrap_or_else(|_| Err(timed_out(limit)));
+        let mut state = self.state();
+        match made {
+            Ok(made) => Ok(state.hold(made)),
             Err(error) => {
-                if is_refusal(&error) {
-                    if let Some(provider) = &self.settings.credentials {
-                        provider.refused();
-                    }
-                    held.refused = Some((Instant::now(), error.clone()));
+                state.failed(&error);
+                if is_refusal(&error)
+                    && let Some(provider) = &self.settings.credentials
+                {
+                    provider.refused();
                 }
                 Err(error)
             }
@@ -158,12 +209,37 @@ impl Link {
     }
 }
 
-impl Held {
+/// An attempt in progress. However the attempt ends, the next call may begin another.
+struct Attempting<'a>(&'a Inner);
+
+impl Drop for Attempting<'_> {
+    fn drop(&mut self) {
+        let attempt = self.0.state().attempt.take();
+        drop(attempt);
+    }
+}
+
+impl State {
     fn hold(&mut self, (connection, life): (Connection, Option<Duration>)) -> (u64, Connection) {
         self.number += 1;
         self.connection = Some(connection.clone());
-        self.renew_at = life.map(|life| Instant::now() + life.mul_f64(RENEWED_AT).max(REFUSED_FOR));
+        self.renew_at =
+            life.map(|life| Instant::now() + life.mul_f64(RENEWAL_SHARE).max(REFUSED_FOR));
         self.refused = None;
         (self.number, connection)
+    }
+
+    /// Notes a failed attempt.
+    fn failed(&mut self, error: &RedisError) {
+        if self.connection.is_some() {
+            self.renew_at = Some(Instant::now() + RENEWAL_RETRY_PAUSE);
+            let error = describe(error);
+            warn!(
+                error,
+                "cannot renew the connection to redis before its password ends"
+            );
+        } else if is_refusal(error) {
+            self.refused = Some((Instant::now(), error.clone()));
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What the scripts answer, and what the words in it mean.
+//! The answers of scripts.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -18,12 +18,12 @@ use twincast_core::ids::{
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::permits::LimiterState;
 use twincast_core::plan::{BatchHeader, Checksum, DeviceList};
-use twincast_core::ports::{Committed, Listed, Loaded, RosterLook, Tally};
+use twincast_core::ports::{Committed, Loaded, RegistryEntry, RegistrySnapshot, Tally};
 use twincast_core::reports::Reported;
-use twincast_core::rollout::Wanted;
+use twincast_core::rollout::Directive;
 use twincast_core::time::Timestamp;
 
-use crate::error::Misfit;
+use crate::error::InvalidData;
 use crate::row::{self, Row};
 
 /// Why a script did nothing.
@@ -36,12 +36,12 @@ pub(crate) enum Refusal {
     Newer(u32),
 }
 
-/// The rest of an answer, from front to back.
+/// The remaining values of an answer, from front to back.
 #[derive(Debug)]
 pub(crate) struct Reply(std::vec::IntoIter<Value>);
 
-/// An answer, or a refusal in its place.
-pub(crate) fn read(value: Value) -> Result<Result<Reply, Refusal>, Misfit> {
+/// Reads an answer, or a refusal in place of an answer.
+pub(crate) fn read(value: Value) -> Result<Result<Reply, Refusal>, InvalidData> {
     let mut reply = Reply::of(value)?;
     let refusal = match reply.next::<String>()?.as_str() {
         "OK" => return Ok(Ok(reply)),
@@ -50,34 +50,34 @@ pub(crate) fn read(value: Value) -> Result<Result<Reply, Refusal>, Misfit> {
         "SUPERSEDED" => Refusal::Superseded,
         "REGRESSED" => Refusal::Regressed(reply.next()?),
         "NEWER" => Refusal::Newer(reply.next()?),
-        other => return Err(Misfit(format!("a script answered {other:?}"))),
+        other => return Err(InvalidData(format!("a script answered {other:?}"))),
     };
     Ok(Err(refusal))
 }
 
 impl Reply {
-    fn of(value: Value) -> Result<Self, Misfit> {
+    fn of(value: Value) -> Result<Self, InvalidData> {
         match value {
             Value::Array(values) => Ok(Self(values.into_iter())),
-            _ => Err(Misfit("a script's answer is no list".into())),
+            _ => Err(InvalidData("a script's answer is not a list".into())),
         }
     }
 
-    /// The next value.
-    pub(crate) fn next<T: FromRedisValue>(&mut self) -> Result<T, Misfit> {
+    /// Returns the next value.
+    pub(crate) fn next<T: FromRedisValue>(&mut self) -> Result<T, InvalidData> {
         let value = self
             .0
             .next()
-            .ok_or_else(|| Misfit("a script's answer is too short".into()))?;
-        from_redis_value(value).map_err(|error| Misfit(error.to_string()))
+            .ok_or_else(|| InvalidData("a script's answer is too short".into()))?;
+        from_redis_value(value).map_err(|error| InvalidData(error.to_string()))
     }
 
-    /// The next value, if there is one.
-    pub(crate) fn next_if_any<T: FromRedisValue>(&mut self) -> Option<Result<T, Misfit>> {
+    /// Returns the next value, if any.
+    pub(crate) fn next_if_any<T: FromRedisValue>(&mut self) -> Option<Result<T, InvalidData>> {
         (!self.is_empty()).then(|| self.next())
     }
 
-    fn next_list(&mut self) -> Result<Self, Misfit> {
+    fn next_list(&mut self) -> Result<Self, InvalidData> {
         Self::of(self.next()?)
     }
 
@@ -85,8 +85,8 @@ impl Reply {
         self.0.len() == 0
     }
 
-    /// What a look at the roster shows. Names and claims that are nothing of ours are passed over: the others are.
-    pub(crate) fn roster(mut self) -> Result<RosterLook, Misfit> {
+    /// Reads the rollout registry. Foreign names and claims are skipped.
+    pub(crate) fn registry(mut self) -> Result<RegistrySnapshot, InvalidData> {
         let now = Timestamp(self.next()?);
         let listed: Vec<(String, u64)> = self.next()?;
         let claims: BTreeMap<String, String> = self.next()?;
@@ -99,20 +99,21 @@ impl Reply {
         let listed = listed.into_iter().filter_map(|(name, newest)| {
             let held = claims.get(&name).and_then(held);
             let newest = Version(newest);
-            Some((RolloutName::new(name).ok()?, Listed { newest, held }))
+            Some((RolloutName::new(name).ok()?, RegistryEntry { newest, held }))
         });
-        Ok(RosterLook {
+        Ok(RegistrySnapshot {
             active: listed.collect(),
             halt: halt.map(|halt| json(&halt, "the halt")).transpose()?,
         })
     }
 
-    /// Rollouts that others drive.
-    pub(crate) fn claims(mut self) -> Result<BTreeMap<RolloutName, Held>, Misfit> {
+    /// Reads the rollouts claimed by other holders.
+    pub(crate) fn claims(mut self) -> Result<BTreeMap<RolloutName, Held>, InvalidData> {
         let mut claims = BTreeMap::new();
         while let Some(name) = self.next_if_any::<String>() {
             let name = name?;
-            let name = RolloutName::new(&name).map_err(|e| Misfit(format!("{name:?}: {e}")))?;
+            let name =
+                RolloutName::new(&name).map_err(|e| InvalidData(format!("{name:?}: {e}")))?;
             let (by, until) = (holder(&self.next::<String>()?)?, self.next()?);
             let until = Timestamp(until);
             claims.insert(name, Held { by, until });
@@ -120,8 +121,8 @@ impl Reply {
         Ok(claims)
     }
 
-    /// The checksum of a rollout's batches.
-    pub(crate) fn checksum(mut self) -> Result<Checksum, Misfit> {
+    /// Reads the checksum of a rollout's batches.
+    pub(crate) fn checksum(mut self) -> Result<Checksum, InvalidData> {
         Ok(Checksum {
             batches: self.next()?,
             devices: self.next()?,
@@ -129,12 +130,12 @@ impl Reply {
         })
     }
 
-    /// What a limiter does.
-    pub(crate) fn limiter(mut self) -> Result<LimiterState, Misfit> {
+    /// Reads the state of a limiter.
+    pub(crate) fn limiter(mut self) -> Result<LimiterState, InvalidData> {
         let (factor, ahead) = (self.next()?, Duration::from_micros(self.next()?));
         let names: Vec<String> = self.next()?;
         let asking = names.into_iter().map(|name| {
-            RolloutName::new(&name).map_err(|error| Misfit(format!("{name:?}: {error}")))
+            RolloutName::new(&name).map_err(|error| InvalidData(format!("{name:?}: {error}")))
         });
         let mut asking = asking.collect::<Result<Vec<_>, _>>()?;
         asking.sort_unstable();
@@ -145,19 +146,19 @@ impl Reply {
         })
     }
 
-    /// What processes report about a hub.
-    pub(crate) fn reports<S: DeserializeOwned>(mut self) -> Result<Vec<Reported<S>>, Misfit> {
+    /// Reads the processes' reports on a hub.
+    pub(crate) fn reports<S: DeserializeOwned>(mut self) -> Result<Vec<Reported<S>>, InvalidData> {
         let now = Timestamp(self.next()?);
         let mut stored = self.next_list()?;
         let mut reports = Vec::new();
         while let Some(name) = stored.next_if_any::<String>() {
             let (name, report) = (name?, stored.next::<String>()?);
-            let misfit = || Misfit(format!("a report of {name} is {report:?}"));
+            let invalid = || InvalidData(format!("a report of {name} is {report:?}"));
             let mut parts = report.splitn(3, ' ');
-            let mut part = || parts.next().ok_or_else(misfit);
+            let mut part = || parts.next().ok_or_else(invalid);
             let ago = |at: &str| {
-                let at = at.parse().map_err(|_| misfit())?;
-                Ok::<_, Misfit>(now.since(Timestamp(at)))
+                let at = at.parse().map_err(|_| invalid())?;
+                Ok::<_, InvalidData>(now.since(Timestamp(at)))
             };
             let reported_ago = ago(part()?)?;
             let at_ago = match part()? {
@@ -168,33 +169,43 @@ impl Reply {
                 by: holder(&name)?,
                 at_ago,
                 reported_ago,
-                state: serde_json::from_str(part()?).map_err(|_| misfit())?,
+                state: serde_json::from_str(part()?).map_err(|_| invalid())?,
             });
         }
         Ok(reports)
     }
 
-    /// A page of batches, and of each since when it and its plan are stored; and the time.
-    pub(crate) fn page(mut self) -> Result<(Vec<(BatchStatus, Timestamp)>, Timestamp), Misfit> {
+    /// Reads a page of batches, each with the time since which batch and plan are stored, and the
+    /// server's time.
+    pub(crate) fn page(
+        mut self,
+    ) -> Result<(Vec<(BatchStatus, Timestamp)>, Timestamp), InvalidData> {
         let (version, now) = (Version(self.next()?), Timestamp(self.next()?));
-        let whole_at = Timestamp(self.next()?);
+        let plan_completed_at = Timestamp(self.next()?);
         let headers: Vec<Vec<u8>> = self.next()?;
         let rows: Vec<String> = self.next()?;
         let page = headers.iter().zip(&rows).map(|(header, row)| {
             let header = json(header, "a batch's header")?;
             let row = Row::read(row)?;
             let (counts, added_at) = (row.counts, row.added_at);
-            let status = BatchStatus::of(header, counts, &row.tenancy, row.begun, version, now);
-            Ok((status, added_at.max(whole_at)))
+            let status = BatchStatus::of(
+                header,
+                counts,
+                &row.lease_state,
+                row.budget_usage,
+                version,
+                now,
+            );
+            Ok((status, added_at.max(plan_completed_at)))
         });
-        Ok((page.collect::<Result<_, Misfit>>()?, now))
+        Ok((page.collect::<Result<_, InvalidData>>()?, now))
     }
 
-    /// A batch, with its devices if its manifest is there.
-    pub(crate) fn batch(mut self) -> Result<Loaded, Misfit> {
+    /// Reads a batch, with the devices if the manifest is included.
+    pub(crate) fn batch(mut self) -> Result<Loaded, InvalidData> {
         let now = Timestamp(self.next()?);
-        let rollout = json(&self.next::<Vec<u8>>()?, "how the rollout stands")?;
-        let (whole_at, begun) = (Timestamp(self.next()?), self.next()?);
+        let rollout = json(&self.next::<Vec<u8>>()?, "the rollout's control")?;
+        let (plan_completed_at, budget_stamp) = (Timestamp(self.next()?), self.next()?);
         let header: BatchHeader = json(&self.next::<Vec<u8>>()?, "a batch's header")?;
         let row = Row::read(&self.next::<String>()?)?;
         let version = row.version;
@@ -205,33 +216,33 @@ impl Reply {
             version,
             devices: devices.transpose()?,
             rollout,
-            whole_at,
-            begun,
+            plan_completed_at,
+            budget_stamp,
             now,
         })
     }
 
-    /// What became of a change of a batch.
-    pub(crate) fn committed(mut self) -> Result<Committed, Misfit> {
+    /// Reads the result of a change of a batch.
+    pub(crate) fn committed(mut self) -> Result<Committed, InvalidData> {
         let Some(version) = self.next::<Option<u64>>()? else {
-            let told = (!self.is_empty()).then(|| self.batch()).transpose()?;
-            return Ok(Committed::Overtaken(told.map(Box::new)));
+            let loaded = (!self.is_empty()).then(|| self.batch()).transpose()?;
+            return Ok(Committed::Overtaken(loaded.map(Box::new)));
         };
         Ok(Committed::Done {
             version: BatchVersion(version),
-            wanted: match self.next::<u8>()? {
-                1 => Wanted::GoOn,
-                _ => Wanted::Stop,
+            directive: match self.next::<u8>()? {
+                1 => Directive::Continue,
+                _ => Directive::Stop,
             },
             now: Timestamp(self.next()?),
         })
     }
 
-    /// What budgets count of these groups.
+    /// Reads the progress of budget groups.
     pub(crate) fn in_progress(
         mut self,
         groups: &[BudgetGroup],
-    ) -> Result<Vec<GroupProgress>, Misfit> {
+    ) -> Result<Vec<GroupProgress>, InvalidData> {
         let now = Timestamp(self.next()?);
         let progress = groups.iter().map(|group| {
             let devices = self.next()?;
@@ -239,31 +250,33 @@ impl Reply {
             let rows: Vec<String> = self.next()?;
             let counted = numbers.into_iter().zip(&rows).map(|(number, row)| {
                 let row = Row::read(row)?;
-                Ok((BatchId(number), row.begun, row.counts))
+                Ok((BatchId(number), row.budget_usage, row.counts))
             });
-            let counted = counted.collect::<Result<Vec<_>, Misfit>>()?;
+            let counted = counted.collect::<Result<Vec<_>, InvalidData>>()?;
             Ok(GroupProgress::of(devices, counted, group.silent_ms, now))
         });
         progress.collect()
     }
 
-    /// Tallies, by stage and hub.
-    pub(crate) fn tallies(mut self) -> Result<Vec<Tally>, Misfit> {
+    /// Reads the tallies, by stage and hub.
+    pub(crate) fn tallies(mut self) -> Result<Vec<Tally>, InvalidData> {
         let mut sums = BTreeMap::<(StageIndex, HubName), [u64; OUTCOMES]>::new();
         let mut stored = self.next_list()?;
         while !stored.is_empty() {
             let (field, devices) = (stored.next::<String>()?, stored.next()?);
-            let (stage, hub, outcome) =
-                tally(&field).ok_or_else(|| Misfit(format!("there is a tally of {field:?}")))?;
+            let (stage, hub, outcome) = tally(&field)
+                .ok_or_else(|| InvalidData(format!("a tally has the invalid key {field:?}")))?;
             sums.entry((stage, hub)).or_default()[outcome as usize] = devices;
         }
         sums.into_iter()
             .map(|((stage, hub), mut numbers)| {
-                // What is stored for the pending ones is the number of all devices.
+                // The stored tally for pending is the number of all devices.
                 let [pending, others @ ..] = &mut numbers;
-                *pending = pending
-                    .checked_sub(others.iter().sum())
-                    .ok_or_else(|| Misfit(format!("more devices than all are tallied on {hub}")))?;
+                *pending = pending.checked_sub(others.iter().sum()).ok_or_else(|| {
+                    InvalidData(format!(
+                        "the tallies of hub {hub} exceed the number of its devices"
+                    ))
+                })?;
                 Ok(Tally {
                     stage,
                     hub,
@@ -282,18 +295,21 @@ fn tally(field: &str) -> Option<(StageIndex, HubName, Outcome)> {
     Some((stage, hub, outcome))
 }
 
-fn holder(text: &str) -> Result<Holder, Misfit> {
-    Holder::new(text).map_err(|error| Misfit(error.to_string()))
+fn holder(text: &str) -> Result<Holder, InvalidData> {
+    Holder::new(text).map_err(|error| InvalidData(error.to_string()))
 }
 
-/// What was stored as JSON.
-pub(crate) fn json<T: for<'de> Deserialize<'de>>(text: &[u8], what: &str) -> Result<T, Misfit> {
+/// Parses stored JSON.
+pub(crate) fn json<T: for<'de> Deserialize<'de>>(
+    text: &[u8],
+    what: &str,
+) -> Result<T, InvalidData> {
     serde_json::from_slice(text)
-        .map_err(|error| Misfit(format!("{what} does not read back: {error}")))
+        .map_err(|error| InvalidData(format!("{what} cannot be read: {error}")))
 }
 
-/// A manifest as it is stored: the ids, one a line, deflated. Random ids have five bits a
-/// character, which is all there is to be won; the fastest level wins it.
+/// Encodes a manifest for storage: the ids, separated by newlines, deflated. Random ids have five
+/// bits per character, the limit of any compression; the fastest level reaches this limit.
 pub(crate) fn pack(devices: &DeviceList) -> Vec<u8> {
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
     let packed = encoder.write_all(devices.as_text().as_bytes());
@@ -302,20 +318,20 @@ pub(crate) fn pack(devices: &DeviceList) -> Vec<u8> {
         .expect("writing to memory does not fail")
 }
 
-fn unpack(packed: &[u8], devices: u32) -> Result<DeviceList, Misfit> {
-    /// An id's 128 characters, and the line's end.
-    const LONGEST: u64 = 129;
+fn unpack(packed: &[u8], devices: u32) -> Result<DeviceList, InvalidData> {
+    /// The 128 characters of an id, and a newline.
+    const MAX_ID_BYTES: u64 = 129;
     let mut text = String::new();
     let read = DeflateDecoder::new(packed)
-        .take(u64::from(devices) * LONGEST)
+        .take(u64::from(devices) * MAX_ID_BYTES)
         .read_to_string(&mut text);
-    read.map_err(|error| Misfit(format!("a manifest cannot be unpacked: {error}")))?;
-    let list = DeviceList::from_text(&text).map_err(|error| Misfit(error.to_string()))?;
+    read.map_err(|error| InvalidData(format!("a manifest cannot be unpacked: {error}")))?;
+    let list = DeviceList::from_text(&text).map_err(|error| InvalidData(error.to_string()))?;
     if list.len() == devices as usize {
         Ok(list)
     } else {
         let found = list.len();
-        Err(Misfit(format!(
+        Err(InvalidData(format!(
             "a manifest has {found} devices instead of {devices}"
         )))
     }
@@ -328,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn manifests_read_back_and_damage_is_told() {
+    fn manifests_read_back_and_damage_is_detected() {
         let mut list = DeviceList::default();
         for n in 0..1_000 {
             list.push(&DeviceId::new(format!("device-{n}")).unwrap());

@@ -1,40 +1,43 @@
-//! What is stored of a batch beside its header and its manifest.
+//! The stored parts of a batch, except for header and manifest.
 //!
-//! A *row* has all that changes about it but the devices' outcomes: its words are the stamp of its last change, the lease's
-//! epoch, strikes, the version that they were counted in, the lease's end, the holder, how many devices have each outcome,
-//! whether its budgets count it as begun, when something of it was last recorded as sent, its newest attempt, the newest at
-//! silent and at failed devices, and when it was added. A *state* has the outcomes, two devices a byte, and then the codes, each with its
-//! device's position; it is missing until the first outcome.
+//! A *row* holds all mutable data of a batch except for the outcomes. The words of a row are: the
+//! stamp of the last change, the epoch of the lease, the number of failed leases, the rollout
+//! version in which failed leases were counted, the end of the lease, the holder, the number of
+//! devices for each outcome, whether the budgets count the unsent devices, when a worker last
+//! recorded outcomes, the newest attempt, the newest attempt at silent devices, the newest attempt
+//! at failed devices, and when the batch was added. A *state* holds the outcomes, two devices per
+//! byte, followed by the codes, each with the device's position. There is no state before the first
+//! outcome.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use twincast_core::batch::{Attempts, Batch, Tenancy};
-use twincast_core::budget::Begun;
+use twincast_core::batch::{Attempts, Batch, LeaseState};
+use twincast_core::budget::BudgetUsage;
 use twincast_core::ids::{Attempt, BatchId, BatchVersion, Epoch, Holder, Version};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome, OutcomeList};
 use twincast_core::plan::BatchHeader;
 use twincast_core::time::Timestamp;
 
-use crate::error::Misfit;
+use crate::error::InvalidData;
 
-/// The holder of a batch that nobody holds; no holder has such a name.
-const NOBODY: &str = "-";
+/// The holder in the row of a batch without a holder; not a valid holder name.
+const NO_HOLDER: &str = "-";
 
-/// A batch's row.
+/// The row of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) version: BatchVersion,
-    pub(crate) tenancy: Tenancy,
+    pub(crate) lease_state: LeaseState,
     pub(crate) counts: Counts,
-    pub(crate) begun: Begun,
+    pub(crate) budget_usage: BudgetUsage,
     pub(crate) attempts: Attempts,
     pub(crate) added_at: Timestamp,
 }
 
 impl Row {
-    pub(crate) fn read(text: &str) -> Result<Self, Misfit> {
-        Self::parse(text).ok_or_else(|| Misfit(format!("{text:?} is no batch's row")))
+    pub(crate) fn read(text: &str) -> Result<Self, InvalidData> {
+        Self::parse(text).ok_or_else(|| InvalidData(format!("{text:?} is not the row of a batch")))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -42,10 +45,10 @@ impl Row {
         let mut word = || words.next();
         let version = BatchVersion(word()?.parse().ok()?);
         let epoch = Epoch(word()?.parse().ok()?);
-        let strikes = word()?.parse().ok()?;
-        let counted_in = Version(word()?.parse().ok()?);
+        let failed_leases = word()?.parse().ok()?;
+        let failed_in_version = Version(word()?.parse().ok()?);
         let until = Timestamp(word()?.parse().ok()?);
-        // Nobody's name is not a holder's.
+        // The placeholder is not a valid holder name.
         let current = Holder::new(word()?).ok().map(|by| (by, until));
         let mut counts = [0; OUTCOMES];
         for count in &mut counts {
@@ -53,16 +56,16 @@ impl Row {
         }
         Some(Self {
             version,
-            tenancy: Tenancy {
+            lease_state: LeaseState {
                 epoch,
                 current,
-                strikes,
-                counted_in,
+                failed_leases,
+                failed_in_version,
             },
             counts: Counts::from(counts),
-            begun: Begun {
+            budget_usage: BudgetUsage {
                 is_open: word()? == "1",
-                sent_at: Timestamp(word()?.parse().ok()?),
+                recorded_at: Timestamp(word()?.parse().ok()?),
             },
             attempts: Attempts {
                 newest: Attempt(word()?.parse().ok()?),
@@ -74,39 +77,40 @@ impl Row {
     }
 }
 
-/// The row of a batch without the first word, which the server writes, and without the last.
+/// Formats the row of a batch without the first word, written by the server, and without the last
+/// word.
 pub(crate) fn row_but_added_at(batch: &Batch) -> String {
-    let Tenancy {
+    let LeaseState {
         epoch,
         current,
-        strikes,
-        counted_in,
-    } = &batch.tenancy;
+        failed_leases,
+        failed_in_version,
+    } = &batch.lease_state;
     let (holder, until) = match current {
         Some((by, until)) => (by.as_str(), until.0),
-        None => (NOBODY, 0),
+        None => (NO_HOLDER, 0),
     };
-    let mut row = format!("{epoch} {strikes} {counted_in} {until} {holder}");
+    let mut row = format!("{epoch} {failed_leases} {failed_in_version} {until} {holder}");
     let counts = batch.counts();
     for outcome in Outcome::ALL {
         _ = write!(row, " {}", counts.get(outcome));
     }
-    let (begun, attempts) = (batch.begun, batch.attempts);
-    let (is_open, sent_at) = (u8::from(begun.is_open), begun.sent_at.0);
+    let (usage, attempts) = (batch.budget_usage, batch.attempts);
+    let (is_open, recorded_at) = (u8::from(usage.is_open), usage.recorded_at.0);
     _ = write!(
         row,
-        " {is_open} {sent_at} {} {} {}",
+        " {is_open} {recorded_at} {} {} {}",
         attempts.newest, attempts.silent, attempts.failed
     );
     row
 }
 
-/// The same with the last word.
+/// Formats the row of a batch without the first word.
 pub(crate) fn row(batch: &Batch) -> String {
     format!("{} {}", row_but_added_at(batch), batch.added_at.0)
 }
 
-/// The state of a batch.
+/// Encodes the state of a batch.
 pub(crate) fn state(batch: &Batch) -> Vec<u8> {
     let mut state = batch.outcomes.as_bytes().to_vec();
     for (index, code) in &batch.codes {
@@ -116,27 +120,27 @@ pub(crate) fn state(batch: &Batch) -> Vec<u8> {
     state
 }
 
-/// A batch from what is stored of it.
-pub(crate) fn batch(header: BatchHeader, row: Row, state: &[u8]) -> Result<Batch, Misfit> {
+/// Restores a batch from the stored parts.
+pub(crate) fn batch(header: BatchHeader, row: Row, state: &[u8]) -> Result<Batch, InvalidData> {
     let mut batch = Batch::new(header, row.added_at);
     if !state.is_empty() {
-        let misfit = || Misfit("the state of a batch has another length".into());
+        let invalid = || InvalidData("the state of a batch has another length".into());
         let devices = batch.header.devices as usize;
         let (outcomes, codes) = state
             .split_at_checked(devices.div_ceil(2))
-            .ok_or_else(misfit)?;
+            .ok_or_else(invalid)?;
         batch.outcomes = OutcomeList::from_bytes(outcomes, devices)
-            .map_err(|error| Misfit(error.to_string()))?;
-        batch.codes = self::codes(codes).ok_or_else(misfit)?;
+            .map_err(|error| InvalidData(error.to_string()))?;
+        batch.codes = self::codes(codes).ok_or_else(invalid)?;
     }
     if batch.counts() != row.counts {
         let what = "the counts of a batch are not the sum of its outcomes";
-        return Err(Misfit(what.into()));
+        return Err(InvalidData(what.into()));
     }
     Ok(Batch {
         attempts: row.attempts,
-        tenancy: row.tenancy,
-        begun: row.begun,
+        lease_state: row.lease_state,
+        budget_usage: row.budget_usage,
         ..batch
     })
 }
@@ -151,28 +155,29 @@ fn codes(stored: &[u8]) -> Option<BTreeMap<u32, u32>> {
     is_whole.then(|| pairs.collect())
 }
 
-/// The field of a tally. That of the pending ones is of all devices, whatever became of them: one write less for most
-/// records.
+/// Returns the field of a tally. The tally for pending counts all devices regardless of the
+/// outcome, which saves most records a write.
 pub(crate) fn tally(header: &BatchHeader, outcome: Outcome) -> String {
     format!("{}:{}:{}", header.stage.0, header.hub, outcome as u8)
 }
 
-/// The name of a batch among those on which something is left to do. All have the same score and so are in the order of their
-/// names: by hub, then by stage, then by place, then by number. A place has digits only, which are above the dash: so a
-/// shorter place is before one that begins with it.
+/// Returns the name of a batch in the set of batches with work left. All names have the same score,
+/// so the server orders by name: by hub, then by stage, then by sort key, then by number. A sort
+/// key consists of digits only, which sort after the dash: so a shorter sort key sorts before a
+/// longer sort key with the same beginning.
 pub(crate) fn open_name(header: &BatchHeader) -> String {
     let BatchHeader {
         hub,
         stage,
-        place,
+        sort_key,
         id,
         ..
     } = header;
-    format!("{hub}:{:05}:{}-{:010}", stage.0, place.as_str(), id.0)
+    format!("{hub}:{:05}:{}-{:010}", stage.0, sort_key.as_str(), id.0)
 }
 
-/// The name of a batch among those that a group's budget counts.
-pub(crate) fn begun_name(group: &str, batch: BatchId) -> String {
+/// Returns the name of a batch in the set of batches counted by the budget of a group.
+pub(crate) fn counted_name(group: &str, batch: BatchId) -> String {
     format!("{group}\0{:010}", batch.0)
 }
 
@@ -196,19 +201,19 @@ mod tests {
         );
 
         let holder = Holder::new("w-1").unwrap();
-        batch.tenancy = Tenancy {
+        batch.lease_state = LeaseState {
             epoch: Epoch(1_790_000_000_001),
             current: Some((holder.clone(), Timestamp(1_790_000_030_000))),
-            strikes: 2,
-            counted_in: Version(4),
+            failed_leases: 2,
+            failed_in_version: Version(4),
         };
-        batch.begun.is_open = true;
+        batch.budget_usage.is_open = true;
         batch.attempts.newest = Attempt(3);
         let lease = Lease {
             rollout: RolloutName::new("r").unwrap(),
             batch: BatchId(7),
             holder,
-            epoch: batch.tenancy.epoch,
+            epoch: batch.lease_state.epoch,
         };
         let refused = Report {
             index: 4,
@@ -234,7 +239,7 @@ mod tests {
     #[test]
     fn open_names_are_in_the_order_of_release() {
         let mut names = Vec::new();
-        for (id, stage, place) in [
+        for (id, stage, sort_key) in [
             (10, 0, ""),
             (2, 0, "1"),
             (1, 0, "10"),
@@ -243,7 +248,7 @@ mod tests {
         ] {
             let mut header = build::batch(id, 1).header;
             header.stage.0 = stage;
-            header.place = serde_json::from_value(place.into()).expect("a place");
+            header.sort_key = serde_json::from_value(sort_key.into()).expect("a sort key");
             names.push(open_name(&header));
         }
         assert!(names.is_sorted(), "{names:?}");

@@ -1,11 +1,13 @@
-//! The scripts, and how they are run.
+//! The Lua scripts, and how they run.
 //!
-//! A script's text is made of the constants that it shares with the rest of Twincast (written
-//! once, in Rust), of what scripts of its kind share, and of its own file in `scripts/`.
+//! The text of a script consists of three parts: constants shared with the rest of the engine
+//! (defined once, in Rust), code shared by scripts of the same kind, and the script's own file in
+//! `scripts/`.
 //!
-//! The server knows scripts by their digests, until it restarts or is told to forget them. One
-//! that it does not know is sent whole, to the same server and with the same effect. (To load it
-//! first, as the client library does, would take all servers of a cluster, one that is down too.)
+//! The server knows scripts by digest, until a restart or a flush of the script cache. A script
+//! unknown to the server is sent in full, to the same server and with the same effect. (Loading the
+//! script first, as the client library does, would need all servers of a cluster, including a
+//! server that is down.)
 
 use std::sync::LazyLock;
 
@@ -16,7 +18,7 @@ use twincast_core::time::Timestamp;
 
 use crate::keys::FORMAT;
 
-/// One script.
+/// A script.
 #[derive(Debug)]
 pub(crate) struct Script {
     text: String,
@@ -28,9 +30,9 @@ pub(crate) struct Script {
 pub(crate) struct Scripts {
     pub(crate) create: Script,
     pub(crate) save: Script,
-    pub(crate) note: Script,
+    pub(crate) save_notes: Script,
     pub(crate) remove: Script,
-    pub(crate) strike: Script,
+    pub(crate) unlist: Script,
     pub(crate) add_batches: Script,
     pub(crate) batches: Script,
     pub(crate) open_batches: Script,
@@ -38,12 +40,12 @@ pub(crate) struct Scripts {
     pub(crate) commit: Script,
     pub(crate) tallies: Script,
     pub(crate) in_progress: Script,
-    pub(crate) look: Script,
+    pub(crate) snapshot: Script,
     pub(crate) claim: Script,
-    pub(crate) disclaim: Script,
-    pub(crate) set_announced: Script,
-    pub(crate) retire: Script,
-    pub(crate) save_line: Script,
+    pub(crate) release_claim: Script,
+    pub(crate) set_published: Script,
+    pub(crate) deactivate: Script,
+    pub(crate) save_group_queue: Script,
     pub(crate) take_permits: Script,
     pub(crate) throttled: Script,
     pub(crate) limiter: Script,
@@ -52,7 +54,7 @@ pub(crate) struct Scripts {
     pub(crate) reports: Script,
 }
 
-/// All scripts, put together when the first is run.
+/// All scripts, assembled on first use.
 pub(crate) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(Scripts::new);
 
 impl Scripts {
@@ -64,9 +66,9 @@ impl Scripts {
         Self {
             create: Script::new(&rollout, include_str!("scripts/create.lua")),
             save: Script::new(&rollout, include_str!("scripts/save.lua")),
-            note: Script::new(&rollout, include_str!("scripts/note.lua")),
+            save_notes: Script::new(&rollout, include_str!("scripts/save_notes.lua")),
             remove: Script::new(&rollout, include_str!("scripts/remove.lua")),
-            strike: Script::new(&common, include_str!("scripts/strike.lua")),
+            unlist: Script::new(&common, include_str!("scripts/unlist.lua")),
             add_batches: Script::new(&rollout, include_str!("scripts/add_batches.lua")),
             batches: Script::new(&rollout, include_str!("scripts/batches.lua")),
             open_batches: Script::new(&rollout, include_str!("scripts/open_batches.lua")),
@@ -74,12 +76,12 @@ impl Scripts {
             commit: Script::new(&shared, include_str!("scripts/commit.lua")),
             tallies: Script::new(&rollout, include_str!("scripts/tallies.lua")),
             in_progress: Script::new(&rollout, include_str!("scripts/in_progress.lua")),
-            look: Script::new(&common, include_str!("scripts/look.lua")),
+            snapshot: Script::new(&common, include_str!("scripts/snapshot.lua")),
             claim: Script::new(&common, include_str!("scripts/claim.lua")),
-            disclaim: Script::new(&common, include_str!("scripts/disclaim.lua")),
-            set_announced: Script::new(&common, include_str!("scripts/set_announced.lua")),
-            retire: Script::new(&common, include_str!("scripts/retire.lua")),
-            save_line: Script::new(&common, include_str!("scripts/save_line.lua")),
+            release_claim: Script::new(&common, include_str!("scripts/release_claim.lua")),
+            set_published: Script::new(&common, include_str!("scripts/set_published.lua")),
+            deactivate: Script::new(&common, include_str!("scripts/deactivate.lua")),
+            save_group_queue: Script::new(&common, include_str!("scripts/save_group_queue.lua")),
             take_permits: Script::new(&hub, include_str!("scripts/take_permits.lua")),
             throttled: Script::new(&hub, include_str!("scripts/throttled.lua")),
             limiter: Script::new(&hub, include_str!("scripts/limiter.lua")),
@@ -97,8 +99,8 @@ impl Script {
         Self { text, digest }
     }
 
-    /// A run of it on these keys. The first argument is the time in milliseconds, or empty for
-    /// the server's.
+    /// Prepares a run of the script on these keys. The first argument is the time in milliseconds,
+    /// or empty for the server's time.
     pub(crate) fn on(&'static self, keys: &[String], time: &str) -> Run {
         Run {
             script: self,
@@ -123,12 +125,12 @@ impl Run {
         self
     }
 
-    /// The command for a server that knows the script.
+    /// Returns the command for a server that knows the script.
     pub(crate) fn by_digest(&self) -> Cmd {
         self.command("EVALSHA", &self.script.digest)
     }
 
-    /// The command for any server; it knows the script from then on.
+    /// Returns the command for any server, after which the server knows the script.
     pub(crate) fn in_full(&self) -> Cmd {
         self.command("EVAL", &self.script.text)
     }
@@ -144,20 +146,23 @@ impl Run {
     }
 }
 
-/// The constants that scripts use, as Lua.
+/// Returns the constants of the scripts, as Lua.
 fn constants() -> String {
-    /// Other refusals of what was in flight at the first one are the same throttle.
+    /// Refusals of other sends in flight at the first refusal belong to the same throttle.
     const ONE_THROTTLE_MS: u64 = 2_000;
 
     let us = |duration: std::time::Duration| duration.as_micros().to_string();
     let constants = [
         ("FORMAT", FORMAT.to_string()),
         ("LATEST", Timestamp::MAX.0.to_string()),
-        ("FORGOTTEN_MS", evidence::FORGOTTEN.as_millis().to_string()),
+        (
+            "REPORT_RETENTION_MS",
+            evidence::REPORT_RETENTION.as_millis().to_string(),
+        ),
         ("HORIZON_US", us(permits::HORIZON)),
         ("BLOCK_US", us(permits::BLOCK)),
-        ("DRY_US", us(permits::DRY)),
-        ("KEEP_US", us(permits::KEEP)),
+        ("DRY_BELOW_US", us(permits::DRY_BELOW)),
+        ("TURN_GRACE_US", us(permits::TURN_GRACE)),
         ("MAKE_UP_US", us(permits::MAKE_UP)),
         ("CUT", permits::CUT.to_string()),
         ("FLOOR", permits::FLOOR.to_string()),

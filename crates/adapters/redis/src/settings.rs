@@ -1,4 +1,4 @@
-//! What an operator can set.
+//! Settings of the store.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,72 +13,76 @@ use crate::credentials::CredentialsProvider;
 use crate::error::ConnectError;
 use crate::url::{Parsed, parse, split};
 
-/// How to reach Redis, and what to keep there.
+/// How to reach Redis, and under which prefix to store keys.
 #[derive(Clone)]
 pub struct Settings {
-    /// `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or `rediss://` for TLS. For a cluster: some nodes, separated by commas.
-    /// With sentinels: the host is the sentinels' name of the master, and there is no port. Read again for each new
-    /// connection.
+    /// `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or `rediss://` for TLS. For a cluster: some
+    /// nodes, separated by commas. With sentinels: the host is the sentinels' name of the master,
+    /// and there is no port. Read again for each new connection.
     pub url: SecretSource,
     /// The kind of service at the URL.
     pub topology: Topology,
-    /// The name in the certificates of all servers, if not the host of each address. Certificates of sentinels are checked
-    /// against the hosts of the sentinels' URLs.
+    /// The name in the certificates of all servers, if different from the host of each address.
+    /// Certificates of sentinels are checked against the hosts of the sentinels' URLs.
     pub tls_name: Option<String>,
     /// The source of user and password, in place of the URL.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
-    /// A file of PEM certificates to trust with `rediss://`, in place of the system's. Read again for each new
-    /// connection.
+    /// A file of PEM certificates to trust with `rediss://`, in place of the system's certificates.
+    /// Read again for each new connection.
     pub ca: Option<PathBuf>,
-    /// What the names of all keys begin with. Engines of one prefix are one engine.
+    /// The prefix of the names of all keys. All processes with the same prefix belong to the same
+    /// engine.
     pub prefix: String,
-    /// How long making a connection may take.
+    /// The time limit for making a connection.
     pub connect_timeout: Duration,
-    /// How long an answer may take.
+    /// The time limit for an answer.
     pub response_timeout: Duration,
-    /// Whose time leases and permits go by.
+    /// The clock for leases and permits.
     pub time: TimeSource,
-    /// The time after which a write that the server acknowledged is durable; `None` to go by the server's settings.
+    /// The time after which an acknowledged write is durable; `None` to derive the time from the
+    /// server's settings.
     pub durable_after: Option<Duration>,
 }
 
 /// The kind of service.
 #[derive(Debug, Clone)]
 pub enum Topology {
-    /// One server, or an address that always leads to the master.
-    One,
+    /// A single server, or an address that always leads to the master.
+    Single,
     /// A Redis Cluster.
     Cluster,
-    /// A master and replicas, watched by the sentinels at these URLs, separated by commas. Read again for each new
-    /// connection.
+    /// A master and replicas, watched by the sentinels at these URLs, separated by commas. Read
+    /// again for each new connection.
     Sentinels(SecretSource),
 }
 
-/// Whose time it is.
+/// The clock for leases and permits.
 #[derive(Clone, Default)]
 pub enum TimeSource {
-    /// The server's, so that all processes have one clock.
+    /// The server's clock, so that all processes share a clock.
     #[default]
     Server,
-    /// A clock of this process, for tests that move it.
+    /// A clock of this process, for tests with a controlled clock.
     Given(Arc<dyn Clock>),
 }
 
-/// The servers, as the sources of the settings say now.
+/// The current servers, from the sources in the settings.
 pub(crate) struct Addresses {
-    /// One server; or some nodes of a cluster; or the master, with the master's name as the host.
+    /// A single server; or some nodes of a cluster; or the master, with the master's name as the
+    /// host.
     pub(crate) servers: Vec<ConnectionInfo>,
     pub(crate) sentinels: Vec<ConnectionInfo>,
 }
 
 impl Settings {
-    /// One Redis, with the defaults: the prefix `twincast:`, and five seconds each for making a
-    /// connection and for an answer. A slow answer is then a server in trouble, not a busy one.
+    /// Creates settings for a single Redis with defaults: the prefix `twincast:`, and time limits
+    /// of five seconds each for making a connection and for an answer. Five seconds without an
+    /// answer mean a server in trouble, not a busy server.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: SecretSource::Fixed(Secret::new(url)),
-            topology: Topology::One,
+            topology: Topology::Single,
             tls_name: None,
             credentials: None,
             ca: None,
@@ -90,7 +94,7 @@ impl Settings {
         }
     }
 
-    /// A Redis Cluster, by the URLs of some of its nodes.
+    /// Creates settings for a Redis Cluster, by the URLs of some nodes.
     #[must_use]
     pub fn cluster(urls: &[impl AsRef<str>]) -> Self {
         let urls: Vec<_> = urls.iter().map(AsRef::as_ref).collect();
@@ -104,7 +108,7 @@ impl Settings {
     pub(crate) fn addresses(&self) -> Result<Addresses, ConnectError> {
         let servers = read(&self.url, "URL")?;
         let sentinels = match &self.topology {
-            Topology::One | Topology::Cluster => Vec::new(),
+            Topology::Single | Topology::Cluster => Vec::new(),
             Topology::Sentinels(source) => read(source, "sentinel URL")?,
         };
         if let Some(what) = self.mistake(&servers, &sentinels) {
@@ -117,28 +121,29 @@ impl Settings {
         })
     }
 
-    /// The first contradiction in the settings.
+    /// Returns the first contradiction in the settings.
     fn mistake(&self, servers: &[Parsed], sentinels: &[Parsed]) -> Option<&'static str> {
         let all = || servers.iter().chain(sentinels);
         let is_cluster = matches!(self.topology, Topology::Cluster);
         let has_sentinels = matches!(self.topology, Topology::Sentinels(_));
         let checks = [
-            // A cluster places a key by the text in the first braces; the braces of our keys come after the prefix.
+            // A cluster places a key by the text in the first braces. The braces of the store's
+            // keys come after the prefix.
             (
                 self.prefix.contains(['{', '}']),
                 "the prefix has a brace in it",
             ),
             (
                 !is_cluster && servers.len() > 1,
-                "there are several URLs, but it is not a cluster",
+                "several URLs are given without a cluster",
             ),
             (
                 is_cluster && servers.iter().any(Parsed::has_database),
-                "a cluster has no database but 0",
+                "a cluster has only database 0",
             ),
             (
                 (is_cluster || has_sentinels) && all().any(Parsed::is_socket),
-                "the nodes of a cluster, and servers with sentinels, are not reached by a socket",
+                "a socket is not allowed for the nodes of a cluster, or for servers with sentinels",
             ),
             (
                 has_sentinels && servers.iter().any(|url| url.has_port),
@@ -146,7 +151,7 @@ impl Settings {
             ),
             (
                 sentinels.iter().any(Parsed::has_database),
-                "a sentinel has no database; the one of the servers is part of their URL",
+                "a sentinel has no database; give the servers' database in their URL",
             ),
             (
                 sentinels.iter().any(|url| !url.has_port),
@@ -154,15 +159,15 @@ impl Settings {
             ),
             (
                 self.credentials.is_some() && servers.iter().any(Parsed::has_password),
-                "there is a password in the URL, but user and password come from elsewhere",
+                "the URL has a password, but user and password come from another source",
             ),
             (
                 self.ca.is_some() && !all().any(Parsed::is_tls),
-                "there is a file of certificates to trust, but no URL is rediss://",
+                "a file of certificates to trust is given, but no URL is rediss://",
             ),
             (
                 self.tls_name.is_some() && !servers.iter().all(Parsed::is_tls),
-                "there is a name for the servers' certificates, but the URL is not rediss://",
+                "a name for the servers' certificates is given, but the URL is not rediss://",
             ),
         ];
         let mistake = checks.into_iter().find(|(is_made, _)| *is_made);
@@ -170,7 +175,8 @@ impl Settings {
     }
 }
 
-/// Reads and parses a list of URLs. Errors name a URL by `what` and its number, because the URL may hold a password.
+/// Reads and parses a list of URLs. Errors identify a URL by `what` and a number, because the URL
+/// may hold a password.
 fn read(source: &SecretSource, what: &str) -> Result<Vec<Parsed>, ConnectError> {
     let list = source.read().map_err(ConnectError::Source)?;
     let urls = split(list.expose());
@@ -183,7 +189,7 @@ fn read(source: &SecretSource, what: &str) -> Result<Vec<Parsed>, ConnectError> 
 }
 
 impl fmt::Debug for Settings {
-    /// Without the URLs, which may hold passwords.
+    /// Omits the URLs, which may hold passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("topology", &self.topology)
@@ -202,7 +208,7 @@ impl fmt::Debug for TimeSource {
 }
 
 impl Addresses {
-    /// The servers for people: hosts and ports, without passwords.
+    /// Formats the servers for display: hosts and ports, without passwords.
     pub(crate) fn shown(&self) -> String {
         let list = |of: &[ConnectionInfo]| {
             let shown: Vec<_> = of.iter().map(|it| it.addr().to_string()).collect();
@@ -212,7 +218,7 @@ impl Addresses {
             Some(ConnectionAddr::Tcp(name, _) | ConnectionAddr::TcpTls { host: name, .. })
                 if !self.sentinels.is_empty() =>
             {
-                format!("{name} by the sentinels {}", list(&self.sentinels))
+                format!("{name} through the sentinels {}", list(&self.sentinels))
             }
             _ => list(&self.servers),
         }
@@ -221,7 +227,7 @@ impl Addresses {
 
 #[cfg(test)]
 mod tests {
-    use twincast_core::error::in_words;
+    use twincast_core::error::describe;
 
     use super::*;
 
@@ -257,7 +263,10 @@ mod tests {
             (ca, "no URL is rediss://"),
             (name, "not rediss://"),
             (Settings::new("http://u:secret@x"), "URL number 1"),
-            (Settings::cluster(&["redis://u:secret@x/2"]), "but 0"),
+            (
+                Settings::cluster(&["redis://u:secret@x/2"]),
+                "only database 0",
+            ),
             (
                 Settings::cluster(&["unix:///s?user=u&pass=secret"]),
                 "socket",
@@ -295,7 +304,7 @@ mod tests {
             ..Settings::new("rediss://u:secret@fleet/2")
         };
         let shown = settings.addresses().unwrap().shown();
-        assert_eq!(shown, "fleet by the sentinels s:26379, t:26380");
+        assert_eq!(shown, "fleet through the sentinels s:26379, t:26380");
     }
 
     #[test]
@@ -310,7 +319,7 @@ mod tests {
             ..Settings::new("")
         };
         let error = settings.addresses().err().unwrap();
-        let error = in_words(&error);
+        let error = describe(&error);
         assert!(error.contains("redis.url_file"), "{error}");
         for password in ["one", "two"] {
             std::fs::write(&path, format!("redis://u:{password}@x\n")).unwrap();

@@ -1,10 +1,10 @@
-//! The two ports on Redis: each call is one script, or a few commands in an order that a crash
-//! between them cannot hurt.
+//! The ports on Redis: each call is a single script, or a few commands in an order that tolerates a
+//! crash in between.
 
 mod batches;
 mod hubs;
+mod registry;
 mod rollouts;
-mod roster;
 
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use redis::{Cmd, FromRedisValue, RedisError, Value, from_redis_value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use twincast_core::ids::{
-    BatchId, GroupName, Holder, HubName, Lineage, Revision, RolloutName, Version,
+    BatchId, ConcurrencyGroup, Holder, HubName, Lineage, Revision, RolloutName, Version,
 };
 use twincast_core::ports::StoreError;
 use twincast_core::reports::Reported;
@@ -22,17 +22,17 @@ use twincast_core::rollout::Adding;
 use twincast_core::time::{Timestamp, ms};
 
 use crate::check::check;
-use crate::error::{ConnectError, Misfit, store_error};
+use crate::error::{ConnectError, InvalidData, store_error};
 use crate::keys::{FORMAT, Keys};
 use crate::link::Link;
 use crate::reply::{self, Refusal, Reply};
 use crate::scripts::{Run, SCRIPTS, Script};
 use crate::settings::{Settings, TimeSource};
 
-/// How many records are looked up at once when names are listed.
-const LOOKED_UP_AT_ONCE: usize = 64;
+/// The number of concurrent look-ups of records when names are listed.
+const MAX_CONCURRENT_LOOKUPS: usize = 64;
 
-/// The store and the roster on a Redis or a Redis Cluster; see the crate's documentation.
+/// The store and the rollout registry on a Redis or a Redis Cluster; see the crate's documentation.
 pub struct RedisStore {
     link: Link,
     keys: Keys,
@@ -47,7 +47,7 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// What a call is about, for errors.
+/// The object of a call, for errors.
 #[derive(Debug, Clone, Copy)]
 enum Subject<'a> {
     Rollouts,
@@ -55,15 +55,16 @@ enum Subject<'a> {
     Adding(&'a RolloutName, Adding),
     Batch(&'a RolloutName, BatchId),
     Hub(&'a HubName),
-    Line(&'a GroupName),
+    GroupQueue(&'a ConcurrencyGroup),
 }
 
 impl RedisStore {
-    /// Connects, and checks that the server (each, of a cluster) will do: that it is not too old,
-    /// runs scripts, and evicts nothing of ours. Warns if it keeps nothing on disk.
+    /// Connects, and checks that the server (each server of a cluster) is suitable: recent enough,
+    /// runs scripts, and evicts no keys of the store. Logs a warning for a server without
+    /// persistence.
     ///
     /// # Errors
-    /// [`ConnectError`], which says what to do about it.
+    /// [`ConnectError`], which names the remedy.
     pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
         let servers = settings.addresses()?.shown();
         let link = Link::new(settings)?;
@@ -76,29 +77,29 @@ impl RedisStore {
         })
     }
 
-    /// Whether Redis answers and takes what is written; in a cluster, one of its nodes.
+    /// Checks that Redis answers and accepts writes; in a cluster, a single node.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when it does not answer, [`StoreError::NotWritable`] when it is full or lets us not
-    /// write.
+    /// [`StoreError::Unavailable`] when Redis does not answer, [`StoreError::NotWritable`] when
+    /// Redis is full or the user may not write.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let set = redis::cmd("SET").arg(self.keys.ping()).arg(1).to_owned();
-        self.ask::<String>("write about", Subject::Rollouts, &set)
+        self.ask::<String>("check access to", Subject::Rollouts, &set)
             .await?;
         Ok(())
     }
 
-    /// The server's time.
+    /// Returns the server's time.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when it does not answer.
+    /// [`StoreError::Unavailable`] when the server does not answer.
     pub async fn time(&self) -> Result<Timestamp, StoreError> {
         let (verb, subject) = ("read the time of", Subject::Rollouts);
         let time: (u64, u64) = self.ask(verb, subject, &redis::cmd("TIME")).await?;
         Ok(Timestamp(time.0 * 1_000 + time.1 / 1_000))
     }
 
-    /// The time for a script: nothing for the server's own.
+    /// Returns the time argument of scripts: empty for the server's own time.
     fn now(&self) -> String {
         match &self.time {
             TimeSource::Server => String::new(),
@@ -106,17 +107,17 @@ impl RedisStore {
         }
     }
 
-    /// A run of a script on a rollout's keys.
+    /// Prepares a run of a script on a rollout's keys.
     fn on(&self, name: &RolloutName, script: &'static Script) -> Run {
         script.on(&self.keys.rollout(name), &self.now())
     }
 
-    /// A run of a script on one key.
+    /// Prepares a run of a script on a single key.
     fn on_key(&self, key: String, script: &'static Script) -> Run {
         script.on(&[key], &self.now())
     }
 
-    /// Runs a script, and makes its refusals errors.
+    /// Runs a script, and converts refusals to errors.
     async fn run(&self, verb: &str, subject: Subject<'_>, run: &Run) -> Result<Reply, StoreError> {
         let answer = self.answer(verb, subject, run).await?;
         answer.map_err(|refusal| subject.refused(refusal))
@@ -131,10 +132,11 @@ impl RedisStore {
     ) -> Result<Result<Reply, Refusal>, StoreError> {
         let answered = self.link.run(run).await;
         let value = answered.map_err(|error| subject.failed(verb, error))?;
-        reply::read(value).map_err(|misfit| subject.corrupt(verb, misfit))
+        reply::read(value).map_err(|invalid| subject.corrupt(verb, invalid))
     }
 
-    /// Keeps a report about a hub in the hash `key`. `at_ago` is the age of the moment that it names, if any.
+    /// Stores a report about a hub in the hash `key`. `at_ago` is the age of the reported moment,
+    /// if any.
     async fn report(
         &self,
         key: String,
@@ -155,7 +157,7 @@ impl RedisStore {
         Ok(())
     }
 
-    /// The reports about a hub in the hash `key`.
+    /// Returns the reports about a hub in the hash `key`.
     async fn reports<S: DeserializeOwned, T: From<Reported<S>>>(
         &self,
         key: String,
@@ -165,11 +167,11 @@ impl RedisStore {
         let subject = Subject::Hub(hub);
         let run = self.on_key(key, &SCRIPTS.reports);
         let reports = self.run(verb, subject, &run).await?.reports();
-        let reports = reports.map_err(|misfit| subject.corrupt(verb, misfit))?;
+        let reports = reports.map_err(|invalid| subject.corrupt(verb, invalid))?;
         Ok(reports.into_iter().map(T::from).collect())
     }
 
-    /// Asks one thing without a script.
+    /// Sends a command outside of scripts.
     async fn ask<T: FromRedisValue>(
         &self,
         verb: &str,
@@ -178,10 +180,11 @@ impl RedisStore {
     ) -> Result<T, StoreError> {
         let answered = self.link.query(command).await;
         let value: Value = answered.map_err(|error| subject.failed(verb, error))?;
-        from_redis_value(value).map_err(|error| subject.corrupt(verb, Misfit(error.to_string())))
+        from_redis_value(value)
+            .map_err(|error| subject.corrupt(verb, InvalidData(error.to_string())))
     }
 
-    /// A rollout's revision.
+    /// Returns a rollout's revision.
     async fn revision_of(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
         let get = redis::cmd("HMGET")
             .arg(self.keys.head(name))
@@ -196,8 +199,8 @@ impl RedisStore {
         }))
     }
 
-    /// The names in a sorted set, ascending, without those that have no record: a crash left them,
-    /// between the name and the record.
+    /// Returns the names in a sorted set, ascending. A name without a record is omitted: a crash
+    /// between writing the name and the record leaves such a name.
     async fn names(&self, key: String) -> Result<Vec<RolloutName>, StoreError> {
         let range = redis::cmd("ZRANGE").arg(key).arg(0).arg(-1).to_owned();
         let listed: Vec<String> = self.ask("list", Subject::Rollouts, &range).await?;
@@ -205,20 +208,20 @@ impl RedisStore {
         for text in listed {
             match RolloutName::new(text) {
                 Ok(name) => names.push(name),
-                // Nothing of ours; the others are.
-                Err(error) => tracing::debug!(%error, "a listed rollout is passed over"),
+                // Not a name of this store; the other names are.
+                Err(error) => tracing::debug!(%error, "listed rollout ignored"),
             }
         }
         names.sort_unstable();
         let looked_up = futures::stream::iter(names).map(async |name| {
             match self.revision_of(&name).await {
                 Ok(revision) => Ok(revision.map(|_| name)),
-                // There is a record. What is wrong with it is for whoever reads that one.
+                // The record exists. The reader of the record reports the damage.
                 Err(StoreError::Corrupt { .. }) => Ok(Some(name)),
                 Err(error) => Err(error),
             }
         });
-        let mut looked_up = looked_up.buffered(LOOKED_UP_AT_ONCE);
+        let mut looked_up = looked_up.buffered(MAX_CONCURRENT_LOOKUPS);
         let mut stored = Vec::new();
         while let Some(name) = looked_up.next().await {
             stored.extend(name?);
@@ -240,10 +243,10 @@ impl Subject<'_> {
         store_error(format!("{verb} {self}"), error)
     }
 
-    fn corrupt(self, verb: &str, misfit: Misfit) -> StoreError {
+    fn corrupt(self, verb: &str, invalid: InvalidData) -> StoreError {
         StoreError::Corrupt {
             doing: format!("{verb} {self}"),
-            source: Box::new(misfit),
+            source: Box::new(invalid),
         }
     }
 
@@ -265,13 +268,13 @@ impl Subject<'_> {
         StoreError::NotFound { what }
     }
 
-    /// The rollout and the batch that it is about, in words.
+    /// Describes the rollout and the batch of the subject.
     fn parts(self) -> (String, String) {
         let rollout = |name| Subject::Rollout(name).to_string();
         match self {
             Self::Batch(name, _) => (rollout(name), self.to_string()),
             Self::Adding(name, _) => (rollout(name), self.to_string()),
-            Self::Rollouts | Self::Rollout(_) | Self::Hub(_) | Self::Line(_) => {
+            Self::Rollouts | Self::Rollout(_) | Self::Hub(_) | Self::GroupQueue(_) => {
                 (self.to_string(), self.to_string())
             }
         }
@@ -286,7 +289,7 @@ impl fmt::Display for Subject<'_> {
             Self::Adding(name, by) => write!(f, "{by} of rollout {name}"),
             Self::Batch(name, batch) => write!(f, "batch {batch} of rollout {name}"),
             Self::Hub(hub) => write!(f, "hub {hub}"),
-            Self::Line(group) => write!(f, "the line of group {group}"),
+            Self::GroupQueue(group) => write!(f, "the queue of concurrency group {group}"),
         }
     }
 }

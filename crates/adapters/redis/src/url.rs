@@ -1,8 +1,8 @@
-//! URLs of servers. Parts that the library would ignore are refused.
+//! URLs of servers. Parts ignored by the library are refused.
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, parse_redis_url};
 
-/// A URL without any part that is ignored.
+/// A URL without ignored parts.
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) info: ConnectionInfo,
@@ -28,16 +28,16 @@ impl Parsed {
     }
 }
 
-/// Parses the URL of one server. Errors show no text of the URL, because the text may be a password.
+/// Parses the URL of a server. Errors show no text of the URL, because the text may be a password.
 pub(crate) fn parse(url: &str) -> Result<Parsed, String> {
-    const NO_URL: &str = "it is no URL of a Redis: redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss:// for TLS, or \
-         unix:///PATH?db=DATABASE&user=USER&pass=PASSWORD; in a user and a password, the characters / ? # @ : % are \
-         written %2F %3F %23 %40 %3A %25";
+    const NO_URL: &str = "it is not a URL of Redis: write \
+         redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss:// for TLS, or \
+         unix:///PATH?db=DATABASE&user=USER&pass=PASSWORD; in a user and a password, the \
+         characters / ? # @ : % are written %2F %3F %23 %40 %3A %25";
     let given = parse_redis_url(url).ok_or(NO_URL)?;
     if given.fragment().is_some() {
         return Err(
-            "it has a # in it, after which nothing is looked at; in a password it is written %23"
-                .into(),
+            "it has a #, and URLs of Redis have no fragment; in a password, write %23".into(),
         );
     }
     if given.scheme().ends_with("unix") {
@@ -53,8 +53,8 @@ pub(crate) fn parse(url: &str) -> Result<Parsed, String> {
         }
     } else if given.query().is_some() {
         return Err(
-            "it has parameters (after ?), which nothing looks at; the database is the path, as in redis://HOST/2, and \
-             this character in a password is written %3F"
+            "it has parameters (after ?), which are not allowed; give the database as the path, as \
+             in redis://HOST/2; in a password, write ? as %3F"
                 .into(),
         );
     }
@@ -72,7 +72,7 @@ pub(crate) fn parse(url: &str) -> Result<Parsed, String> {
     Ok(Parsed { info, has_port })
 }
 
-/// The URLs of a list with commas between them. A password may have commas in it.
+/// Splits a comma-separated list of URLs. A password may contain commas.
 pub(crate) fn split(list: &str) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
     for piece in list.split(',') {
@@ -179,7 +179,7 @@ mod tests {
             "",
         ] {
             assert!(
-                parse(url).unwrap_err().contains("no URL of a Redis"),
+                parse(url).unwrap_err().contains("not a URL of Redis"),
                 "{url}"
             );
         }

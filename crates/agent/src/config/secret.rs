@@ -1,8 +1,8 @@
-//! Texts that are never shown.
+//! Secrets, hidden in every output.
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A key or a connection string. It is shown as `(secret)`, whatever it is written to.
+/// A key or a connection string. `Debug` and `Serialize` write `(secret)` instead of the text.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);

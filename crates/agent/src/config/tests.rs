@@ -1,6 +1,6 @@
 use super::*;
 
-const LEAST: &str = r#"
+const MINIMAL: &str = r#"
 state = "state"
 [identity]
 connection_string = "HostName=h;DeviceId=d;SharedAccessKey=MTIz"
@@ -20,8 +20,8 @@ fn load(text: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn the_least_that_is_needed() {
-    let config = load(LEAST).unwrap();
+fn a_minimal_configuration_is_accepted() {
+    let config = load(MINIMAL).unwrap();
     assert!(config.state.is_absolute() && config.state.ends_with("state"));
     assert_eq!(
         config.slots.as_ref().unwrap().root,
@@ -32,16 +32,16 @@ fn the_least_that_is_needed() {
         shown.contains("(secret)") && !shown.contains("MTIz"),
         "{shown}"
     );
-    assert!(toml::from_str::<Config>(LEAST).is_ok());
+    assert!(toml::from_str::<Config>(MINIMAL).is_ok());
 }
 
 #[test]
-fn what_is_wrong_is_told_with_its_key_and_without_secrets() {
-    for (from, to, told) in [
+fn mistakes_are_reported_with_their_key_and_without_secrets() {
+    for (from, to, expected) in [
         (
             "[slots]\nroot = \"/opt/fridge\"",
             "",
-            "there must be slots, or hooks.install",
+            "hooks.activate are required without slots",
         ),
         (
             "name = \"fridge\"",
@@ -77,7 +77,7 @@ fn what_is_wrong_is_told_with_its_key_and_without_secrets() {
         (
             "connection_string = ",
             "certificate_file = \"c\"\nconnection_string = ",
-            "belong together",
+            "must be set together",
         ),
         (
             "[slots]",
@@ -91,14 +91,14 @@ fn what_is_wrong_is_told_with_its_key_and_without_secrets() {
         ),
         (
             "[slots]",
-            "[hooks]\ntries = 0\ninstall = []\n[slots]",
-            "hooks.install: must not be empty; hooks.tries",
+            "[hooks]\nmax_attempts = 0\ninstall = []\n[slots]",
+            "hooks.install: must not be empty; hooks.max_attempts",
         ),
         ("[slots]", "[hooks]\ntimeout = \"MTIz\"\n[slots]", "line 10"),
     ] {
-        assert!(LEAST.contains(from), "{from}");
-        let error = load(&LEAST.replacen(from, to, 1)).unwrap_err();
-        assert!(error.contains(told), "{told:?} is not in {error}");
+        assert!(MINIMAL.contains(from), "{from}");
+        let error = load(&MINIMAL.replacen(from, to, 1)).unwrap_err();
+        assert!(error.contains(expected), "{expected:?} is not in {error}");
         assert!(!error.contains("MTIz"), "{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! FTP (RFC 959) with `REST` (RFC 3659): for servers that have nothing better. What comes is believed by its SHA-256.
+//! FTP (RFC 959) with `REST` (RFC 3659), for servers without HTTP. The SHA-256 verifies the
+//! content.
 
 use std::time::Duration;
 
@@ -13,29 +14,29 @@ use url::Url;
 use super::{Failed, wrong_size};
 use crate::report::Reason;
 
-/// How long the server may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The time limit of the server's answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A transfer from a server.
 pub(super) struct Transfer {
     data: TransferStream<AsyncNoTlsStream>,
-    /// The control connection: without it the server ends the transfer.
+    /// The control connection. The server ends the transfer when this connection closes.
     _control: AsyncFtpStream,
 }
 
 impl Transfer {
-    /// Logs in, checks the size, and asks for what comes after the first `had` bytes.
-    pub(super) async fn begin(url: &Url, size: u64, had: u64) -> Result<Self, Failed> {
-        match tokio::time::timeout(PATIENCE, Self::ask(url, size, had)).await {
+    /// Logs in, checks the size, and requests the bytes after the first `offset` bytes.
+    pub(super) async fn begin(url: &Url, size: u64, offset: u64) -> Result<Self, Failed> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, Self::ask(url, size, offset)).await {
             Ok(Ok(result)) => result,
-            Ok(Err(error)) => Err(judge(&error)),
-            Err(_) => Err(Failed::Again(format!(
-                "the server does not answer within {PATIENCE:?}"
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => Err(Failed::Transient(format!(
+                "the server does not answer within {ANSWER_TIMEOUT:?}"
             ))),
         }
     }
 
-    async fn ask(url: &Url, size: u64, had: u64) -> Result<Result<Self, Failed>, FtpError> {
+    async fn ask(url: &Url, size: u64, offset: u64) -> Result<Result<Self, Failed>, FtpError> {
         let host = url.host_str().unwrap_or_default();
         let text = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let mut control = AsyncFtpStream::connect((host, url.port().unwrap_or(21))).await?;
@@ -49,9 +50,9 @@ impl Transfer {
         if let Ok(found) = control.size(&path).await
             && found as u64 != size
         {
-            return Ok(Err(Failed::ForGood(wrong_size(found as u64, size))));
+            return Ok(Err(Failed::Permanent(wrong_size(found as u64, size))));
         }
-        if let Ok(offset) = usize::try_from(had)
+        if let Ok(offset) = usize::try_from(offset)
             && offset > 0
         {
             control.resume_transfer(offset).await?;
@@ -63,7 +64,7 @@ impl Transfer {
         }))
     }
 
-    /// The next bytes; none at the end. Cancel safe.
+    /// Returns the next bytes, or none at the end. Cancel safe.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
         let mut buffer = BytesMut::with_capacity(1 << 16);
         match self.data.read_buf(&mut buffer).await {
@@ -74,17 +75,18 @@ impl Transfer {
     }
 }
 
-/// Answers of 500 and more are final (RFC 959 §4.2).
-fn judge(error: &FtpError) -> Failed {
+/// Classifies an error. Replies of 500 and more are permanent (RFC 959 §4.2), except 503 (bad
+/// sequence).
+fn classify(error: &FtpError) -> Failed {
     match error {
         FtpError::UnexpectedResponse(response)
             if response.status.code() >= 500 && response.status != Status::BadSequence =>
         {
-            Failed::ForGood(Reason::new(
+            Failed::Permanent(Reason::new(
                 "download",
-                format!("the FTP server refuses: {error}"),
+                format!("the FTP server refuses the transfer: {error}"),
             ))
         }
-        _ => Failed::Again(error.to_string()),
+        _ => Failed::Transient(error.to_string()),
     }
 }

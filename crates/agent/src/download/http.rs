@@ -5,36 +5,37 @@ use reqwest::header::{
 };
 use reqwest::{StatusCode, Url};
 
-use super::{Body, Downloader, Failed, Part, wrong_size};
-use crate::config::span;
+use super::{Body, Downloader, Failed, PartialDownload, wrong_size};
+use crate::config::to_std;
 use crate::report::Reason;
 
 impl Downloader {
-    /// Asks for what is missing. Gives the body, where in the file it begins, and what the server knows the file by.
+    /// Requests the missing bytes. Returns the body, the offset of the body in the file, and the
+    /// server's validator of the file.
     pub(super) async fn begin_http(
         &self,
         url: &Url,
         size: u64,
-        had: u64,
-        part: &Part,
+        offset: u64,
+        partial: &PartialDownload,
     ) -> Result<(Body, u64, Option<String>), Failed> {
         let mut request = self
             .http
             .get(url.clone())
             .header(ACCEPT_ENCODING, "identity");
-        if had > 0 {
-            request = request.header(RANGE, format!("bytes={had}-"));
-            if let Some(validator) = &part.validator {
+        if offset > 0 {
+            request = request.header(RANGE, format!("bytes={offset}-"));
+            if let Some(validator) = &partial.validator {
                 request = request.header(IF_RANGE, validator);
             }
         }
-        // Until the body comes, nothing else ends the wait for a server that is silent.
-        let patience = span(self.settings.low_speed_time);
-        let response = match tokio::time::timeout(patience, request.send()).await {
-            Ok(sent) => sent.map_err(|error| Failed::Again(words(error)))?,
+        // No other timeout covers a silent server before the body begins.
+        let timeout = to_std(self.settings.low_speed_time);
+        let response = match tokio::time::timeout(timeout, request.send()).await {
+            Ok(sent) => sent.map_err(|error| Failed::Transient(error_chain(error)))?,
             Err(_) => {
-                let text = format!("the server does not answer within {patience:?}");
-                return Err(Failed::Again(text));
+                let text = format!("the server does not answer within {timeout:?}");
+                return Err(Failed::Transient(text));
             }
         };
         let status = response.status();
@@ -42,36 +43,38 @@ impl Downloader {
         match status {
             StatusCode::OK => {
                 if let Some(found) = response.content_length().filter(|found| *found != size) {
-                    return Err(Failed::ForGood(wrong_size(found, size)));
+                    return Err(Failed::Permanent(wrong_size(found, size)));
                 }
                 Ok((Body::Http(response), 0, validator))
             }
-            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), size) == Some(had) => {
-                Ok((Body::Http(response), had, validator))
+            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), size) == Some(offset) => {
+                Ok((Body::Http(response), offset, validator))
             }
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
-                // What is here does not fit to what is there.
+                // The partial download does not match the server's file.
                 crate::store::clear(&self.folder)
-                    .map_err(|error| Failed::ForGood(super::disk(&error)))?;
-                Err(Failed::Again(format!(
-                    "the server answers {status} with another range than was asked for"
+                    .map_err(|error| Failed::Permanent(super::disk(&error)))?;
+                Err(Failed::Transient(format!(
+                    "the server answers {status} without the requested range"
                 )))
             }
-            _ if is_passing(status) => Err(Failed::Again(format!("the server answers {status}"))),
+            _ if is_transient(status) => {
+                Err(Failed::Transient(format!("the server answers {status}")))
+            }
             _ => {
                 let text = format!(
                     "{} answers {status} for {}",
                     url.host_str().unwrap_or_default(),
                     url.path()
                 );
-                Err(Failed::ForGood(Reason::new("download", text)))
+                Err(Failed::Permanent(Reason::new("download", text)))
             }
         }
     }
 }
 
-/// Whether a status says that a later try may do better.
-fn is_passing(status: StatusCode) -> bool {
+/// Returns whether a status is transient: a later attempt may succeed.
+fn is_transient(status: StatusCode) -> bool {
     status.is_server_error()
         || matches!(
             status,
@@ -79,14 +82,14 @@ fn is_passing(status: StatusCode) -> bool {
         )
 }
 
-/// What `If-Range` takes: a strong `ETag`, or else a date.
+/// Returns the validator for `If-Range`: a strong `ETag`, or else a date.
 fn validator(headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let tag = text(ETAG).filter(|tag| !tag.starts_with("W/"));
     tag.or_else(|| text(LAST_MODIFIED)).map(str::to_owned)
 }
 
-/// Where a part begins, if it is one of a file of this size and goes to its end.
+/// Returns the first byte of a `Content-Range` reaching to the end of a file of `size` bytes.
 fn begins_at(headers: &HeaderMap, size: u64) -> Option<u64> {
     let range = headers
         .get(CONTENT_RANGE)?
@@ -100,16 +103,9 @@ fn begins_at(headers: &HeaderMap, size: u64) -> Option<u64> {
     from.parse().ok().filter(|_| is_whole)
 }
 
-/// What went wrong, without the address: its query may be a secret.
-pub(super) fn words(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        words = format!("{words}: {cause}");
-        source = cause.source();
-    }
-    words
+/// Describes an error without the URL: the query of the URL may be a secret.
+pub(super) fn error_chain(error: reqwest::Error) -> String {
+    crate::error_chain(&error.without_url())
 }
 
 #[cfg(test)]

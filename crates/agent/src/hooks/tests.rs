@@ -32,22 +32,22 @@ fn context() -> Context {
 }
 
 #[tokio::test]
-async fn exit_codes_and_last_words() {
-    let failed = |words: &str| HookEnd::Failed(words.to_owned());
+async fn exit_codes_and_output() {
+    let failed = |output: &str| HookResult::Failed(output.to_owned());
     for (script, hook, ends) in [
-        ("exit 0", Hook::Install, HookEnd::Done),
+        ("exit 0", Hook::Install, HookResult::Done),
         (
             "echo no; echo space >&2; exit 1",
             Hook::Install,
             failed("no\nspace"),
         ),
         ("exit 9", Hook::Install, failed("exit code 9")),
-        ("exit 3", Hook::Activate, HookEnd::Restart),
+        ("exit 3", Hook::Activate, HookResult::Restart),
         ("exit 3", Hook::Install, failed("exit code 3")),
         (
             "echo busy; exit 75",
             Hook::Install,
-            HookEnd::Later("busy".to_owned()),
+            HookResult::Retry("busy".to_owned()),
         ),
         ("exit 75", Hook::Activate, failed("exit code 75")),
         ("kill -9 $$", Hook::Install, failed("Killed")),
@@ -56,7 +56,7 @@ async fn exit_codes_and_last_words() {
             Hook::Install,
             failed("install 1.4.2 1.4.1 0 fw.1/../x"),
         ),
-        ("cat; exit 0", Hook::Install, HookEnd::Done),
+        ("cat; exit 0", Hook::Install, HookResult::Done),
     ] {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(
@@ -68,10 +68,10 @@ async fn exit_codes_and_last_words() {
     let folder = tempfile::tempdir().unwrap();
     let mut missing = runner(folder.path(), "");
     missing.hooks.install = Some(vec!["/no/such/program".to_owned()]);
-    let HookEnd::Failed(words) = missing.run(Hook::Install, 1, &context()).await else {
+    let HookResult::Failed(output) = missing.run(Hook::Install, 1, &context()).await else {
         panic!()
     };
-    assert!(words.contains("/no/such/program"), "{words}");
+    assert!(output.contains("/no/such/program"), "{output}");
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn one_that_takes_too_long_is_ended_with_its_children() {
         .await;
     assert_eq!(
         ended,
-        HookEnd::Failed("ended after 1.5s waiting".to_owned())
+        HookResult::Failed("timed out after 1.5s waiting".to_owned())
     );
     let pid = fs::read_to_string(child).unwrap();
     let is_gone = || {
@@ -100,7 +100,7 @@ async fn one_that_takes_too_long_is_ended_with_its_children() {
             begun.elapsed() < Duration::from_secs(5),
             "its child lives on"
         );
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -116,14 +116,20 @@ async fn one_that_outlives_its_runner_is_waited_for_and_not_run_again() {
     )
     .await;
     assert!(cut.is_err(), "it still runs");
-    // It is waited for; later its result is found.
+    // The first call waits for the running command; the second call finds the result.
     for _ in 0..2 {
         let again = runner(folder.path(), &script);
-        assert_eq!(again.run(Hook::Install, 1, &context()).await, HookEnd::Done);
+        assert_eq!(
+            again.run(Hook::Install, 1, &context()).await,
+            HookResult::Done
+        );
     }
     assert_eq!(fs::read_to_string(&log).unwrap(), "ran\n");
-    // Another try is another run.
-    assert_eq!(first.run(Hook::Install, 2, &context()).await, HookEnd::Done);
+    // Another attempt is another run.
+    assert_eq!(
+        first.run(Hook::Install, 2, &context()).await,
+        HookResult::Done
+    );
     assert_eq!(fs::read_to_string(&log).unwrap(), "ran\nran\n");
 }
 
@@ -132,13 +138,13 @@ async fn one_that_a_power_cut_ended_is_run_again_and_knows_it() {
     let folder = tempfile::tempdir().unwrap();
     let runner = runner(folder.path(), "exit $TWINCAST_AGAIN");
     let results = runner.folder.join(key(Hook::Install, 1, &context().id));
-    fs::write(beside(&results, "pid"), "1").unwrap();
+    fs::write(result_file(&results, "pid"), "1").unwrap();
     let ended = runner.run(Hook::Install, 1, &context()).await;
-    assert_eq!(ended, HookEnd::Failed("exit code 1".to_owned()));
+    assert_eq!(ended, HookResult::Failed("exit code 1".to_owned()));
     runner.clear();
     assert_eq!(
         runner.run(Hook::Install, 1, &context()).await,
-        HookEnd::Done
+        HookResult::Done
     );
 }
 
@@ -150,14 +156,14 @@ async fn output_is_bounded() {
         "yes | head -c 3000000; sleep 0.3; echo the end; exit 1",
     );
     runner.hooks.timeout = SignedDuration::from_secs(20);
-    let HookEnd::Failed(words) = runner.run(Hook::Install, 1, &context()).await else {
+    let HookResult::Failed(output) = runner.run(Hook::Install, 1, &context()).await else {
         panic!()
     };
     assert!(
-        words.ends_with("the end") && words.len() <= 2_048,
-        "{words}"
+        output.ends_with("the end") && output.len() <= 2_048,
+        "{output}"
     );
-    let kept = fs::metadata(beside(
+    let kept = fs::metadata(result_file(
         &runner.folder.join(key(Hook::Install, 1, &context().id)),
         "out",
     ))
@@ -186,6 +192,6 @@ async fn health_is_asked_until_it_is_there_or_the_time_is_over() {
             within: SignedDuration::from_secs(1),
             every: SignedDuration::from_millis(20),
         });
-        assert_eq!(runner.healthy(&context()).await, ends);
+        assert_eq!(runner.wait_until_healthy(&context()).await, ends);
     }
 }

@@ -1,4 +1,5 @@
-//! The Device Provisioning Service over HTTPS (api-version 2019-03-31): which hub does this device belong to?
+//! A client of the Device Provisioning Service over HTTPS (api-version 2019-03-31), for finding the
+//! hub of the device.
 
 use std::time::Duration;
 
@@ -9,10 +10,10 @@ use serde::Deserialize;
 use serde_json::json;
 use thiserror::Error;
 
-use super::{Assignment, Proof};
+use super::{Assignment, Credential};
 use crate::sas::encode;
 
-/// What the device registers as.
+/// The registration data of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Registration {
     pub(crate) host: String,
@@ -21,35 +22,35 @@ pub(crate) struct Registration {
     pub(crate) registration_id: String,
 }
 
-/// Why a device was not given a hub.
+/// Errors of [`Registration::register`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(crate) enum DpsError {
-    /// The service cannot be reached, or its answer cannot be read.
-    #[error("cannot ask the provisioning service {host}")]
+    /// The service cannot be reached, or the answer cannot be read.
+    #[error("request to the provisioning service {host} failed")]
     Http {
-        /// Its host.
+        /// The service's host.
         host: String,
-        /// Why.
+        /// The error of the HTTP client.
         source: reqwest::Error,
     },
-    /// It refuses.
+    /// The service refuses the registration.
     #[error("the provisioning service {host} answers {status}: {message}")]
     Refused {
-        /// Its host.
+        /// The service's host.
         host: String,
-        /// The status of HTTP, or of the registration.
+        /// The HTTP status, or the status of the registration.
         status: String,
-        /// What it says.
+        /// The service's message.
         message: String,
     },
-    /// It did not come to an end.
-    #[error("the provisioning service {host} still assigns after {asked} questions")]
+    /// The service has not assigned a hub after [`POLLS_MAX`] polls.
+    #[error("the provisioning service {host} has not assigned a hub after {polls} polls")]
     Unfinished {
-        /// Its host.
+        /// The service's host.
         host: String,
-        /// How often it was asked.
-        asked: u32,
+        /// The number of polls.
+        polls: u32,
     },
 }
 
@@ -71,22 +72,24 @@ struct RegistrationState {
 
 const API: &str = "api-version=2019-03-31";
 
-/// How often the service is asked whether it is done, every 2 seconds if it does not say otherwise.
+/// The largest number of polls for an assignment. The interval is 2 seconds, unless the service
+/// requests another interval.
 const POLLS_MAX: u32 = 60;
 
 impl Registration {
-    /// Registers, and waits until a hub is assigned. Cancel safe: registering again gives the same.
+    /// Registers the device and waits for the assigned hub. Cancel safe: a repeated registration
+    /// gives the same assignment.
     pub(crate) async fn register(
         &self,
         http: &reqwest::Client,
-        proof: &Proof,
+        credential: &Credential,
         now: Timestamp,
     ) -> Result<Assignment, DpsError> {
         let resource = format!("{}/registrations/{}", self.id_scope, self.registration_id);
         let expires = now
             .checked_add(Duration::from_secs(3600))
             .unwrap_or(Timestamp::MAX);
-        let token = proof.token(&resource, Some("registration"), expires);
+        let token = credential.token(&resource, Some("registration"), expires);
         let base = format!(
             "https://{}:{}/{}/registrations/{}",
             self.host,
@@ -118,7 +121,7 @@ impl Registration {
         }
         Err(DpsError::Unfinished {
             host: self.host.clone(),
-            asked: POLLS_MAX,
+            polls: POLLS_MAX,
         })
     }
 
@@ -156,7 +159,10 @@ impl Registration {
         let state = state.and_then(|state| Some((state.assigned_hub?, state.device_id?)));
         match state {
             Some((hub, device_id)) => Ok(Assignment { hub, device_id }),
-            None => Err(self.refused("assigned".to_owned(), "it names no hub or no device id")),
+            None => Err(self.refused(
+                "assigned".to_owned(),
+                "the hub or the device id is missing in the answer",
+            )),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What goes into the state and what comes out of it.
+//! The input and output of the state machine.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 use crate::manifest::{Artifact, Manifest};
 use crate::report::{Reason, Report};
 
-/// The steps that are commands of the device's maker.
+/// The steps implemented by commands of the device's maker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hook {
-    /// Puts the artefact where it does not run yet.
+    /// Installs the artefact beside the running version.
     Install,
-    /// Makes the new version the one that runs.
+    /// Switches to the new version.
     Activate,
-    /// Makes that last.
+    /// Makes the switch permanent.
     Confirm,
-    /// Makes the version before it run again.
+    /// Switches back to the previous version.
     Rollback,
 }
 
 impl Hook {
-    /// Its name, in configuration, environment and reports.
+    /// Returns the hook's name in configuration, environment and reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -33,104 +33,105 @@ impl Hook {
     }
 }
 
-/// How a hook ended.
+/// The result of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HookEnd {
-    /// It did its work.
+pub enum HookResult {
+    /// The hook succeeded.
     Done,
-    /// It did its work, and a restart of the machine or the agent is on its way (`activate` only).
+    /// The hook succeeded, and a restart of the machine or the agent follows (`activate` only).
     Restart,
-    /// It could not do its work now, and is to be run again (`install` only).
-    Later(String),
-    /// It failed, in its own words.
+    /// The hook requests another attempt later (`install` only), with the end of the output.
+    Retry(String),
+    /// The hook failed, with the end of the output.
     Failed(String),
 }
 
-/// What happens to a device.
+/// An event on a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The agent was started.
     Started {
-        /// The boot of the machine.
+        /// The boot id of the machine.
         boot: String,
-        /// The version that runs, where the device says it.
+        /// The running version, if the device names the version.
         installed: Option<String>,
     },
-    /// A message with an update came.
+    /// A message with an update arrived.
     Message {
-        /// Its id.
+        /// The message's id.
         id: String,
-        /// Its body.
+        /// The message's body.
         body: String,
     },
-    /// A message asks to give up what has this id, or begins with this name and a dot.
+    /// A message requests a cancellation: of the message with this id, or of all messages of the
+    /// rollout with this name.
     Cancel(String),
-    /// The desired property asks the same, as long as it stands.
+    /// The desired property requests the same, while the property is set.
     Desired(Option<String>),
     /// The message was checked.
     Checked {
-        /// What is in it.
+        /// The manifest, or the reason of a refusal.
         result: Result<Manifest, Reason>,
-        /// When the download begins.
+        /// The start of the download.
         until: Timestamp,
     },
-    /// The time to wait for has come.
+    /// The awaited time has come.
     Due,
-    /// The artefact is there, or is not to be had.
+    /// The download succeeded or failed.
     Downloaded(Result<(), Reason>),
     /// A hook ended.
-    Ended {
-        /// How.
-        end: HookEnd,
-        /// The boot of the machine.
+    HookEnded {
+        /// The result of the hook.
+        result: HookResult,
+        /// The boot id of the machine.
         boot: String,
-        /// The version that runs, where the device says it.
+        /// The running version, if the device names the version.
         installed: Option<String>,
     },
-    /// The new version works, or not, in its own words.
-    Healthy(Result<(), String>),
-    /// The hub has taken what it was told.
+    /// The health check succeeded, or failed with the end of the output.
+    HealthChecked(Result<(), String>),
+    /// The hub accepted a patch.
     Reported(Patch),
-    /// What the hub says that it was told.
+    /// The reported properties in the hub's twin.
     Twin(Patch),
 }
 
-/// What is to be done now, next to reporting.
+/// The work due, besides reporting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
     /// Check a message.
     Check(String),
-    /// Wait.
+    /// Wait until a time.
     Wait(Timestamp),
-    /// Fetch the artefact.
+    /// Download the artefact.
     Download {
-        /// What.
+        /// The artefact.
         artifact: Artifact,
-        /// Since when the device tries.
+        /// The start of the download; the time limit counts from here.
         since: Timestamp,
     },
-    /// Run a hook for the `attempt`-th time.
+    /// Run a hook. The number is the attempt, from 1.
     Run(Hook, u32),
-    /// See whether the new version works.
+    /// Run the health check of the new version.
     Health,
 }
 
-/// What is written to the reported properties at once.
+/// A single write to the reported properties.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Patch {
     /// The property `update`.
     pub update: Option<Report>,
-    /// The version that runs.
+    /// The running version.
     pub version: Option<String>,
 }
 
-/// What the machine needs to know of the configuration.
+/// The limits of the state machine, from the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How often `install` is tried if it asks for it.
-    pub tries: u32,
-    /// How long is waited between two.
-    pub pause: SignedDuration,
-    /// How long a restart may take.
+    /// The largest number of `install` attempts.
+    pub max_attempts: u32,
+    /// The pause between two attempts.
+    pub retry_pause: SignedDuration,
+    /// The time limit of a restart.
     pub restart_within: SignedDuration,
 }

@@ -3,8 +3,8 @@ use proptest::prelude::*;
 use super::*;
 
 const LIMITS: Limits = Limits {
-    tries: 3,
-    pause: SignedDuration::from_secs(60),
+    max_attempts: 3,
+    retry_pause: SignedDuration::from_secs(60),
     restart_within: SignedDuration::from_secs(900),
 };
 
@@ -49,28 +49,28 @@ fn fetched() -> Event {
     Event::Downloaded(Ok(()))
 }
 
-fn ended(end: HookEnd) -> Event {
-    Event::Ended {
-        end,
+fn ended(result: HookResult) -> Event {
+    Event::HookEnded {
+        result,
         boot: "1".to_owned(),
         installed: None,
     }
 }
 
 fn done() -> Event {
-    ended(HookEnd::Done)
+    ended(HookResult::Done)
 }
 
 fn failed() -> Event {
-    ended(HookEnd::Failed("no".to_owned()))
+    ended(HookResult::Failed("no".to_owned()))
 }
 
-fn later() -> Event {
-    ended(HookEnd::Later("busy".to_owned()))
+fn retry() -> Event {
+    ended(HookResult::Retry("busy".to_owned()))
 }
 
 fn healthy() -> Event {
-    Event::Healthy(Ok(()))
+    Event::HealthChecked(Ok(()))
 }
 
 fn started(boot: &str) -> Event {
@@ -88,8 +88,8 @@ fn after(events: Vec<Event>) -> State {
     state
 }
 
-/// The events up to a step that works, of the message `fw.1`.
-fn up_to(stage: usize) -> Vec<Event> {
+/// Returns the first `count` events of a successful update with the message id `fw.1`.
+fn first_events(count: usize) -> Vec<Event> {
     let all = [
         message("fw.1"),
         good(),
@@ -100,10 +100,10 @@ fn up_to(stage: usize) -> Vec<Event> {
         healthy(),
         done(),
     ];
-    all[..stage].to_vec()
+    all[..count].to_vec()
 }
 
-fn end_of(state: &State) -> (Stage, Option<&str>) {
+fn end_of(state: &State) -> (Progress, Option<&str>) {
     let end = state.history.back().unwrap();
     (end.state, end.error.as_ref().map(|error| &*error.code))
 }
@@ -111,9 +111,9 @@ fn end_of(state: &State) -> (Stage, Option<&str>) {
 #[test]
 fn one_that_works() {
     let states: Vec<_> = (1..=8)
-        .map(|stage| after(up_to(stage)).said.unwrap().state)
+        .map(|count| after(first_events(count)).last_report.unwrap().state)
         .collect();
-    use Stage::{Applied, Downloading, Installing, Received, Restarting, Verified};
+    use Progress::{Applied, Downloading, Installing, Received, Restarting, Verified};
     assert_eq!(
         states,
         [
@@ -127,7 +127,7 @@ fn one_that_works() {
             Applied
         ]
     );
-    let state = after(up_to(8));
+    let state = after(first_events(8));
     assert_eq!(state.installed.as_deref(), Some("1.4.2"));
     assert_eq!((state.current.as_ref(), state.work()), (None, None));
     let patch = state.patch().unwrap();
@@ -137,24 +137,24 @@ fn one_that_works() {
 
 #[test]
 fn every_failure_has_its_end() {
-    use Stage::{Cancelled, Failed, Refused, RolledBack};
+    use Progress::{Cancelled, Failed, Refused, RolledBack};
     let full = Event::Downloaded(Err(Reason::new("disk_full", "")));
-    let sick = Event::Healthy(Err("no answer".to_owned()));
+    let sick = Event::HealthChecked(Err("no answer".to_owned()));
     let cancel = || Event::Cancel("fw.1".to_owned());
-    for (stage, then, end, code) in [
+    for (count, then, end, code) in [
         (1, vec![bad()], Refused, "signature"),
         (3, vec![full], Failed, "disk_full"),
         (4, vec![failed()], Failed, "install"),
         (
             4,
-            vec![later(), due(), later(), due(), later()],
+            vec![retry(), due(), retry(), due(), retry()],
             Failed,
             "install",
         ),
         (5, vec![failed(), done()], RolledBack, "activate"),
         (
             5,
-            vec![ended(HookEnd::Restart), due(), done()],
+            vec![ended(HookResult::Restart), due(), done()],
             RolledBack,
             "restart",
         ),
@@ -171,26 +171,31 @@ fn every_failure_has_its_end() {
         (2, vec![cancel()], Cancelled, "cancelled"),
         (3, vec![cancel()], Cancelled, "cancelled"),
     ] {
-        let state = after(up_to(stage).into_iter().chain(then).collect());
-        assert_eq!(end_of(&state), (end, Some(code)), "{stage}");
+        let state = after(first_events(count).into_iter().chain(then).collect());
+        assert_eq!(end_of(&state), (end, Some(code)), "{count}");
         assert_eq!(state.current, None);
         assert_eq!(state.installed.as_deref(), Some("1.4.1"));
     }
-    let words = after(up_to(6).into_iter().chain([sick, failed()]).collect())
-        .said
-        .unwrap()
-        .error
-        .unwrap()
-        .text;
+    let output = after(
+        first_events(6)
+            .into_iter()
+            .chain([sick, failed()])
+            .collect(),
+    )
+    .last_report
+    .unwrap()
+    .error
+    .unwrap()
+    .text;
     assert_eq!(
-        words,
+        output,
         "health_check: no answer; and the rollback failed: no"
     );
 }
 
 #[test]
 fn a_restart_goes_on() {
-    for (stage, then, step) in [
+    for (count, then, step) in [
         (
             5,
             started("1"),
@@ -203,13 +208,13 @@ fn a_restart_goes_on() {
         (7, started("2"), Step::Confirming),
         (4, started("2"), Step::Installing),
     ] {
-        let state = after(up_to(stage).into_iter().chain([then]).collect());
-        assert_eq!(state.current.unwrap().step, step, "{stage}");
+        let state = after(first_events(count).into_iter().chain([then]).collect());
+        assert_eq!(state.current.unwrap().step, step, "{count}");
     }
     let waits = after(
-        up_to(5)
+        first_events(5)
             .into_iter()
-            .chain([ended(HookEnd::Restart)])
+            .chain([ended(HookResult::Restart)])
             .collect(),
     );
     assert!(matches!(waits.work(), Some(Work::Wait(_))));
@@ -219,31 +224,36 @@ fn a_restart_goes_on() {
 }
 
 #[test]
-fn install_tries_again_and_says_so() {
-    let state = after(up_to(4).into_iter().chain([later(), due()]).collect());
-    assert_eq!(state.work(), Some(Work::Run(Hook::Install, 2)));
-    let end = after(
-        up_to(4)
+fn install_is_retried_and_the_attempt_is_reported() {
+    let state = after(
+        first_events(4)
             .into_iter()
-            .chain([later(), due(), done(), done(), healthy(), done()])
+            .chain([retry(), due()])
             .collect(),
     );
-    assert_eq!(end.said.unwrap().attempt, 2);
+    assert_eq!(state.work(), Some(Work::Run(Hook::Install, 2)));
+    let end = after(
+        first_events(4)
+            .into_iter()
+            .chain([retry(), due(), done(), done(), healthy(), done()])
+            .collect(),
+    );
+    assert_eq!(end.last_report.unwrap().attempt, 2);
 }
 
 #[test]
 fn from_installing_on_nothing_is_cancelled() {
-    for stage in 4..=7 {
-        let before = after(up_to(stage));
+    for count in 4..=7 {
+        let before = after(first_events(count));
         let mut state = before.clone();
         state.on(Event::Cancel("fw.1".to_owned()), &LIMITS, now());
-        assert_eq!(state, before, "{stage}");
+        assert_eq!(state, before, "{count}");
     }
 }
 
 #[test]
-fn who_is_meant_by_a_cancel() {
-    for (target, id, meant) in [
+fn targets_of_a_cancellation() {
+    for (target, id, is_cancelled) in [
         ("fw", "fw.a.0.0.0.1", true),
         ("fw-1.4", "fw-1.4.a.0.0.0.1", true),
         ("fw-1", "fw-1.4.a.0.0.0.1", false),
@@ -253,16 +263,16 @@ fn who_is_meant_by_a_cancel() {
         ("fw.1.0.0", "fw.1.0", false),
         ("", ".1", false),
     ] {
-        assert_eq!(is_meant(target, id), meant, "{target} {id}");
+        assert_eq!(cancels(target, id), is_cancelled, "{target} {id}");
     }
     let of = |rollout: &str, n: u32| message(&format!("{rollout}.a.0.0.{n}.1"));
     let mut state = after(vec![of("fw", 1), of("other", 1), of("fw", 2)]);
     state.on(Event::Desired(Some("fw".to_owned())), &LIMITS, now());
     assert_eq!(state.current.as_ref().unwrap().id, "other.a.0.0.1.1");
     assert_eq!(state.history.len(), 2);
-    // It stands: what comes later is given up, too.
+    // The desired property stays in force: a later message is cancelled too.
     state.on(of("fw", 3), &LIMITS, now());
-    assert_eq!(end_of(&state).0, Stage::Cancelled);
+    assert_eq!(end_of(&state).0, Progress::Cancelled);
     state.on(Event::Desired(None), &LIMITS, now());
     state.on(message("fw.4"), &LIMITS, now());
     assert_eq!(state.waiting.back().unwrap().id, "fw.4");
@@ -270,23 +280,23 @@ fn who_is_meant_by_a_cancel() {
 
 #[test]
 fn repeats_change_nothing_and_get_the_same_answer() {
-    for stage in 1..=8 {
-        let before = after(up_to(stage));
+    for count in 1..=8 {
+        let before = after(first_events(count));
         let mut state = before.clone();
         for _ in 0..100 {
             state.on(message("fw.1"), &LIMITS, now());
         }
-        assert_eq!(state, before, "{stage}");
+        assert_eq!(state, before, "{count}");
     }
-    // Another answer was given since: the first one is given again.
-    let mut state = after(up_to(8));
+    // After a report about another update, the first report is repeated.
+    let mut state = after(first_events(8));
     state.on(message("fw.2"), &LIMITS, now());
     state.on(bad(), &LIMITS, now());
     for _ in 0..100 {
         state.on(message("fw.1"), &LIMITS, now());
     }
-    assert_eq!(state.said.as_ref().unwrap().id, "fw.1");
-    assert_eq!((state.history.len(), state.unreported.len()), (2, 2));
+    assert_eq!(state.last_report.as_ref().unwrap().id, "fw.1");
+    assert_eq!((state.history.len(), state.pending_reports.len()), (2, 2));
 }
 
 #[test]
@@ -296,39 +306,40 @@ fn more_than_can_wait_is_refused() {
         .collect();
     let state = after(many);
     assert_eq!(state.waiting.len(), WAITING_MAX);
-    assert_eq!(end_of(&state), (Stage::Refused, Some("busy")));
+    assert_eq!(end_of(&state), (Progress::Refused, Some("busy")));
 }
 
 #[test]
 fn one_that_expired_on_the_way_is_not_installed() {
-    let mut state = after(up_to(3));
+    let mut state = after(first_events(3));
     state.on(fetched(), &LIMITS, "2027-01-01T00:00:00Z".parse().unwrap());
-    assert_eq!(end_of(&state), (Stage::Failed, Some("expired")));
+    assert_eq!(end_of(&state), (Progress::Failed, Some("expired")));
 }
 
 #[test]
-fn what_was_told_is_not_told_again() {
-    let mut state = after(up_to(8));
+fn an_accepted_report_is_not_sent_again() {
+    let mut state = after(first_events(8));
     let patch = state.patch().unwrap();
     state.on(Event::Reported(patch.clone()), &LIMITS, now());
     assert_eq!(state.patch(), None);
     state.on(Event::Twin(patch.clone()), &LIMITS, now());
     assert_eq!(state.patch(), None);
     // The answer to the write was lost.
-    let mut state = after(up_to(8));
+    let mut state = after(first_events(8));
     state.on(Event::Twin(patch.clone()), &LIMITS, now());
     assert_eq!(state.patch(), None);
-    // The device was made anew in the hub.
+    // The device was created anew in the hub.
     state.on(Event::Twin(Patch::default()), &LIMITS, now());
     assert_eq!(state.patch(), Some(patch));
-    // A later state does not wait for an earlier one, and an answer to the earlier one does not stand for the later one.
-    let mut state = after(up_to(3));
+    // A later report does not wait for an earlier report, and accepting the earlier report does not
+    // confirm the later report.
+    let mut state = after(first_events(3));
     let early = state.patch().unwrap();
     state.on(fetched(), &LIMITS, now());
     state.on(Event::Reported(early), &LIMITS, now());
     assert_eq!(
         state.patch().unwrap().update.unwrap().state,
-        Stage::Installing
+        Progress::Installing
     );
 }
 
@@ -343,10 +354,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Downloaded(Err(Reason::new("download", "")))),
         6 => Just(done()),
         1 => Just(failed()),
-        1 => Just(later()),
-        1 => Just(ended(HookEnd::Restart)),
+        1 => Just(retry()),
+        1 => Just(ended(HookResult::Restart)),
         3 => Just(healthy()),
-        1 => Just(Event::Healthy(Err(String::new()))),
+        1 => Just(Event::HealthChecked(Err(String::new()))),
         1 => id().prop_map(Event::Cancel),
         1 => prop::option::of(id()).prop_map(Event::Desired),
         1 => (0..2_u8).prop_map(|boot| started(&boot.to_string())),
@@ -355,8 +366,9 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: an end is final, no update is installed after its end, each attempt has one
-    /// installation, states of an update only go forward, all is bounded, and the stored state is the whole state.
+    /// For any events in any order: an end is final, no update is installed after the end, each
+    /// attempt has a single installation, the states of an update only go forward, all queues are
+    /// bounded, and the stored state is the whole state.
     #[test]
     fn invariants(events in prop::collection::vec(any_event(), 0..80)) {
         let mut state = State::new(Some("1.4.1".to_owned()));
@@ -377,18 +389,18 @@ proptest! {
                 let first = ends.entry(end.id.clone()).or_insert_with(|| end.clone());
                 prop_assert_eq!(&*first, end, "an end has changed");
                 prop_assert!(end.state.is_end());
-                prop_assert_eq!(end.error.is_none(), end.state == Stage::Applied);
+                prop_assert_eq!(end.error.is_none(), end.state == Progress::Applied);
             }
             for update in state.current.iter().chain(&state.waiting) {
                 prop_assert!(!ends.contains_key(&update.id), "goes on after its end");
             }
             prop_assert!(state.current.is_some() || state.waiting.is_empty());
             prop_assert!(state.current.is_none() || state.work().is_some());
-            prop_assert!(state.waiting.len() <= WAITING_MAX && state.unreported.len() <= 4);
-            let told: std::collections::HashSet<_> = state.unreported.iter().map(|it| &it.id).collect();
-            prop_assert_eq!(told.len(), state.unreported.len());
-            // Every end is told, or was.
-            prop_assert!(ends.len() <= told.len() || !state.unreported.is_empty() || state.said.is_some());
+            prop_assert!(state.waiting.len() <= WAITING_MAX && state.pending_reports.len() <= 4);
+            let reported: std::collections::HashSet<_> = state.pending_reports.iter().map(|it| &it.id).collect();
+            prop_assert_eq!(reported.len(), state.pending_reports.len());
+            // Every end is reported, or was reported before.
+            prop_assert!(ends.len() <= reported.len() || !state.pending_reports.is_empty() || state.last_report.is_some());
         }
     }
 }

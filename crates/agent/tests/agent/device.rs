@@ -1,4 +1,4 @@
-//! A device: a folder with a configuration, hooks that write what they do, and the agent's process.
+//! A device: a folder with a configuration, logging hooks, and the agent's process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,12 +10,12 @@ use crate::files::FileServer;
 use crate::hub::Hub;
 use crate::until;
 
-/// A hook: writes its beginning and its end, waits while it is held, and fails if it is to.
+/// The hook script: logs begin and end, waits while held, and fails on request.
 const HOOK: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 99
 echo "$1 begin $TWINCAST_VERSION" >>log
 while test -e "hold-$1"; do sleep 0.03; done
-if test -e "fail-$1"; then echo "these are the words of $1"; exit 1; fi
+if test -e "fail-$1"; then echo "this is the output of $1"; exit 1; fi
 if test -e "code-$1"; then exit "$(cat "code-$1")"; fi
 echo "$1 done $TWINCAST_VERSION" >>log
 "#;
@@ -44,7 +44,7 @@ impl Drop for Device {
     }
 }
 
-/// What of a device's configuration a test has otherwise.
+/// The settings of a device that differ between tests.
 pub(crate) struct Setup {
     pub(crate) identity: Option<String>,
     pub(crate) mqtt_port: u16,
@@ -66,7 +66,7 @@ impl Setup {
 }
 
 impl Device {
-    /// A device of the hub, whose agent does not run yet.
+    /// Creates a device of the hub without starting the agent.
     pub(crate) async fn new(hub: &Hub, id: &str, setup: Setup) -> Self {
         let (key, _) = SecretKey::new().unwrap();
         let device = Self {
@@ -118,7 +118,7 @@ within = "3s"
 every = "100ms"
 [hooks]
 timeout = "20s"
-pause = "100ms"
+retry_pause = "100ms"
 install = {install}
 activate = {activate}
 confirm = {confirm}
@@ -141,14 +141,15 @@ rollback = {rollback}
         device
     }
 
-    /// A device whose agent runs.
+    /// Creates a device and starts the agent.
     pub(crate) async fn started(hub: &Hub, id: &str) -> Self {
         let mut device = Self::new(hub, id, Setup::of(hub)).await;
         device.begin(hub).await;
         device
     }
 
-    /// Starts the agent for the first time. From its first connection on, the hub's device is no longer a simulated one.
+    /// Starts the agent for the first time. From the agent's first connection on, the emulator no
+    /// longer simulates the device.
     pub(crate) async fn begin(&mut self, hub: &Hub) {
         self.start();
         until("the first report", async || {
@@ -183,7 +184,7 @@ rollback = {rollback}
         self.child = Some(child.unwrap());
     }
 
-    /// `kill -9`.
+    /// Kills the agent with `kill -9`.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             _ = child.kill();
@@ -196,7 +197,7 @@ rollback = {rollback}
         self.start();
     }
 
-    /// The hook waits.
+    /// Makes the hook wait.
     pub(crate) fn hold(&self, hook: &str) {
         self.write(&format!("hold-{hook}"), "");
     }
@@ -205,12 +206,12 @@ rollback = {rollback}
         _ = std::fs::remove_file(self.path(&format!("hold-{hook}")));
     }
 
-    /// The hook fails.
+    /// Makes the hook fail.
     pub(crate) fn fail(&self, hook: &str) {
         self.write(&format!("fail-{hook}"), "");
     }
 
-    /// The hook ends with this code.
+    /// Makes the hook end with this exit code, or succeed again without a code.
     pub(crate) fn code(&self, hook: &str, code: Option<u8>) {
         match code {
             Some(code) => self.write(&format!("code-{hook}"), &code.to_string()),
@@ -218,13 +219,13 @@ rollback = {rollback}
         }
     }
 
-    /// The lines that hooks have written.
+    /// Returns the lines logged by hooks.
     pub(crate) fn log(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
-    /// How often a hook did something of a version.
+    /// Returns the number of equal lines in the hooks' log.
     pub(crate) fn count(&self, line: &str) -> usize {
         self.log().iter().filter(|it| *it == line).count()
     }
@@ -233,7 +234,7 @@ rollback = {rollback}
         until(line, async || (self.count(line) > 0).then_some(())).await;
     }
 
-    /// The signed message of a version, whose artefact is on the file server.
+    /// Returns the signed message of a version, and puts the artefact on the file server.
     pub(crate) fn update(&self, version: &str) -> Vec<u8> {
         self.update_with(version, |_| {})
     }
@@ -260,12 +261,12 @@ rollback = {rollback}
     }
 }
 
-/// An artefact of 200 kB that only this version has.
+/// Returns an artefact of 200 kB with a content unique to the version.
 pub(crate) fn artifact(version: &str) -> Vec<u8> {
     version.bytes().cycle().take(200_000).collect()
 }
 
-/// The content of a file, or nothing.
+/// Returns the content of a file, or an empty text.
 pub(crate) fn content(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }

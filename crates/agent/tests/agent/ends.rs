@@ -1,20 +1,20 @@
-//! How updates end, and what a device never does.
+//! The ends of updates, and updates that must never be installed.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use twincast_agent::envelope::{self, SecretKey};
-use twincast_agent::report::Stage;
+use twincast_agent::report::Progress;
 
 use crate::device::{Device, Setup, artifact, content};
 use crate::hub::Hub;
 use crate::until;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_update_is_applied_and_told_with_one_write_a_state() {
+async fn an_update_is_applied_and_reported_with_one_write_per_state() {
     let hub = Hub::start().await;
     let device = Device::started(&hub, "dev-0").await;
     hub.send("dev-0", "fw.1.0", &device.update("1.1.0")).await;
-    let report = hub.wait_for("dev-0", "fw.1.0", Stage::Applied).await;
+    let report = hub.wait_for("dev-0", "fw.1.0", Progress::Applied).await;
     assert_eq!(report["version"], "1.1.0");
     assert_eq!(report["error"], Value::Null);
     let lines: Vec<_> = ["install", "activate", "health", "confirm"]
@@ -45,11 +45,11 @@ async fn every_hook_that_fails_has_its_end() {
     let hub = Hub::start().await;
     let mut devices = Vec::new();
     for (at, (fails, state, code, rolled_back)) in [
-        (&["install"][..], Stage::Failed, "install", 0),
-        (&["activate"], Stage::RolledBack, "activate", 1),
-        (&["health"], Stage::RolledBack, "health_check", 1),
-        (&["confirm"], Stage::RolledBack, "confirm", 1),
-        (&["health", "rollback"], Stage::Failed, "rollback", 0),
+        (&["install"][..], Progress::Failed, "install", 0),
+        (&["activate"], Progress::RolledBack, "activate", 1),
+        (&["health"], Progress::RolledBack, "health_check", 1),
+        (&["confirm"], Progress::RolledBack, "confirm", 1),
+        (&["health", "rollback"], Progress::Failed, "rollback", 0),
     ]
     .into_iter()
     .enumerate()
@@ -66,9 +66,9 @@ async fn every_hook_that_fails_has_its_end() {
             (&json!(state), &json!(code)),
             "{fails:?}"
         );
-        let words = report["error"]["text"].as_str().unwrap();
-        let said = format!("these are the words of {}", fails[fails.len() - 1]);
-        assert!(words.contains(&said), "{words}");
+        let text = report["error"]["text"].as_str().unwrap();
+        let expected = format!("this is the output of {}", fails[fails.len() - 1]);
+        assert!(text.contains(&expected), "{text}");
         assert_eq!(
             device.count("rollback done 1.1.0"),
             rolled_back,
@@ -76,12 +76,12 @@ async fn every_hook_that_fails_has_its_end() {
         );
         let twin = hub.twin(&device.id).await;
         assert_eq!(twin["properties"]["reported"]["firmware"], "1.0.0");
-        // A good one goes through afterwards.
+        // A working update is applied afterwards.
         for hook in fails {
             std::fs::remove_file(device.path(&format!("fail-{hook}"))).unwrap();
         }
         hub.send(&device.id, "fw.2", &device.update("1.1.1")).await;
-        hub.wait_for(&device.id, "fw.2", Stage::Applied).await;
+        hub.wait_for(&device.id, "fw.2", Progress::Applied).await;
     }
 }
 
@@ -107,52 +107,52 @@ async fn nothing_that_was_tampered_with_or_is_not_for_it_is_installed() {
     let wrong_size = device.update_with("1.4.0", |manifest| manifest.artifact.size -= 1);
     let foreign = envelope::seal(b"{\"schema\":1}", std::slice::from_ref(&stranger));
     for (at, (body, state, code)) in [
-        (changed("1.1.0", "1.1.1"), Stage::Refused, "signature"),
+        (changed("1.1.0", "1.1.1"), Progress::Refused, "signature"),
         (
             changed("\"force\":false", "\"force\":true"),
-            Stage::Refused,
+            Progress::Refused,
             "signature",
         ),
         (
             serde_json::to_vec(&foreign).unwrap(),
-            Stage::Refused,
+            Progress::Refused,
             "signature",
         ),
-        (b"hello".to_vec(), Stage::Refused, "malformed"),
-        (b"\xff\x00".to_vec(), Stage::Refused, "malformed"),
-        (wrong_bytes, Stage::Failed, "sha256"),
-        (wrong_size, Stage::Failed, "size"),
+        (b"hello".to_vec(), Progress::Refused, "malformed"),
+        (b"\xff\x00".to_vec(), Progress::Refused, "malformed"),
+        (wrong_bytes, Progress::Failed, "sha256"),
+        (wrong_size, Progress::Failed, "size"),
         (
             device.update_with("1.5.0", |manifest| manifest.schema = 2),
-            Stage::Refused,
+            Progress::Refused,
             "schema",
         ),
         (
             device.update_with("1.5.0", |manifest| manifest.name = "oven".to_owned()),
-            Stage::Refused,
+            Progress::Refused,
             "name",
         ),
         (
             device.update_with("1.5.0", |manifest| {
                 manifest.hardware = Some(vec!["b".to_owned()]);
             }),
-            Stage::Refused,
+            Progress::Refused,
             "hardware",
         ),
-        (device.update("1.0.0"), Stage::Refused, "downgrade"),
-        (device.update("0.9"), Stage::Refused, "downgrade"),
+        (device.update("1.0.0"), Progress::Refused, "downgrade"),
+        (device.update("0.9"), Progress::Refused, "downgrade"),
         (
             device.update_with("1.5.0", |manifest| {
                 manifest.expires = "2026-01-01T00:00:00Z".parse().ok();
             }),
-            Stage::Refused,
+            Progress::Refused,
             "expired",
         ),
         (
             device.update_with("1.5.0", |manifest| {
                 manifest.artifact.url.push_str("-gone?sig=secret");
             }),
-            Stage::Failed,
+            Progress::Failed,
             "download",
         ),
     ]
@@ -170,14 +170,14 @@ async fn nothing_that_was_tampered_with_or_is_not_for_it_is_installed() {
         assert!(!report.to_string().contains("secret"), "{report}");
     }
     assert_eq!(device.log(), Vec::<String>::new(), "no hook has run");
-    // Downgrades are for those who insist.
+    // A downgrade needs `force`.
     hub.send(
         "dev-0",
         "fw.force",
         &device.update_with("0.9", |manifest| manifest.force = true),
     )
     .await;
-    hub.wait_for("dev-0", "fw.force", Stage::Applied).await;
+    hub.wait_for("dev-0", "fw.force", Progress::Applied).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,7 +191,7 @@ async fn a_hundred_repeats_are_one_update() {
     }
     device.wait_for_line("install begin 1.1.0").await;
     device.release("install");
-    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    hub.wait_for("dev-0", "fw.1", Progress::Applied).await;
     let (report, writes) = hub.reported("dev-0").await;
     for _ in 0..60 {
         hub.send("dev-0", "fw.1", &body).await;
@@ -201,16 +201,19 @@ async fn a_hundred_repeats_are_one_update() {
         };
         until("the queue of the device has room", drained).await;
     }
-    // What comes after them is answered after them.
+    // A later message is answered after the repeats.
     hub.send("dev-0", "fw.2", b"not signed").await;
-    hub.wait_for("dev-0", "fw.2", Stage::Refused).await;
+    hub.wait_for("dev-0", "fw.2", Progress::Refused).await;
     let (_, writes_after) = hub.reported("dev-0").await;
     assert!(writes_after <= writes + 2, "{writes} {writes_after}");
     assert_eq!(device.count("install begin 1.1.0"), 1);
     assert_eq!(device.count("activate begin 1.1.0"), 1);
-    // The first answer is given again to whoever asks after another one.
+    // A repeated message gets the first answer again, also after the answer to another message.
     hub.send("dev-0", "fw.1", &body).await;
-    assert_eq!(hub.wait_for("dev-0", "fw.1", Stage::Applied).await, report);
+    assert_eq!(
+        hub.wait_for("dev-0", "fw.1", Progress::Applied).await,
+        report
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,33 +227,33 @@ async fn what_waits_is_cancelled_by_message_and_by_desired_property() {
     device.begin(&hub).await;
     for (id, cancel) in [("fw.a1.0.0.1.1", "fw"), ("fw.a2.0.0.1.1", "fw.a2.0.0.1.1")] {
         hub.send("dev-0", id, &device.update("1.1.0")).await;
-        hub.wait_for("dev-0", id, Stage::Verified).await;
+        hub.wait_for("dev-0", id, Progress::Verified).await;
         let body = json!({ "cancel": cancel }).to_string();
         hub.send_kind("dev-0", "cancel.1", "cancel", body.as_bytes())
             .await;
-        let report = hub.wait_for("dev-0", id, Stage::Cancelled).await;
+        let report = hub.wait_for("dev-0", id, Progress::Cancelled).await;
         assert_eq!(report["error"]["code"], "cancelled");
     }
     hub.send("dev-0", "fw.a3.0.0.1.1", &device.update("1.1.0"))
         .await;
-    hub.wait_for("dev-0", "fw.a3.0.0.1.1", Stage::Verified)
+    hub.wait_for("dev-0", "fw.a3.0.0.1.1", Progress::Verified)
         .await;
-    hub.desire("dev-0", json!({ "update": { "cancel": "fw" } }))
+    hub.set_desired("dev-0", json!({ "update": { "cancel": "fw" } }))
         .await;
-    hub.wait_for("dev-0", "fw.a3.0.0.1.1", Stage::Cancelled)
+    hub.wait_for("dev-0", "fw.a3.0.0.1.1", Progress::Cancelled)
         .await;
-    // It stands, also for an agent that starts later.
+    // The desired property stays in force, also for an agent started later.
     device.kill();
     hub.send("dev-0", "fw.a4.0.0.1.1", &device.update("1.1.0"))
         .await;
     device.start();
-    hub.wait_for("dev-0", "fw.a4.0.0.1.1", Stage::Cancelled)
+    hub.wait_for("dev-0", "fw.a4.0.0.1.1", Progress::Cancelled)
         .await;
     assert_eq!(device.log(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn install_may_ask_for_another_try_and_activate_for_a_restart() {
+async fn install_may_request_another_attempt_and_activate_a_restart() {
     let hub = Hub::start().await;
     let mut device = Device::started(&hub, "dev-0").await;
     device.code("install", Some(75));
@@ -264,7 +267,7 @@ async fn install_may_ask_for_another_try_and_activate_for_a_restart() {
     device.code("install", None);
     device.code("activate", Some(3));
     hub.send("dev-0", "fw.2", &device.update("1.2.0")).await;
-    hub.wait_for("dev-0", "fw.2", Stage::Restarting).await;
+    hub.wait_for("dev-0", "fw.2", Progress::Restarting).await;
     let waits = async || {
         let status = call_status(&hub).await;
         (status["payload"]["step"]["at"] == "awaiting_restart").then_some(status)
@@ -272,7 +275,7 @@ async fn install_may_ask_for_another_try_and_activate_for_a_restart() {
     until("it awaits a restart", waits).await;
     assert_eq!(device.count("health begin 1.2.0"), 0);
     device.restart();
-    hub.wait_for("dev-0", "fw.2", Stage::Applied).await;
+    hub.wait_for("dev-0", "fw.2", Progress::Applied).await;
     let status = call_status(&hub).await;
     assert_eq!(status["payload"]["version"], "1.2.0");
     assert_eq!(status["payload"]["update"]["state"], "applied");
@@ -306,13 +309,13 @@ async fn two_folders_take_turns() {
     let runs = || content(&root.join("current/artifact"));
     for version in ["1.1.0", "1.2.0"] {
         hub.send("dev-0", version, &device.update(version)).await;
-        hub.wait_for("dev-0", version, Stage::Applied).await;
+        hub.wait_for("dev-0", version, Progress::Applied).await;
         assert_eq!(runs().as_bytes(), artifact(version));
     }
     device.fail("health");
     hub.send("dev-0", "bad", &device.update("1.3.0")).await;
-    let report = hub.wait_for("dev-0", "bad", Stage::RolledBack).await;
-    assert_eq!(report["error"]["text"], "these are the words of health");
+    let report = hub.wait_for("dev-0", "bad", Progress::RolledBack).await;
+    assert_eq!(report["error"]["text"], "this is the output of health");
     assert_eq!(runs().as_bytes(), artifact("1.2.0"));
 }
 
@@ -320,22 +323,23 @@ async fn two_folders_take_turns() {
 async fn what_cannot_be_stored_is_not_acknowledged_and_comes_again() {
     let hub = Hub::start().await;
     let mut device = Device::started(&hub, "dev-0").await;
-    // Nothing can be written where a folder is. The agent may be writing the file just now.
-    let in_the_way = device.path("state/state.new");
-    let made = async || std::fs::create_dir(&in_the_way).ok();
+    // A folder in place of the temporary file blocks every write. Creating the folder may fail
+    // while the agent writes the file.
+    let blocker = device.path("state/state.new");
+    let made = async || std::fs::create_dir(&blocker).ok();
     until("a folder is in the way", made).await;
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
     let log = device.path("agent.log");
-    let told = async || {
+    let logged = async || {
         content(&log)
-            .contains("state cannot be stored")
+            .contains("failed to store the state")
             .then_some(())
     };
-    until("it is told", told).await;
+    until("it is logged", logged).await;
     assert_eq!(hub.reported("dev-0").await.0, Value::Null);
     device.kill();
-    std::fs::remove_dir(&in_the_way).unwrap();
+    std::fs::remove_dir(&blocker).unwrap();
     device.start();
-    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    hub.wait_for("dev-0", "fw.1", Progress::Applied).await;
     assert_eq!(device.count("install done 1.1.0"), 1);
 }

@@ -1,4 +1,4 @@
-//! A file server with ranges that can stop in the middle.
+//! A file server with range requests and interruptions.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What it has, and what it was asked.
+/// The files of the server, and the recorded requests.
 #[derive(Default)]
 pub(crate) struct Files {
     pub(crate) files: HashMap<String, Vec<u8>>,
     pub(crate) etag: String,
-    /// Connections are cut after so many bytes of a body, so many times.
+    /// Cuts connections after this many bytes of a body, this many times.
     pub(crate) cut: Option<(usize, u32)>,
-    /// At the next cut, a file becomes another one, with another tag.
+    /// Replaces a file at the next cut: path, content, and tag.
     pub(crate) swap: Option<(String, Vec<u8>, String)>,
-    /// Nothing more is sent after so many bytes.
+    /// Stops sending after this many bytes, with the connection open.
     pub(crate) hold: Option<usize>,
-    /// The ranges that were asked for.
-    pub(crate) asked: Vec<Option<String>>,
+    /// The requested ranges.
+    pub(crate) ranges: Vec<Option<String>>,
 }
 
 #[derive(Clone)]
@@ -48,7 +48,7 @@ impl FileServer {
         server
     }
 
-    /// Puts a file there and gives its address.
+    /// Adds a file and returns the URL.
     pub(crate) fn put(&self, name: &str, content: &[u8]) -> String {
         self.state
             .lock()
@@ -62,8 +62,8 @@ impl FileServer {
         change(&mut self.state.lock().unwrap());
     }
 
-    pub(crate) fn asked(&self) -> Vec<Option<String>> {
-        self.state.lock().unwrap().asked.clone()
+    pub(crate) fn ranges(&self) -> Vec<Option<String>> {
+        self.state.lock().unwrap().ranges.clone()
     }
 }
 
@@ -83,7 +83,7 @@ async fn serve(mut stream: TcpStream, state: &Mutex<Files>) -> std::io::Result<(
     let (answer, body) = {
         let mut state = state.lock().unwrap();
         let range = header("range");
-        state.asked.push(range.clone());
+        state.ranges.push(range.clone());
         let is_same = header("if-range").is_none_or(|tag| tag == state.etag);
         let from = range.filter(|_| is_same).and_then(|range| {
             range
@@ -139,7 +139,7 @@ async fn serve(mut stream: TcpStream, state: &Mutex<Files>) -> std::io::Result<(
     stream.write_all(&body[..sent]).await?;
     stream.flush().await?;
     if is_held {
-        // Until the other side has enough.
+        // Wait until the client closes the connection.
         _ = stream.read_u8().await;
     }
     Ok(())

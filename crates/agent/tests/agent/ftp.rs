@@ -1,4 +1,4 @@
-//! An FTP server with one file, whose first transfer is cut.
+//! An FTP server with a single file. The first transfer is cut.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) struct FtpServer {
     pub(crate) address: SocketAddr,
-    /// Where transfers were resumed.
+    /// The offsets of resumed transfers.
     pub(crate) rests: Arc<Mutex<Vec<usize>>>,
 }
 

@@ -1,4 +1,4 @@
-//! A hub with its service side: what a back end would do.
+//! An emulated hub with the service side, as used by a back end.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
-use twincast_agent::report::Stage;
+use twincast_agent::report::Progress;
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 use twincast_iothub::{
     C2dMessage, C2dSender, C2dTemplate, Client, ClientOptions, ConnectionString, Expiry, Roots,
@@ -22,7 +22,7 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// A hub with the devices `dev-0` ... `dev-39`.
+    /// Starts a hub with the devices `dev-0` ... `dev-39`.
     pub(crate) async fn start() -> Self {
         Self::start_with(HubConfig::default()).await
     }
@@ -80,7 +80,7 @@ impl Hub {
         let port = self.running.https_addr().port();
         let connection: ConnectionString = self.running.connection_string().parse().unwrap();
         let key = STANDARD.decode(connection.key().expose()).unwrap();
-        // Whatever the clock of the hub shows.
+        // Far in the future, for any clock of the hub.
         let expiry = UNIX_EPOCH.elapsed().unwrap().as_secs() * 2;
         let token = sign("localhost", connection.key_name(), &key, expiry);
         let mut request = self
@@ -96,7 +96,7 @@ impl Hub {
         request.send().await.unwrap()
     }
 
-    /// The twin of a device that may not be there yet.
+    /// Returns the twin of a device, or none if the device does not exist yet.
     pub(crate) async fn find_twin(&self, device: &str) -> Option<Value> {
         let answer = self
             .answer(Method::GET, &format!("/twins/{device}"), None)
@@ -112,13 +112,13 @@ impl Hub {
             .await
     }
 
-    pub(crate) async fn desire(&self, device: &str, desired: Value) {
+    pub(crate) async fn set_desired(&self, device: &str, desired: Value) {
         let patch = json!({ "properties": { "desired": desired } });
         self.request(Method::PATCH, &format!("/twins/{device}"), Some(patch))
             .await;
     }
 
-    /// The reported property `update`, and how often reported properties were written.
+    /// Returns the reported property `update`, and the number of writes of reported properties.
     pub(crate) async fn reported(&self, device: &str) -> (Value, i64) {
         let twin = self.twin(device).await;
         let reported = &twin["properties"]["reported"];
@@ -128,26 +128,26 @@ impl Hub {
         )
     }
 
-    /// Waits for a state of an update.
-    pub(crate) async fn wait_for(&self, device: &str, id: &str, stage: Stage) -> Value {
-        let stage = json!(stage);
+    /// Waits until an update reaches a state.
+    pub(crate) async fn wait_for(&self, device: &str, id: &str, progress: Progress) -> Value {
+        let progress = json!(progress);
         let mut last = Value::Null;
         let waiting = until("", async || {
             last = self.reported(device).await.0;
-            (last["id"] == id && last["state"] == stage).then(|| last.clone())
+            (last["id"] == id && last["state"] == progress).then(|| last.clone())
         });
-        match tokio::time::timeout(crate::PATIENCE - Duration::from_secs(1), waiting).await {
+        match tokio::time::timeout(crate::TIMEOUT - Duration::from_secs(1), waiting).await {
             Ok(report) => report,
-            Err(_) => panic!("{id} did not come to {stage}; it is {last}"),
+            Err(_) => panic!("{id} did not come to {progress}; it is {last}"),
         }
     }
 
-    /// Waits for the end of an update, whatever it is.
+    /// Waits for any end of an update.
     pub(crate) async fn end_of(&self, device: &str, id: &str) -> Value {
         until(&format!("the end of {id}"), async || {
             let (report, _) = self.reported(device).await;
-            let stage: Option<Stage> = serde_json::from_value(report["state"].clone()).ok();
-            (report["id"] == id && stage.is_some_and(Stage::is_end)).then_some(report)
+            let progress: Option<Progress> = serde_json::from_value(report["state"].clone()).ok();
+            (report["id"] == id && progress.is_some_and(Progress::is_end)).then_some(report)
         })
         .await
     }

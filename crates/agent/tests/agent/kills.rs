@@ -1,28 +1,29 @@
-//! `kill -9` in every state, with every hook held and every hook failing: nothing is installed twice, and every end is told.
+//! `kill -9` in every state, with every hook held and every hook failing: no update is installed
+//! twice, and every end is reported.
 
 use serde_json::json;
-use twincast_agent::report::Stage;
+use twincast_agent::report::Progress;
 
 use crate::device::{Device, Setup};
-use crate::gate::Gate;
 use crate::hub::Hub;
+use crate::relay::Relay;
 use crate::until;
 
-/// The byte at which the file server stops sending, when the agent is killed in its download.
+/// The byte offset of the stalled transfer, for a kill during the download.
 const HELD_AT: usize = 100_000;
 
-/// What is held when the agent is killed, and which hooks fail.
+/// The state at the moment of the kill, and the failing hooks.
 struct Case {
     killed_in: &'static str,
     fails: &'static [&'static str],
-    ends: Stage,
+    ends: Progress,
     code: Option<&'static str>,
 }
 
 const fn case(
     killed_in: &'static str,
     fails: &'static [&'static str],
-    ends: Stage,
+    ends: Progress,
     code: Option<&'static str>,
 ) -> Case {
     Case {
@@ -34,40 +35,45 @@ const fn case(
 }
 
 const CASES: [Case; 14] = [
-    case("received", &[], Stage::Applied, None),
-    case("verified", &[], Stage::Applied, None),
-    case("downloading", &[], Stage::Applied, None),
-    case("install", &[], Stage::Applied, None),
-    case("install", &["install"], Stage::Failed, Some("install")),
-    case("activate", &[], Stage::Applied, None),
+    case("received", &[], Progress::Applied, None),
+    case("verified", &[], Progress::Applied, None),
+    case("downloading", &[], Progress::Applied, None),
+    case("install", &[], Progress::Applied, None),
+    case("install", &["install"], Progress::Failed, Some("install")),
+    case("activate", &[], Progress::Applied, None),
     case(
         "activate",
         &["activate"],
-        Stage::RolledBack,
+        Progress::RolledBack,
         Some("activate"),
     ),
-    case("health", &[], Stage::Applied, None),
+    case("health", &[], Progress::Applied, None),
     case(
         "health",
         &["health"],
-        Stage::RolledBack,
+        Progress::RolledBack,
         Some("health_check"),
     ),
-    case("confirm", &[], Stage::Applied, None),
-    case("confirm", &["confirm"], Stage::RolledBack, Some("confirm")),
+    case("confirm", &[], Progress::Applied, None),
+    case(
+        "confirm",
+        &["confirm"],
+        Progress::RolledBack,
+        Some("confirm"),
+    ),
     case(
         "rollback",
         &["health"],
-        Stage::RolledBack,
+        Progress::RolledBack,
         Some("health_check"),
     ),
     case(
         "rollback",
         &["health", "rollback"],
-        Stage::Failed,
+        Progress::Failed,
         Some("rollback"),
     ),
-    case("end", &[], Stage::Applied, None),
+    case("end", &[], Progress::Applied, None),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,21 +87,21 @@ async fn killed_in_every_state_with_every_hook_failing() {
 }
 
 async fn run(hub: &Hub, id: &str, case: &Case) {
-    let gate = Gate::to(hub.running.mqtt_addr(), false).await;
+    let relay = Relay::to(hub.running.mqtt_addr(), false).await;
     let jitter = if case.killed_in == "verified" {
         "720h"
     } else {
         "0s"
     };
     let setup = Setup {
-        mqtt_port: gate.address.port(),
+        mqtt_port: relay.address.port(),
         download: format!("jitter = \"{jitter}\""),
         ..Setup::of(hub)
     };
     let mut device = Device::new(hub, id, setup).await;
     case.fails.iter().for_each(|hook| device.fail(hook));
     device.begin(hub).await;
-    // Of one that is received, the one before it is held in its installation.
+    // An update stays in the state `received` while the installation of an earlier update is held.
     let before = "fw.before";
     if case.killed_in == "received" {
         device.hold("install");
@@ -116,10 +122,10 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
     }
     hub.send(id, "fw.1", &device.update("1.1.0")).await;
     match case.killed_in {
-        "received" => drop(hub.wait_for(id, "fw.1", Stage::Received).await),
-        "verified" => drop(hub.wait_for(id, "fw.1", Stage::Verified).await),
+        "received" => drop(hub.wait_for(id, "fw.1", Progress::Received).await),
+        "verified" => drop(hub.wait_for(id, "fw.1", Progress::Verified).await),
         "downloading" => {
-            // The state is reported before the first byte is asked for.
+            // The state is reported before the first byte is requested.
             let artifact = device.path("state/download/artifact");
             until("the bytes before the hold", async || {
                 let stored = std::fs::metadata(&artifact).ok()?.len();
@@ -129,9 +135,9 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
         }
         "end" => {
             device.wait_for_line("confirm begin 1.1.0").await;
-            gate.shut();
+            relay.block();
             device.release("confirm");
-            // Its end is stored, and cannot be told.
+            // The end is stored, and cannot be reported.
             let log = device.path("agent.log");
             until("the end", async || {
                 crate::device::content(&log)
@@ -148,13 +154,13 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
     }
     device.start();
     if is_hook {
-        // The hook that outlived the agent ends while the next one waits for it.
+        // The hook survived the agent, and ends while the next agent waits for the hook.
         device.release(case.killed_in);
         device.restart();
     }
     device.release("install");
     device.files.set(|files| files.hold = None);
-    gate.open();
+    relay.unblock();
     if case.killed_in == "received" {
         until("the one before", async || {
             (device.count("confirm done 1.0.1") == 1).then_some(())
@@ -169,7 +175,7 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
         json!(case.code),
         "{killed_in} {report}"
     );
-    // Health may be asked again; everything else is done once.
+    // The health check may run again; every other hook runs once.
     for hook in ["install", "activate", "confirm", "rollback"] {
         let (begun, done) = (
             device.count(&format!("{hook} begin 1.1.0")),
@@ -187,7 +193,7 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
     assert_eq!(device.count("install done 1.1.0"), installs, "{killed_in}");
     if killed_in == "downloading" {
         let rest = format!("bytes={HELD_AT}-");
-        assert_eq!(device.files.asked(), [None, Some(rest)]);
+        assert_eq!(device.files.ranges(), [None, Some(rest)]);
     }
     // The version at the start, and at most seven states of each update.
     let (_, writes) = hub.reported(id).await;
@@ -195,7 +201,7 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
     assert!(writes <= 1 + 7 * updates, "{killed_in}: {writes} writes");
 }
 
-/// What was to wait has waited.
+/// Moves the deadline of a waiting update into the past.
 fn time_passes(state: &std::path::Path) {
     let mut stored: serde_json::Value =
         serde_json::from_str(&crate::device::content(state)).unwrap();

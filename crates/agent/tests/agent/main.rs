@@ -1,20 +1,20 @@
-//! The agent as devices run it: real processes, real sockets, real kills; the hub is the emulator.
+//! The agent as run on devices: real processes, real sockets, real kills; the hub is the emulator.
 
 mod device;
 mod ends;
 mod files;
 mod ftp;
-mod gate;
 mod hub;
 mod kills;
 mod network;
+mod relay;
 
 use std::time::Duration;
 
-/// How long a condition may take: much longer than it does, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// The time limit of a condition: far longer than needed, also on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Waits for a condition.
+/// Waits for a condition and returns its value.
 async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let waiting = async {
         loop {
@@ -24,6 +24,6 @@ async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> 
             }
         }
     };
-    let waited = tokio::time::timeout(PATIENCE, waiting).await;
-    waited.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+    let waited = tokio::time::timeout(TIMEOUT, waiting).await;
+    waited.unwrap_or_else(|_| panic!("not within {TIMEOUT:?}: {what}"))
 }

@@ -1,16 +1,16 @@
-//! Networks that break, clocks that are wrong, disks that are full, and ways to the hub.
+//! Broken networks, wrong clocks, full disks, and the transports to the hub.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::json;
-use twincast_agent::report::Stage;
+use twincast_agent::report::Progress;
 use twincast_emulator::HubConfig;
 
 use crate::device::{Device, Setup, artifact, content};
 use crate::ftp::FtpServer;
-use crate::gate::Gate;
 use crate::hub::Hub;
+use crate::relay::Relay;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_that_is_cut_is_resumed_and_a_changed_file_is_fetched_anew() {
@@ -18,22 +18,22 @@ async fn a_download_that_is_cut_is_resumed_and_a_changed_file_is_fetched_anew() 
     let device = Device::started(&hub, "dev-0").await;
     device.files.set(|files| files.cut = Some((60_000, 3)));
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
-    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    hub.wait_for("dev-0", "fw.1", Progress::Applied).await;
     let ranges: Vec<_> = ["bytes=60000-", "bytes=120000-", "bytes=180000-"]
         .map(|it| Some(it.to_owned()))
         .into();
-    assert_eq!(device.files.asked(), [&[None][..], &ranges].concat());
-    // The file is another one after the cut, and says so.
+    assert_eq!(device.files.ranges(), [&[None][..], &ranges].concat());
+    // After the cut, the server has another file with another tag.
     let body = device.update("1.2.0");
     device.files.put("1.2.0", &artifact("9.9.9"));
     let swap = ("/1.2.0".to_owned(), artifact("1.2.0"), "\"two\"".to_owned());
     device.files.set(|files| {
-        (files.cut, files.swap, files.asked) = (Some((60_000, 1)), Some(swap), Vec::new());
+        (files.cut, files.swap, files.ranges) = (Some((60_000, 1)), Some(swap), Vec::new());
     });
     hub.send("dev-0", "fw.2", &body).await;
-    hub.wait_for("dev-0", "fw.2", Stage::Applied).await;
-    let asked = [None, Some("bytes=60000-".to_owned())];
-    assert_eq!(device.files.asked(), asked);
+    hub.wait_for("dev-0", "fw.2", Progress::Applied).await;
+    let ranges = [None, Some("bytes=60000-".to_owned())];
+    assert_eq!(device.files.ranges(), ranges);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,22 +53,22 @@ async fn a_download_that_crawls_is_begun_again_and_has_a_limit() {
         report["error"]["text"]
             .as_str()
             .unwrap()
-            .contains("bytes came in 1s"),
+            .contains("bytes received in 1s"),
         "{report}"
     );
-    assert!(device.files.asked().len() >= 2);
-    // One that takes the question and says nothing.
+    assert!(device.files.ranges().len() >= 2);
+    // A server accepting the request without answering.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/fw", silent.local_addr().unwrap());
     let body = device.update_with("1.2.0", |manifest| manifest.artifact.url = url);
     hub.send("dev-0", "fw.2", &body).await;
     let report = hub.end_of("dev-0", "fw.2").await;
-    let words = report["error"]["text"].as_str().unwrap();
-    assert!(words.contains("does not answer within 1s"), "{report}");
+    let text = report["error"]["text"].as_str().unwrap();
+    assert!(text.contains("does not answer within 1s"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_told() {
+async fn a_full_disk_is_reported() {
     let hub = Hub::start().await;
     let setup = Setup {
         download: "jitter = \"0s\"".to_owned(),
@@ -97,7 +97,7 @@ async fn a_clock_that_is_wrong_is_put_right_by_the_hub() {
     .await;
     let device = Device::started(&hub, "dev-0").await;
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
-    let report = hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    let report = hub.wait_for("dev-0", "fw.1", Progress::Applied).await;
     assert!(content(&device.path("agent.log")).contains("clock was wrong"));
     let at: jiff::Timestamp = report["at"].as_str().unwrap().parse().unwrap();
     assert!(at.duration_since(jiff::Timestamp::now()).as_hours() >= 23);
@@ -106,16 +106,16 @@ async fn a_clock_that_is_wrong_is_put_right_by_the_hub() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_renewed_and_a_cut_connection_comes_back() {
     let hub = Hub::start().await;
-    let gate = Gate::to(hub.running.mqtt_addr(), false).await;
+    let relay = Relay::to(hub.running.mqtt_addr(), false).await;
     let setup = Setup {
-        mqtt_port: gate.address.port(),
+        mqtt_port: relay.address.port(),
         hub: "token_life = \"5s\"".to_owned(),
         ..Setup::of(&hub)
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
     device.begin(&hub).await;
     let connections = |least| {
-        let passed = &gate.passed;
+        let passed = &relay.passed;
         async move {
             crate::until("connections", async || {
                 (passed.load(Ordering::Relaxed) >= least).then_some(())
@@ -125,32 +125,33 @@ async fn a_token_is_renewed_and_a_cut_connection_comes_back() {
     };
     connections(2).await;
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
-    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
-    gate.shut();
+    hub.wait_for("dev-0", "fw.1", Progress::Applied).await;
+    relay.block();
     hub.send("dev-0", "fw.2", &device.update("1.2.0")).await;
-    gate.open();
-    hub.wait_for("dev-0", "fw.2", Stage::Applied).await;
+    relay.unblock();
+    hub.wait_for("dev-0", "fw.2", Progress::Applied).await;
     assert_eq!(device.count("install done 1.2.0"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn websockets_through_a_proxy_do_as_well() {
     let hub = Hub::start().await;
-    let gate = Gate::to(hub.running.https_addr(), true).await;
+    let relay = Relay::to(hub.running.https_addr(), true).await;
     let setup = Setup {
         mqtt_port: hub.running.https_addr().port(),
         hub: format!(
             "transport = \"websocket\"\nproxy = \"http://{}\"",
-            gate.address
+            relay.address
         ),
         ..Setup::of(&hub)
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
     device.begin(&hub).await;
-    // The artefact is not to be had through this proxy, and the report says so through it.
+    // This proxy cannot forward a download of the artefact, so the test sends an invalid update.
+    // The report of the refusal goes through the proxy.
     hub.send("dev-0", "fw.1", b"not signed").await;
-    hub.wait_for("dev-0", "fw.1", Stage::Refused).await;
-    assert!(gate.passed.load(Ordering::Relaxed) >= 1);
+    hub.wait_for("dev-0", "fw.1", Progress::Refused).await;
+    assert!(relay.passed.load(Ordering::Relaxed) >= 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +166,7 @@ async fn ftp_is_resumed() {
         &device.update_with("1.1.0", |manifest| manifest.artifact.url = url),
     )
     .await;
-    hub.wait_for("dev-0", "fw.1", Stage::Applied).await;
+    hub.wait_for("dev-0", "fw.1", Progress::Applied).await;
     assert_eq!(*ftp.rests.lock().unwrap(), [70_000]);
 }
 
@@ -201,15 +202,15 @@ async fn a_device_registers_and_remembers_its_hub() {
     crate::until("the first report", firmware).await;
     hub.send("new-device", "fw.1", &device.update("1.1.0"))
         .await;
-    hub.wait_for("new-device", "fw.1", Stage::Applied).await;
-    // A hub that is not its own any more refuses it, and the service names the right one.
+    hub.wait_for("new-device", "fw.1", Progress::Applied).await;
+    // The stale hub refuses the device, and the provisioning service names the right hub.
     device.kill();
     let stale = serde_json::json!({ "hub": "localhost", "device_id": "dev-0" });
     std::fs::write(&registered, stale.to_string()).unwrap();
     device.start();
     hub.send("new-device", "fw.2", &device.update("1.2.0"))
         .await;
-    hub.wait_for("new-device", "fw.2", Stage::Applied).await;
+    hub.wait_for("new-device", "fw.2", Progress::Applied).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -260,6 +261,6 @@ async fn a_certificate_does_instead_of_a_key_with_and_without_provisioning() {
         };
         crate::until("the first report", first_report).await;
         hub.send("certified", id, b"not signed").await;
-        hub.wait_for("certified", id, Stage::Refused).await;
+        hub.wait_for("certified", id, Progress::Refused).await;
     }
 }

@@ -1,8 +1,8 @@
-//! What a rollout may be doing.
+//! The activities of a rollout.
 
 use serde::{Deserialize, Serialize};
 
-/// What a rollout is doing. It does one of these at any time.
+/// The activity of a rollout. A rollout has exactly one activity at any time.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]
@@ -10,43 +10,44 @@ use serde::{Deserialize, Serialize};
 #[derive(strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Activity {
-    /// It is accepted, and waits for its turn to be planned.
+    /// The rollout is accepted and waits for its turn to be planned.
     #[default]
     Queued,
-    /// Its devices are being found.
+    /// The devices of the rollout are being found.
     Planning,
-    /// Something is to be sent, and nothing of what is below keeps it.
+    /// Sends are due, and none of the obstacles below applies.
     Sending,
-    /// Something is to be sent, and every hub that it is to be sent through has refused sends for its quota
-    /// of late: its limiter has not climbed back to the quota yet.
+    /// Sends are due, and every hub concerned has recently refused sends for its quota: its limiter
+    /// has not climbed back to the quota yet.
     Throttled,
-    /// Something is to be sent, and there is no way for it: nothing can be sent through any of its hubs, no worker is
-    /// there, or the queue cannot be reached.
+    /// Sends are due, and none is possible: nothing can be sent through any hub concerned, no
+    /// worker is present, or the queue cannot be reached.
     Blocked,
-    /// All of a stage was sent, and its gate waits for what the devices say, as its budgets and its end may do.
+    /// A stage is completely sent, and its gate waits for the feedback of devices. Waits of budgets
+    /// and of the rollout's end for feedback count, too.
     Feedback,
-    /// Nothing can be said before the hub is heard, and it is not.
+    /// The next decision depends on the hub's feedback, and the feedback is not being received.
     Evidence,
-    /// All of a stage was sent, and its gate waits for the end of the bake, or for its metrics.
+    /// A stage is completely sent, and its gate waits for the end of the bake, or for its metrics.
     Baking,
-    /// An approval is all that a stage's gate waits for.
+    /// The gate of a stage waits for nothing but an approval.
     Approval,
-    /// Something is to be sent, and the schedule does not let it.
+    /// Sends are due, and the schedule is closed.
     OutsideWindow,
-    /// All was sent, and devices may join.
-    Joiners,
-    /// It is paused.
+    /// Everything was sent, and devices may still join the target.
+    LateJoiners,
+    /// The rollout is paused.
     Paused,
-    /// All rollouts are stopped.
+    /// All rollouts are halted.
     Halted,
-    /// It is being aborted.
+    /// The rollout is being aborted.
     Aborting,
-    /// It is over. Counts only if it was taken up again later.
+    /// The rollout has ended. This time counts only if the rollout is continued later.
     Over,
 }
 
 impl Activity {
-    /// All of them, in the order of a rollout's life.
+    /// All activities, in the order of a rollout's life.
     pub const ALL: [Self; 15] = [
         Self::Queued,
         Self::Planning,
@@ -58,38 +59,38 @@ impl Activity {
         Self::Baking,
         Self::Approval,
         Self::OutsideWindow,
-        Self::Joiners,
+        Self::LateJoiners,
         Self::Paused,
         Self::Halted,
         Self::Aborting,
         Self::Over,
     ];
 
-    /// Its name as it is written in files and labels.
+    /// Returns the activity's name in files and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 
-    /// The same for people.
+    /// Returns the human-readable name.
     #[must_use]
-    pub fn in_words(self) -> &'static str {
+    pub fn describe(self) -> &'static str {
         match self {
             Self::Queued => "waiting to be planned",
             Self::Planning => "planning",
             Self::Sending => "sending",
             Self::Throttled => "throttled by the hub",
-            Self::Blocked => "without a way to the hub",
+            Self::Blocked => "no hub available for sends",
             Self::Feedback => "waiting for feedback",
-            Self::Evidence => "waiting to hear the hub",
+            Self::Evidence => "waiting for evidence",
             Self::Baking => "baking",
             Self::Approval => "waiting for an approval",
             Self::OutsideWindow => "outside its window",
-            Self::Joiners => "waiting for devices to join",
+            Self::LateJoiners => "waiting for devices to join",
             Self::Paused => "paused",
             Self::Halted => "stopped with all rollouts",
             Self::Aborting => "aborting",
-            Self::Over => "over, until it was taken up again",
+            Self::Over => "ended, until it was continued",
         }
     }
 }

@@ -1,18 +1,19 @@
-//! Which attempt a report is about, and whether it still counts.
+//! The attempts at a batch's devices, and the rules for reports on older attempts.
 
 use crate::ids::Attempt;
 use crate::outcome::Outcome;
 
-/// The attempts at a batch's devices, as far as they are told apart: by batch and not by device.
+/// The attempts at a batch's devices. They are recorded for the batch as a whole, not for each
+/// device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attempts {
-    /// The one that is made at all of its devices that are pending.
+    /// The attempt made at all pending devices of the batch.
     pub newest: Attempt,
-    /// The newest that was made at its silent devices too: since then, no message of an older one
-    /// is the last that its device was sent, unless it failed for good and was left at that.
+    /// The newest attempt that included silent devices. Since then, a message of an older attempt
+    /// is the last message of a device only if the device failed permanently and was not retried.
     pub silent: Attempt,
-    /// The newest that was made at devices which had answered that they failed. The twin of such a device says so until the
-    /// device has taken the new message.
+    /// The newest attempt that included devices with an answered failure. The twin of such a device
+    /// reports the failure until the device has taken the new message.
     pub failed: Attempt,
 }
 
@@ -27,8 +28,8 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// Devices with one of these outcomes are made pending again, as `attempt`. `had_failed`: some of them had answered that
-    /// they failed.
+    /// Records a new attempt at the devices with one of `outcomes`. `had_failed`: some of these
+    /// devices had answered with a failure.
     pub fn reopen(&mut self, attempt: Attempt, outcomes: &[Outcome], had_failed: bool) {
         self.newest = attempt;
         if outcomes.contains(&Outcome::Enqueued) {
@@ -39,15 +40,20 @@ impl Attempts {
         }
     }
 
-    /// Whether `report`, which is about a message of attempt `of`, is to be merged into the outcome of
-    /// a device that is `known`.
+    /// Returns whether to merge `report`, about a message of attempt `of`, into the outcome `known`
+    /// of a device.
     ///
-    /// What is told of the newest attempt always is, and that a device has the message always is,
-    /// whichever attempt brought it. A failure of an older attempt counts only for a device whose
-    /// message that still is. One that is not yet sent to again is not `enqueued` (nor anything
-    /// above). One that is may have been chosen for the new attempt only if the silent ones were,
-    /// and then all of them were: failed ones have had all the feedback that they get. What a device has answered is read
-    /// from its twin again and again, so that it failed counts only when no failed one was sent to again since.
+    /// Reports on the newest attempt are always merged. A report that the device has the message is
+    /// always merged, whichever attempt delivered the message. A failure of an older attempt counts
+    /// only while the message of the older attempt is the device's last message:
+    ///
+    /// * A retried device that was not sent to yet is below `enqueued`.
+    /// * A device at `enqueued` or above may be part of a newer attempt only if the newer attempt
+    ///   included silent devices, and then it included all of them. Failed devices receive no
+    ///   further feedback.
+    ///
+    /// A device's answer is read from its twin repeatedly. So an answered failure counts only if no
+    /// device with an answered failure was retried since.
     #[must_use]
     pub fn admits(&self, of: Attempt, known: Outcome, report: Outcome) -> bool {
         if report == Outcome::Failed && of < self.failed {

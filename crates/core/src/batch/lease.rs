@@ -1,20 +1,20 @@
-//! Who may work on a batch.
+//! Leases: the right of a worker to work on a batch.
 
 use std::time::Duration;
 
 use crate::ids::{BatchId, Epoch, Holder, RolloutName, Version};
 use crate::time::Timestamp;
 
-/// A holder's claim on a batch. Every write to the batch carries it.
+/// A holder's claim on a batch. Every write to the batch carries the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// The rollout.
     pub rollout: RolloutName,
     /// The batch.
     pub batch: BatchId,
-    /// Whose claim it is.
+    /// The holder of the lease.
     pub holder: Holder,
-    /// Which claim it is; writes under an older one are refused.
+    /// The fencing token; a write with an older epoch is refused.
     pub epoch: Epoch,
 }
 
@@ -28,45 +28,45 @@ impl std::fmt::Display for Lease {
     }
 }
 
-/// A wish to work on a batch.
+/// A request for the lease on a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRequest {
     /// The rollout.
     pub rollout: RolloutName,
     /// The batch.
     pub batch: BatchId,
-    /// Who wants it.
+    /// The requesting worker.
     pub holder: Holder,
-    /// For how long, unless renewed.
+    /// The duration of the lease, unless renewed.
     pub ttl: Duration,
 }
 
-/// What became of the wish.
+/// The reply to a lease request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseReply {
-    /// Here it is.
+    /// The lease is granted.
     Granted(Lease),
-    /// Somebody has it.
+    /// Another worker holds the batch.
     Held(Held),
     /// Nothing is left to do on the batch.
     Done,
-    /// The rollout does not want the batch to be worked on now, or does not want any.
+    /// The rollout does not allow work on the batch now, or on any batch.
     NotWanted,
-    /// It has brought down its holders so often ([`MAX_STRIKES`])
-    /// that nobody is to touch it until somebody has looked.
+    /// The batch has so many failed leases ([`MAX_FAILED_LEASES`]) that no worker may touch the
+    /// batch until an operator has intervened.
     Quarantined,
 }
 
-/// Why a lease was not given.
+/// The current holder of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// Who holds it.
+    /// The holder.
     pub by: Holder,
-    /// Until when, unless it is renewed.
+    /// The end of the lease, unless renewed.
     pub until: Timestamp,
 }
 
-/// A lease that no longer holds: somebody else has the batch, or had it since.
+/// A lease that no longer holds: another worker holds the batch, or held it since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the lease of epoch {held} was superseded, the batch is at epoch {current}")]
 pub struct Fenced {
@@ -76,29 +76,30 @@ pub struct Fenced {
     pub current: Epoch,
 }
 
-/// A batch that was left by this many holders in a row without a word and without one outcome
-/// recorded is suspected of bringing them down, and is left alone. The count begins anew when
-/// the rollout's record changes: somebody has looked, and lets it go on.
-pub const MAX_STRIKES: u32 = 5;
+/// The number of consecutive failed leases that quarantines a batch, because the batch may crash
+/// its holders. A lease fails when it lapses without a release; recorded outcomes reset the count.
+/// The count also restarts when the rollout's record changes: an operator has intervened.
+pub const MAX_FAILED_LEASES: u32 = 5;
 
-/// Who holds a batch, as it is stored.
+/// The stored lease state of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tenancy {
-    /// The newest lease's.
+pub struct LeaseState {
+    /// The epoch of the newest lease.
     pub epoch: Epoch,
-    /// Who holds it until when; `None` when the lease was given back or taken away.
+    /// The holder and the end of the lease; `None` after a release or a revocation.
     pub current: Option<(Holder, Timestamp)>,
-    /// How many holders in a row have left it without a word.
-    pub strikes: u32,
-    /// The version of the rollout's record in which the strikes were counted.
-    pub counted_in: Version,
+    /// The number of consecutive failed leases.
+    pub failed_leases: u32,
+    /// The version of the rollout's record to which `failed_leases` belongs.
+    pub failed_in_version: Version,
 }
 
-impl Tenancy {
-    /// Gives the lease until the request's `ttl` from `now`. Whoever holds it already may ask again (its answer was lost),
-    /// and gets a new lease. `version` is that of the rollout's record.
+impl LeaseState {
+    /// Grants the lease until the request's `ttl` from `now`. The current holder may ask again,
+    /// because a reply may be lost, and gets a new lease. `version` is the version of the rollout's
+    /// record.
     ///
-    /// Epochs follow the clock, so none is given again by a store that lost its last writes.
+    /// Epochs follow the clock, so a store that lost its last writes never grants an epoch twice.
     pub fn lease(
         &mut self,
         request: &LeaseRequest,
@@ -115,12 +116,12 @@ impl Tenancy {
             Some((by, _)) => *by != request.holder,
             None => false,
         };
-        if version != self.counted_in {
-            (self.counted_in, self.strikes) = (version, 0);
+        if version != self.failed_in_version {
+            (self.failed_in_version, self.failed_leases) = (version, 0);
         } else if is_left {
-            self.strikes += 1;
+            self.failed_leases += 1;
         }
-        if self.strikes >= MAX_STRIKES {
+        if self.failed_leases >= MAX_FAILED_LEASES {
             self.current = None;
             return LeaseReply::Quarantined;
         }
@@ -134,11 +135,12 @@ impl Tenancy {
         })
     }
 
-    /// Makes sure that `lease` is the newest, and renews it until `ttl` from `now`.
-    /// `progress` says that outcomes are recorded with it, which is what acquits a batch.
+    /// Checks that `lease` is the newest lease, and renews it until `ttl` from `now`. `progress`
+    /// says whether outcomes are recorded in the same step; progress resets the count of failed
+    /// leases.
     ///
     /// # Errors
-    /// [`Fenced`] when a newer lease was given, or this one was released.
+    /// [`Fenced`] when a newer lease was granted, or this lease was released.
     pub fn renew(
         &mut self,
         lease: &Lease,
@@ -150,7 +152,7 @@ impl Tenancy {
             Some((by, until)) if lease.epoch == self.epoch && lease.holder == *by => {
                 *until = now.plus(ttl);
                 if progress {
-                    self.strikes = 0;
+                    self.failed_leases = 0;
                 }
                 Ok(())
             }
@@ -161,10 +163,10 @@ impl Tenancy {
         }
     }
 
-    /// Gives the lease back. Giving it back twice changes nothing.
+    /// Releases the lease. A repeated release changes nothing.
     ///
     /// # Errors
-    /// [`Fenced`] when it is not the newest.
+    /// [`Fenced`] when the lease is not the newest.
     pub fn release(&mut self, lease: &Lease) -> Result<(), Fenced> {
         let is_others = |(by, _): &(Holder, Timestamp)| *by != lease.holder;
         if lease.epoch != self.epoch || self.current.as_ref().is_some_and(is_others) {
@@ -173,18 +175,18 @@ impl Tenancy {
                 current: self.epoch,
             });
         }
-        self.vacate();
+        self.revoke();
         Ok(())
     }
 
-    /// Takes the batch from whoever had it last: nothing is recorded any more under a lease that was
-    /// given so far. The count of strikes begins anew.
-    pub fn vacate(&mut self) {
+    /// Revokes the lease: nothing is recorded any more under any lease granted so far. The count of
+    /// failed leases restarts.
+    pub fn revoke(&mut self) {
         self.current = None;
-        self.strikes = 0;
+        self.failed_leases = 0;
     }
 
-    /// Who holds the batch at `now`.
+    /// Returns the holder of the batch at `now`.
     #[must_use]
     pub fn held_at(&self, now: Timestamp) -> Option<Held> {
         let (by, until) = self.current.as_ref().filter(|(_, until)| *until > now)?;
@@ -194,7 +196,7 @@ impl Tenancy {
         })
     }
 
-    /// Its lease is over, but was not given back.
+    /// Returns whether the lease has lapsed without a release.
     #[must_use]
     pub fn has_lapsed_at(&self, now: Timestamp) -> bool {
         self.current
@@ -202,10 +204,10 @@ impl Tenancy {
             .is_some_and(|(_, until)| *until <= now)
     }
 
-    /// Nobody is to touch the batch while the rollout's record has this version.
+    /// Returns whether the batch is quarantined while the rollout's record has this version.
     #[must_use]
     pub fn is_quarantined(&self, version: Version) -> bool {
-        self.strikes >= MAX_STRIKES && self.counted_in == version
+        self.failed_leases >= MAX_FAILED_LEASES && self.failed_in_version == version
     }
 }
 
@@ -225,9 +227,9 @@ mod tests {
         }
     }
 
-    /// Asks for the batch; gives the lease, or why not.
-    fn ask(tenancy: &mut Tenancy, by: &str, now: u64) -> Result<Lease, LeaseReply> {
-        match tenancy.lease(&request(by), V, Timestamp(now)) {
+    /// Requests the batch; returns the lease, or the refusal.
+    fn ask(lease_state: &mut LeaseState, by: &str, now: u64) -> Result<Lease, LeaseReply> {
+        match lease_state.lease(&request(by), V, Timestamp(now)) {
             LeaseReply::Granted(lease) => Ok(lease),
             other => Err(other),
         }
@@ -242,41 +244,44 @@ mod tests {
 
     #[test]
     fn one_holder_at_a_time_and_old_ones_are_fenced() {
-        let mut tenancy = Tenancy::default();
-        let first = ask(&mut tenancy, "a", 0).unwrap();
-        assert_eq!(ask(&mut tenancy, "b", 9_999), Err(held("a", 10_000)));
-        assert_eq!(tenancy.renew(&first, false, Timestamp(5_000), TTL), Ok(()));
-        let renewed = ask(&mut tenancy, "b", 10_000);
-        assert_eq!(renewed, Err(held("a", 15_000)), "it was renewed");
-        let second = ask(&mut tenancy, "b", 15_000).unwrap();
+        let mut lease_state = LeaseState::default();
+        let first = ask(&mut lease_state, "a", 0).unwrap();
+        assert_eq!(ask(&mut lease_state, "b", 9_999), Err(held("a", 10_000)));
         assert_eq!(
-            tenancy.renew(&first, false, Timestamp(15_001), TTL),
+            lease_state.renew(&first, false, Timestamp(5_000), TTL),
+            Ok(())
+        );
+        let renewed = ask(&mut lease_state, "b", 10_000);
+        assert_eq!(renewed, Err(held("a", 15_000)), "it was renewed");
+        let second = ask(&mut lease_state, "b", 15_000).unwrap();
+        assert_eq!(
+            lease_state.renew(&first, false, Timestamp(15_001), TTL),
             Err(Fenced {
                 held: first.epoch,
                 current: second.epoch
             })
         );
-        assert!(tenancy.release(&first).is_err());
+        assert!(lease_state.release(&first).is_err());
         assert!(
-            tenancy.held_at(Timestamp(15_001)).is_some(),
+            lease_state.held_at(Timestamp(15_001)).is_some(),
             "an old holder cannot release a new one's lease"
         );
-        let again = ask(&mut tenancy, "b", 15_002).expect("its answer was lost");
-        let late = tenancy.renew(&second, false, Timestamp(15_003), TTL);
+        let again = ask(&mut lease_state, "b", 15_002).expect("its answer was lost");
+        let late = lease_state.renew(&second, false, Timestamp(15_003), TTL);
         assert!(late.is_err());
-        tenancy.release(&again).unwrap();
-        assert_eq!(tenancy.held_at(Timestamp(15_004)), None);
-        let late = tenancy.renew(&again, false, Timestamp(15_004), TTL);
+        lease_state.release(&again).unwrap();
+        assert_eq!(lease_state.held_at(Timestamp(15_004)), None);
+        let late = lease_state.renew(&again, false, Timestamp(15_004), TTL);
         assert!(late.is_err(), "a released lease is gone");
     }
 
-    /// Also when several are given in a millisecond, and when the clock goes back.
+    /// Covers several leases in one millisecond, and a clock set back.
     #[test]
     fn epochs_only_rise_and_follow_the_clock() {
-        let mut tenancy = Tenancy::default();
+        let mut lease_state = LeaseState::default();
         let mut last = Epoch(0);
         for now in [7, 7, 3, 1_000] {
-            let epoch = ask(&mut tenancy, "a", now).unwrap().epoch;
+            let epoch = ask(&mut lease_state, "a", now).unwrap().epoch;
             assert!(epoch > last && epoch.0 >= now, "{epoch} at {now}");
             last = epoch;
         }
@@ -284,55 +289,58 @@ mod tests {
 
     #[test]
     fn a_lapsed_lease_that_nobody_took_still_holds() {
-        let mut tenancy = Tenancy::default();
-        let lease = ask(&mut tenancy, "a", 0).unwrap();
-        assert_eq!(tenancy.held_at(Timestamp(60_000)), None);
-        assert_eq!(tenancy.renew(&lease, false, Timestamp(60_000), TTL), Ok(()));
+        let mut lease_state = LeaseState::default();
+        let lease = ask(&mut lease_state, "a", 0).unwrap();
+        assert_eq!(lease_state.held_at(Timestamp(60_000)), None);
+        assert_eq!(
+            lease_state.renew(&lease, false, Timestamp(60_000), TTL),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_batch_that_is_taken_away_is_nobodys() {
-        let mut tenancy = Tenancy::default();
-        let lease = ask(&mut tenancy, "a", 0).unwrap();
-        tenancy.vacate();
-        assert_eq!(tenancy.held_at(Timestamp(1)), None);
-        assert!(!tenancy.has_lapsed_at(Timestamp(60_000)));
-        assert!(tenancy.renew(&lease, true, Timestamp(1), TTL).is_err());
-        assert!(ask(&mut tenancy, "b", 1).is_ok());
+        let mut lease_state = LeaseState::default();
+        let lease = ask(&mut lease_state, "a", 0).unwrap();
+        lease_state.revoke();
+        assert_eq!(lease_state.held_at(Timestamp(1)), None);
+        assert!(!lease_state.has_lapsed_at(Timestamp(60_000)));
+        assert!(lease_state.renew(&lease, true, Timestamp(1), TTL).is_err());
+        assert!(ask(&mut lease_state, "b", 1).is_ok());
     }
 
-    /// Gives the batch to `count` holders who each vanish; gives the last lease.
-    fn vanish(tenancy: &mut Tenancy, from: u64, count: u64) -> Result<Lease, LeaseReply> {
+    /// Leases the batch to `count` holders in turn, each of which vanishes; returns the last lease.
+    fn vanish(lease_state: &mut LeaseState, from: u64, count: u64) -> Result<Lease, LeaseReply> {
         let mut last = None;
         for n in from..from + count {
-            last = Some(ask(tenancy, &format!("w{n}"), n * 60_000)?);
+            last = Some(ask(lease_state, &format!("w{n}"), n * 60_000)?);
         }
         Ok(last.expect("somebody"))
     }
 
     #[test]
-    fn a_batch_that_brings_down_its_holders_is_left_alone() {
-        let mut tenancy = Tenancy::default();
-        assert!(vanish(&mut tenancy, 1, 5).is_ok());
-        assert!(!tenancy.is_quarantined(V));
+    fn a_batch_that_crashes_its_holders_is_quarantined() {
+        let mut lease_state = LeaseState::default();
+        assert!(vanish(&mut lease_state, 1, 5).is_ok());
+        assert!(!lease_state.is_quarantined(V));
         for n in [6, 7] {
-            assert_eq!(vanish(&mut tenancy, n, 1), Err(LeaseReply::Quarantined));
-            assert!(tenancy.is_quarantined(V));
+            assert_eq!(vanish(&mut lease_state, n, 1), Err(LeaseReply::Quarantined));
+            assert!(lease_state.is_quarantined(V));
         }
         let later = Version(2);
-        assert!(!tenancy.is_quarantined(later), "somebody has looked");
-        let given = tenancy.lease(&request("x"), later, Timestamp(900_000));
+        assert!(!lease_state.is_quarantined(later), "somebody has looked");
+        let given = lease_state.lease(&request("x"), later, Timestamp(900_000));
         assert!(matches!(given, LeaseReply::Granted(_)));
     }
 
     #[test]
-    fn a_word_or_an_outcome_acquits_it() {
-        let mut tenancy = Tenancy::default();
-        let last = vanish(&mut tenancy, 1, 5).unwrap();
+    fn a_release_or_an_outcome_resets_the_count() {
+        let mut lease_state = LeaseState::default();
+        let last = vanish(&mut lease_state, 1, 5).unwrap();
         let now = Timestamp(5 * 60_000);
-        assert_eq!(tenancy.renew(&last, true, now, TTL), Ok(()));
-        let last = vanish(&mut tenancy, 6, 4).unwrap();
-        tenancy.release(&last).unwrap();
-        assert!(vanish(&mut tenancy, 10, 5).is_ok());
+        assert_eq!(lease_state.renew(&last, true, now, TTL), Ok(()));
+        let last = vanish(&mut lease_state, 6, 4).unwrap();
+        lease_state.release(&last).unwrap();
+        assert!(vanish(&mut lease_state, 10, 5).is_ok());
     }
 }

@@ -1,7 +1,7 @@
-//! A batch as it is listed.
+//! The status of a batch, for lists.
 
-use crate::batch::{Held, Tenancy};
-use crate::budget::Begun;
+use crate::batch::{Held, LeaseState};
+use crate::budget::BudgetUsage;
 use crate::ids::Version;
 use crate::outcome::Counts;
 use crate::plan::BatchHeader;
@@ -10,42 +10,44 @@ use crate::time::Timestamp;
 /// A batch without its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchStatus {
-    /// What it is.
+    /// The immutable description of the batch.
     pub header: BatchHeader,
-    /// Its outcomes, counted.
+    /// The number of devices with each outcome.
     pub counts: Counts,
-    /// Who works on it.
+    /// The current holder.
     pub held: Option<Held>,
-    /// Nobody holds it now, but somebody did who has not let go of it.
+    /// Whether the last lease has lapsed without being released, and no worker holds the batch now.
     pub lapsed: bool,
-    /// Nobody is to work on it: see [`MAX_STRIKES`](super::MAX_STRIKES).
+    /// Whether the batch is quarantined: see [`MAX_FAILED_LEASES`](super::MAX_FAILED_LEASES).
     pub quarantined: bool,
-    /// Its budgets count it already, so it is always given again. `false` without budgets.
-    pub begun: bool,
+    /// Whether the budgets count the batch already, so a new lease needs no room. `false` without
+    /// budgets.
+    pub is_counted: bool,
 }
 
 impl BatchStatus {
-    /// A batch at `now`, by the store's clock. `version` is that of its rollout's record.
+    /// Returns the status of a batch at `now`, by the store's clock. `version` is the version of
+    /// the rollout's record.
     #[must_use]
     pub fn of(
         header: BatchHeader,
         counts: Counts,
-        tenancy: &Tenancy,
-        begun: Begun,
+        lease_state: &LeaseState,
+        budget_usage: BudgetUsage,
         version: Version,
         now: Timestamp,
     ) -> Self {
         Self {
             header,
             counts,
-            held: tenancy.held_at(now),
-            lapsed: tenancy.has_lapsed_at(now),
-            quarantined: tenancy.is_quarantined(version),
-            begun: begun.is_open,
+            held: lease_state.held_at(now),
+            lapsed: lease_state.has_lapsed_at(now),
+            quarantined: lease_state.is_quarantined(version),
+            is_counted: budget_usage.is_open,
         }
     }
 
-    /// Nothing is owed to any of its devices.
+    /// Returns whether no device of the batch is owed a send.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.counts.unsettled() == 0

@@ -4,7 +4,7 @@ use crate::ids::{
     BatchId, Holder, HubHost, HubName, Lineage, Revision, RolloutId, RolloutName, StageIndex,
     Version,
 };
-use crate::plan::Group;
+use crate::plan::TagGroup;
 use Outcome as O;
 
 const TTL: Duration = Duration::from_secs(10);
@@ -15,10 +15,10 @@ fn batch(devices: u32) -> Batch {
         hub: HubName::new("a").unwrap(),
         host: HubHost::new("a").unwrap(),
         stage: StageIndex(1),
-        group: Group::default(),
-        further: Vec::new(),
+        group: TagGroup::default(),
+        further_groups: Vec::new(),
         devices,
-        place: Default::default(),
+        sort_key: Default::default(),
         budgets: Vec::new(),
     };
     Batch::new(header, Timestamp(0))
@@ -34,15 +34,15 @@ fn budgeted(devices: u32) -> Batch {
     batch
 }
 
-/// A running rollout whose stage has come.
-fn running() -> Stance {
-    Stance {
+/// A running rollout at the stage of the batch.
+fn running() -> RolloutControl {
+    RolloutControl {
         id: RolloutId(7),
         revision: Revision {
             version: Version(1),
             lineage: Lineage(1),
         },
-        wanted: Wanted::GoOn,
+        directive: Directive::Continue,
         stage: StageIndex(1),
         aborting: false,
         adding: None,
@@ -59,8 +59,8 @@ fn request(by: &str) -> LeaseRequest {
     }
 }
 
-fn around(rollout: &Stance) -> Surroundings<'_> {
-    Surroundings {
+fn context(rollout: &RolloutControl) -> LeaseContext<'_> {
+    LeaseContext {
         rollout,
         budgets: &[],
         durable: true,
@@ -72,9 +72,9 @@ fn leased(batch: &mut Batch, budgets: &[GroupProgress]) -> Lease {
     let rollout = running();
     let given = batch.lease(
         &request("w"),
-        &Surroundings {
+        &LeaseContext {
             budgets,
-            ..around(&rollout)
+            ..context(&rollout)
         },
     );
     match given {
@@ -97,70 +97,70 @@ fn outcomes(batch: &Batch) -> Vec<Outcome> {
 
 #[test]
 fn a_batch_is_given_when_all_allows_it() {
-    let stopped = Stance {
-        wanted: Wanted::Stop,
+    let stopped = RolloutControl {
+        directive: Directive::Stop,
         ..running()
     };
-    let early = Stance {
+    let early = RolloutControl {
         stage: StageIndex(0),
         ..running()
     };
     let full = [GroupProgress {
         devices: 100,
         in_progress: 3,
-        over: Vec::new(),
+        finished: Vec::new(),
     }];
     let free = [GroupProgress {
         devices: 100,
         in_progress: 2,
-        over: Vec::new(),
+        finished: Vec::new(),
     }];
     let running = running();
-    let not_durable = Surroundings {
+    let not_durable = LeaseContext {
         durable: false,
-        ..around(&running)
+        ..context(&running)
     };
-    let with = |budgets| Surroundings {
+    let with = |budgets| LeaseContext {
         budgets,
-        ..around(&running)
+        ..context(&running)
     };
-    for (why, mut batch, around, is_given) in [
-        ("all is well", batch(3), around(&running), true),
-        ("the rollout is stopped", batch(3), around(&stopped), false),
-        ("its stage has not come", batch(3), around(&early), false),
+    for (why, mut batch, context, is_given) in [
+        ("all is well", batch(3), context(&running), true),
+        ("the rollout is stopped", batch(3), context(&stopped), false),
+        ("its stage has not come", batch(3), context(&early), false),
         ("a crash may undo it", batch(3), not_durable, false),
         ("its group is full", budgeted(3), with(&full), false),
         ("its group has room", budgeted(3), with(&free), true),
     ] {
         let before = batch.clone();
-        let given = batch.lease(&request("w"), &around);
+        let given = batch.lease(&request("w"), &context);
         assert_eq!(matches!(given, LeaseReply::Granted(_)), is_given, "{why}");
         assert!(is_given || batch == before, "{why}");
         assert_eq!(
-            batch.begun.is_open,
+            batch.budget_usage.is_open,
             is_given && !batch.header.budgets.is_empty()
         );
     }
 }
 
 #[test]
-fn what_is_begun_is_given_again_and_what_is_done_is_not() {
+fn what_is_counted_is_leased_again_and_what_is_done_is_not() {
     let mut batch = budgeted(2);
     let free = [GroupProgress {
         devices: 2,
         in_progress: 0,
-        over: Vec::new(),
+        finished: Vec::new(),
     }];
     let lease = leased(&mut batch, &free);
     batch.release(&lease).unwrap();
     let lease = leased(&mut batch, &[]);
     let sent = [report(0, O::Enqueued, 0), report(1, O::QueueFull, 0)];
     batch.record(&lease, &sent, TTL, Timestamp(2_000)).unwrap();
-    assert!(!batch.begun.is_open);
-    assert_eq!(batch.begun.sent_at, Timestamp(2_000));
+    assert!(!batch.budget_usage.is_open);
+    assert_eq!(batch.budget_usage.recorded_at, Timestamp(2_000));
     let rollout = running();
     assert_eq!(
-        batch.lease(&request("x"), &around(&rollout)),
+        batch.lease(&request("x"), &context(&rollout)),
         LeaseReply::Done
     );
 }
@@ -213,10 +213,10 @@ fn skipping_spares_what_was_sent_and_what_somebody_holds() {
     let sent = [report(0, O::Enqueued, 0), report(1, O::Attempting, 0)];
     let now = Timestamp(2_000);
     batch.record(&lease, &sent, TTL, now).unwrap();
-    assert_eq!(batch.skip(&Skip::Rest, now).unwrap().by, lease.holder);
+    assert_eq!(batch.skip(&Skip::Remaining, now).unwrap().by, lease.holder);
     batch.release(&lease).unwrap();
-    let left = Skip::Left {
-        look: LookId(1),
+    let left = Skip::Departed {
+        scan: ScanId(1),
         devices: vec![0, 1, 3],
     };
     assert_eq!(batch.skip(&left, now), None);
@@ -224,7 +224,7 @@ fn skipping_spares_what_was_sent_and_what_somebody_holds() {
         outcomes(&batch),
         [O::Enqueued, O::Attempting, O::Pending, O::Skipped]
     );
-    assert_eq!(batch.skip(&Skip::Rest, now), None);
+    assert_eq!(batch.skip(&Skip::Remaining, now), None);
     assert_eq!(
         outcomes(&batch),
         [O::Enqueued, O::Unknown, O::Skipped, O::Skipped]
@@ -233,24 +233,24 @@ fn skipping_spares_what_was_sent_and_what_somebody_holds() {
 
 #[test]
 fn a_skip_is_of_its_rollout_as_it_stands() {
-    let left = Skip::Left {
-        look: LookId(2),
+    let left = Skip::Departed {
+        scan: ScanId(2),
         devices: vec![0],
     };
-    let aborting = Stance {
+    let aborting = RolloutControl {
         aborting: true,
         ..running()
     };
-    let looking = |look| Stance {
-        adding: Some(Adding::Look(LookId(look))),
+    let scanning = |scan| RolloutControl {
+        adding: Some(Adding::Scan(ScanId(scan))),
         ..running()
     };
     for (which, rollout, is_allowed) in [
-        (&Skip::Rest, running(), false),
-        (&Skip::Rest, aborting, true),
+        (&Skip::Remaining, running(), false),
+        (&Skip::Remaining, aborting, true),
         (&left, running(), false),
-        (&left, looking(1), false),
-        (&left, looking(2), true),
+        (&left, scanning(1), false),
+        (&left, scanning(2), true),
     ] {
         assert_eq!(which.is_allowed(&rollout), is_allowed, "{which:?}");
     }
@@ -292,7 +292,7 @@ fn reopening_lowers_the_chosen_once_and_fences_the_last_holder() {
     let none = batch.reopen(Attempt(3), &[O::Purged], later);
     assert_eq!(none, Reopened::Devices(0));
     assert_eq!(batch.attempts.newest, second, "nobody had that");
-    // The first attempt's failure does not count any more, its delivery does.
+    // A failure of the first attempt no longer counts; its delivery does.
     let late = [report(0, O::Rejected, 0), report(1, O::Delivered, 0)];
     batch.merge(Attempt::FIRST, &late);
     let expected = [

@@ -6,7 +6,8 @@ fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// A listener with a heard-until time and a report of the given ages in seconds, and locks of a minute.
+/// Returns a listener with a heard-until time and a report of the given ages in seconds, and locks
+/// of a minute.
 fn listener(heard: Option<u64>, reported: u64) -> ListenerStatus {
     ListenerStatus {
         listener: Holder::new("l").unwrap(),
@@ -21,7 +22,7 @@ fn listener(heard: Option<u64>, reported: u64) -> ListenerStatus {
     }
 }
 
-/// The age of the watermark in seconds, and the obstacle as text.
+/// Returns the age of the watermark in seconds, and the obstacle as text.
 fn watermark(listeners: &[ListenerStatus]) -> (Option<u64>, String) {
     let watermark = Watermark::of(listeners, NOW);
     let ago = watermark.heard_until.map(|at| NOW.since(at).as_secs());
@@ -47,7 +48,7 @@ fn a_hub_is_heard_as_far_as_by_the_one_that_heard_least() {
 fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
     // Lost 11 s ago, with messages hidden by the hub for 49 s more.
     let lost = listener(Some(12), 11);
-    let hidden = "a worker has gone, and the hub hands out again what it had within 49 s";
+    let hidden = "a worker is gone, and the hub redelivers its messages within 49 s";
     let others = [lost.clone(), listener(Some(1), 0)];
     assert_eq!(watermark(&others), (Some(12), hidden.into()));
     let never = [listener(None, 11), listener(Some(1), 0)];
@@ -57,7 +58,7 @@ fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
     assert_eq!(watermark(&late), (Some(10), "".into()));
     let (ago, obstacle) = watermark(&[listener(Some(80), 70), listener(Some(11), 0)]);
     assert_eq!(ago, Some(80), "they heard last while it was hidden");
-    assert!(obstacle.contains("a worker has gone"), "{obstacle}");
+    assert!(obstacle.contains("a worker is gone"), "{obstacle}");
     // A lost listener alone gives no watermark.
     assert_eq!(watermark(&[lost]).0, None);
     // A listener without messages hides none.
@@ -67,10 +68,10 @@ fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
 }
 
 #[test]
-fn what_is_in_the_way_is_said() {
+fn obstacles_are_described() {
     let mut foreign = listener(Some(20), 0);
     foreign.state.foreign = 37;
-    let words = "37 feedback messages of other applications are in front";
+    let words = "37 feedback messages of other applications are ahead in the queue";
     assert_eq!(watermark(&[foreign]), (Some(20), words.into()));
     let mut away = listener(Some(20), 0);
     away.state.listening = false;
@@ -80,7 +81,7 @@ fn what_is_in_the_way_is_said() {
     let hub = |n: usize| HubName::new(format!("hub-{n}")).unwrap();
     let hubs = (0..5).map(|n| (hub(n), Watermark::of(&[], NOW)));
     assert_eq!(
-        Evidence::of(hubs).in_the_way(),
+        Evidence::of(hubs).obstacles(),
         "hub hub-0: no worker listens to its feedback; hub hub-1: no worker listens to its feedback; \
          hub hub-2: no worker listens to its feedback; and 2 more hubs"
     );
@@ -109,7 +110,7 @@ fn a_clock_counts_what_is_driven_and_heard() {
     clock.start_bake(NOW);
     let at = |clock: &mut EvidenceClock, at, until| {
         clock.advance(true, &heard(at, until), NOW.plus(secs(at)));
-        (clock.baked().as_secs(), clock.unheard().as_secs())
+        (clock.baked().as_secs(), clock.without_evidence().as_secs())
     };
     assert_eq!(at(&mut clock, 5, 4), (5, 0));
     assert_eq!(at(&mut clock, 10, 9), (10, 0));
@@ -121,18 +122,18 @@ fn a_clock_counts_what_is_driven_and_heard() {
         at(&mut clock, 45 + 10 * step, 44);
     }
     assert_eq!(
-        (clock.baked().as_secs(), clock.unheard().as_secs()),
+        (clock.baked().as_secs(), clock.without_evidence().as_secs()),
         (65, 60)
     );
     assert_eq!(at(&mut clock, 115, 44), (65, 70));
     assert_eq!(at(&mut clock, 120, 119), (70, 0), "heard again");
     // Stopped time does not count.
-    clock.go_on(NOW.plus(secs(500)));
+    clock.resume(NOW.plus(secs(500)));
     assert_eq!(at(&mut clock, 503, 502), (73, 0));
     // Failed twin queries are no evidence either.
-    clock.asked(Some("503"));
+    clock.note_query(Some("503"));
     assert_eq!(at(&mut clock, 506, 505), (76, 3));
-    clock.asked(None);
+    clock.note_query(None);
     assert_eq!(at(&mut clock, 508, 507), (78, 0));
 }
 
@@ -156,6 +157,6 @@ fn a_store_of_one_process_keeps_reports_for_as_long_as_they_say_something() {
             .collect::<Vec<_>>()
     };
     assert_eq!(ages(&listeners, later), [(601, 599), (2, 0)]);
-    assert!(!listeners.report(&hub, &report("b"), NOW.plus(FORGOTTEN)));
-    assert_eq!(ages(&listeners, NOW.plus(FORGOTTEN)), [(2, 0)]);
+    assert!(!listeners.report(&hub, &report("b"), NOW.plus(REPORT_RETENTION)));
+    assert_eq!(ages(&listeners, NOW.plus(REPORT_RETENTION)), [(2, 0)]);
 }

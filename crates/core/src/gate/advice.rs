@@ -6,10 +6,11 @@ use super::judge::answered_within;
 use crate::evidence::BATCHING;
 use crate::ids::StageName;
 use crate::message::TTL;
-use crate::spec::{Gate, RolloutSpec, Rung, TooLittle, Unconfirmed};
+use crate::spec::{Gate, RolloutSpec, SmallSample, SuccessLevel, Unconfirmed};
 use crate::time::friendly;
 
-/// Warnings from the spec alone: deadlines too early for answers of devices, and deadlines later than any answer.
+/// Warnings from the spec alone: deadlines too early for answers of devices, and deadlines later
+/// than any answer.
 #[must_use]
 pub fn of_spec(spec: &RolloutSpec) -> Vec<String> {
     gates(spec)
@@ -17,7 +18,8 @@ pub fn of_spec(spec: &RolloutSpec) -> Vec<String> {
         .collect()
 }
 
-/// Warnings from the number of devices per stage: samples that a single silent device makes too small.
+/// Warnings from the number of devices per stage: samples that a single silent device makes too
+/// small.
 #[must_use]
 pub fn of_plan(spec: &RolloutSpec, devices: impl Fn(&StageName) -> u64) -> Vec<String> {
     gates(spec)
@@ -29,10 +31,11 @@ pub fn of_plan(spec: &RolloutSpec, devices: impl Fn(&StageName) -> u64) -> Vec<S
 fn gates(spec: &RolloutSpec) -> impl Iterator<Item = (&StageName, &Gate)> {
     let gates = spec.stages.iter();
     let gates = gates.filter_map(|stage| Some((&stage.name, stage.gate.as_ref()?)));
-    gates.filter(|(_, gate)| gate.counts != Rung::Enqueued && gate.measures())
+    gates.filter(|(_, gate)| gate.counts != SuccessLevel::Enqueued && gate.has_share_rules())
 }
 
-/// A message lives from its own send on, and a gate's deadline begins at the last send. So only the last messages are
+/// Warns of deadlines too early or too late for the message's time to live. A message lives from
+/// its own send on, and a gate's deadline begins at the last send. So only the last messages are
 /// still in transit at the deadline.
 fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String> {
     let ttl = spec.message.ttl.map_or(TTL, |ttl| ttl.0);
@@ -41,19 +44,22 @@ fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String
     let waits = deadline.max(gate.bake.map_or(Duration::ZERO, |bake| bake.0));
     let [heard, lives, for_] = [answered, ttl, waits].map(friendly);
     let head =
-        format!("stage {stage}: its gate waits for silent devices for {for_} after the last send");
+        format!("stage {stage}: its gate waits {for_} for silent devices after the last send");
     if waits < ttl {
         Some(format!(
-            "{head}, the message for {lives}; devices that come back in between still get it, and count as silent"
+            "{head}, and the message lives for {lives}: devices that connect in between still \
+             receive the message, and count as silent"
         ))
     } else if waits < answered {
         Some(format!(
-            "{head}, the message for {lives}, and that it has expired is told a little later: such devices count as \
-             silent, and not as failed; leave deadline out, or make it {heard}"
+            "{head}, the message lives for {lives}, and the hub reports the expiry a little later: \
+             devices with an expired message count as silent, not as failed; omit deadline, or set \
+             it to {heard}"
         ))
-    } else if gate.counts == Rung::Delivered && deadline > answered {
+    } else if gate.counts == SuccessLevel::Delivered && deadline > answered {
         Some(format!(
-            "{head}, but after {heard} every message has been taken or is known to have expired; leave deadline out"
+            "{head}, but after {heard} every message is taken or known to have expired; omit \
+             deadline"
         ))
     } else {
         // A device needs time to apply a change.
@@ -67,11 +73,12 @@ fn sample(stage: &StageName, gate: &Gate, devices: u64) -> Option<String> {
         Unconfirmed::AsFailed | Unconfirmed::AsSucceeded
     );
     let needs_all = u64::from(gate.min_sample) >= devices;
-    let is_strict = gate.too_little == TooLittle::Pause && !counts_silence;
+    let is_strict = gate.too_little == SmallSample::Pause && !counts_silence;
     (needs_all && is_strict && devices > 0).then(|| {
         format!(
-            "stage {stage}: it has {devices} devices, and min_sample is {}: one device that is silent at the deadline is \
-             too little measured, and pauses the rollout; lower min_sample, or say too_little: pass",
+            "stage {stage} has {devices} devices, and min_sample is {}: a single device that is \
+             silent at the deadline makes the sample too small, and pauses the rollout; lower \
+             min_sample, or set too_little: pass",
             gate.min_sample
         )
     })
@@ -101,20 +108,20 @@ mod tests {
             (
                 "counts: delivered, deadline: 6h",
                 ", ttl: 6h",
-                "leave deadline out, or make it 6h 00m",
+                "omit deadline, or set it to 6h 00m",
             ),
             ("counts: delivered, deadline: 21630s", ", ttl: 6h", ""),
             (
                 "counts: delivered, deadline: 7h",
                 ", ttl: 6h",
-                "every message has been taken or is known to have expired",
+                "every message is taken or known to have expired",
             ),
             ("counts: delivered", ", ttl: 6h", ""),
             // Without a `ttl`, the default of the hub applies.
             (
                 "counts: delivered, deadline: 20m",
                 "",
-                "the message for 1h 00m",
+                "the message lives for 1h 00m",
             ),
             ("counts: delivered, deadline: 3630s", "", ""),
             (

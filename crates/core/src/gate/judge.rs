@@ -2,320 +2,327 @@
 
 use std::time::Duration;
 
-use super::metric;
+use super::metric::{self, MetricsVerdict};
 use super::shares::{
-    Measured, Sorted, cannot_succeed, exceeds, fails_in_the_end, has_failed, has_failed_by_answers,
-    has_not_succeeded, word,
+    AppliedCount, DeviceShares, early_failure, early_failure_by_answers, failure_rule_violation,
+    level_name, success_out_of_reach, success_rule_violation, violated_rule,
 };
-use super::verdict::{Verdict, not_measured};
+use super::verdict::{Verdict, missing_evidence};
 use crate::evidence::{Evidence, EvidenceClock, MARGIN};
 use crate::message::TTL;
 use crate::outcome::Counts;
 use crate::rollout::StageProgress;
-use crate::spec::{Gate, Percent, Rung, TooLittle, Unconfirmed};
+use crate::spec::{Gate, Percent, SmallSample, SuccessLevel, Unconfirmed};
 use crate::time::Timestamp;
 use crate::waiting::Waiting;
 
-/// How long after a send the fate of a message is certain: its time to live, and the time in which the hub reports that
-/// the message has expired.
+/// Returns how long after a send the fate of a message is certain: the time to live, plus the time
+/// in which the hub reports an expired message.
 #[must_use]
 pub fn answered_within(ttl: Option<Duration>, batching: Duration) -> Duration {
     ttl.unwrap_or(TTL) + batching + MARGIN
 }
 
-/// How long a gate waits for silent devices once all devices were sent to. `within`: how long a device that answers has to do
-/// what the message asks for.
+/// Returns how long a gate waits for silent devices once all devices were sent to. `answer_time` is
+/// the time given to devices to fulfil the message's request, where devices answer in their twins.
 #[must_use]
 pub fn deadline(
     gate: &Gate,
     ttl: Option<Duration>,
-    within: Duration,
+    answer_time: Duration,
     batching: Duration,
 ) -> Duration {
-    let own = gate.deadline.map(|span| span.0);
-    let within = match gate.counts {
-        Rung::Applied => within,
-        Rung::Enqueued | Rung::Delivered => Duration::ZERO,
+    let own = gate.deadline.map(|duration| duration.0);
+    let answer_time = match gate.counts {
+        SuccessLevel::Applied => answer_time,
+        SuccessLevel::Enqueued | SuccessLevel::Delivered => Duration::ZERO,
     };
-    own.unwrap_or_else(|| answered_within(ttl, batching) + within)
+    own.unwrap_or_else(|| answered_within(ttl, batching) + answer_time)
 }
 
 /// The current state of a stage.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
+pub struct StageView<'a> {
     /// The stage's gate.
     pub gate: &'a Gate,
     /// The outcomes of the stage's devices.
     pub counts: &'a Counts,
-    /// A send is owed to a device of this stage or, after a retry, of a stage before.
-    pub left: bool,
+    /// Whether a send is owed to a device of this stage or, after a retry, of an earlier stage.
+    pub sends_owed: bool,
     /// The progress of the stage.
     pub progress: &'a StageProgress,
     /// The newest measurement, with `counts: applied`.
-    pub measured: Option<Measured>,
-    /// It is of the devices' answers.
+    pub applied_count: Option<AppliedCount>,
+    /// Whether `applied_count` counts answers of devices.
     pub by_answers: bool,
     /// The message's time to live.
     pub ttl: Option<Duration>,
-    /// How long a device that answers has to do what the message asks for.
-    pub within: Duration,
+    /// The time given to devices to fulfil the message's request, where devices answer in their
+    /// twins.
+    pub answer_time: Duration,
     /// How far the feedback about the stage's silent devices was received.
     pub evidence: &'a Evidence,
     /// The bake time so far, and how long no new evidence has arrived.
     pub clock: &'a EvidenceClock,
 }
 
-impl View<'_> {
-    /// The remaining bake time.
+impl StageView<'_> {
+    /// Returns the remaining bake time.
     fn bake_left(&self) -> Duration {
         let bake = self.gate.bake.map_or(Duration::ZERO, |bake| bake.0);
         bake.saturating_sub(self.clock.baked())
     }
 
-    /// The verdict while evidence is missing: wait for `evidence_within`, then undecided.
-    fn not_measured(&self, devices: u64) -> Verdict {
-        let in_the_way = match self.clock.not_asked() {
+    /// Returns the verdict while evidence is missing: wait for `evidence_within`, then undecided.
+    fn evidence_missing(&self, devices: u64) -> Verdict {
+        let obstacles = match self.clock.query_failure() {
             Some(why) => why.to_owned(),
-            None => self.evidence.in_the_way().to_owned(),
+            None => self.evidence.obstacles().to_owned(),
         };
-        if self.clock.unheard() < self.gate.evidence_within() {
-            return Verdict::Waits(Waiting::Evidence {
-                devices,
-                in_the_way,
-            });
+        if self.clock.without_evidence() < self.gate.evidence_within() {
+            return Verdict::Waiting(Waiting::Evidence { devices, obstacles });
         }
         let within = self.gate.evidence_within();
         Verdict::Undecided {
-            because: not_measured(devices, within, &in_the_way),
+            reason: missing_evidence(devices, within, &obstacles),
         }
     }
 }
 
 /// Judges a stage's gate at `now`.
 #[must_use]
-pub fn judge(view: View<'_>, now: Timestamp) -> Verdict {
-    let View { gate, counts, .. } = view;
-    let sorted = Sorted::of(gate.counts, counts, view.measured);
+pub fn judge(view: StageView<'_>, now: Timestamp) -> Verdict {
+    let StageView { gate, counts, .. } = view;
+    let shares = DeviceShares::of(gate.counts, counts, view.applied_count);
     let failed = match view.by_answers {
-        true => has_failed_by_answers(gate, counts, sorted),
-        false => has_failed(gate, sorted),
+        true => early_failure_by_answers(gate, counts, shares),
+        false => early_failure(gate, shares),
     };
-    if let Some(because) = failed.or_else(|| cannot_succeed(gate, sorted)) {
-        return Verdict::Failed { because };
+    if let Some(reason) = failed.or_else(|| success_out_of_reach(gate, shares)) {
+        return Verdict::Failed { reason };
     }
     let metrics = match metric::judge(gate, view.progress) {
-        metric::Sum::Failed { because } => return Verdict::Failed { because },
-        metric::Sum::Undecided { because } => return Verdict::Undecided { because },
+        MetricsVerdict::Failed { reason } => return Verdict::Failed { reason },
+        MetricsVerdict::Undecided { reason } => return Verdict::Undecided { reason },
         other => other,
     };
-    if sorted.unsent > 0 || view.left {
-        return Verdict::Waits(Waiting::Sends {
-            left: sorted.unsent,
+    if shares.unsent > 0 || view.sends_owed {
+        return Verdict::Waiting(Waiting::Sends {
+            left: shares.unsent,
         });
     }
-    // Twins are asked after the bake, which gives devices time to apply the change.
-    if gate.counts == Rung::Applied
-        && let Some(verdict) = bake(view, sorted, now)
+    // Twins are queried after the bake: devices need time to apply the change.
+    if gate.counts == SuccessLevel::Applied
+        && let Some(verdict) = bake(view, shares, now)
     {
         return verdict;
     }
-    let measured = match measure(view, now) {
-        Ok(because) => because,
+    let measured = match judge_shares(view, now) {
+        Ok(reason) => reason,
         Err(verdict) => return verdict,
     };
-    if let Some(verdict) = bake(view, sorted, now) {
+    if let Some(verdict) = bake(view, shares, now) {
         return verdict;
     }
-    if let metric::Sum::Waits { metric, left } = metrics {
-        return Verdict::Waits(Waiting::Metric { metric, left });
+    if let MetricsVerdict::Waiting { metric, left } = metrics {
+        return Verdict::Waiting(Waiting::Metric { metric, left });
     }
     approval(view, measured.as_deref(), now)
 }
 
-/// The verdict of the bake; `None` after its end.
-fn bake(view: View<'_>, sorted: Sorted, now: Timestamp) -> Option<Verdict> {
+/// Returns the verdict of the bake; `None` after the end of the bake.
+fn bake(view: StageView<'_>, shares: DeviceShares, now: Timestamp) -> Option<Verdict> {
     let left = view.bake_left();
     if left.is_zero() {
         return None;
     }
     Some(if view.evidence.is_current(now) {
-        Verdict::Waits(Waiting::Bake {
+        Verdict::Waiting(Waiting::Bake {
             until: now.plus(left),
         })
     } else {
-        view.not_measured(sorted.silent)
+        view.evidence_missing(shares.silent)
     })
 }
 
-/// Judges the devices' answers. `Ok`: why the shares hold, or `None` without shares. `Err`: the verdict.
-fn measure(view: View<'_>, now: Timestamp) -> Result<Option<String>, Verdict> {
-    let View { gate, counts, .. } = view;
-    if !gate.measures() {
+/// Judges the shares of devices. `Ok` is the reason why the shares hold, or `None` for a gate
+/// without shares. `Err` is the verdict.
+fn judge_shares(view: StageView<'_>, now: Timestamp) -> Result<Option<String>, Verdict> {
+    let StageView { gate, counts, .. } = view;
+    if !gate.has_share_rules() {
         return Ok(None);
     }
-    let measured = view.measured.map(|measured| measured.at_least(counts));
-    let sorted = Sorted::of(gate.counts, counts, measured);
-    // All devices were sent to, which is about to be noted.
+    let applied_count = view.applied_count.map(|it| it.at_least(counts));
+    let shares = DeviceShares::of(gate.counts, counts, applied_count);
+    // All devices were sent to, and `sent_at` is about to be noted.
     let sent_at = view.progress.sent_at.unwrap_or(now);
     let batching = view.evidence.batching();
-    let deadline = sent_at.plus(deadline(gate, view.ttl, view.within, batching));
-    if gate.counts == Rung::Applied {
-        let is_given_up =
-            view.clock.not_asked().is_some() && view.clock.unheard() >= gate.evidence_within();
-        match freshness(view.measured, deadline, now) {
+    let deadline = sent_at.plus(deadline(gate, view.ttl, view.answer_time, batching));
+    if gate.counts == SuccessLevel::Applied {
+        let is_given_up = view.clock.query_failure().is_some()
+            && view.clock.without_evidence() >= gate.evidence_within();
+        match freshness(view.applied_count, deadline, now) {
             Freshness::Fresh => {}
-            _ if is_given_up => return Err(view.not_measured(sorted.all())),
-            Freshness::Stale => return Err(Verdict::Measure),
-            Freshness::Lags { until } => {
-                return Err(Verdict::Waits(Waiting::Silent {
-                    devices: sorted.silent,
+            _ if is_given_up => return Err(view.evidence_missing(shares.all())),
+            Freshness::Stale => return Err(Verdict::QueryTwins),
+            Freshness::Lagging { until } => {
+                return Err(Verdict::Waiting(Waiting::Silent {
+                    devices: shares.silent,
                     until,
                 }));
             }
         }
     }
-    // Silent devices that cannot change the verdict are not waited for.
-    let at_worst = sorted.resolved(Unconfirmed::AsFailed);
-    let is_settled = sorted.measured() > 0 && fails_in_the_end(gate, at_worst).is_none();
-    if sorted.silent > 0 && !is_settled {
+    // Silent devices without influence on the verdict are not waited for.
+    let at_worst = shares.resolved(Unconfirmed::AsFailed);
+    let is_settled = shares.measured() > 0 && violated_rule(gate, at_worst).is_none();
+    if shares.silent > 0 && !is_settled {
         if now < deadline {
-            return Err(Verdict::Waits(Waiting::Silent {
-                devices: sorted.silent,
+            return Err(Verdict::Waiting(Waiting::Silent {
+                devices: shares.silent,
                 until: deadline.max(now.plus(view.bake_left())),
             }));
         }
         if !view.evidence.covers(deadline) {
-            return Err(view.not_measured(sorted.silent));
+            return Err(view.evidence_missing(shares.silent));
         }
-        if let Some(verdict) = bake(view, sorted, now) {
+        if let Some(verdict) = bake(view, shares, now) {
             return Err(verdict);
         }
     }
-    if !is_settled && let Err(verdict) = in_the_end(gate, sorted) {
-        let in_doubt = view.measured.map_or(0, |it| it.in_doubt(counts));
+    if !is_settled && let Err(verdict) = final_verdict(gate, shares) {
+        let in_doubt = view.applied_count.map_or(0, |it| it.in_doubt(counts));
         return Err(match in_doubt {
             0 => verdict,
-            _ => Verdict::Measure,
+            _ => Verdict::QueryTwins,
         });
     }
-    let Sorted {
+    let DeviceShares {
         succeeded,
         failed,
         silent,
         ..
-    } = sorted;
-    let (word, all) = (word(gate.counts), sorted.all());
+    } = shares;
+    let (level, all) = (level_name(gate.counts), shares.all());
     Ok(Some(format!(
-        "{succeeded} of {all} devices {word}, {failed} failed, {silent} silent"
+        "{succeeded} of {all} devices {level}, {failed} failed, {silent} silent"
     )))
 }
 
-/// The last verdict on the shares: all measured devices count, and must be a large enough sample.
-fn in_the_end(gate: &Gate, sorted: Sorted) -> Result<(), Verdict> {
-    let resolved = sorted.resolved(gate.unconfirmed);
-    let (measured, all) = (resolved.measured(), sorted.all());
-    if let Some(because) = exceeds(gate, resolved) {
-        return Err(Verdict::Failed { because });
+/// Returns the final verdict on the shares: all measured devices count, and must be a large enough
+/// sample.
+fn final_verdict(gate: &Gate, shares: DeviceShares) -> Result<(), Verdict> {
+    let resolved = shares.resolved(gate.unconfirmed);
+    let (measured, all) = (resolved.measured(), shares.all());
+    if let Some(reason) = failure_rule_violation(gate, resolved) {
+        return Err(Verdict::Failed { reason });
     }
     let enough = u64::from(gate.min_sample).min(all);
-    if gate.too_little == TooLittle::Pause && (measured < enough || all == 0) {
-        let because = if all == 0 {
-            "too little measured: no device was left to measure".to_owned()
+    if gate.too_little == SmallSample::Pause && (measured < enough || all == 0) {
+        let reason = if all == 0 {
+            "the sample is too small: no device was left to measure".to_owned()
         } else {
             format!(
-                "too little measured: {measured} of {all} devices, {} silent; {enough} are needed",
-                sorted.silent
+                "the sample is too small: {measured} of {all} devices measured, {} silent; \
+                 {enough} are needed",
+                shares.silent
             )
         };
-        return Err(Verdict::Undecided { because });
+        return Err(Verdict::Undecided { reason });
     }
-    match has_not_succeeded(gate, resolved) {
-        Some(because) => Err(Verdict::Failed { because }),
+    match success_rule_violation(gate, resolved) {
+        Some(reason) => Err(Verdict::Failed { reason }),
         None => Ok(()),
     }
 }
 
-/// What a measurement of twins is good for.
+/// The usability of a measurement of twins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Freshness {
-    /// A verdict.
+    /// The measurement is good enough for a verdict.
     Fresh,
-    /// The hub is to be asked.
+    /// The hub must be queried again.
     Stale,
-    /// The deadline is over, and the hub's queries do not show all that was reported by then until this moment.
-    Lags { until: Timestamp },
+    /// The deadline is over, but until this moment the hub's queries do not show all reports made
+    /// before the deadline.
+    Lagging { until: Timestamp },
 }
 
-/// A measurement is fresh for a minute; from the deadline on it must show what was reported by the deadline.
-fn freshness(measured: Option<Measured>, deadline: Timestamp, now: Timestamp) -> Freshness {
-    let Some(measured) = measured else {
+/// Returns the usability of a measurement. A measurement is fresh for a minute. From the deadline
+/// on, a measurement must show all reports made before the deadline.
+fn freshness(
+    applied_count: Option<AppliedCount>,
+    deadline: Timestamp,
+    now: Timestamp,
+) -> Freshness {
+    let Some(applied_count) = applied_count else {
         return Freshness::Stale;
     };
-    let is_recent = now.since(measured.asked_at) < MEASURED_EVERY;
+    let is_recent = now.since(applied_count.asked_at) < QUERY_INTERVAL;
     if now < deadline {
         return match is_recent {
             true => Freshness::Fresh,
             false => Freshness::Stale,
         };
     }
-    let until = deadline.plus(measured.asked_at.since(measured.as_of));
-    match measured.as_of >= deadline {
+    let until = deadline.plus(applied_count.asked_at.since(applied_count.as_of));
+    match applied_count.as_of >= deadline {
         true => Freshness::Fresh,
-        false if is_recent && now < until => Freshness::Lags { until },
+        false if is_recent && now < until => Freshness::Lagging { until },
         false => Freshness::Stale,
     }
 }
 
-/// How often the hub is asked how many devices have applied the change.
-const MEASURED_EVERY: Duration = Duration::from_secs(60);
+/// How often the hub is queried for the number of devices that have applied the change.
+const QUERY_INTERVAL: Duration = Duration::from_secs(60);
 
-fn approval(view: View<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
-    let because = |approved: Option<String>| {
+fn approval(view: StageView<'_>, measured: Option<&str>, now: Timestamp) -> Verdict {
+    let reason = |approved: Option<String>| {
         let measured = measured.map(str::to_owned);
-        let metrics = metric::found(view.gate, view.progress);
+        let metrics = metric::describe_samples(view.gate, view.progress);
         let parts: Vec<_> = [measured, metrics, approved]
             .into_iter()
             .flatten()
             .collect();
         if parts.is_empty() {
-            "its bake is over".to_owned()
+            "the bake is over".to_owned()
         } else {
             parts.join("; ")
         }
     };
     let Some(rule) = &view.gate.approval else {
         return Verdict::Passed {
-            because: because(None),
+            reason: reason(None),
         };
     };
-    let until = rule.within.zip(view.progress.ripe_at);
+    let until = rule.within.zip(view.progress.approval_awaited_at);
     let until = until.map(|(within, since)| since.plus(within.0));
     if let Some(approval) = &view.progress.approved
         && until.is_none_or(|until| approval.at < until)
     {
         return Verdict::Passed {
-            because: because(Some(format!("approved by {}", approval.word))),
+            reason: reason(Some(format!("approved by {}", approval.attribution))),
         };
     }
-    if view.progress.ripe_at.is_none() {
-        return Verdict::Waits(Waiting::ApprovalToBeNoted);
+    if view.progress.approval_awaited_at.is_none() {
+        return Verdict::Waiting(Waiting::ApprovalToBeNoted);
     }
     match until {
         Some(until) if now >= until => Verdict::Failed {
-            because: format!("nobody approved until {until}"),
+            reason: format!("no approval until {until}"),
         },
-        until => Verdict::Waits(Waiting::Approval { until }),
+        until => Verdict::Waiting(Waiting::Approval { until }),
     }
 }
 
-/// The conditions of a gate in a few words.
+/// Describes the conditions of a gate.
 #[must_use]
-pub fn in_words(gate: &Gate) -> String {
-    let word = word(gate.counts);
+pub fn describe(gate: &Gate) -> String {
+    let level = level_name(gate.counts);
     let percent =
         |text: &str, percent: Option<Percent>| percent.map(|percent| format!("{text}{percent}"));
     let parts = [
-        percent(&format!("{word} >= "), gate.success_at_least),
+        percent(&format!("{level} >= "), gate.success_at_least),
         percent("failed <= ", gate.failure_above),
         gate.bake.map(|bake| format!("bake {bake}")),
         gate.approval.as_ref().map(|_| "approval".to_owned()),

@@ -1,53 +1,59 @@
-//! Numbers that a gate asks a Prometheus server for.
+//! The metrics of a gate: numbers queried from a Prometheus server.
 //!
 //! ```text
-//!  samples ──[`weigh`]──▶ result ──[`is_worth_noting`]──▶ event ──▶ tally, in the rollout's record
+//!  samples ──[`evaluate`]──▶ result ──[`must_be_noted`]──▶ event ──▶ tally, in the rollout's record
 //!                                                                   │
 //!                              failed | undecided | waits | holds ◀─┘ [`judge`]
 //! ```
 //!
-//! A metric is asked for from the stage's start on, as the failure rule is armed from there on: what fails counts at
-//! any time. What succeeds counts only when all of the stage was sent, as nothing can be said of it before.
+//! A gate queries metrics from the start of the stage on, because the failure rule is armed from
+//! then on: a failed measurement counts at any time. A successful measurement counts only after the
+//! last send of the stage, because earlier success says nothing about the whole stage.
 //!
-//! Tallies are kept in the record, and bounded: a measurement that changes nothing that matters is not noted. So
-//! a stage writes at most as many as its limits allow, and one for each turn of the metric from one result to another.
+//! Tallies are kept in the record, and are bounded: a measurement without a relevant change is not
+//! noted. A stage therefore writes at most as many measurements as the limits allow, and another
+//! for each change of a metric from one result to another.
 
 use crate::ids::MetricName;
 use crate::rollout::{MetricResult, MetricTally, StageProgress};
 use crate::spec::{Gate, Metric};
 use crate::time::Timestamp;
 
-/// What a measurement came to, with what was found in a few words.
+/// The result of a measurement, with a short description of the samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Weighed {
-    /// What it came to.
+pub struct Measurement {
+    /// The result.
     pub result: MetricResult,
-    /// Samples, or why there are none.
-    pub found: String,
+    /// The samples, or the reason why there are none.
+    pub samples: String,
 }
 
-/// Characters of what was found that are kept.
-const FOUND: usize = 200;
-/// Samples that are shown.
-const SHOWN: usize = 5;
+/// The maximum number of characters kept of a description.
+const MAX_TEXT_CHARS: usize = 200;
+/// The maximum number of samples in a description.
+const MAX_SHOWN_SAMPLES: usize = 5;
 
-/// Weighs what a metric's query has given: its samples, or why there are none.
+/// Evaluates the answer to a metric's query: samples, or the reason why there are none.
 #[must_use]
-pub fn weigh(metric: &Metric, answer: Result<&[f64], String>) -> Weighed {
-    let weighed = |result, found: String| Weighed {
+pub fn evaluate(metric: &Metric, answer: Result<&[f64], String>) -> Measurement {
+    let measurement = |result, samples: String| Measurement {
         result,
-        found: found.chars().take(FOUND).collect(),
+        samples: samples.chars().take(MAX_TEXT_CHARS).collect(),
     };
     let samples = match answer {
-        Ok([]) => return weighed(MetricResult::NotMeasured, "no sample".into()),
+        Ok([]) => return measurement(MetricResult::NotMeasured, "no sample".into()),
         Ok(samples) => samples,
-        Err(why) => return weighed(MetricResult::NotMeasured, why),
+        Err(why) => return measurement(MetricResult::NotMeasured, why),
     };
-    let mut shown: Vec<_> = samples.iter().take(SHOWN).map(f64::to_string).collect();
-    if samples.len() > SHOWN {
-        shown.push(format!("and {} more", samples.len() - SHOWN));
+    let mut shown: Vec<_> = samples
+        .iter()
+        .take(MAX_SHOWN_SAMPLES)
+        .map(f64::to_string)
+        .collect();
+    if samples.len() > MAX_SHOWN_SAMPLES {
+        shown.push(format!("and {} more", samples.len() - MAX_SHOWN_SAMPLES));
     }
-    let found = shown.join(", ");
+    let text = shown.join(", ");
     let is_nan = samples.iter().any(|sample| sample.is_nan());
     let has_failed = |sample: &f64| match (metric.failure, metric.success) {
         (Some(failure), _) => failure.holds(*sample),
@@ -64,22 +70,23 @@ pub fn weigh(metric: &Metric, answer: Result<&[f64], String>) -> Weighed {
     } else {
         MetricResult::Inconclusive
     };
-    weighed(result, found)
+    measurement(result, text)
 }
 
-/// Which metric is to be asked for now: the one that was asked for least recently, of those that are due. `asked` is
-/// when whoever asks has last asked for one.
+/// Returns the metric to query now: of the due metrics, the metric queried least recently.
+/// `queried_at` returns the time of the caller's last query of a metric.
 #[must_use]
 pub fn due<'a>(
     gate: &'a Gate,
     progress: &StageProgress,
-    asked: impl Fn(&MetricName) -> Option<Timestamp>,
+    queried_at: impl Fn(&MetricName) -> Option<Timestamp>,
     now: Timestamp,
 ) -> Option<&'a Metric> {
-    let is_over =
-        progress.passed_at.is_some() || progress.promoted.is_some() || progress.ignored.is_some();
+    let is_over = progress.passed_at.is_some()
+        || progress.promoted.is_some()
+        || progress.ignored_failure.is_some();
     let started_at = progress.started_at.filter(|_| !is_over)?;
-    let last = |metric: &Metric| asked(&metric.name).max(noted_at(progress, metric));
+    let last = |metric: &Metric| queried_at(&metric.name).max(noted_at(progress, metric));
     let is_due = |metric: &&Metric| match last(metric) {
         Some(at) => now >= at.plus(metric.every.0),
         None => {
@@ -97,9 +104,9 @@ fn noted_at(progress: &StageProgress, metric: &Metric) -> Option<Timestamp> {
     progress.tally(&metric.name).map(|tally| tally.at)
 }
 
-/// Whether a measurement changes something that is to be remembered.
+/// Returns whether a measurement must be noted, because the tally changes in a relevant way.
 #[must_use]
-pub fn is_worth_noting(metric: &Metric, progress: &StageProgress, result: MetricResult) -> bool {
+pub fn must_be_noted(metric: &Metric, progress: &StageProgress, result: MetricResult) -> bool {
     let Some(tally) = progress.tally(&metric.name) else {
         return true;
     };
@@ -112,43 +119,43 @@ pub fn is_worth_noting(metric: &Metric, progress: &StageProgress, result: Metric
     }
 }
 
-/// What a gate's metrics come to.
+/// The verdict on a gate's metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Sum {
-    /// All have succeeded as often as they must.
+pub(super) enum MetricsVerdict {
+    /// Every metric has succeeded as often as required.
     Holds,
-    /// One has not yet, by so many measurements.
-    Waits { metric: MetricName, left: u32 },
-    /// One has failed too often.
-    Failed { because: String },
-    /// Of one it cannot be said.
-    Undecided { because: String },
+    /// A metric needs more successful measurements, `left` in number.
+    Waiting { metric: MetricName, left: u32 },
+    /// A metric has failed too often.
+    Failed { reason: String },
+    /// A metric cannot be judged.
+    Undecided { reason: String },
 }
 
-/// Judges a gate's metrics. Failure is looked at before all else.
-pub(super) fn judge(gate: &Gate, progress: &StageProgress) -> Sum {
+/// Judges a gate's metrics. Failure is checked before all else.
+pub(super) fn judge(gate: &Gate, progress: &StageProgress) -> MetricsVerdict {
     let known = || {
         let metrics = gate.metrics.iter();
         metrics.filter_map(|metric| Some((metric, progress.tally(&metric.name)?)))
     };
     let failed = known().find(|(metric, tally)| tally.failed > metric.failure_limit);
     if let Some((metric, tally)) = failed {
-        return Sum::Failed {
-            because: format!(
-                "metric {} {}, more than {}; the last was {}, and is to be {}",
+        return MetricsVerdict::Failed {
+            reason: format!(
+                "metric {} {} (limit {}); last result {}, expected {}",
                 metric.name,
                 times("has failed", tally.failed),
                 metric.failure_limit,
-                tally.found,
+                tally.samples,
                 wanted(metric)
             ),
         };
     }
     for (metric, tally) in known() {
         let name = &metric.name;
-        let (what, found, limit) = if tally.inconclusive > metric.inconclusive_limit {
+        let (what, samples, limit) = if tally.inconclusive > metric.inconclusive_limit {
             let many = times("was inconclusive", tally.inconclusive);
-            (many, &tally.found, metric.inconclusive_limit)
+            (many, &tally.samples, metric.inconclusive_limit)
         } else if tally.not_measured > metric.error_limit {
             let many = times("could not be measured", tally.not_measured);
             let in_a_row = if tally.not_measured > 1 {
@@ -158,14 +165,14 @@ pub(super) fn judge(gate: &Gate, progress: &StageProgress) -> Sum {
             };
             (
                 format!("{many}{in_a_row}"),
-                &tally.found,
+                &tally.samples,
                 metric.error_limit,
             )
         } else {
             continue;
         };
-        return Sum::Undecided {
-            because: format!("metric {name} {what}, more than {limit}; the last was {found}"),
+        return MetricsVerdict::Undecided {
+            reason: format!("metric {name} {what} (limit {limit}); last result {samples}"),
         };
     }
     for metric in &gate.metrics {
@@ -173,13 +180,13 @@ pub(super) fn judge(gate: &Gate, progress: &StageProgress) -> Sum {
             .tally(&metric.name)
             .map_or(0, |tally| tally.succeeded);
         if succeeded < metric.count {
-            return Sum::Waits {
+            return MetricsVerdict::Waiting {
                 metric: metric.name.clone(),
                 left: metric.count - succeeded,
             };
         }
     }
-    Sum::Holds
+    MetricsVerdict::Holds
 }
 
 fn times(what: &str, many: u32) -> String {
@@ -189,7 +196,7 @@ fn times(what: &str, many: u32) -> String {
     }
 }
 
-/// What a metric is to be, in a few words.
+/// Describes the conditions of a metric.
 pub(super) fn wanted(metric: &Metric) -> String {
     match (metric.success, metric.failure) {
         (Some(success), Some(failure)) => format!("{success} and not {failure}"),
@@ -199,26 +206,27 @@ pub(super) fn wanted(metric: &Metric) -> String {
     }
 }
 
-/// What was found of metrics that hold; `None` when there are none.
-pub(super) fn found(gate: &Gate, progress: &StageProgress) -> Option<String> {
+/// Describes the last noted samples of metrics that hold; `None` without metrics.
+pub(super) fn describe_samples(gate: &Gate, progress: &StageProgress) -> Option<String> {
     let known = gate.metrics.iter().filter_map(|metric| {
         let tally = progress.tally(&metric.name)?;
-        Some(format!("{} {}", metric.name, tally.found))
+        Some(format!("{} {}", metric.name, tally.samples))
     });
     let known = known.collect::<Vec<_>>().join(", ");
-    (!known.is_empty()).then(|| format!("its metrics are as they should be: {known}"))
+    (!known.is_empty()).then(|| format!("all metrics have succeeded: {known}"))
 }
 
-/// What was noted last of each metric, for people: `error-rate 0.001, 3 of 5`.
+/// Describes the last noted measurement of each metric, for people, such as
+/// `errors 0.001 (succeeded) since 2026-01-05T12:00:00Z, 3 of 5`.
 #[must_use]
-pub fn in_words(gate: &Gate, progress: &StageProgress) -> String {
+pub fn describe(gate: &Gate, progress: &StageProgress) -> String {
     let words = gate.metrics.iter().map(|metric| {
         let (name, count) = (&metric.name, metric.count);
         match progress.tally(name) {
-            None => format!("{name} not asked for yet"),
+            None => format!("{name} not queried yet"),
             Some(tally) => {
                 let MetricTally {
-                    found,
+                    samples,
                     at,
                     succeeded,
                     ..
@@ -230,7 +238,7 @@ pub fn in_words(gate: &Gate, progress: &StageProgress) -> String {
                     MetricResult::NotMeasured => "not measured",
                 };
                 let succeeded = succeeded.min(&count);
-                format!("{name} {found} ({result}) since {at}, {succeeded} of {count}")
+                format!("{name} {samples} ({result}) since {at}, {succeeded} of {count}")
             }
         }
     });

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::judge::{View, answered_within, judge};
-use super::shares::{Measured, has_failed_so_far};
-use super::verdict::{Verdict, not_measured};
+use super::judge::{StageView, answered_within, judge};
+use super::shares::{AppliedCount, open_stage_failure};
+use super::verdict::{Verdict, missing_evidence};
 use crate::account::Activity;
-use crate::evidence::{Evidence, unanswered};
+use crate::evidence::{Evidence, unanswered_devices};
 use crate::message::Ack;
 use crate::outcome::{Counts, Outcome};
 use crate::rollout::{Event, Rollout, StageProgress};
-use crate::spec::{EVIDENCE_WITHIN, Rung};
+use crate::spec::{EVIDENCE_WITHIN, SuccessLevel};
 use crate::time::Timestamp;
 use crate::waiting::Waiting;
 
@@ -20,10 +20,10 @@ pub enum Next {
     /// Send to the remaining devices.
     Send,
     /// Apply an event to the rollout.
-    Happened(Event),
-    /// Ask the hub how many devices have applied the change.
-    Measure,
-    /// Record for each device what it has answered.
+    Apply(Event),
+    /// Query the hub for how many devices have applied the change.
+    QueryTwins,
+    /// Record the answer of each device.
     Record,
     /// Wait.
     Wait(Waiting),
@@ -32,66 +32,70 @@ pub enum Next {
 }
 
 impl Next {
-    /// What the rollout does meanwhile, if it does that while something is to be sent. `None` when it is an event, which
-    /// says that itself.
+    /// Returns the rollout's activity during this step; `sending` is the activity while sends are
+    /// owed. `None` for an event, because the event itself determines the activity, and at the end
+    /// of the rollout.
     #[must_use]
     pub fn activity(&self, sending: Activity) -> Option<Activity> {
         Some(match self {
             Self::Send | Self::Wait(Waiting::Sends { .. }) => sending,
             Self::Wait(Waiting::Retry) => Activity::Sending,
-            Self::Wait(Waiting::Joiners { .. }) => Activity::Joiners,
+            Self::Wait(Waiting::LateJoiners { .. }) => Activity::LateJoiners,
             Self::Wait(Waiting::Evidence { .. }) => Activity::Evidence,
             Self::Wait(Waiting::Bake { .. } | Waiting::Metric { .. }) => Activity::Baking,
             Self::Wait(Waiting::Approval { .. } | Waiting::ApprovalToBeNoted) => Activity::Approval,
-            // For answers of devices: a gate waits for nothing else.
-            Self::Measure | Self::Record | Self::Wait(_) => Activity::Feedback,
-            Self::Happened(_) | Self::Over => return None,
+            // Answers of devices: a gate waits for nothing else.
+            Self::QueryTwins | Self::Record | Self::Wait(_) => Activity::Feedback,
+            Self::Apply(_) | Self::Over => return None,
         })
     }
 }
 
 /// The observed state of a running rollout.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
+pub struct ObservedState<'a> {
     /// The outcomes of the current stage.
     pub stage: &'a Counts,
     /// The outcomes of all devices.
     pub all: &'a Counts,
     /// Whether a send is owed in the current or an earlier stage.
-    pub left: bool,
+    pub sends_owed: bool,
     /// The newest measurement, with `counts: applied`.
-    pub measured: Option<Measured>,
-    /// Devices that may have the message and have not answered for good, where devices answer in their twins.
+    pub applied_count: Option<AppliedCount>,
+    /// Devices that may have the message, without a final answer. Counted only where devices answer
+    /// in their twins.
     pub unanswered: u64,
-    /// Whether what each device has answered was recorded once all had, or no more answers were waited for.
+    /// Whether the answer of each device was recorded after the last answer, or after the end of
+    /// the wait for answers.
     pub recorded: bool,
-    /// How far the feedback of the [relevant hubs](Rollout::hubs_to_hear) was received.
+    /// How far the feedback of the [relevant hubs](Rollout::hubs_needed) was received.
     pub evidence: &'a Evidence,
 }
 
 /// Decides the next step of a running rollout.
 #[must_use]
-pub fn next(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
+pub fn next(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> Next {
     match next_of_stage(rollout, seen, now) {
         Next::Over => end(rollout, seen, now),
         next => next,
     }
 }
 
-/// Everything is sent, and all gates have passed: waits for answers of devices until the fate of their messages is
-/// certain and, where devices answer what became of the message, for as long again as they have for that.
-fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
+/// Decides the end of a rollout with everything sent and all gates passed. The rollout waits for
+/// answers of devices until the fate of their messages is certain. Where devices answer in their
+/// twins, the rollout also waits for the time given to devices to fulfil the message's request.
+fn end(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> Next {
     let is_answered = rollout.spec.convention().is_some();
     let devices = match is_answered {
         true => seen.unanswered,
         false if rollout.spec.message.ack == Ack::None => 0,
-        false => unanswered(seen.all),
+        false => unanswered_devices(seen.all),
     };
     if devices == 0 {
         return over(rollout, seen, 0);
     }
     let Some(sent_at) = rollout.sent_at else {
-        return Next::Happened(Event::AllSent);
+        return Next::Apply(Event::AllSent);
     };
     let ttl = rollout.spec.message.ttl.map(|ttl| ttl.0);
     let life = answered_within(ttl, Duration::ZERO);
@@ -100,12 +104,12 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
     if now < until {
         return Next::Wait(Waiting::Answers { devices, until });
     }
-    let in_the_way = if !seen.evidence.covers(heard_until) {
-        seen.evidence.in_the_way().to_owned()
+    let obstacles = if !seen.evidence.covers(heard_until) {
+        seen.evidence.obstacles().to_owned()
     } else if is_answered && !rollout.notes.answers.covers(until) {
-        // What was reported by then is shown so much later.
+        // The hub's queries show these reports after a lag.
         let shown = until.plus(rollout.notes.answers.lag());
-        match rollout.notes.clock.not_asked() {
+        match rollout.notes.clock.query_failure() {
             Some(why) => why.to_owned(),
             None if now < shown => {
                 return Next::Wait(Waiting::Answers {
@@ -113,190 +117,187 @@ fn end(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
                     until: shown,
                 });
             }
-            None => return Next::Measure,
+            None => return Next::QueryTwins,
         }
     } else {
         return over(rollout, seen, devices);
     };
-    not_heard(rollout, devices, in_the_way)
+    await_evidence(rollout, devices, obstacles)
 }
 
-/// What is heard no more is waited for, and then pauses the rollout.
-fn not_heard(rollout: &Rollout, devices: u64, in_the_way: String) -> Next {
-    if rollout.notes.clock.unheard() < EVIDENCE_WITHIN {
-        return Next::Wait(Waiting::Evidence {
-            devices,
-            in_the_way,
-        });
+/// Waits up to [`EVIDENCE_WITHIN`] for new evidence, and then pauses the rollout.
+fn await_evidence(rollout: &Rollout, devices: u64, obstacles: String) -> Next {
+    if rollout.notes.clock.without_evidence() < EVIDENCE_WITHIN {
+        return Next::Wait(Waiting::Evidence { devices, obstacles });
     }
-    Next::Happened(Event::NotHeard {
-        reason: not_measured(devices, EVIDENCE_WITHIN, &in_the_way),
+    Next::Apply(Event::AnswersUnavailable {
+        reason: missing_evidence(devices, EVIDENCE_WITHIN, &obstacles),
     })
 }
 
-/// Nothing is waited for any more. What each device has answered is recorded first; `devices` have not answered.
-fn over(rollout: &Rollout, seen: Seen<'_>, devices: u64) -> Next {
+/// Ends the wait for answers. The answer of each device is recorded first; `devices` devices have
+/// not answered.
+fn over(rollout: &Rollout, seen: ObservedState<'_>, devices: u64) -> Next {
     if rollout.spec.convention().is_none() || seen.recorded {
         return Next::Over;
     }
-    match rollout.notes.clock.not_asked() {
-        Some(why) => not_heard(rollout, devices, why.to_owned()),
+    match rollout.notes.clock.query_failure() {
+        Some(why) => await_evidence(rollout, devices, why.to_owned()),
         None => Next::Record,
     }
 }
 
-/// What the gate of the current stage goes by, with `counts: applied`: the devices' answers, unless it has a condition of its
-/// own. Before the first question nobody has answered.
-fn measured(rollout: &Rollout, seen: Seen<'_>) -> Option<Measured> {
+/// Returns the measurement for the gate of the current stage, with `counts: applied`: the devices'
+/// answers, unless the gate has a condition of its own. Before the first query, no device has
+/// answered.
+fn applied_count(rollout: &Rollout, seen: ObservedState<'_>) -> Option<AppliedCount> {
     let stage = rollout.stage();
-    if !rollout.goes_by_answers() {
-        return seen.measured;
+    if !rollout.counts_answers() {
+        return seen.applied_count;
     }
     let answered = rollout.notes.answers.of(stage).copied();
     Some(answered.unwrap_or_default().into())
 }
 
-fn next_of_stage(rollout: &Rollout, seen: Seen<'_>, now: Timestamp) -> Next {
-    let Seen {
+fn next_of_stage(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> Next {
+    let ObservedState {
         stage: counts,
-        left,
+        sends_owed,
         ..
     } = seen;
     if rollout.retry.is_some() {
         // The outcomes are about to change.
         return Next::Wait(Waiting::Retry);
     }
-    if rollout.is_late() {
+    if rollout.is_at_late_stage() {
         let answered = rollout.notes.answers.of(rollout.stage()).copied();
         let answers = rollout
             .spec
             .convention()
             .map(|_| answered.unwrap_or_default());
-        return next_of_late(rollout, counts, left, answers.map(Measured::from));
+        return next_at_late_stage(rollout, counts, sends_owed, answers.map(AppliedCount::from));
     }
     let index = rollout.stage();
     let is_last = usize::from(index.0) + 1 == rollout.stages.len();
     let progress = rollout.stage_progress();
     let Some(progress) = progress.filter(|progress| progress.passed_at.is_none()) else {
-        return if left { Next::Send } else { Next::Over };
+        return if sends_owed { Next::Send } else { Next::Over };
     };
     let stage = progress.name.clone();
     let passed = |reason: String| {
         let stage = stage.clone();
-        if left {
+        if sends_owed {
             Next::Send
         } else {
-            Next::Happened(Event::StagePassed { stage, reason })
+            Next::Apply(Event::StagePassed { stage, reason })
         }
     };
     let Some(gate) = rollout.spec.gate_of(index) else {
-        return match (left, is_last) {
+        return match (sends_owed, is_last) {
             (false, true) => Next::Over,
-            _ => passed("all of it was sent".into()),
+            _ => passed("everything was sent".into()),
         };
     };
     if let Some(reason) = overridden(progress) {
         return passed(reason);
     }
     let ttl = rollout.spec.message.ttl.map(|ttl| ttl.0);
-    let view = View {
+    let view = StageView {
         gate,
         counts,
-        left,
+        sends_owed,
         progress,
-        measured: measured(rollout, seen),
+        applied_count: applied_count(rollout, seen),
         ttl,
-        by_answers: gate.counts == Rung::Applied && rollout.goes_by_answers(),
-        within: rollout.spec.answered_within(),
+        by_answers: gate.counts == SuccessLevel::Applied && rollout.counts_answers(),
+        answer_time: rollout.spec.answered_within(),
         evidence: seen.evidence,
         clock: &rollout.notes.clock,
     };
     match judge(view, now) {
-        Verdict::Failed { because } => Next::Happened(Event::GateFailed {
+        Verdict::Failed { reason } => Next::Apply(Event::GateFailed {
             stage,
-            reason: with_words(rollout, counts, because),
+            reason: with_device_error(rollout, counts, reason),
             then: gate.on_failure,
         }),
-        Verdict::Undecided { because } => Next::Happened(Event::GateUndecided {
-            stage,
-            reason: because,
-        }),
-        _ if left => Next::Send,
-        _ if progress.sent_at.is_none() => Next::Happened(Event::StageSent { stage }),
-        Verdict::Passed { because } => passed(because),
-        Verdict::Waits(Waiting::ApprovalToBeNoted) => {
-            Next::Happened(Event::ApprovalAwaited { stage })
+        Verdict::Undecided { reason } => Next::Apply(Event::GateUndecided { stage, reason }),
+        _ if sends_owed => Next::Send,
+        _ if progress.sent_at.is_none() => Next::Apply(Event::StageSent { stage }),
+        Verdict::Passed { reason } => passed(reason),
+        Verdict::Waiting(Waiting::ApprovalToBeNoted) => {
+            Next::Apply(Event::ApprovalAwaited { stage })
         }
-        Verdict::Waits(waits) => Next::Wait(waits),
-        Verdict::Measure => Next::Measure,
+        Verdict::Waiting(waits) => Next::Wait(waits),
+        Verdict::QueryTwins => Next::QueryTwins,
     }
 }
 
-/// Why a gate has failed, with what devices say of it.
-fn with_words(rollout: &Rollout, counts: &Counts, because: String) -> String {
-    let told = rollout.notes.answers.most_told();
+/// Returns why a gate has failed, with the most frequent error of the devices.
+fn with_device_error(rollout: &Rollout, counts: &Counts, reason: String) -> String {
+    let told = rollout.notes.answers.most_frequent_error();
     match told.filter(|_| counts.get(Outcome::Failed) > 0) {
-        Some(error) => format!("{because}; devices say most often: {error}"),
-        None => because,
+        Some(error) => format!("{reason}; most frequent error of the devices: {error}"),
+        None => reason,
     }
 }
 
-/// Why a stage passes whatever its gate says, if it does.
+/// Returns why a stage passes regardless of the gate, if so.
 fn overridden(progress: &StageProgress) -> Option<String> {
     let promoted = progress.promoted.as_ref();
-    let promoted = promoted.map(|word| format!("promoted by {word}"));
+    let promoted = promoted.map(|attribution| format!("promoted by {attribution}"));
     promoted.or_else(|| {
-        let reason = progress.ignored.as_ref()?;
+        let reason = progress.ignored_failure.as_ref()?;
         Some(format!(
-            "its gate failed, and is not to stop the rollout: {reason}"
+            "the gate failed, and does not stop the rollout (on_failure: continue): {reason}"
         ))
     })
 }
 
-/// The stage of devices that join later has no end, and so no gate: only a failure rule, until the last look.
-fn next_of_late(
+/// Decides the next step in the stage of late joiners. This stage has no end and therefore no gate:
+/// only a failure rule, until the last scan of the target.
+fn next_at_late_stage(
     rollout: &Rollout,
     counts: &Counts,
-    left: bool,
-    measured: Option<Measured>,
+    sends_owed: bool,
+    applied_count: Option<AppliedCount>,
 ) -> Next {
     let armed = rollout.stage_progress();
-    let armed = armed.filter(|it| it.promoted.is_none() && it.ignored.is_none());
-    let gate = rollout.spec.late_gate();
+    let armed = armed.filter(|it| it.promoted.is_none() && it.ignored_failure.is_none());
+    let gate = rollout.spec.late_stage_gate();
     if let Some((progress, gate)) = armed.zip(gate)
-        && let Some(reason) = has_failed_so_far(gate, counts, measured)
+        && let Some(reason) = open_stage_failure(gate, counts, applied_count)
     {
-        return Next::Happened(Event::GateFailed {
+        return Next::Apply(Event::GateFailed {
             stage: progress.name.clone(),
             reason,
             then: gate.on_failure,
         });
     }
-    let is_looking = rollout.looks.is_some_and(|looks| looks.under_way.is_some());
+    let is_scanning = rollout.scans.is_some_and(|scans| scans.under_way.is_some());
     let trouble = rollout.search_trouble().cloned();
-    match rollout.next_look() {
-        _ if left => Next::Send,
-        None if !is_looking => Next::Over,
-        look => Next::Wait(Waiting::Joiners {
-            look: look.filter(|_| !is_looking),
+    match rollout.next_scan() {
+        _ if sends_owed => Next::Send,
+        None if !is_scanning => Next::Over,
+        next_scan => Next::Wait(Waiting::LateJoiners {
+            next_scan: next_scan.filter(|_| !is_scanning),
             trouble,
         }),
     }
 }
 
-/// The next step when all expected feedback was received.
+/// Returns the next step when all expected feedback was received.
 #[cfg(test)]
-pub(crate) fn next_when_heard(
+pub(crate) fn next_with_complete_evidence(
     rollout: &Rollout,
     counts: &Counts,
-    left: bool,
+    sends_owed: bool,
     now: Timestamp,
 ) -> Next {
-    let seen = Seen {
+    let seen = ObservedState {
         stage: counts,
         all: counts,
-        left,
-        measured: None,
+        sends_owed,
+        applied_count: None,
         unanswered: 0,
         recorded: true,
         evidence: &Evidence::complete(),
@@ -329,19 +330,19 @@ mod tests {
             (
                 waits(Waiting::Evidence {
                     devices: 1,
-                    in_the_way: String::new(),
+                    obstacles: String::new(),
                 }),
                 [A::Evidence; 5],
             ),
-            (Next::Measure, [A::Feedback; 5]),
+            (Next::QueryTwins, [A::Feedback; 5]),
             (waits(Waiting::Bake { until }), [A::Baking; 5]),
             (waits(Waiting::Approval { until: None }), [A::Approval; 5]),
             (
-                waits(Waiting::Joiners {
-                    look: None,
+                waits(Waiting::LateJoiners {
+                    next_scan: None,
                     trouble: None,
                 }),
-                [A::Joiners; 5],
+                [A::LateJoiners; 5],
             ),
         ];
         for (next, expected) in table {

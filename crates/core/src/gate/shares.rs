@@ -2,23 +2,24 @@
 
 use crate::answer::Answered;
 use crate::outcome::{Counts, Outcome};
-use crate::spec::{Gate, Rung, Unconfirmed};
+use crate::spec::{Gate, SuccessLevel, Unconfirmed};
 use crate::time::Timestamp;
 
-/// How many devices have applied the change, according to the hub.
+/// The number of devices that have applied the change, according to the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Measured {
-    /// How many.
+pub struct AppliedCount {
+    /// The number of devices.
     pub applied: u64,
-    /// How many devices of the stage had failed by then. These were not asked for.
+    /// The number of failed devices in the stage at that time. The query left these devices out.
     pub failed: u64,
-    /// Everything that devices have reported by then is counted: the time of the query, less the lag of the hub's queries.
+    /// All reports made by devices until this time are counted: the time of the query, less the lag
+    /// of the hub's queries.
     pub as_of: Timestamp,
     /// The time of the query.
     pub asked_at: Timestamp,
 }
 
-impl From<Answered> for Measured {
+impl From<Answered> for AppliedCount {
     fn from(answered: Answered) -> Self {
         Self {
             applied: answered.applied,
@@ -29,13 +30,15 @@ impl From<Answered> for Measured {
     }
 }
 
-impl Measured {
-    /// Devices that have failed since, and may be among those that had applied the change.
+impl AppliedCount {
+    /// Returns the number of devices that failed after the query. Some of these devices may be
+    /// among the applied devices.
     pub(super) fn in_doubt(self, counts: &Counts) -> u64 {
         counts.failed().saturating_sub(self.failed)
     }
 
-    /// The same without devices in doubt: at least so many have applied the change.
+    /// Returns the measurement without devices in doubt: a lower bound for the number of applied
+    /// devices.
     pub(super) fn at_least(self, counts: &Counts) -> Self {
         Self {
             applied: self.applied.saturating_sub(self.in_doubt(counts)),
@@ -44,35 +47,39 @@ impl Measured {
     }
 }
 
-/// Devices, as counted by a gate.
+/// The devices of a stage, as counted by a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sorted {
+pub(super) struct DeviceShares {
     pub(super) succeeded: u64,
     pub(super) failed: u64,
-    /// Sent to, without a known result.
+    /// Devices without a known result after a send.
     pub(super) silent: u64,
-    /// Still to be sent to.
+    /// Devices not yet sent to.
     pub(super) unsent: u64,
 }
 
-impl Sorted {
-    pub(super) fn of(rung: Rung, counts: &Counts, measured: Option<Measured>) -> Self {
+impl DeviceShares {
+    pub(super) fn of(
+        level: SuccessLevel,
+        counts: &Counts,
+        applied_count: Option<AppliedCount>,
+    ) -> Self {
         let failed = counts.failed();
         let unsent = counts.unsettled();
         let sent = counts.total() - failed - unsent - counts.get(Outcome::Skipped);
         let delivered =
             counts.sum_of(|outcome| outcome >= Outcome::Delivered && !outcome.is_failure());
-        let succeeded = match (rung, measured) {
-            (Rung::Delivered, _) => delivered,
-            (Rung::Applied, Some(measured)) => measured.applied.min(sent),
-            // Until the hub is asked, every device that was sent to counts.
-            (Rung::Enqueued, _) | (Rung::Applied, None) => sent,
+        let succeeded = match (level, applied_count) {
+            (SuccessLevel::Delivered, _) => delivered,
+            (SuccessLevel::Applied, Some(count)) => count.applied.min(sent),
+            // Before the first query, every device sent to counts.
+            (SuccessLevel::Enqueued, _) | (SuccessLevel::Applied, None) => sent,
         };
-        // A message that the hub accepted was enqueued, even if the device did not take it.
+        // A message accepted by the hub was enqueued, even if the device did not take the message.
         let later = counts.sum_of(|outcome| outcome.is_failure() && outcome.was_enqueued());
-        let (succeeded, failed) = match rung {
-            Rung::Enqueued => (succeeded + later, failed - later),
-            Rung::Delivered | Rung::Applied => (succeeded, failed),
+        let (succeeded, failed) = match level {
+            SuccessLevel::Enqueued => (succeeded + later, failed - later),
+            SuccessLevel::Delivered | SuccessLevel::Applied => (succeeded, failed),
         };
         Self {
             succeeded,
@@ -90,7 +97,7 @@ impl Sorted {
         self.measured() + self.silent + self.unsent
     }
 
-    /// Counts silent devices as `unconfirmed` says, once the wait for answers is over.
+    /// Counts silent devices according to `unconfirmed`, once the wait for answers is over.
     pub(super) fn resolved(mut self, unconfirmed: Unconfirmed) -> Self {
         match unconfirmed {
             Unconfirmed::Neither => return self,
@@ -103,31 +110,33 @@ impl Sorted {
     }
 }
 
-/// The failure rule while answers are pending: on a large enough sample, or when the other devices cannot undo it.
-pub(super) fn has_failed(gate: &Gate, sorted: Sorted) -> Option<String> {
-    if sorted.measured() >= u64::from(gate.min_sample).min(sorted.all()) {
-        return exceeds(gate, sorted);
+/// Applies the failure rule while answers are pending: to a large enough sample, or when the other
+/// devices cannot undo the failure.
+pub(super) fn early_failure(gate: &Gate, shares: DeviceShares) -> Option<String> {
+    if shares.measured() >= u64::from(gate.min_sample).min(shares.all()) {
+        return failure_rule_violation(gate, shares);
     }
-    whatever_others_do(gate, sorted)
+    certain_failure(gate, shares)
 }
 
-/// The failure rule where devices answer, while answers are pending. A device that answers takes longer than a hub that refuses
-/// it, so the devices that failed on their own are a share of those that have answered for good, and all others that failed
-/// one of those that a send was tried to.
-pub(super) fn has_failed_by_answers(
+/// Applies the failure rule where devices answer in their twins, while answers are pending. An
+/// answer of a device takes longer than a refusal by the hub, so the rule uses two shares. Failures
+/// answered by devices are a share of the devices with a final answer. All other failures are a
+/// share of the devices with an attempted send.
+pub(super) fn early_failure_by_answers(
     gate: &Gate,
     counts: &Counts,
-    sorted: Sorted,
+    shares: DeviceShares,
 ) -> Option<String> {
     let above = gate.failure_above?;
-    let all = sorted.all();
+    let all = shares.all();
     let enough = u64::from(gate.min_sample).min(all);
     let own = counts.get(Outcome::Failed);
     let samples = [
-        (own, sorted.succeeded + own, "devices that have answered"),
+        (own, shares.succeeded + own, "devices that have answered"),
         (
-            sorted.failed - own.min(sorted.failed),
-            all - sorted.unsent,
+            shares.failed - own.min(shares.failed),
+            all - shares.unsent,
             "devices that were sent to",
         ),
     ];
@@ -139,36 +148,38 @@ pub(super) fn has_failed_by_answers(
             share(failed, of)
         ));
     }
-    whatever_others_do(gate, sorted)
+    certain_failure(gate, shares)
 }
 
-/// So many devices have failed that the failure rule cannot hold, whatever the other devices do.
-fn whatever_others_do(gate: &Gate, sorted: Sorted) -> Option<String> {
+/// Returns the reason if the failure rule is violated regardless of the other devices.
+fn certain_failure(gate: &Gate, shares: DeviceShares) -> Option<String> {
     let above = gate.failure_above?;
-    let (failed, all) = (sorted.failed, sorted.all());
+    let (failed, all) = (shares.failed, shares.all());
     above.is_exceeded_by(failed, all).then(|| {
         format!(
-            "{failed} of {all} devices failed ({}), more than {above}, whatever the others do",
+            "{failed} of {all} devices failed ({}), more than {above}, regardless of the other \
+             devices",
             share(failed, all)
         )
     })
 }
 
-/// The failure rule of a stage with more devices to come: a few devices are no sample, even if no more exist yet.
-pub(super) fn has_failed_so_far(
+/// Applies the failure rule to a stage with more devices to come: a few devices are no sample, even
+/// if no more exist yet.
+pub(super) fn open_stage_failure(
     gate: &Gate,
     counts: &Counts,
-    measured: Option<Measured>,
+    applied_count: Option<AppliedCount>,
 ) -> Option<String> {
-    let sorted = Sorted::of(gate.counts, counts, measured);
-    let is_sample = sorted.measured() >= u64::from(gate.min_sample);
-    exceeds(gate, sorted).filter(|_| is_sample)
+    let shares = DeviceShares::of(gate.counts, counts, applied_count);
+    let is_sample = shares.measured() >= u64::from(gate.min_sample);
+    failure_rule_violation(gate, shares).filter(|_| is_sample)
 }
 
-/// The failure rule for the measured devices: strictly more.
-pub(super) fn exceeds(gate: &Gate, sorted: Sorted) -> Option<String> {
+/// Applies the failure rule to the measured devices: strictly more than `failure_above`.
+pub(super) fn failure_rule_violation(gate: &Gate, shares: DeviceShares) -> Option<String> {
     let above = gate.failure_above?;
-    let (failed, measured) = (sorted.failed, sorted.measured());
+    let (failed, measured) = (shares.failed, shares.measured());
     above.is_exceeded_by(failed, measured).then(|| {
         format!(
             "{failed} of {measured} measured devices failed ({}), more than {above}",
@@ -177,46 +188,47 @@ pub(super) fn exceeds(gate: &Gate, sorted: Sorted) -> Option<String> {
     })
 }
 
-/// The rule that does not hold, if any, once the wait for answers is over.
-pub(super) fn fails_in_the_end(gate: &Gate, sorted: Sorted) -> Option<String> {
-    exceeds(gate, sorted).or_else(|| has_not_succeeded(gate, sorted))
+/// Returns the violated rule, if any, once the wait for answers is over.
+pub(super) fn violated_rule(gate: &Gate, shares: DeviceShares) -> Option<String> {
+    failure_rule_violation(gate, shares).or_else(|| success_rule_violation(gate, shares))
 }
 
-/// So many devices have failed that the success rule cannot hold, whatever the other devices do.
-pub(super) fn cannot_succeed(gate: &Gate, sorted: Sorted) -> Option<String> {
+/// Returns the reason if the success rule cannot be fulfilled any more, regardless of the other
+/// devices.
+pub(super) fn success_out_of_reach(gate: &Gate, shares: DeviceShares) -> Option<String> {
     let wanted = gate.success_at_least?;
-    let (failed, all) = (sorted.failed, sorted.all());
-    let word = word(gate.counts);
+    let (failed, all) = (shares.failed, shares.all());
+    let level = level_name(gate.counts);
     (!wanted.is_reached_by(all - failed, all)).then(|| {
         format!(
-            "{failed} of {all} devices failed ({}), so that {wanted} cannot be {word} any more",
+            "{failed} of {all} devices failed ({}), so {wanted} can no longer be {level}",
             share(failed, all)
         )
     })
 }
 
-/// The success rule, once the wait for answers is over.
-pub(super) fn has_not_succeeded(gate: &Gate, sorted: Sorted) -> Option<String> {
+/// Applies the success rule, once the wait for answers is over.
+pub(super) fn success_rule_violation(gate: &Gate, shares: DeviceShares) -> Option<String> {
     let wanted = gate.success_at_least?;
-    let word = word(gate.counts);
-    let (succeeded, all) = (sorted.succeeded, sorted.all());
+    let level = level_name(gate.counts);
+    let (succeeded, all) = (shares.succeeded, shares.all());
     (!wanted.is_reached_by(succeeded, all)).then(|| {
         format!(
-            "{succeeded} of {all} devices {word} ({}), less than {wanted}",
+            "{succeeded} of {all} devices {level} ({}), less than {wanted}",
             share(succeeded, all)
         )
     })
 }
 
-pub(super) fn word(rung: Rung) -> &'static str {
-    match rung {
-        Rung::Enqueued => "enqueued",
-        Rung::Delivered => "delivered",
-        Rung::Applied => "applied",
+pub(super) fn level_name(level: SuccessLevel) -> &'static str {
+    match level {
+        SuccessLevel::Enqueued => "enqueued",
+        SuccessLevel::Delivered => "delivered",
+        SuccessLevel::Applied => "applied",
     }
 }
 
-/// A rounded share, as text for people. Comparisons use the exact share.
+/// Formats a rounded share for people. Comparisons use the exact share.
 fn share(part: u64, whole: u64) -> String {
     let share = if whole == 0 {
         0.0

@@ -6,7 +6,7 @@ use super::*;
 use crate::evidence::{Evidence, EvidenceClock, ListenerState, ListenerStatus, Watermark};
 use crate::ids::{Holder, HubName, StageName};
 use crate::outcome::{Counts, Outcome};
-use crate::rollout::{Approval, Event, Rollout, StageProgress, Word};
+use crate::rollout::{Approval, Attribution, Event, Rollout, StageProgress};
 use crate::spec::{Gate, OnFailure, RolloutSpec};
 use crate::time::Timestamp;
 use crate::waiting::Waiting;
@@ -26,7 +26,7 @@ fn gate(text: &str) -> Gate {
     spec.stages[0].gate.clone().unwrap()
 }
 
-/// `"90 enqueued, 5 not_found"`; the rest of `all` is pending.
+/// Parses `"90 enqueued, 5 not_found"`; the rest of `all` is pending.
 fn counts(all: u64, text: &str) -> Counts {
     let mut counts = Counts::pending(all);
     for part in text.split(", ").filter(|part| !part.is_empty()) {
@@ -50,12 +50,17 @@ fn sent(at: Timestamp) -> StageProgress {
     }
 }
 
-/// What a gate says to a stage of 100 devices, some minutes after it was sent.
+/// Returns the verdict of a gate on a stage of 100 devices, `after` minutes after the last send.
 fn says(text: &str, outcomes: &str, after: u64) -> String {
     says_of(&gate(text), &counts(100, outcomes), None, after)
 }
 
-fn says_of(gate: &Gate, counts: &Counts, measured: Option<Measured>, after: u64) -> String {
+fn says_of(
+    gate: &Gate,
+    counts: &Counts,
+    applied_count: Option<AppliedCount>,
+    after: u64,
+) -> String {
     let progress = if counts.unsettled() > 0 {
         StageProgress {
             sent_at: None,
@@ -65,10 +70,17 @@ fn says_of(gate: &Gate, counts: &Counts, measured: Option<Measured>, after: u64)
         sent(START)
     };
     let heard = &Evidence::complete();
-    in_words(gate, counts, &progress, measured, heard, minutes(after))
+    describe(
+        gate,
+        counts,
+        &progress,
+        applied_count,
+        heard,
+        minutes(after),
+    )
 }
 
-/// A clock that has counted all the time since the stage was sent.
+/// A clock with all time counted since the last send of the stage.
 fn baked_until(at: Timestamp) -> EvidenceClock {
     let mut clock = EvidenceClock::default();
     clock.start_bake(START);
@@ -80,39 +92,39 @@ fn baked_until(at: Timestamp) -> EvidenceClock {
     clock
 }
 
-fn in_words(
+fn describe(
     gate: &Gate,
     counts: &Counts,
     progress: &StageProgress,
-    measured: Option<Measured>,
+    applied_count: Option<AppliedCount>,
     evidence: &Evidence,
     at: Timestamp,
 ) -> String {
-    let view = View {
-        within: Duration::ZERO,
+    let view = StageView {
+        answer_time: Duration::ZERO,
         by_answers: false,
-        left: false,
+        sends_owed: false,
         gate,
         counts,
         progress,
-        measured,
+        applied_count,
         ttl: None,
         evidence,
         clock: &baked_until(at),
     };
     match judge(view, at) {
-        Verdict::Passed { because } => format!("passed: {because}"),
-        Verdict::Failed { because } => format!("failed: {because}"),
-        Verdict::Undecided { because } => format!("undecided: {because}"),
-        Verdict::Waits(waits) => format!("waits for {waits}"),
-        Verdict::Measure => "measure".to_owned(),
+        Verdict::Passed { reason } => format!("passed: {reason}"),
+        Verdict::Failed { reason } => format!("failed: {reason}"),
+        Verdict::Undecided { reason } => format!("undecided: {reason}"),
+        Verdict::Waiting(waits) => format!("waits for {waits}"),
+        Verdict::QueryTwins => "measure".to_owned(),
     }
 }
 
 #[test]
 fn rules_and_their_edges() {
     let table = [
-        // Success: this share or more.
+        // Success rule: this share or more.
         (
             "success_at_least: 95%",
             "95 enqueued, 5 not_found",
@@ -123,19 +135,19 @@ fn rules_and_their_edges() {
             "success_at_least: 95%",
             "94 enqueued, 6 not_found",
             0,
-            "failed: 6 of 100 devices failed (6.0%), so that 95% cannot be enqueued any more",
+            "failed: 6 of 100 devices failed (6.0%), so 95% can no longer be enqueued",
         ),
         (
             "success_at_least: 95%",
             "40 enqueued, 6 not_found",
             0,
-            "failed: 6 of 100 devices failed (6.0%), so that 95% cannot be enqueued any more",
+            "failed: 6 of 100 devices failed (6.0%), so 95% can no longer be enqueued",
         ),
         (
             "success_at_least: 95%",
             "40 enqueued, 5 not_found",
             0,
-            "waits for 55 devices to be sent to",
+            "waits for sends to 55 devices",
         ),
         (
             "success_at_least: 100%",
@@ -143,7 +155,7 @@ fn rules_and_their_edges() {
             0,
             "passed: 100 of 100 devices enqueued, 0 failed, 0 silent",
         ),
-        // Failure: strictly above, from the smallest sample on.
+        // Failure rule: strictly above this share, from the smallest sample on.
         (
             "failure_above: 5%",
             "95 enqueued, 5 refused",
@@ -160,13 +172,13 @@ fn rules_and_their_edges() {
             "failure_above: 5%, min_sample: 20",
             "18 enqueued, 1 refused",
             0,
-            "waits for 81 devices to be sent to",
+            "waits for sends to 81 devices",
         ),
         (
             "failure_above: 5%, min_sample: 20",
             "19 enqueued, 1 refused",
             0,
-            "waits for 80 devices to be sent to",
+            "waits for sends to 80 devices",
         ),
         (
             "failure_above: 5%, min_sample: 20",
@@ -192,14 +204,14 @@ fn rules_and_their_edges() {
             0,
             "passed: 0 of 100 devices enqueued, 100 failed, 0 silent",
         ),
-        // A sample larger than the stage is the stage.
+        // A sample larger than the stage is the whole stage.
         (
             "failure_above: 5%, min_sample: 1000",
             "90 enqueued, 10 refused",
             0,
             "failed: 10 of 100 measured devices failed (10.0%), more than 5%",
         ),
-        // Everything fails at once.
+        // All devices fail.
         (
             "failure_above: 5%",
             "100 refused",
@@ -210,9 +222,9 @@ fn rules_and_their_edges() {
             "success_at_least: 1%",
             "100 refused",
             0,
-            "failed: 100 of 100 devices failed (100.0%), so that 1% cannot be enqueued any more",
+            "failed: 100 of 100 devices failed (100.0%), so 1% can no longer be enqueued",
         ),
-        // What the hub took counts as enqueued, whatever the device did then.
+        // A message accepted by the hub counts as enqueued, regardless of the device.
         (
             "success_at_least: 95%",
             "92 delivered, 8 rejected",
@@ -223,13 +235,13 @@ fn rules_and_their_edges() {
             "counts: delivered, success_at_least: 95%",
             "92 delivered, 8 rejected",
             0,
-            "failed: 8 of 100 devices failed (8.0%), so that 95% cannot be delivered any more",
+            "failed: 8 of 100 devices failed (8.0%), so 95% can no longer be delivered",
         ),
         (
             "counts: delivered, failure_above: 5%",
             "10 delivered, 2 rejected, 88 enqueued",
             0,
-            "waits for 88 silent devices to be heard of, until 1970-01-01T01:17:10Z",
+            "waits for 88 silent devices, until 1970-01-01T01:17:10Z",
         ),
         (
             "counts: delivered, failure_above: 5%",
@@ -237,12 +249,13 @@ fn rules_and_their_edges() {
             0,
             "failed: 2 of 20 measured devices failed (10.0%), more than 5%",
         ),
-        // Silent devices: waited for until the deadline (1h, or the message's own), and not longer than they matter.
+        // Silent devices are waited for until the deadline (1h 30s, or the gate's own), and only as
+        // long as they matter.
         (
             "counts: delivered, success_at_least: 90%",
             "89 delivered, 11 enqueued",
             59,
-            "waits for 11 silent devices to be heard of, until 1970-01-01T01:17:10Z",
+            "waits for 11 silent devices, until 1970-01-01T01:17:10Z",
         ),
         (
             "counts: delivered, success_at_least: 90%",
@@ -292,24 +305,25 @@ fn rules_and_their_edges() {
             2,
             "failed: 80 of 100 devices delivered (80.0%), less than 90%",
         ),
-        // Nothing was measured: no pass.
+        // Without a measured device, a gate does not pass.
         (
             "counts: delivered, success_at_least: 0%",
             "100 enqueued",
             0,
-            "waits for 100 silent devices to be heard of, until 1970-01-01T01:17:10Z",
+            "waits for 100 silent devices, until 1970-01-01T01:17:10Z",
         ),
         (
             "counts: delivered, failure_above: 5%",
             "100 enqueued",
             61,
-            "undecided: too little measured: 0 of 100 devices, 100 silent; 20 are needed",
+            "undecided: the sample is too small: 0 of 100 devices measured, 100 silent; 20 are \
+             needed",
         ),
         (
             "failure_above: 5%",
             "100 skipped",
             0,
-            "undecided: too little measured: no device was left to measure",
+            "undecided: the sample is too small: no device was left to measure",
         ),
         // Skipped devices do not count.
         (
@@ -318,7 +332,7 @@ fn rules_and_their_edges() {
             0,
             "passed: 19 of 20 devices enqueued, 1 failed, 0 silent",
         ),
-        // The bake begins when all is sent; the failure rule stays armed.
+        // The bake begins after the last send. The failure rule stays armed.
         (
             "bake: 30m, failure_above: 5%",
             "100 enqueued",
@@ -343,8 +357,8 @@ fn rules_and_their_edges() {
             29,
             "waits for the end of its bake at 1970-01-01T00:46:40Z",
         ),
-        ("bake: 30m", "100 refused", 30, "passed: its bake is over"),
-        // Approval comes last.
+        ("bake: 30m", "100 refused", 30, "passed: the bake is over"),
+        // The approval comes last.
         (
             "approval: {}, bake: 5m",
             "100 enqueued",
@@ -357,7 +371,7 @@ fn rules_and_their_edges() {
             5,
             "waits for an approval",
         ),
-        // Applied: asked for when the bake is over.
+        // With `applied`, twins are queried after the bake.
         (
             "counts: applied, applied_when: x = 1, bake: 5m, success_at_least: 90%",
             "100 delivered",
@@ -390,28 +404,31 @@ fn rules_and_their_edges() {
 fn too_little_measured_is_never_a_pass() {
     let reject = "counts: delivered, failure_above: 5%, deadline: 20s";
     let table = [
-        // Nine of ten reject, one is away: nobody can make that good.
+        // Nine of ten devices reject the message and a device is silent: no answer can avert the
+        // failure.
         (
             reject,
             10,
             "9 rejected, 1 enqueued",
             0,
-            "failed: 9 of 10 devices failed (90.0%), more than 5%, whatever the others do",
+            "failed: 9 of 10 devices failed (90.0%), more than 5%, regardless of the other devices",
         ),
         (
             reject,
             49,
             "19 rejected, 30 enqueued",
             0,
-            "failed: 19 of 49 devices failed (38.8%), more than 5%, whatever the others do",
+            "failed: 19 of 49 devices failed (38.8%), more than 5%, regardless of the other \
+             devices",
         ),
-        // A few that failed are no sample while more can be measured; at the end they count.
+        // A few failed devices are no sample while more devices can be measured. At the end, they
+        // count.
         (
             reject,
             100,
             "5 rejected, 95 enqueued",
             0,
-            "waits for 95 silent devices to be heard of, until 1970-01-01T00:17:00Z",
+            "waits for 95 silent devices, until 1970-01-01T00:17:00Z",
         ),
         (
             reject,
@@ -425,7 +442,8 @@ fn too_little_measured_is_never_a_pass() {
             100,
             "19 delivered, 81 enqueued",
             1,
-            "undecided: too little measured: 19 of 100 devices, 81 silent; 20 are needed",
+            "undecided: the sample is too small: 19 of 100 devices measured, 81 silent; 20 are \
+             needed",
         ),
         (
             reject,
@@ -434,13 +452,13 @@ fn too_little_measured_is_never_a_pass() {
             1,
             "passed: 20 of 100 devices delivered, 0 failed, 80 silent",
         ),
-        // A stage below the sample: all of it.
+        // In a stage smaller than the sample, all devices are needed.
         (
             reject,
             10,
             "9 delivered, 1 enqueued",
             1,
-            "undecided: too little measured: 9 of 10 devices, 1 silent; 10 are needed",
+            "undecided: the sample is too small: 9 of 10 devices measured, 1 silent; 10 are needed",
         ),
         (
             "counts: delivered, failure_above: 5%, deadline: 20s, too_little: pass",
@@ -449,7 +467,7 @@ fn too_little_measured_is_never_a_pass() {
             1,
             "passed: 9 of 10 devices delivered, 0 failed, 1 silent",
         ),
-        // Silent devices that can change nothing are not needed.
+        // Silent devices without influence on the verdict are not needed.
         (
             "counts: delivered, failure_above: 50%, success_at_least: 80%",
             10,
@@ -457,13 +475,14 @@ fn too_little_measured_is_never_a_pass() {
             0,
             "passed: 9 of 10 devices delivered, 0 failed, 1 silent",
         ),
-        // The success rule is about all devices, and needs enough of them to be measured, too.
+        // The success rule covers all devices, and also needs a large enough sample.
         (
             "counts: delivered, success_at_least: 90%, deadline: 20s",
             100,
             "19 delivered, 81 enqueued",
             1,
-            "undecided: too little measured: 19 of 100 devices, 81 silent; 20 are needed",
+            "undecided: the sample is too small: 19 of 100 devices measured, 81 silent; 20 are \
+             needed",
         ),
         (
             "counts: delivered, success_at_least: 90%, deadline: 20s",
@@ -472,7 +491,7 @@ fn too_little_measured_is_never_a_pass() {
             1,
             "failed: 20 of 100 devices delivered (20.0%), less than 90%",
         ),
-        // Devices that count as something by decree are measured.
+        // Silent devices counted by `unconfirmed` are measured devices.
         (
             "counts: delivered, failure_above: 5%, deadline: 20s, unconfirmed: as_failed",
             100,
@@ -487,7 +506,7 @@ fn too_little_measured_is_never_a_pass() {
     }
 }
 
-/// Evidence of one hub that was heard until then, or never.
+/// Evidence of a hub with this watermark, or without a watermark.
 fn heard_until(until: Option<Timestamp>, now: Timestamp) -> Evidence {
     let state = ListenerState {
         listening: true,
@@ -514,15 +533,16 @@ fn silence_counts_when_an_answer_would_have_been_heard() {
         let at = START.plus(Duration::from_secs(at));
         let until = until.map(|until| START.plus(Duration::from_secs(until)));
         let evidence = heard_until(until, at);
-        in_words(&gate, &all, &sent(START), None, &evidence, at)
+        describe(&gate, &all, &sent(START), None, &evidence, at)
     };
-    let foreign = "waits for evidence of 100 silent devices: \
-                   hub main: 37 feedback messages of other applications are in front";
+    let foreign = "waits for evidence of 100 silent devices: hub main: 37 feedback messages of \
+         other applications are ahead in the queue";
     assert!(says(Some(598), 599).starts_with("waits for 100 silent devices"));
     assert_eq!(says(Some(599), 600), foreign, "the deadline is over");
-    // What a device did at the deadline is told 15 s later.
+    // The hub reports the device's actions at the deadline within 15 s.
     assert_eq!(says(Some(614), 616), foreign);
-    let verdict = "undecided: too little measured: 0 of 100 devices, 100 silent; 20 are needed";
+    let verdict = "undecided: the sample is too small: 0 of 100 devices measured, 100 silent; 20 \
+         are needed";
     assert_eq!(says(Some(615), 616), verdict);
     assert_eq!(says(None, 7_200), foreign, "hours later");
 }
@@ -539,37 +559,37 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
     let mut said = Vec::new();
     for seconds in (0..=420).step_by(10) {
         let now = START.plus(Duration::from_secs(seconds));
-        // Heard for a minute and a half, and then no more.
+        // Feedback arrives for a minute and a half, and then no more.
         let until = now.min(START.plus(Duration::from_secs(90)));
         let evidence = heard_until(Some(until), now);
         clock.advance(true, &evidence, now);
         let progress = sent(START);
-        let view = View {
-            within: Duration::ZERO,
+        let view = StageView {
+            answer_time: Duration::ZERO,
             by_answers: false,
-            left: false,
+            sends_owed: false,
             gate: &gate,
             counts: &all,
             progress: &progress,
-            measured: None,
+            applied_count: None,
             ttl: None,
             evidence: &evidence,
             clock: &clock,
         };
         let word = match judge(view, now) {
-            Verdict::Waits(Waiting::Silent { .. }) => "silent".to_owned(),
-            Verdict::Waits(Waiting::Bake { .. }) => "bake".to_owned(),
-            Verdict::Waits(Waiting::Evidence { .. }) => "evidence".to_owned(),
-            Verdict::Undecided { because } => because,
+            Verdict::Waiting(Waiting::Silent { .. }) => "silent".to_owned(),
+            Verdict::Waiting(Waiting::Bake { .. }) => "bake".to_owned(),
+            Verdict::Waiting(Waiting::Evidence { .. }) => "evidence".to_owned(),
+            Verdict::Undecided { reason } => reason,
             other => format!("{other:?}"),
         };
         if said.last().is_none_or(|(_, last)| *last != word) {
             said.push((seconds, word));
         }
     }
-    let not_measured = "not measured: nothing was heard for 5m 00s of 10 silent devices: \
-                        hub main: 37 feedback messages of other applications are in front";
-    // A minute without a word is no outage yet.
+    let missing_evidence = "not measured: no feedback for 5m 00s from 10 silent devices: hub main: 37 \
+         feedback messages of other applications are ahead in the queue";
+    // A minute without feedback is no outage yet.
     assert_eq!(
         said.iter()
             .map(|(at, word)| (*at, &**word))
@@ -579,7 +599,7 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
             (10, "evidence"),
             (30, "bake"),
             (160, "evidence"),
-            (390, not_measured)
+            (390, missing_evidence)
         ]
     );
 }
@@ -594,18 +614,19 @@ fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
     rollout = happened(&rollout, &rest, minutes(2));
     assert_eq!(rollout.sent_at, Some(minutes(2)));
     let next = |until: u64, at: u64| {
-        let seen = Seen {
+        let seen = ObservedState {
             recorded: true,
             unanswered: 0,
             stage: &rest,
             all: &rest,
-            left: false,
-            measured: None,
+            sends_owed: false,
+            applied_count: None,
             evidence: &heard_until(Some(minutes(until)), minutes(at)),
         };
         next(&rollout, seen, minutes(at))
     };
-    // An hour and 15 s after the last send, and as long as the hub collects.
+    // An hour and 15 s after the last send. The evidence must cover this time, including the hub's
+    // batching.
     let until = minutes(62).plus(Duration::from_secs(15));
     let waits = Next::Wait(Waiting::Answers { devices: 10, until });
     assert_eq!(next(3, 3), waits);
@@ -617,7 +638,7 @@ fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
     assert_eq!(next(63, 63), Next::Over);
     let heard = counts(90, "80 delivered, 10 rejected");
     assert_eq!(
-        next_when_heard(&rollout, &heard, false, minutes(3)),
+        next_with_complete_evidence(&rollout, &heard, false, minutes(3)),
         Next::Over
     );
 }
@@ -630,7 +651,7 @@ fn a_stage_without_devices_does_not_pass_by_measuring_nothing() {
         "counts: delivered, success_at_least: 95%",
     ] {
         let says = says_of(&gate(text), &Counts::default(), None, 0);
-        let expected = "undecided: too little measured: no device was left to measure";
+        let expected = "undecided: the sample is too small: no device was left to measure";
         assert_eq!(says, expected, "{text}");
     }
 }
@@ -640,13 +661,13 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
     let gate = gate("counts: applied, applied_when: x = 1, success_at_least: 90%, deadline: 10m");
     let counts = counts(100, "100 delivered");
     let says = |applied, at, after| {
-        let measured = Measured {
+        let count = AppliedCount {
             applied,
             failed: 0,
             as_of: minutes(at),
             asked_at: minutes(at),
         };
-        says_of(&gate, &counts, Some(measured), after)
+        says_of(&gate, &counts, Some(count), after)
     };
     assert_eq!(
         says(90, 0, 0),
@@ -654,7 +675,7 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
     );
     assert_eq!(
         says(89, 0, 0),
-        "waits for 11 silent devices to be heard of, until 1970-01-01T00:26:40Z"
+        "waits for 11 silent devices, until 1970-01-01T00:26:40Z"
     );
     assert_eq!(says(89, 0, 1), "measure");
     assert_eq!(says(89, 9, 10), "measure", "once more at the deadline");
@@ -664,7 +685,7 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
     );
     assert_eq!(
         says(0, 10, 10),
-        "undecided: too little measured: 0 of 100 devices, 100 silent; 20 are needed"
+        "undecided: the sample is too small: 0 of 100 devices measured, 100 silent; 20 are needed"
     );
 }
 
@@ -673,25 +694,25 @@ fn a_device_that_failed_after_it_was_measured_does_not_count_as_applied() {
     let gate = gate("counts: applied, applied_when: x = 1, success_at_least: 90%, deadline: 10m");
     let counts = counts(100, "97 delivered, 3 rejected");
     let says = |applied, failed, minute| {
-        let measured = Measured {
+        let count = AppliedCount {
             applied,
             failed,
             as_of: minutes(minute),
             asked_at: minutes(minute),
         };
-        says_of(&gate, &counts, Some(measured), minute)
+        says_of(&gate, &counts, Some(count), minute)
     };
     let passed = |applied: u64| {
         let silent = 97 - applied;
         format!("passed: {applied} of 100 devices applied, 3 failed, {silent} silent")
     };
-    // All three had failed before, one of them, or none.
+    // Before the query, all three devices had failed, a single device, or no device.
     assert_eq!(says(90, 3, 0), passed(90));
     assert_eq!(says(92, 1, 0), passed(90));
     assert_eq!(says(93, 0, 0), passed(90));
-    let waits = "waits for 8 silent devices to be heard of, until 1970-01-01T00:26:40Z";
+    let waits = "waits for 8 silent devices, until 1970-01-01T00:26:40Z";
     assert_eq!(says(92, 0, 0), waits);
-    // Before it fails, the hub is asked of those that are left.
+    // Before the gate fails, the hub is queried about the remaining devices.
     assert_eq!(says(92, 0, 10), "measure");
     assert_eq!(
         says(89, 3, 10),
@@ -705,14 +726,14 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
     let counts = counts(1, "1 enqueued");
     let mut progress = sent(START);
     let says = |progress: &StageProgress, after| {
-        let view = View {
-            within: Duration::ZERO,
+        let view = StageView {
+            answer_time: Duration::ZERO,
             by_answers: false,
             gate: &gate,
             counts: &counts,
-            left: false,
+            sends_owed: false,
             progress,
-            measured: None,
+            applied_count: None,
             ttl: None,
             evidence: &Evidence::complete(),
             clock: &EvidenceClock::default(),
@@ -721,39 +742,39 @@ fn an_approval_is_waited_for_as_long_as_the_gate_says() {
     };
     assert_eq!(
         says(&progress, 0),
-        Verdict::Waits(Waiting::ApprovalToBeNoted)
+        Verdict::Waiting(Waiting::ApprovalToBeNoted)
     );
-    progress.ripe_at = Some(minutes(5));
+    progress.approval_awaited_at = Some(minutes(5));
     assert_eq!(
         says(&progress, 64),
-        Verdict::Waits(Waiting::Approval {
+        Verdict::Waiting(Waiting::Approval {
             until: Some(minutes(65))
         })
     );
     assert!(
-        matches!(says(&progress, 65), Verdict::Failed { because } if because.starts_with("nobody approved until"))
+        matches!(says(&progress, 65), Verdict::Failed { reason } if reason.starts_with("no approval until"))
     );
     let approved_at = |minute| {
-        let word = Word {
+        let attribution = Attribution {
             by: Some("ann".into()),
             reason: Some("looks well".into()),
         };
         let at = minutes(minute);
-        Some(Approval { word, at })
+        Some(Approval { attribution, at })
     };
-    // Nobody drove when the time was over: what counts is when the word was given.
+    // No driver was running when the time was over: only the time of the approval counts.
     progress.approved = approved_at(65);
     assert!(matches!(says(&progress, 99), Verdict::Failed { .. }));
     progress.approved = approved_at(64);
     assert_eq!(
         says(&progress, 99),
         Verdict::Passed {
-            because: "approved by ann (looks well)".into()
+            reason: "approved by ann (looks well)".into()
         }
     );
 }
 
-/// A rollout of two stages that runs, and what its stages' events are.
+/// A running rollout of two stages.
 fn staged(gate: &str) -> Rollout {
     let spec = format!(
         "{{name: a, target: {{all: true}}, message: {{body: {{text: x}}, ack: full}}, \
@@ -776,23 +797,23 @@ fn staged(gate: &str) -> Rollout {
 }
 
 fn happened(rollout: &Rollout, counts: &Counts, at: Timestamp) -> Rollout {
-    match next_when_heard(rollout, counts, counts.unsettled() > 0, at) {
-        Next::Happened(event) => rollout.after(event, at).unwrap().unwrap(),
+    match next_with_complete_evidence(rollout, counts, counts.unsettled() > 0, at) {
+        Next::Apply(event) => rollout.after(event, at).unwrap().unwrap(),
         other => panic!("nothing happened: {other:?}"),
     }
 }
 
-/// A retry may have reopened devices of a stage that has passed: those are sent to first.
+/// A retry may have reopened devices of a passed stage: these devices are sent to first.
 #[test]
 fn a_gate_is_not_undecided_while_something_is_to_be_sent() {
     let rollout = staged("counts: delivered, failure_above: 5%");
     let skipped = counts(10, "10 skipped");
     let rollout = happened(&rollout, &skipped, minutes(1));
-    let next = |left| next_when_heard(&rollout, &skipped, left, minutes(2));
+    let next = |owed| next_with_complete_evidence(&rollout, &skipped, owed, minutes(2));
     assert_eq!(next(true), Next::Send);
     assert!(matches!(
         next(false),
-        Next::Happened(Event::GateUndecided { .. })
+        Next::Apply(Event::GateUndecided { .. })
     ));
 }
 
@@ -801,23 +822,23 @@ fn a_stage_goes_through_its_gate_to_the_next() {
     let rollout = staged("failure_above: 5%, approval: {}");
     let all = counts(10, "10 enqueued");
     assert_eq!(
-        next_when_heard(&rollout, &counts(10, ""), true, START),
+        next_with_complete_evidence(&rollout, &counts(10, ""), true, START),
         Next::Send
     );
     let rollout = happened(&rollout, &all, minutes(1));
     assert_eq!(rollout.stages[0].sent_at, Some(minutes(1)));
     let rollout = happened(&rollout, &all, minutes(2));
-    assert_eq!(rollout.stages[0].ripe_at, Some(minutes(2)));
-    let waits = next_when_heard(&rollout, &all, false, minutes(3));
+    assert_eq!(rollout.stages[0].approval_awaited_at, Some(minutes(2)));
+    let waits = next_with_complete_evidence(&rollout, &all, false, minutes(3));
     assert_eq!(waits, Next::Wait(Waiting::Approval { until: None }));
-    let word = Word {
+    let attribution = Attribution {
         by: Some("ann".into()),
         reason: None,
     };
     let stage = StageName::new("canary").unwrap();
     let approved = Event::Approved {
         stage: stage.clone(),
-        word: word.clone(),
+        attribution: attribution.clone(),
     };
     let rollout = rollout
         .after(approved.clone(), minutes(4))
@@ -841,16 +862,16 @@ fn a_stage_goes_through_its_gate_to_the_next() {
     );
     // The last stage has no gate.
     assert_eq!(
-        next_when_heard(&rollout, &counts(90, ""), true, minutes(6)),
+        next_with_complete_evidence(&rollout, &counts(90, ""), true, minutes(6)),
         Next::Send
     );
     assert_eq!(
-        next_when_heard(&rollout, &counts(90, "90 delivered"), false, minutes(6)),
+        next_with_complete_evidence(&rollout, &counts(90, "90 delivered"), false, minutes(6)),
         Next::Over
     );
     let other = Event::Approved {
         stage: StageName::new("rest").unwrap(),
-        word,
+        attribution,
     };
     assert!(
         staged("bake: 1h").after(other, START).is_err(),
@@ -871,7 +892,7 @@ fn a_gate_that_failed_stops_and_is_asked_again() {
     rollout = rollout
         .after(
             Event::ResumeRequested {
-                word: Word::default(),
+                attribution: Attribution::default(),
             },
             minutes(2),
         )
@@ -879,13 +900,13 @@ fn a_gate_that_failed_stops_and_is_asked_again() {
         .unwrap();
     rollout = happened(&rollout, &bad, minutes(3));
     assert_eq!(rollout.phase.as_str(), "paused");
-    let word = Word {
+    let attribution = Attribution {
         by: Some("ann".into()),
         reason: Some("known, harmless".into()),
     };
     let stage = StageName::new("canary").unwrap();
     rollout = rollout
-        .after(Event::Promoted { stage, word }, minutes(4))
+        .after(Event::Promoted { stage, attribution }, minutes(4))
         .unwrap()
         .unwrap();
     assert_eq!(rollout.phase.as_str(), "running");
@@ -914,7 +935,7 @@ fn a_gate_may_abort_or_be_only_a_warning() {
         }
     ));
     assert_eq!(
-        next_when_heard(&rollout, &some, true, minutes(2)),
+        next_with_complete_evidence(&rollout, &some, true, minutes(2)),
         Next::Send,
         "told once"
     );
@@ -923,22 +944,22 @@ fn a_gate_may_abort_or_be_only_a_warning() {
 }
 
 proptest! {
-    /// A gate that measures never passes when too many failed, nor while something is to be sent, nor before
-    /// its bake is over; and it always says something by its deadline.
+    /// A gate with shares never passes with too many failures, during sending, or before the end of
+    /// the bake, and reaches a verdict by the deadline.
     #[test]
     fn promises(
         numbers in prop::collection::vec(0u64..30, 6), above in 0u32..100, least in 0u32..100,
         delivered in any::<bool>(), unconfirmed in 0usize..4, after in 0u64..200,
     ) {
         let unconfirmed = ["neither", "left_out", "as_failed", "as_succeeded"][unconfirmed];
-        let rung = if delivered { "delivered" } else { "enqueued" };
-        let gate = gate(&format!("counts: {rung}, failure_above: {above}%, success_at_least: {least}%, \
+        let level = if delivered { "delivered" } else { "enqueued" };
+        let gate = gate(&format!("counts: {level}, failure_above: {above}%, success_at_least: {least}%, \
             min_sample: 1, bake: 30m, deadline: 90m, unconfirmed: {unconfirmed}"));
         let names = ["pending", "not_found", "enqueued", "rejected", "delivered", "skipped"];
         let text: Vec<_> = names.iter().zip(&numbers).map(|(name, n)| format!("{n} {name}")).collect();
         let counts = counts(numbers.iter().sum(), &text.join(", "));
         let progress = sent(START);
-        let view = View { by_answers: false, within: Duration::ZERO, gate: &gate, counts: &counts, left: false, progress: &progress, measured: None, ttl: None,
+        let view = StageView { by_answers: false, answer_time: Duration::ZERO, gate: &gate, counts: &counts, sends_owed: false, progress: &progress, applied_count: None, ttl: None,
             evidence: &Evidence::complete(), clock: &baked_until(minutes(after)) };
         let failed = numbers[1] + if delivered { numbers[3] } else { 0 };
         let succeeded = numbers[4] + if delivered { 0 } else { numbers[2] + numbers[3] };
@@ -948,11 +969,11 @@ proptest! {
                 prop_assert!(failed * 100 <= u64::from(above) * (failed + succeeded));
                 prop_assert!(unconfirmed == "as_succeeded" || failed + succeeded > 0 || unconfirmed == "as_failed");
             }
-            Verdict::Waits(Waiting::Sends { left }) => prop_assert_eq!(left, numbers[0]),
-            Verdict::Waits(Waiting::Silent { devices, .. }) => {
+            Verdict::Waiting(Waiting::Sends { left }) => prop_assert_eq!(left, numbers[0]),
+            Verdict::Waiting(Waiting::Silent { devices, .. }) => {
                 prop_assert!(delivered && after < 90 && devices == numbers[2]);
             }
-            Verdict::Waits(Waiting::Bake { .. }) => prop_assert!(after < 30),
+            Verdict::Waiting(Waiting::Bake { .. }) => prop_assert!(after < 30),
             Verdict::Failed { .. } => {}
             Verdict::Undecided { .. } => prop_assert!(failed + succeeded == 0),
             other => prop_assert!(false, "{:?}", other),

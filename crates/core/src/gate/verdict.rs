@@ -11,29 +11,29 @@ pub enum Verdict {
     /// The next stage may start.
     Passed {
         /// Why, for people.
-        because: String,
+        reason: String,
     },
     /// The gate does not hold.
     Failed {
         /// Why, for people.
-        because: String,
+        reason: String,
     },
-    /// No verdict is possible, and people must look.
+    /// No verdict is possible, and people must decide.
     Undecided {
         /// Why, for people.
-        because: String,
+        reason: String,
     },
     /// The gate may still hold.
-    Waits(Waiting),
-    /// Ask the hub how many devices have applied the change, and judge again.
-    Measure,
+    Waiting(Waiting),
+    /// Query the hub for how many devices have applied the change, and judge again.
+    QueryTwins,
 }
 
-/// The reason for an undecided gate, for people.
-pub(super) fn not_measured(devices: u64, within: Duration, in_the_way: &str) -> String {
+/// Returns the reason for an undecided gate, for people.
+pub(super) fn missing_evidence(devices: u64, within: Duration, obstacles: &str) -> String {
     let within = friendly(within);
-    let colon = if in_the_way.is_empty() { "" } else { ": " };
+    let colon = if obstacles.is_empty() { "" } else { ": " };
     format!(
-        "not measured: nothing was heard for {within} of {devices} silent devices{colon}{in_the_way}"
+        "not measured: no feedback for {within} from {devices} silent devices{colon}{obstacles}"
     )
 }

@@ -1,35 +1,37 @@
-//! Fills batches, one hub at a time, within a bounded memory.
+//! Fills the batches of a hub within bounded memory.
 
 use std::collections::BTreeMap;
 
-use super::manifest::{DeviceList, Group};
+use super::manifest::{DeviceList, TagGroup};
 use crate::ids::{DeviceId, StageIndex};
 
-/// How large batches may get.
+/// The limits on the size of batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// Devices in a batch; at least 1.
+    /// The maximum number of devices in a batch; at least 1.
     pub devices: usize,
-    /// Bytes of ids in a batch.
+    /// The size of the ids, in bytes, at which a batch is full.
     pub bytes: usize,
-    /// Devices in all batches that are not full yet. When there are more, the largest open ones
-    /// are closed as they are: many tag groups cost smaller batches, never memory.
+    /// The maximum number of devices in all open batches together. Beyond the maximum, the largest
+    /// open batches are closed early: many tag groups lead to smaller batches, not to more memory.
     pub open_devices: usize,
 }
 
 impl BatchLimits {
-    /// Bytes of ids in a batch: small enough to be one value in the store, one cheap read.
+    /// The limit on the bytes of a batch: small enough for a single value in the store and a cheap
+    /// read.
     pub const MAX_BYTES: usize = 256 * 1024;
-    /// Devices in a batch at the most, whatever the rate: a lease is never held for long, and
-    /// what one crash can disturb stays small.
+    /// The maximum number of devices in a batch at any rate: keeps leases short, and bounds the
+    /// effect of a crash.
     pub const MAX_DEVICES: usize = 10_000;
-    /// Devices in a batch at the least: below it the batch's own cost would dominate.
+    /// The lowest limit on the devices of a batch: below, the fixed cost of a batch would dominate.
     pub const MIN_DEVICES: usize = 100;
-    /// About 5 MiB of 20-character ids, and at the worst, when every device has a group of its
-    /// own, some 50 MiB of groups.
+    /// The limit on the devices in open batches: about 5 MiB of 20-character ids. In the worst
+    /// case, with a tag group per device, the groups take some 50 MiB.
     pub const OPEN_DEVICES: usize = 200_000;
 
-    /// Batches of about 30 seconds of sending at `per_minute`; `None` is an unlimited hub.
+    /// Returns the limits for batches of about 30 seconds of sending at `per_minute`. `None` is an
+    /// unlimited hub.
     #[must_use]
     pub fn for_rate(per_minute: Option<f64>) -> Self {
         let wanted = per_minute.map_or(Self::MAX_DEVICES, |rate| (rate / 2.0) as usize);
@@ -41,19 +43,19 @@ impl BatchLimits {
     }
 }
 
-/// Sorts one hub's devices into batches by stage and tag group.
+/// Sorts the devices of a hub into batches by stage and tag group.
 #[derive(Debug)]
 pub struct Batcher {
     limits: BatchLimits,
-    open: BTreeMap<(StageIndex, Group), DeviceList>,
+    open: BTreeMap<(StageIndex, TagGroup), DeviceList>,
     open_devices: usize,
 }
 
-/// The devices of one stage and tag group that fill a batch.
-pub type Filled = (StageIndex, Group, DeviceList);
+/// A closed batch: the stage, the tag group and the devices.
+pub type ClosedBatch = (StageIndex, TagGroup, DeviceList);
 
 impl Batcher {
-    /// An empty one.
+    /// Creates an empty batcher.
     #[must_use]
     pub fn new(limits: BatchLimits) -> Self {
         Self {
@@ -63,25 +65,25 @@ impl Batcher {
         }
     }
 
-    /// Adds a device; gives the batch that became full by it, or those that had to be closed for
-    /// room. A batch with `most` devices or more is full, whatever the limits are.
+    /// Adds a device. Returns the batch filled by the device, or the batches closed to make room. A
+    /// batch with `max_devices` devices is full regardless of the limits.
     pub fn push(
         &mut self,
         stage: StageIndex,
-        group: Group,
+        group: TagGroup,
         device: &DeviceId,
-        most: Option<usize>,
-    ) -> Vec<Filled> {
-        let most = most.unwrap_or(usize::MAX).min(self.limits.devices);
+        max_devices: Option<usize>,
+    ) -> Vec<ClosedBatch> {
+        let max_devices = max_devices.unwrap_or(usize::MAX).min(self.limits.devices);
         let key = (stage, group);
-        // Looked up before inserting, to clone the key only for a new group.
+        // Look up before inserting: only a new group needs a clone of the key.
         let list = match self.open.get_mut(&key) {
             Some(list) => list,
             None => self.open.entry(key.clone()).or_default(),
         };
         list.push(device);
         self.open_devices += 1;
-        if list.len() >= most || list.bytes() >= self.limits.bytes {
+        if list.len() >= max_devices || list.bytes() >= self.limits.bytes {
             return self.close(&key).into_iter().collect();
         }
         if self.open_devices > self.limits.open_devices {
@@ -90,9 +92,9 @@ impl Batcher {
         Vec::new()
     }
 
-    /// Closes the largest batches, until a quarter of the room is free: not one at a time, for
-    /// finding the largest means looking at all.
-    fn make_room(&mut self) -> Vec<Filled> {
+    /// Closes the largest batches until a quarter of the room is free. Closing several batches at a
+    /// time saves work, because finding the largest batch requires a scan of all batches.
+    fn make_room(&mut self) -> Vec<ClosedBatch> {
         let mut by_size: Vec<_> = self
             .open
             .iter()
@@ -110,21 +112,21 @@ impl Batcher {
         closed
     }
 
-    fn close(&mut self, key: &(StageIndex, Group)) -> Option<Filled> {
+    fn close(&mut self, key: &(StageIndex, TagGroup)) -> Option<ClosedBatch> {
         let ((stage, group), list) = self.open.remove_entry(key)?;
         self.open_devices -= list.len();
         Some((stage, group, list))
     }
 
-    /// Closes all that are open, by stage and group.
-    pub fn finish(&mut self) -> Vec<Filled> {
+    /// Closes all open batches and returns them, ordered by stage and group.
+    pub fn finish(&mut self) -> Vec<ClosedBatch> {
         self.open_devices = 0;
         let open = std::mem::take(&mut self.open).into_iter();
         open.map(|((stage, group), list)| (stage, group, list))
             .collect()
     }
 
-    /// How large its batches may get.
+    /// Returns the limits on the size of batches.
     #[must_use]
     pub fn limits(&self) -> BatchLimits {
         self.limits
@@ -140,24 +142,24 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Every device is in exactly one batch, with its own group, within the limits.
+        /// Every device is in exactly one batch, with the correct group, within the limits.
         #[test]
         fn nothing_is_lost_or_mixed(
             groups in prop::collection::vec(0u8..6, 0..300),
             devices in 1usize..20, bytes in 1usize..100, open_devices in 1usize..60,
         ) {
             let mut batcher = Batcher::new(BatchLimits { devices, bytes, open_devices });
-            let mut filled = Vec::new();
+            let mut closed = Vec::new();
             for (index, group) in groups.iter().enumerate() {
-                let tag = Group(vec![("g".into(), Some(group.to_string()))]);
+                let tag = TagGroup(vec![("g".into(), Some(group.to_string()))]);
                 let id = DeviceId::new(format!("d{index}")).unwrap();
-                filled.extend(batcher.push(StageIndex(0), tag, &id, None));
+                closed.extend(batcher.push(StageIndex(0), tag, &id, None));
                 prop_assert!(batcher.open_devices <= open_devices);
                 prop_assert_eq!(batcher.open_devices, batcher.open.values().map(DeviceList::len).sum::<usize>());
             }
-            filled.extend(batcher.finish());
+            closed.extend(batcher.finish());
             let mut seen = BTreeSet::new();
-            for (_, group, list) in &filled {
+            for (_, group, list) in &closed {
                 prop_assert!(!list.is_empty() && list.len() <= devices);
                 for id in list.iter() {
                     let index: usize = id[1..].parse().unwrap();

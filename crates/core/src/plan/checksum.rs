@@ -1,4 +1,4 @@
-//! The proof that a store holds the batches that a planner made.
+//! The proof that a store holds the batches of a plan.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,15 +8,17 @@ use super::Batch;
 
 /// The checksum of a set of batches: equal checksums mean equal sets.
 ///
-/// A store adds each batch to the checksum in the step that stores the batch. A store that loses batches after a crash
-/// therefore has another checksum than the planner. All parts are sums, so the order of the batches does not matter.
+/// A store adds each batch to the checksum in the step that stores the batch. After a crash, a
+/// store with missing batches therefore has another checksum than the planner. All parts are sums,
+/// so the order of the batches does not matter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Checksum {
     /// The number of batches.
     pub batches: u32,
     /// The number of devices in all batches.
     pub devices: u64,
-    /// The sum of the batches' [fingerprints](Batch::fingerprint); below 2^64, because each is below 2^32.
+    /// The sum of the batches' [fingerprints](Batch::fingerprint); below 2^64, because each is
+    /// below 2^32.
     pub sum: u64,
 }
 
@@ -30,7 +32,7 @@ impl Checksum {
         });
     }
 
-    /// Adds another set of batches, which has none of these.
+    /// Adds another, disjoint set of batches.
     pub fn join(&mut self, other: &Self) {
         self.batches += other.batches;
         self.devices += other.devices;
@@ -61,7 +63,7 @@ impl std::fmt::Display for Checksum {
 }
 
 impl Batch {
-    /// A hash of the batch, with its number and its devices in their order.
+    /// Returns a hash of the batch, including the number and the order of the devices.
     #[must_use]
     pub fn fingerprint(&self) -> u32 {
         let header = serde_json::to_vec(&self.header).expect("a batch's header is plain data");
@@ -73,7 +75,7 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BatchHeader, DeviceList, Group};
+    use super::super::{BatchHeader, DeviceList, TagGroup};
     use super::*;
     use crate::ids::{BatchId, DeviceId, HubHost, HubName, StageIndex};
 
@@ -88,10 +90,10 @@ mod tests {
                 hub: HubName::new("h").unwrap(),
                 host: HubHost::new("h").unwrap(),
                 stage: StageIndex(0),
-                group: Group::default(),
-                further: Vec::new(),
+                group: TagGroup::default(),
+                further_groups: Vec::new(),
                 devices: devices.len() as u32,
-                place: Default::default(),
+                sort_key: Default::default(),
                 budgets: Vec::new(),
             },
             devices: list,

@@ -1,18 +1,20 @@
-//! A device's stable position in a rollout.
+//! The stable position of a device in a rollout.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::ids::DeviceId;
 
-/// A device's position in a rollout: a 64-bit fraction 0 ≤ c < 1 from a keyed hash of its id.
+/// The position of a device in a rollout: a 64-bit fraction 0 ≤ c < 1, from a keyed hash of the
+/// device id.
 ///
-/// It depends on the id and the salt only, so it does not move when other devices join or leave.
-/// The hash is part of the format: another one would reshuffle every rollout under way.
+/// The position depends on the id and the salt only, and does not change when other devices join or
+/// leave. The hash is part of the format: another hash would reorder the devices of every rollout
+/// under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cohort(pub u64);
 
 impl Cohort {
-    /// The position of `device` under `salt`; by default the salt is the rollout's name.
+    /// Returns the position of `device` under `salt`; by default the salt is the rollout's name.
     #[must_use]
     pub fn of(device: &DeviceId, salt: &str) -> Self {
         Self(xxh3_64_with_seed(
@@ -21,10 +23,10 @@ impl Cohort {
         ))
     }
 
-    /// The position as a fraction.
+    /// Returns the position as a fraction.
     #[must_use]
     pub fn fraction(self) -> f64 {
-        // 53 bits are what a double can hold below 1.
+        // A double holds 53 bits below 1.
         (self.0 >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -36,7 +38,7 @@ mod tests {
     #[test]
     fn cohorts_are_fixed_salted_and_spread() {
         let id = |n: usize| DeviceId::new(format!("fridge-{n:06}")).unwrap();
-        // Written down so that a change of the hash is noticed.
+        // A fixed value, to detect a change of the hash.
         assert_eq!(
             Cohort::of(&id(1), "firmware-1.4.2"),
             Cohort(13_883_535_682_814_338_299)

@@ -6,8 +6,8 @@ use super::DeviceList;
 use super::manifest::BatchHeader;
 use crate::ids::HubName;
 
-/// The digest of one hub's batches, in the order in which they were filled. Batch numbers do not
-/// count: with several hubs they depend on which one answered first.
+/// The digest of a hub's batches, in the order in which the batches were filled. Batch numbers are
+/// left out: with several hubs, the numbers depend on the order of the hubs' answers.
 #[derive(Debug, Clone, Default)]
 pub struct HubDigest(Sha256);
 
@@ -23,29 +23,29 @@ impl HubDigest {
                     self.0.update(part);
                 }
             }
-            if !header.further.is_empty() {
+            if !header.further_groups.is_empty() {
                 self.0.update(devices.start.to_be_bytes());
             }
         }
-        if !header.place.is_none() {
-            self.0.update(header.place.as_str());
+        if !header.sort_key.is_none() {
+            self.0.update(header.sort_key.as_str());
         }
         self.0.update((devices.bytes() as u64).to_be_bytes());
         self.0.update(devices.as_text());
     }
 }
 
-/// Puts the hubs' digests together.
+/// Combines the digests of the hubs.
 #[derive(Debug, Clone, Default)]
 pub struct PlanDigest(std::collections::BTreeMap<HubName, HubDigest>);
 
 impl PlanDigest {
-    /// Adds one hub's part.
+    /// Adds the digest of a hub.
     pub fn add(&mut self, hub: HubName, digest: HubDigest) {
         self.0.insert(hub, digest);
     }
 
-    /// The digest as 32 hexadecimal digits.
+    /// Returns the digest as 32 hexadecimal digits.
     #[must_use]
     pub fn finish(self) -> String {
         let mut all = Sha256::new();
@@ -64,7 +64,7 @@ impl PlanDigest {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Group;
+    use super::super::TagGroup;
     use super::*;
     use crate::ids::{BatchId, DeviceId, HubHost, StageIndex};
 
@@ -80,10 +80,10 @@ mod tests {
                 hub: hub.clone(),
                 host: HubHost::new("h").unwrap(),
                 stage: StageIndex(0),
-                group: Group(vec![("g".into(), Some((*group).into()))]),
-                further: Vec::new(),
+                group: TagGroup(vec![("g".into(), Some((*group).into()))]),
+                further_groups: Vec::new(),
                 devices: devices.len() as u32,
-                place: Default::default(),
+                sort_key: Default::default(),
                 budgets: Vec::new(),
             };
             hub_digest.add(&header, &devices);

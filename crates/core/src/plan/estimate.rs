@@ -1,42 +1,43 @@
-//! How long a plan will take, and what it will cost of the hubs' daily quotas.
+//! Estimates the sending time of a plan, and the use of the hubs' daily quotas.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::HubPlan;
-use super::course::{Part, courses};
+use super::sending_time::{Part, sending_times};
 use crate::hub::HubLimits;
 use crate::spec::StagePace;
 
-/// What one hub's part will take.
+/// The estimate for a hub's part of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HubEstimate {
-    /// The hub and its devices.
+    /// The hub and the number of devices.
     #[serde(flatten)]
     pub plan: HubPlan,
-    /// Sends a minute, `None` without a limit; with a ramp, those in the end; of several stages, those of the fastest.
+    /// Sends per minute; `None` without a limit. With a ramp, the final pace. Over several stages,
+    /// the pace of the fastest stage.
     pub sends_per_minute: Option<f64>,
-    /// Time from the first send to the last, `None` without a limit.
+    /// Time from the first send to the last; `None` without a limit.
     #[serde(rename = "sending_seconds", with = "seconds")]
     pub sending: Option<Duration>,
-    /// Messages that count against the daily quota.
+    /// Messages counted against the daily quota.
     pub metered_messages: u64,
-    /// The daily quota, `None` without a limit.
+    /// The daily quota; `None` without a limit.
     pub messages_per_day: Option<u64>,
 }
 
-/// What a plan will take.
+/// The estimate of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// By hub.
+    /// The estimate of each hub.
     pub hubs: Vec<HubEstimate>,
-    /// Until the slowest hub is done; `None` when none has a limit.
+    /// Time until the slowest hub is done; `None` if no hub has a limit.
     #[serde(rename = "sending_seconds", with = "seconds")]
     pub sending: Option<Duration>,
 }
 
-/// A time as seconds, or null.
+/// Serializes a duration as seconds, or null.
 mod seconds {
     use std::time::Duration;
 
@@ -63,7 +64,8 @@ mod seconds {
 }
 
 impl HubEstimate {
-    /// Seconds between two sends on the average: with a ramp, more than in the end. Zero without a limit.
+    /// Returns the average number of seconds between two sends; zero without a limit. With a ramp,
+    /// the average exceeds the final interval.
     #[must_use]
     pub fn mean_interval(&self) -> f64 {
         match (self.sending, self.plan.devices) {
@@ -72,21 +74,21 @@ impl HubEstimate {
         }
     }
 
-    /// After the last send, how long the hub takes no further one of this rollout.
+    /// Returns how long after the last send the hub takes no further message of this rollout.
     #[must_use]
     pub fn last_interval(&self) -> Duration {
         let pace = self.sends_per_minute;
         pace.map_or(Duration::ZERO, |pace| Duration::from_secs_f64(60.0 / pace))
     }
 
-    /// Days of the whole daily quota that this part uses.
+    /// Returns the number of days of the full daily quota; `None` without a quota.
     #[must_use]
     pub fn days_of_quota(&self) -> Option<f64> {
         self.messages_per_day
             .map(|quota| self.metered_messages as f64 / quota.max(1) as f64)
     }
 
-    /// Adds a further stage, which begins `wait` after its turn.
+    /// Adds a further stage, which begins `wait` after the stage's turn.
     fn add(&mut self, stage: &Self, wait: Duration) {
         assert_eq!(
             self.plan.hub, stage.plan.hub,
@@ -97,7 +99,7 @@ impl HubEstimate {
         let paces = self.sends_per_minute.zip(stage.sends_per_minute);
         self.sends_per_minute = paces.map(|(one, other)| one.max(other));
         let sending = stage.sending.map(|sending| sending + wait);
-        // Without a limit, sending takes no time that is known.
+        // Without a limit, the sending time is unknown and counts as zero.
         self.sending = match (self.sending, sending) {
             (Some(one), Some(other)) => Some(one + other),
             (one, other) => one.or(other),
@@ -107,8 +109,9 @@ impl HubEstimate {
 }
 
 impl Estimate {
-    /// What stages take one after the other: each begins when the slowest hub is done with the one before, and on each hub
-    /// no sooner than an interval after its last send. All are of the same hubs. Waiting at gates is not part of it.
+    /// Sums up consecutive stages; `None` without stages. A stage begins when the slowest hub is
+    /// done with the stage before, and on each hub no sooner than an interval after the last send
+    /// of that hub. All estimates must have the same hubs. The sum does not include waits at gates.
     #[must_use]
     pub fn of_stages(stages: &[Self]) -> Option<Self> {
         let (first, others) = stages.split_first()?;
@@ -138,8 +141,9 @@ impl Estimate {
     }
 }
 
-/// Estimates a plan, or one stage of it: `message_bytes` is body and properties of one message; `before` devices
-/// have been counted by a ramp when it begins. All are taken to be sent to, and to succeed, at once.
+/// Estimates a plan or a stage. `message_bytes` is the size of the body and properties of a
+/// message. `before` is the number of devices counted by a ramp before the start. The estimate
+/// assumes that every send succeeds immediately.
 #[must_use]
 pub fn estimate(
     hubs: &[HubPlan],
@@ -155,14 +159,14 @@ pub fn estimate(
     let parts: Vec<_> = hubs.iter().map(part).collect();
     let hubs: Vec<_> = hubs
         .iter()
-        .zip(courses(pace, before, &parts))
-        .map(|(plan, course)| {
+        .zip(sending_times(pace, before, &parts))
+        .map(|(plan, time)| {
             let limits = limits(&plan.hub);
             let metered = (message_bytes as u64).div_ceil(limits.meter_bytes).max(1);
             HubEstimate {
                 plan: plan.clone(),
-                sends_per_minute: course.pace,
-                sending: course
+                sends_per_minute: time.pace,
+                sending: time
                     .minutes
                     .map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
                 metered_messages: plan.devices * metered,
@@ -233,7 +237,8 @@ mod tests {
         assert_eq!(hubs, [(1_012, 11.0), (101, 10.0)]);
         assert_eq!(both.hubs[0].sends_per_minute, Some(100.0 * HEADROOM));
         assert_eq!(both.hubs[0].metered_messages, 1_012);
-        // As many intervals as without stages: the first of the next stage comes one after the last of this one.
+        // As many intervals as without stages: the first send of a stage follows an interval after
+        // the last send of the stage before.
         let three = [
             stage([2, 1], "1/min"),
             stage([3, 0], "1/min"),
@@ -248,7 +253,7 @@ mod tests {
         assert!(minutes(three.hubs[1].sending) < 1e-6, "{three:?}");
     }
 
-    /// Seconds from the first send to the last as a hub's permits give them.
+    /// Returns the seconds from the first send to the last, according to a hub's permits.
     fn paced(messages: u32, hub: f64, own: Option<f64>) -> f64 {
         let mut permits = HubPermits::default();
         let request = |wanted| PermitRequest {
@@ -290,7 +295,7 @@ mod tests {
                 let own = rate.and_then(|_| HubLimits::unlimited().pace(rate));
                 let took = paced(messages, hub, own);
                 let sooner = match own {
-                    // A rollout's own limit lets it make up for a moment once.
+                    // A rollout with a limit of its own may make up for a moment once.
                     Some(_) => MAKE_UP.as_secs_f64(),
                     None => 0.0,
                 };

@@ -1,8 +1,10 @@
-//! When a plan will be sent: by the hubs' quotas, the schedule, and the waits at gates.
+//! Forecasts when a plan will be sent, from the hubs' quotas, the schedule, and the waits at gates.
 //!
-//! A forecast walks through the openings and closings of the schedule, stage by stage. Sends of a hub are an interval
-//! apart, also when the schedule was closed or a stage has ended in between. It assumes that all gates pass, that approvals are given at once, and that nobody else uses the hubs' quotas. It is a pure
-//! function of the plan and a time, and its work is bounded by [`MAX_STEPS`] and [`MAX_AHEAD`].
+//! A forecast steps through the openings and closings of the schedule, stage by stage. The sends of
+//! a hub are an interval apart, also across a closed schedule or the end of a stage. The forecast
+//! assumes that all gates pass, that approvals are given at once, and that no other sender uses the
+//! hubs' quotas. The result is a pure function of the plan and a time. [`MAX_STEPS`] and
+//! [`MAX_AHEAD`] bound the work.
 
 use std::time::Duration;
 
@@ -12,72 +14,77 @@ use super::Estimate;
 use crate::evidence::BATCHING;
 use crate::gate;
 use crate::ids::{HubName, StageIndex, StageName};
-use crate::spec::{Closed, Gate, Metric, Opening, RolloutSpec, Rung};
+use crate::spec::{Closed, Gate, Metric, RolloutSpec, ScheduleState, SuccessLevel};
 use crate::time::{Timestamp, friendly};
 
-/// Openings and closings that are looked at for each stage and hub: thirteen years of daily windows.
+/// The maximum number of openings and closings for each stage and hub: thirteen years of daily
+/// windows.
 const MAX_STEPS: usize = 10_000;
-/// What takes longer than this is refused: nobody means it.
+/// The maximum duration of a forecast. A longer plan is refused as a mistake.
 const MAX_AHEAD: Duration = Duration::from_secs(20 * 365 * DAY.as_secs());
-/// Sending that takes longer than this is warned of.
+/// The sending time above which a warning is given.
 const LONG: Duration = Duration::from_secs(90 * DAY.as_secs());
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Devices of one stage on one hub that have the same zone.
+/// Devices of the same stage, hub and zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// The hub.
     pub hub: HubName,
-    /// The value of the schedule's `zone_tag`, if there is one.
+    /// The value of the schedule's `zone_tag`, if any.
     pub zone: Option<String>,
-    /// How many.
+    /// The number of devices.
     pub devices: u64,
 }
 
-/// One stage of a plan: what is to be sent, and how fast that goes.
+/// A stage of a plan: the devices, and the time needed for sending.
 #[derive(Debug, Clone)]
 pub struct StageShares {
-    /// By hub and zone.
+    /// The devices by hub and zone.
     pub shares: Vec<Share>,
-    /// What it takes on each hub, the schedule aside.
+    /// The sending time on each hub, without the schedule.
     pub estimate: Estimate,
 }
 
-/// When one stage is sent.
+/// The forecast of a stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageForecast {
     /// The stage.
     #[serde(rename = "stage")]
     pub name: StageName,
-    /// When its first message may leave, at the earliest; without devices, when its turn comes.
+    /// The earliest time of the first message. For a stage without devices, the time when the
+    /// stage's turn comes.
     pub starts_at: Timestamp,
-    /// When all its devices were sent to, at the earliest.
+    /// The earliest time at which all devices were sent to.
     pub sent_at: Timestamp,
-    /// When it is over, at the earliest: its bake has passed, its metrics are measured, and no device is waited for.
+    /// The earliest end of the stage: the bake has passed, the metrics are measured, and no device
+    /// is waited for.
     pub ends_at: Timestamp,
-    /// The same when silent devices are waited for as long as its gate and those before it allow.
+    /// The end of the stage if its gate and all earlier gates wait for silent devices as long as
+    /// allowed.
     pub ends_at_latest: Timestamp,
 }
 
-/// When a plan is sent.
+/// The forecast of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forecast {
-    /// Since when it is reckoned.
+    /// The start of the forecast.
     pub from: Timestamp,
-    /// By stage, in order.
+    /// The stages, in order.
     pub stages: Vec<StageForecast>,
-    /// When the last stage is over, at the earliest.
+    /// The earliest end of the last stage.
     pub ends_at: Timestamp,
-    /// The same when silent devices are waited for as long as the gates allow.
+    /// The end of the last stage if the gates wait for silent devices as long as allowed.
     pub ends_at_latest: Timestamp,
-    /// How many stages wait for an approval. However long that takes comes on top.
+    /// The number of stages with an approval. The forecast does not include the time until an
+    /// approval.
     pub approvals: usize,
 }
 
-/// Why a plan can never be carried out.
+/// The reason why a plan can never be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Impossible {
-    /// The schedule does not open any more while devices are left.
+    /// The schedule never opens again, and devices are left.
     #[error(
         "stage {stage} can never be sent: the schedule{} is {why} at {at} and does not open again within 400 days: \
          shorten its freezes",
@@ -86,14 +93,14 @@ pub enum Impossible {
     NeverOpen {
         /// The stage.
         stage: StageName,
-        /// Whose zone, if devices have their own.
+        /// The zone of the affected devices, if devices have zones of their own.
         zone: Option<String>,
-        /// When.
+        /// The time at which the schedule is closed.
         at: Timestamp,
-        /// Why.
+        /// The reason why the schedule is closed.
         why: Closed,
     },
-    /// It would take for ever, more or less.
+    /// Sending would take more than 20 years, or too many openings of the schedule.
     #[error(
         "stage {stage} would not be sent within 20 years: raise rate, the hub's units or share, or open the schedule for longer"
     )]
@@ -101,9 +108,10 @@ pub enum Impossible {
         /// The stage.
         stage: StageName,
     },
-    /// A hub's daily quota holds no message.
+    /// A hub's daily quota is smaller than a single message.
     #[error(
-        "stage {stage} can never be sent: the daily quota of hub {hub} does not hold one message of it"
+        "stage {stage} can never be sent: the daily quota of hub {hub} is smaller than one message \
+         of the stage"
     )]
     NoQuota {
         /// The stage.
@@ -113,16 +121,17 @@ pub enum Impossible {
     },
 }
 
-/// Reckons when a plan is sent that starts at `now`. `stages` has the stages in order, the one for the rest last.
+/// Forecasts the sending of a plan that starts at `now`. `stages` has the order of
+/// [`RolloutSpec::all_stages`].
 ///
 /// # Errors
-/// [`Impossible`], when some of it never is.
+/// Returns [`Impossible`] if a part of the plan can never be sent.
 pub fn forecast(
     spec: &RolloutSpec,
     stages: &[StageShares],
     now: Timestamp,
 ) -> Result<Forecast, Impossible> {
-    let (mut early, mut late) = (Track::at(now), Track::at(now));
+    let (mut earliest, mut latest) = (Walk::at(now), Walk::at(now));
     let schedule = spec.schedule.as_ref();
     let start_at = schedule.and_then(|schedule| schedule.start_at);
     let began = start_at.map_or(now, |start_at| start_at.max(now));
@@ -135,22 +144,22 @@ pub fn forecast(
     };
     for ((index, stage), named) in (0u16..).zip(stages).zip(spec.all_stages()) {
         let gate = spec.gate_of(StageIndex(index));
-        let Sent { starts_at, sent_at } = early.send(spec, &named.name, stage, began)?;
-        early.now = gate.map_or(sent_at, |gate| passes_at(gate, early.now, sent_at));
-        let sent_late = late.send(spec, &named.name, stage, began)?.sent_at;
-        late.now = gate.map_or(sent_late, |gate| {
-            passes_at(gate, late.now, sent_late).max(silent_until(spec, gate, sent_late))
+        let Sent { starts_at, sent_at } = earliest.send(spec, &named.name, stage, began)?;
+        earliest.now = gate.map_or(sent_at, |gate| passes_at(gate, earliest.now, sent_at));
+        let sent_latest = latest.send(spec, &named.name, stage, began)?.sent_at;
+        latest.now = gate.map_or(sent_latest, |gate| {
+            passes_at(gate, latest.now, sent_latest).max(silent_until(spec, gate, sent_latest))
         });
         forecast.approvals += usize::from(gate.is_some_and(|gate| gate.approval.is_some()));
         forecast.stages.push(StageForecast {
             name: named.name,
             starts_at,
             sent_at,
-            ends_at: early.now,
-            ends_at_latest: late.now,
+            ends_at: earliest.now,
+            ends_at_latest: latest.now,
         });
     }
-    (forecast.ends_at, forecast.ends_at_latest) = (early.now, late.now);
+    (forecast.ends_at, forecast.ends_at_latest) = (earliest.now, latest.now);
     Ok(forecast)
 }
 
@@ -158,14 +167,14 @@ fn bake(gate: &Gate) -> Duration {
     gate.bake.map_or(Duration::ZERO, |bake| bake.0)
 }
 
-/// When a gate lets a stage through whose turn came at `began`, when all is well: its bake has passed, and its metrics were
-/// measured as often as they must be.
+/// Returns when a gate lets a stage pass if all is well. `began` is the time of the stage's turn.
+/// The gate passes when the bake is over and every metric has the required number of measurements.
 fn passes_at(gate: &Gate, began: Timestamp, sent_at: Timestamp) -> Timestamp {
     let measured = |metric: &Metric| {
         let every = metric.every.0;
         let delay = metric.initial_delay.map_or(Duration::ZERO, |delay| delay.0);
         let first = began.plus(delay);
-        // Measurements count from the first one on that finds all of the stage sent.
+        // Measurements count from the first measurement after the last send.
         let before = sent_at.since(first).as_millis();
         let before = before.div_ceil(every.as_millis().max(1));
         let needed = before + u128::from(metric.count.saturating_sub(1));
@@ -175,11 +184,13 @@ fn passes_at(gate: &Gate, began: Timestamp, sent_at: Timestamp) -> Timestamp {
     metrics.fold(sent_at.plus(bake(gate)), Timestamp::max)
 }
 
-/// Until when a gate waits for silent devices.
+/// Returns the time until which a gate waits for silent devices.
 fn silent_until(spec: &RolloutSpec, gate: &Gate, sent_at: Timestamp) -> Timestamp {
     match gate.counts {
-        Rung::Enqueued => sent_at,
-        Rung::Delivered | Rung::Applied => sent_at.plus(deadline(spec, gate) + BATCHING),
+        SuccessLevel::Enqueued => sent_at,
+        SuccessLevel::Delivered | SuccessLevel::Applied => {
+            sent_at.plus(deadline(spec, gate) + BATCHING)
+        }
     }
 }
 
@@ -189,38 +200,39 @@ fn deadline(spec: &RolloutSpec, gate: &Gate) -> Duration {
     gate::deadline(gate, ttl, within, BATCHING)
 }
 
-/// A rollout that is gone through: where it is, and each hub.
-struct Track {
+/// The state of a walk through a rollout: the current time, and the usage of each hub.
+struct Walk {
     now: Timestamp,
-    lines: Vec<(HubName, Line)>,
+    hubs: Vec<(HubName, HubUsage)>,
 }
 
-/// When the first message of something leaves, and when the last one.
+/// The times of the first and the last message.
 #[derive(Debug, Clone, Copy)]
 struct Sent {
     starts_at: Timestamp,
     sent_at: Timestamp,
 }
 
-/// What was used of a hub.
+/// The usage of a hub.
 #[derive(Debug, Clone, Copy, Default)]
-struct Line {
-    /// The next send comes no sooner.
+struct HubUsage {
+    /// The earliest time of the next send.
     free_at: Timestamp,
-    /// The day of UTC on which so many devices were sent to.
+    /// The UTC day, in days since 1970, on which `devices` devices were sent to.
     day: u64,
     devices: u64,
 }
 
-impl Track {
+impl Walk {
     fn at(now: Timestamp) -> Self {
         Self {
             now,
-            lines: Vec::new(),
+            hubs: Vec::new(),
         }
     }
 
-    /// Sends a stage, all hubs at once: from the first message of the earliest to the last of the slowest.
+    /// Sends a stage through all hubs at once. Returns the first message of the earliest hub and
+    /// the last message of the slowest hub.
     fn send(
         &mut self,
         spec: &RolloutSpec,
@@ -242,16 +254,16 @@ impl Track {
                     .collect(),
                 began,
             };
-            let line = match self.lines.iter().position(|(hub, _)| hub == work.hub) {
+            let index = match self.hubs.iter().position(|(hub, _)| hub == work.hub) {
                 Some(at) => at,
                 None => {
-                    self.lines.push((work.hub.clone(), Line::default()));
-                    self.lines.len() - 1
+                    self.hubs.push((work.hub.clone(), HubUsage::default()));
+                    self.hubs.len() - 1
                 }
             };
-            let line = &mut self.lines[line].1;
-            if let Some(sent) = work.send(self.now, line)? {
-                line.free_at = sent.sent_at.plus(hub.last_interval());
+            let usage = &mut self.hubs[index].1;
+            if let Some(sent) = work.send(self.now, usage)? {
+                usage.free_at = sent.sent_at.plus(hub.last_interval());
                 whole = Some(whole.map_or(sent, |whole| Sent {
                     starts_at: whole.starts_at.min(sent.starts_at),
                     sent_at: whole.sent_at.max(sent.sent_at),
@@ -265,39 +277,39 @@ impl Track {
     }
 }
 
-/// Devices that a day's quota is enough for.
+/// Returns the number of devices within a day's quota.
 fn messages_a_day(devices: u64, metered: u64, quota: Option<u64>) -> Option<u64> {
     let each = metered.checked_div(devices).unwrap_or(1);
     quota.map(|quota| quota / each.max(1))
 }
 
-/// What one hub has to do for a stage.
+/// The sends of a hub for a stage.
 struct Work<'a> {
     spec: &'a RolloutSpec,
     stage: &'a StageName,
     hub: &'a HubName,
-    /// Between two sends; zero without a limit.
+    /// The time between two sends; zero without a limit.
     interval_ms: f64,
-    /// Devices a day; `None` without a limit.
+    /// The maximum number of devices per day; `None` without a limit.
     a_day: Option<u64>,
-    /// Devices by zone.
+    /// The remaining devices by zone.
     left: Vec<(Option<&'a str>, u64)>,
-    /// When the rollout may send at all.
+    /// The earliest time at which the rollout may send at all.
     began: Timestamp,
 }
 
-/// How a hub goes on from some moment.
+/// The next step of a hub.
 enum Step {
-    /// Nothing can be sent before then.
+    /// Nothing can be sent before this time.
     Wait(Timestamp),
-    /// So many are sent, the first of them at once.
+    /// This number of devices is sent to, the first of them immediately.
     Send(u64),
 }
 
 impl Work<'_> {
-    /// Sends everything, from `from` on, if there is anything.
-    fn send(&mut self, from: Timestamp, line: &mut Line) -> Result<Option<Sent>, Impossible> {
-        let mut now = from.max(line.free_at);
+    /// Sends to all remaining devices, starting at `from`. Returns `None` without devices.
+    fn send(&mut self, from: Timestamp, usage: &mut HubUsage) -> Result<Option<Sent>, Impossible> {
+        let mut now = from.max(usage.free_at);
         let mut whole: Option<Sent> = None;
         for _ in 0..MAX_STEPS {
             if now.since(self.began) > MAX_AHEAD {
@@ -307,7 +319,7 @@ impl Work<'_> {
             if self.left.is_empty() {
                 return Ok(whole);
             }
-            now = match self.step(now, line)? {
+            now = match self.step(now, usage)? {
                 Step::Wait(until) => until,
                 Step::Send(sent) => {
                     let starts_at = whole.map_or(now, |whole| whole.starts_at);
@@ -322,34 +334,34 @@ impl Work<'_> {
         })
     }
 
-    /// So many intervals later.
+    /// Returns the time after a number of intervals.
     fn after(&self, now: Timestamp, intervals: u64) -> Timestamp {
-        // Less than a thousandth of a millisecond is the arithmetic's.
+        // Ignore rounding errors below a thousandth of a millisecond.
         let ms = (self.interval_ms * intervals as f64 - 1e-3).ceil();
         now.plus(Duration::from_millis(ms as u64))
     }
 
-    /// What is done at `now`, until something changes.
-    fn step(&mut self, now: Timestamp, line: &mut Line) -> Result<Step, Impossible> {
+    /// Returns the step at `now`, which ends at the next change of the schedule or the quota.
+    fn step(&mut self, now: Timestamp, usage: &mut HubUsage) -> Result<Step, Impossible> {
         let mut change = Timestamp::MAX;
         let mut open = Vec::with_capacity(self.left.len());
         for (zone, _) in &self.left {
-            let opening = match &self.spec.schedule {
-                Some(schedule) => schedule.at(now, *zone),
-                None => Opening::Open { until: None },
+            let state = match &self.spec.schedule {
+                Some(schedule) => schedule.state_at(now, *zone),
+                None => ScheduleState::Open { until: None },
             };
-            let until = match opening {
-                Opening::Open { until } => {
+            let until = match state {
+                ScheduleState::Open { until } => {
                     open.push(true);
                     until.unwrap_or(Timestamp::MAX)
                 }
-                Opening::Closed {
+                ScheduleState::Closed {
                     until: Some(until), ..
                 } => {
                     open.push(false);
                     until
                 }
-                Opening::Closed { until: None, why } => {
+                ScheduleState::Closed { until: None, why } => {
                     return Err(Impossible::NeverOpen {
                         stage: self.stage.clone(),
                         zone: zone.map(str::to_owned),
@@ -369,11 +381,11 @@ impl Work<'_> {
             return Ok(Step::Wait(change));
         }
         let mut wanted = all;
-        // The hub counts by days of UTC.
+        // The hub counts by UTC days.
         let day_ms = DAY.as_millis() as u64;
         let day = now.0 / day_ms;
-        if line.day != day {
-            (line.day, line.devices) = (day, 0);
+        if usage.day != day {
+            (usage.day, usage.devices) = (day, 0);
         }
         if let Some(quota) = self.a_day.filter(|quota| self.is_binding(*quota)) {
             if quota == 0 {
@@ -383,26 +395,26 @@ impl Work<'_> {
                 });
             }
             let midnight = Timestamp((day + 1) * day_ms);
-            wanted = wanted.min(quota.saturating_sub(line.devices));
+            wanted = wanted.min(quota.saturating_sub(usage.devices));
             if wanted == 0 {
                 return Ok(Step::Wait(midnight));
             }
             change = change.min(midnight);
         }
         let sent = wanted.min(self.until(change, now));
-        line.devices += sent;
+        usage.devices += sent;
         self.take(&open, sent, all);
         Ok(Step::Send(sent))
     }
 
-    /// How many are sent from `now` on before `change`; at least one.
+    /// Returns the number of sends from `now` until just before `change`; at least 1.
     fn until(&self, change: Timestamp, now: Timestamp) -> u64 {
         let intervals = change.since(now).as_millis() as f64 / self.interval_ms;
-        // Less than a millionth of an interval is the arithmetic's.
+        // Ignore rounding errors below a millionth of an interval.
         ((intervals - 1e-6).ceil() as u64).max(1)
     }
 
-    /// Takes `sent` of the `all` devices whose zones are open, from each zone its part.
+    /// Removes `sent` of the `all` devices in open zones, from each zone in proportion.
     fn take(&mut self, open: &[bool], sent: u64, all: u64) {
         let mut rest = sent;
         let waiting = || open.iter().enumerate().filter(|(_, open)| **open);
@@ -421,13 +433,13 @@ impl Work<'_> {
         }
     }
 
-    /// Whether a day at the pace sends more than a day's quota.
+    /// Returns whether a day of sending at this pace exceeds a day's quota.
     fn is_binding(&self, quota: u64) -> bool {
         DAY.as_millis() as f64 / self.interval_ms > quota as f64
     }
 }
 
-/// What is possible and yet may not be what was meant, each in a sentence.
+/// Returns warnings about possible but probably unintended plans, each as a sentence.
 #[must_use]
 pub fn warnings(spec: &RolloutSpec, whole: &Estimate) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -443,8 +455,9 @@ pub fn warnings(spec: &RolloutSpec, whole: &Estimate) -> Vec<String> {
             .map(|pace| pace * 24.0 * 60.0 * (hub.metered_messages / devices) as f64);
         if days > 1.0 && a_day.is_none_or(|a_day| a_day > quota as f64) {
             warnings.push(format!(
-                "hub {}: the rollout needs {days:.1} days of its whole daily quota, at a pace that uses a day's up \
-                 before the day is over; then the hub takes nothing from anybody until midnight UTC",
+                "hub {}: the rollout needs {days:.1} days of its whole daily quota, at a rate that \
+                 uses up a day's quota before the end of the day; the hub then accepts no messages \
+                 from any client until midnight UTC",
                 hub.plan.hub
             ));
         }
@@ -458,15 +471,16 @@ pub fn warnings(spec: &RolloutSpec, whole: &Estimate) -> Vec<String> {
     warnings
 }
 
-/// Messages wait at the hub for devices that are away, and the hub knows no windows.
+/// Warns of a `ttl` longer than a window: a hub keeps messages for offline devices, regardless of
+/// windows.
 fn ttl_after_window(spec: &RolloutSpec) -> Option<String> {
     let ttl = spec.message.ttl?.0;
     let windows = &spec.schedule.as_ref()?.windows;
     let shortest = windows.iter().map(|window| window.length.0).min()?;
     (ttl > shortest).then(|| {
         format!(
-            "message.ttl is {}, longer than a window ({}): devices that are away get the message also when the \
-             window is closed",
+            "message.ttl is {}, longer than a window ({}): offline devices may receive the message \
+             while the window is closed",
             friendly(ttl),
             friendly(shortest)
         )

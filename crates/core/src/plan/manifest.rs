@@ -1,20 +1,21 @@
-//! A batch: devices of one hub and one stage, tag group by tag group.
+//! A batch: devices of a single hub and stage, ordered by tag group.
 
 use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::place::Place;
+use super::sort_key::SortKey;
 use crate::budget::BudgetGroup;
 use crate::ids::{BatchId, DeviceId, HubHost, HubName, StageIndex};
 
-/// A tag group: the values of the `batch_by` tags that its devices share, in the order of the spec. A device without the tag has `None`, which is a group of its own.
+/// A tag group: the common values of the `batch_by` tags, in the order of the spec. Devices without
+/// a tag have the value `None` and form a group of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Group(pub Vec<(String, Option<String>)>);
+pub struct TagGroup(pub Vec<(String, Option<String>)>);
 
-impl fmt::Display for Group {
+impl fmt::Display for TagGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("all");
@@ -30,55 +31,62 @@ impl fmt::Display for Group {
 /// A batch without its devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchHeader {
-    /// Its number in the plan.
+    /// The number of the batch in the plan.
     pub id: BatchId,
-    /// The hub of all its devices.
+    /// The hub of all devices.
     pub hub: HubName,
-    /// The host name of that hub. A batch is sent through no other hub, whatever the alias names later.
+    /// The host name of the hub at the time of planning. The batch is sent through no other host,
+    /// even if the hub's alias later refers to another host.
     pub host: HubHost,
-    /// The stage of all its devices.
+    /// The stage of all devices.
     pub stage: StageIndex,
-    /// The tag group of the first devices; of all, unless there are further groups.
-    pub group: Group,
-    /// Further groups, each with the position of its first device, ascending. Only [small](super::pack) groups share a batch.
+    /// The tag group of the first devices; without further groups, of all devices.
+    pub group: TagGroup,
+    /// Further tag groups, each with the position of the first device, in ascending order. Only
+    /// [small](super::pack) groups share a batch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub further: Vec<(u32, Group)>,
-    /// How many devices; at least one.
+    pub further_groups: Vec<(u32, TagGroup)>,
+    /// The number of devices; at least 1.
     pub devices: u32,
-    /// When it is released, compared with others of its stage and hub.
-    #[serde(default, skip_serializing_if = "Place::is_none")]
-    pub place: Place,
-    /// The groups of which only so many devices may be in progress, and which all its devices are in.
+    /// The position in the release order among the batches of the same stage and hub.
+    #[serde(default, skip_serializing_if = "SortKey::is_none")]
+    pub sort_key: SortKey,
+    /// The budget groups of the batch. All devices of the batch are in each of these groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<BudgetGroup>,
 }
 
 impl BatchHeader {
-    /// The tag groups, each with the positions of its devices.
-    pub fn groups(&self) -> impl Iterator<Item = (&Group, Range<u32>)> {
-        let ends = self.further.iter().map(|(first, _)| *first);
+    /// Returns the tag groups, each with the positions of the group's devices.
+    pub fn groups(&self) -> impl Iterator<Item = (&TagGroup, Range<u32>)> {
+        let ends = self.further_groups.iter().map(|(first, _)| *first);
         let ends = ends.chain([self.devices]);
-        let further = self.further.iter().map(|(first, group)| (group, *first));
+        let further = self
+            .further_groups
+            .iter()
+            .map(|(first, group)| (group, *first));
         let starts = std::iter::once((&self.group, 0)).chain(further);
         starts
             .zip(ends)
             .map(|((group, first), end)| (group, first..end))
     }
 
-    /// The tag group of the device at a position.
+    /// Returns the tag group of the device at a position.
     #[must_use]
-    pub fn group_of(&self, index: u32) -> &Group {
-        let after = self.further.partition_point(|(first, _)| *first <= index);
+    pub fn group_of(&self, index: u32) -> &TagGroup {
+        let after = self
+            .further_groups
+            .partition_point(|(first, _)| *first <= index);
         match after.checked_sub(1) {
-            Some(at) => &self.further[at].1,
+            Some(at) => &self.further_groups[at].1,
             None => &self.group,
         }
     }
 
-    /// Its tag groups in words: the first, and how many more.
+    /// Describes the tag groups: the first group, and the number of further groups.
     #[must_use]
-    pub fn groups_in_words(&self) -> String {
-        match self.further.len() {
+    pub fn describe_groups(&self) -> String {
+        match self.further_groups.len() {
             0 => self.group.to_string(),
             more => format!("{} and {more} more groups", self.group),
         }
@@ -88,20 +96,20 @@ impl BatchHeader {
 /// A batch: the unit of work on the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// All but the devices.
+    /// All data of the batch except the devices.
     pub header: BatchHeader,
-    /// The devices in order. A device's position is part of its message id.
+    /// The devices in order. The position of a device is part of the message id.
     pub devices: DeviceList,
 }
 
-/// Device ids in one piece of memory, one a line.
+/// Device ids in contiguous memory, each on a separate line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceList {
     text: String,
     ends: Vec<u32>,
 }
 
-/// A stored manifest that cannot be what was written.
+/// The error for a corrupt manifest in the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} of a batch's manifest is not a device id")]
 pub struct CorruptManifest {
@@ -111,7 +119,7 @@ pub struct CorruptManifest {
 }
 
 impl DeviceList {
-    /// Adds a device at the end.
+    /// Appends a device.
     pub fn push(&mut self, device: &DeviceId) {
         self.text.push_str(device.as_str());
         self.text.push('\n');
@@ -119,35 +127,35 @@ impl DeviceList {
             .push(u32::try_from(self.text.len()).expect("a batch is far smaller than 4 GiB"));
     }
 
-    /// Adds the devices of another list at the end.
+    /// Appends the devices of another list.
     pub fn append(&mut self, other: &Self) {
         let bytes = u32::try_from(self.text.len()).expect("a batch is far smaller than 4 GiB");
         self.text.push_str(&other.text);
         self.ends.extend(other.ends.iter().map(|end| bytes + end));
     }
 
-    /// How many devices.
+    /// Returns the number of devices.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// No devices.
+    /// Returns whether the list has no devices.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The bytes that the ids take.
+    /// Returns the size of the text in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.text.len()
     }
 
-    /// The id at `index`.
+    /// Returns the id at `index`.
     ///
     /// # Panics
-    /// When there is none.
+    /// Panics if `index` is out of bounds.
     #[must_use]
     pub fn get(&self, index: usize) -> DeviceId {
         DeviceId::new(self.slice(index)).expect("only device ids are pushed")
@@ -162,21 +170,21 @@ impl DeviceList {
         &self.text[start..self.ends[index] as usize - 1]
     }
 
-    /// The ids in order.
+    /// Returns the ids in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> + '_ {
         (0..self.len()).map(|index| self.slice(index))
     }
 
-    /// The list as text, one id a line.
+    /// Returns the list as text, with each id on a separate line.
     #[must_use]
     pub fn as_text(&self) -> &str {
         &self.text
     }
 
-    /// Reads what [`DeviceList::as_text`] gave.
+    /// Parses the text returned by [`DeviceList::as_text`].
     ///
     /// # Errors
-    /// When a line is no device id.
+    /// Returns an error if a line is not a device id.
     pub fn from_text(text: &str) -> Result<Self, CorruptManifest> {
         let mut list = Self::default();
         for (index, line) in text.lines().enumerate() {
@@ -212,16 +220,16 @@ mod tests {
 
     #[test]
     fn a_device_has_the_group_that_it_is_listed_in() {
-        let group = |site: &str| Group(vec![("site".into(), Some(site.into()))]);
+        let group = |site: &str| TagGroup(vec![("site".into(), Some(site.into()))]);
         let mut header = BatchHeader {
             id: BatchId(0),
             hub: HubName::new("h").unwrap(),
             host: HubHost::new("h").unwrap(),
             stage: StageIndex(0),
             group: group("a"),
-            further: vec![(2, group("b")), (3, group("c"))],
+            further_groups: vec![(2, group("b")), (3, group("c"))],
             devices: 5,
-            place: Place::default(),
+            sort_key: SortKey::default(),
             budgets: Vec::new(),
         };
         let of_each: Vec<_> = (0..5).map(|index| header.group_of(index)).collect();
@@ -229,22 +237,22 @@ mod tests {
         assert_eq!(of_each, [a, a, b, c, c]);
         let groups: Vec<_> = header.groups().collect();
         assert_eq!(groups, [(a, 0..2), (b, 2..3), (c, 3..5)]);
-        assert_eq!(header.groups_in_words(), "site=a and 2 more groups");
-        header.further.clear();
+        assert_eq!(header.describe_groups(), "site=a and 2 more groups");
+        header.further_groups.clear();
         assert_eq!(header.groups().collect::<Vec<_>>(), [(a, 0..5)]);
         assert_eq!(
-            (header.group_of(4), header.groups_in_words()),
+            (header.group_of(4), header.describe_groups()),
             (a, "site=a".into())
         );
     }
 
     #[test]
     fn groups_read_well() {
-        let group = Group(vec![
+        let group = TagGroup(vec![
             ("region".into(), Some("eu".into())),
             ("site".into(), None),
         ]);
         assert_eq!(group.to_string(), "region=eu, site=(none)");
-        assert_eq!(Group::default().to_string(), "all");
+        assert_eq!(TagGroup::default().to_string(), "all");
     }
 }

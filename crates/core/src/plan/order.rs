@@ -1,38 +1,41 @@
-//! In which order a stage's batches are released.
+//! The release order of a stage's batches.
 //!
-//! The planner sees devices in a stream and keeps none of them, so it cannot sort. It gives each batch a
-//! [`Place`], and the store hands batches out in the order of their places.
+//! The planner receives devices in a stream and keeps none of the devices, so the planner cannot
+//! sort. Instead, the planner gives each batch a [`SortKey`], and the store returns batches in the
+//! order of their sort keys.
 
-use super::place::Place;
-use super::{Cohort, DeviceList, Group};
+use super::sort_key::SortKey;
+use super::{Cohort, DeviceList, TagGroup};
 use crate::ids::StageIndex;
 use crate::spec::{Order, RolloutSpec};
 
-/// Puts a batch in its place, and its devices in order, as its stage wants it.
+/// Returns the sort key of a batch, and the batch's devices in order, according to the release
+/// order of the stage.
 #[must_use]
-pub(super) fn arrange(
+pub(super) fn apply_release_order(
     spec: &RolloutSpec,
     stage: StageIndex,
-    group: &Group,
+    group: &TagGroup,
     devices: DeviceList,
-) -> (Place, DeviceList) {
+) -> (SortKey, DeviceList) {
     match spec.order_of(stage) {
-        None => (Place::default(), devices),
+        None => (SortKey::default(), devices),
         Some(Order::By(tag)) => {
             let own = group.0.iter().find(|(name, _)| name == tag.as_str());
             let value = own.and_then(|(_, value)| value.as_deref());
-            (Place::of_value(value), devices)
+            (SortKey::of_value(value), devices)
         }
         Some(Order::Shuffled) => {
             let mut ids: Vec<_> = (0..devices.len()).map(|index| devices.get(index)).collect();
-            let place = ids.first().map(|first| {
-                // Another salt than the devices' own: of two batches, the larger one is not to be the earlier one.
-                Place::of_cohort(Cohort::of(first, &format!("{}\0batches", spec.salt())))
+            let sort_key = ids.first().map(|first| {
+                // Uses another salt than the order of devices: a larger batch must not tend to come
+                // earlier.
+                SortKey::of_cohort(Cohort::of(first, &format!("{}\0batches", spec.salt())))
             });
             ids.sort_by_cached_key(|id| (Cohort::of(id, spec.salt()), id.clone()));
             let mut shuffled = DeviceList::default();
             ids.iter().for_each(|id| shuffled.push(id));
-            (place.unwrap_or_default(), shuffled)
+            (sort_key.unwrap_or_default(), shuffled)
         }
     }
 }
@@ -43,11 +46,11 @@ mod tests {
 
     use super::*;
     use crate::ids::DeviceId;
-    use crate::plan::COMPARED;
+    use crate::plan::COMPARED_BYTES;
 
     #[test]
     fn values_ascend() {
-        let long = "x".repeat(COMPARED);
+        let long = "x".repeat(COMPARED_BYTES);
         let ascending = [
             Some("-1e300"),
             Some("-10"),
@@ -72,17 +75,18 @@ mod tests {
             None,
         ];
         for pair in ascending.windows(2) {
-            let places = [Place::of_value(pair[0]), Place::of_value(pair[1])];
-            assert!(places[0] < places[1], "{pair:?}: {places:?}");
-            // As a store may compare them, with what comes after.
-            let [one, other] = places.map(|place| format!("{}-0000000001", place.as_str()));
+            let sort_keys = [SortKey::of_value(pair[0]), SortKey::of_value(pair[1])];
+            assert!(sort_keys[0] < sort_keys[1], "{pair:?}: {sort_keys:?}");
+            // A store may compare sort keys with a suffix.
+            let [one, other] =
+                sort_keys.map(|sort_key| format!("{}-0000000001", sort_key.as_str()));
             assert!(one < other, "{pair:?}");
         }
-        assert_eq!(Place::of_value(Some("-0")), Place::of_value(Some("0")));
-        assert_eq!(Place::of_value(Some("07")), Place::of_value(Some("7")));
+        assert_eq!(SortKey::of_value(Some("-0")), SortKey::of_value(Some("0")));
+        assert_eq!(SortKey::of_value(Some("07")), SortKey::of_value(Some("7")));
         assert_eq!(
-            Place::of_value(Some(&format!("{long}1"))),
-            Place::of_value(Some(&format!("{long}2")))
+            SortKey::of_value(Some(&format!("{long}1"))),
+            SortKey::of_value(Some(&format!("{long}2")))
         );
     }
 
@@ -106,17 +110,20 @@ mod tests {
         let spec = spec(
             "order: {by: site}, stages: [{name: a, percent: 1%}, {name: b, percent: 2%, order: shuffled}]",
         );
-        let group = Group(vec![
+        let group = TagGroup(vec![
             ("region".into(), Some("eu".into())),
             ("site".into(), Some("7".into())),
         ]);
-        let (place, devices) = arrange(&spec, StageIndex(0), &group, list(0..9));
-        assert_eq!((place, &devices), (Place::of_value(Some("7")), &list(0..9)));
-        let (place, devices) = arrange(&spec, StageIndex(1), &group, list(0..9));
-        assert!(!place.is_none());
+        let (sort_key, devices) = apply_release_order(&spec, StageIndex(0), &group, list(0..9));
+        assert_eq!(
+            (sort_key, &devices),
+            (SortKey::of_value(Some("7")), &list(0..9))
+        );
+        let (sort_key, devices) = apply_release_order(&spec, StageIndex(1), &group, list(0..9));
+        assert!(!sort_key.is_none());
         assert_ne!(devices, list(0..9));
-        let rest = arrange(&spec, StageIndex(2), &Group::default(), list(0..9));
-        assert_eq!(rest.0, Place::of_value(None));
+        let rest = apply_release_order(&spec, StageIndex(2), &TagGroup::default(), list(0..9));
+        assert_eq!(rest.0, SortKey::of_value(None));
     }
 
     #[test]
@@ -143,20 +150,20 @@ mod tests {
     #[test]
     fn a_shuffle_spreads_batches_and_always_the_same_way() {
         let spec = spec("order: shuffled");
-        let places: Vec<_> = (0..1_000)
+        let sort_keys: Vec<_> = (0..1_000)
             .map(|n| {
-                arrange(
+                apply_release_order(
                     &spec,
                     StageIndex(0),
-                    &Group::default(),
+                    &TagGroup::default(),
                     list(n * 5..n * 5 + 5),
                 )
                 .0
             })
             .collect();
         let mut sorted: Vec<_> = (0..1_000).collect();
-        sorted.sort_by_key(|n| &places[*n]);
-        // The mean distance of a random order is a third.
+        sorted.sort_by_key(|n| &sort_keys[*n]);
+        // The mean displacement in a random order is a third of the length.
         let moved: usize = sorted
             .iter()
             .enumerate()
@@ -164,8 +171,8 @@ mod tests {
             .sum();
         assert!((300_000..370_000).contains(&moved), "{moved}");
         assert_eq!(
-            places[3],
-            arrange(&spec, StageIndex(0), &Group::default(), list(15..20)).0
+            sort_keys[3],
+            apply_release_order(&spec, StageIndex(0), &TagGroup::default(), list(15..20)).0
         );
     }
 
@@ -173,14 +180,14 @@ mod tests {
         #[test]
         fn numbers_ascend(a in any::<f64>(), b in any::<f64>()) {
             prop_assume!(a.is_finite() && b.is_finite() && a < b);
-            let place = |number: f64| Place::of_value(Some(&format!("{number:?}")));
-            prop_assert!(place(a) < place(b));
+            let sort_key = |number: f64| SortKey::of_value(Some(&format!("{number:?}")));
+            prop_assert!(sort_key(a) < sort_key(b));
         }
 
         #[test]
         fn nobody_is_lost_in_a_shuffle(from in 0u32..1_000, devices in 0u32..50) {
             let all = list(from..from + devices);
-            let (_, shuffled) = arrange(&spec("order: shuffled"), StageIndex(0), &Group::default(), all.clone());
+            let (_, shuffled) = apply_release_order(&spec("order: shuffled"), StageIndex(0), &TagGroup::default(), all.clone());
             let sorted = |list: &DeviceList| {
                 let mut ids: Vec<_> = list.iter().map(str::to_owned).collect();
                 ids.sort_unstable();

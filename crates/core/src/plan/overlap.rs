@@ -1,4 +1,4 @@
-//! Whether two rollouts may send to the same devices.
+//! Checks whether two rollouts may send to the same devices.
 
 use std::collections::BTreeSet;
 
@@ -6,26 +6,27 @@ use crate::ids::DeviceId;
 use crate::query::{OneOrMany, TagPath, TagSelector, TagValue};
 use crate::spec::RolloutSpec;
 
-/// What is known of the devices of two targets on the hubs that they share, from the specs alone. What a raw `where` says
-/// is not understood, and a list in a file is not read: then they may overlap.
+/// The overlap of two targets on their common hubs, judged from the specs alone. A raw `where`
+/// condition is not interpreted and a list in a file is not read: such targets count as possibly
+/// overlapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Overlap {
-    /// No device can be in both.
-    Apart {
-        /// Why, for people.
-        because: String,
+    /// No device can be in both targets.
+    Disjoint {
+        /// The reason, for people.
+        reason: String,
     },
-    /// Some devices may be in both.
+    /// Some devices may be in both targets.
     Possible,
-    /// They are chosen in the same words.
+    /// Both specs select the devices in the same way.
     Same,
 }
 
-/// Compares two targets; not their hubs.
+/// Compares two targets without their hubs.
 #[must_use]
 pub fn overlap(one: &RolloutSpec, other: &RolloutSpec) -> Overlap {
-    if let Some(because) = apart(one, other) {
-        return Overlap::Apart { because };
+    if let Some(reason) = disjoint_reason(one, other) {
+        return Overlap::Disjoint { reason };
     }
     let chosen = |spec: &RolloutSpec| (spec.selected(), spec.target.devices.clone());
     let in_files = one.target.devices_file.is_some() || other.target.devices_file.is_some();
@@ -35,7 +36,7 @@ pub fn overlap(one: &RolloutSpec, other: &RolloutSpec) -> Overlap {
     Overlap::Possible
 }
 
-fn apart(one: &RolloutSpec, other: &RolloutSpec) -> Option<String> {
+fn disjoint_reason(one: &RolloutSpec, other: &RolloutSpec) -> Option<String> {
     let (a, b) = (&one.target, &other.target);
     if !a.devices.is_empty() && !b.devices.is_empty() {
         let listed: BTreeSet<&DeviceId> = a.devices.iter().collect();
@@ -49,19 +50,19 @@ fn apart(one: &RolloutSpec, other: &RolloutSpec) -> Option<String> {
             .is_some_and(|others| !share_a_value(values, others))
     });
     if let Some((path, _)) = unlike {
-        return Some(format!("they want different values of tag {path}"));
+        return Some(format!("they select different values of tag {path}"));
     }
     let leaves_out = |spec: &RolloutSpec, tags: &TagSelector| {
         let mut rules = spec.target.exclude.iter();
         rules.any(|rule| !rule.tags.is_empty() && rule.tags.iter().all(|it| implies(tags, it)))
     };
     if leaves_out(one, &b.tags) || leaves_out(other, &a.tags) {
-        return Some("one excludes by their tags what the other selects".to_owned());
+        return Some("one excludes the tags that the other selects".to_owned());
     }
     None
 }
 
-/// Every device that matches `tags` has one of these values.
+/// Returns whether every device that matches `tags` has an allowed value.
 fn implies(tags: &TagSelector, (path, values): (&TagPath, &OneOrMany)) -> bool {
     let Some(selected) = tags.get(path) else {
         return false;
@@ -88,7 +89,7 @@ fn each(values: &OneOrMany) -> Vec<&TagValue> {
     }
 }
 
-/// As the hub compares: numbers by their value, whichever way they are written.
+/// Compares like the hub: numbers by value, in any notation.
 fn is_same(one: &TagValue, other: &TagValue) -> bool {
     match (one, other) {
         (TagValue::Int(a), TagValue::Float(b)) | (TagValue::Float(b), TagValue::Int(a)) => {
@@ -158,7 +159,7 @@ mod tests {
         ] {
             let found = overlap(&spec(one), &spec(other));
             let said = match &found {
-                Overlap::Apart { because } => because.as_str(),
+                Overlap::Disjoint { reason } => reason.as_str(),
                 Overlap::Possible => "possible",
                 Overlap::Same => "same",
             };

@@ -1,23 +1,25 @@
-//! Small tag groups share batches.
+//! Packs small tag groups into shared batches.
 //!
-//! A batch costs a dispatch, a lease and a few records, however few devices it has. Thousands of groups of two devices
-//! would be sent at the pace of these, so they share batches. A few small groups do not: a batch each costs little, and
-//! workers share the batches among themselves.
+//! Every batch costs a dispatch, a lease and a few records, regardless of the number of devices.
+//! Thousands of groups of two devices would be sent at the pace of this overhead, so small groups
+//! share batches. Few small groups do not share batches: separate batches then cost little, and
+//! several workers can take part.
 
 use std::collections::BTreeMap;
 
-use super::batcher::{BatchLimits, Filled};
-use super::manifest::{DeviceList, Group};
-use super::order::arrange;
-use super::place::Place;
+use super::batcher::{BatchLimits, ClosedBatch};
+use super::manifest::{DeviceList, TagGroup};
+use super::order::apply_release_order;
+use super::sort_key::SortKey;
 use crate::ids::StageIndex;
 use crate::spec::{Order, RolloutSpec};
 
-/// A group with fewer devices is small.
+/// A tag group with fewer devices is small.
 const SMALL: usize = BatchLimits::MIN_DEVICES;
-/// Up to this many small groups have a batch each.
+/// Up to this number of small groups, each group has a batch of its own.
 const FEW: usize = 100;
-/// The most groups of a batch, and the most bytes of their tags: a batch's header is read each time it is listed.
+/// The maximum number of groups in a batch, and the maximum size of their tags in bytes: every
+/// listing reads the batch header.
 const MAX_GROUPS: usize = 64;
 const MAX_GROUP_BYTES: usize = 8 * 1024;
 
@@ -26,28 +28,29 @@ const MAX_GROUP_BYTES: usize = 8 * 1024;
 pub struct Packed {
     /// The stage of all devices.
     pub stage: StageIndex,
-    /// The place in the order of release.
-    pub place: Place,
+    /// The position in the release order.
+    pub sort_key: SortKey,
     /// The tag group of the first devices.
-    pub group: Group,
-    /// Further groups, each with the position of its first device.
-    pub further: Vec<(u32, Group)>,
+    pub group: TagGroup,
+    /// Further groups, each with the position of the first device.
+    pub further_groups: Vec<(u32, TagGroup)>,
     /// The devices, group by group.
     pub devices: DeviceList,
 }
 
-/// Arranges filled batches as their stages want it, and joins small ones of a hub. Groups share a batch only if no rule can
-/// tell them apart: they have the same stage, zone and place, and no budget.
+/// Arranges closed batches in the release order of their stages, and joins small batches of a hub.
+/// Groups share a batch only if no rule distinguishes the groups: stage, zone and sort key are
+/// equal, and no budget applies.
 #[must_use]
-pub fn pack(spec: &RolloutSpec, limits: BatchLimits, filled: Vec<Filled>) -> Vec<Packed> {
+pub fn pack(spec: &RolloutSpec, limits: BatchLimits, closed: Vec<ClosedBatch>) -> Vec<Packed> {
     let mut packed = Vec::new();
     let mut small = Vec::new();
-    for (stage, group, devices) in filled {
-        let (place, devices) = arrange(spec, stage, &group, devices);
+    for (stage, group, devices) in closed {
+        let (sort_key, devices) = apply_release_order(spec, stage, &group, devices);
         let one = Packed {
             stage,
-            place,
-            further: Vec::new(),
+            sort_key,
+            further_groups: Vec::new(),
             devices,
             group,
         };
@@ -60,11 +63,12 @@ pub fn pack(spec: &RolloutSpec, limits: BatchLimits, filled: Vec<Filled>) -> Vec
     }
     let mut open: BTreeMap<_, Packed> = BTreeMap::new();
     for one in small {
-        // The place of a shuffled batch is a random one, and that of the first group will do.
+        // The sort key of a shuffled batch is random, so the sort key of the first group is as good
+        // as any other sort key.
         let is_shuffled = matches!(spec.order_of(one.stage), Some(Order::Shuffled));
-        let place = (!is_shuffled).then(|| one.place.clone());
+        let sort_key = (!is_shuffled).then(|| one.sort_key.clone());
         let zone = spec.zone_in(&one.group).map(str::to_owned);
-        let key = (one.stage, place, zone);
+        let key = (one.stage, sort_key, zone);
         match open.get_mut(&key) {
             Some(shared) if shared.has_room(&one, limits) => shared.add(one),
             _ => packed.extend(open.insert(key, one)),
@@ -76,14 +80,14 @@ pub fn pack(spec: &RolloutSpec, limits: BatchLimits, filled: Vec<Filled>) -> Vec
 
 impl Packed {
     fn has_room(&self, other: &Self, limits: BatchLimits) -> bool {
-        self.further.len() + 1 < MAX_GROUPS
+        self.further_groups.len() + 1 < MAX_GROUPS
             && self.group_bytes() + other.group_bytes() <= MAX_GROUP_BYTES
             && self.devices.len() + other.devices.len() <= limits.devices
             && self.devices.bytes() + other.devices.bytes() <= limits.bytes
     }
 
     fn group_bytes(&self) -> usize {
-        let further = self.further.iter().map(|(_, group)| group);
+        let further = self.further_groups.iter().map(|(_, group)| group);
         let tags = std::iter::once(&self.group).chain(further);
         let tags = tags.flat_map(|group| &group.0);
         tags.map(|(tag, value)| tag.len() + value.as_ref().map_or(0, String::len))
@@ -92,7 +96,7 @@ impl Packed {
 
     fn add(&mut self, other: Self) {
         let first = u32::try_from(self.devices.len()).expect("batches are small");
-        self.further.push((first, other.group));
+        self.further_groups.push((first, other.group));
         self.devices.append(&other.devices);
     }
 }
@@ -119,24 +123,27 @@ mod tests {
         RolloutSpec::read("x", &text).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// One group for each site, with so many devices each.
-    fn sites(zone: &str, sites: std::ops::Range<u32>, devices: u32) -> Vec<Filled> {
-        let filled = sites.map(|site| {
+    /// Returns a group with `devices` devices for each site.
+    fn sites(zone: &str, sites: std::ops::Range<u32>, devices: u32) -> Vec<ClosedBatch> {
+        let closed = sites.map(|site| {
             let mut list = DeviceList::default();
             for device in 0..devices {
                 list.push(&DeviceId::new(format!("{}-{site}-{device}", zone.len())).unwrap());
             }
             let tag = |name: &str, value: String| (name.to_owned(), Some(value));
             let group = vec![tag("zone", zone.to_owned()), tag("site", site.to_string())];
-            (StageIndex(0), Group(group), list)
+            (StageIndex(0), TagGroup(group), list)
         });
-        filled.collect()
+        closed.collect()
     }
 
-    /// How many groups each batch has.
-    fn groups(spec: &RolloutSpec, filled: Vec<Filled>) -> Vec<usize> {
-        let packed = pack(spec, LIMITS, filled);
-        packed.iter().map(|one| one.further.len() + 1).collect()
+    /// Returns the number of groups in each batch.
+    fn groups(spec: &RolloutSpec, closed: Vec<ClosedBatch>) -> Vec<usize> {
+        let packed = pack(spec, LIMITS, closed);
+        packed
+            .iter()
+            .map(|one| one.further_groups.len() + 1)
+            .collect()
     }
 
     #[test]
@@ -159,7 +166,7 @@ mod tests {
         assert_eq!(groups(&spec(""), both()).len(), 2);
         let zones = spec(", schedule: {zone_tag: zone}");
         for one in pack(&zones, LIMITS, both()) {
-            let further = one.further.iter().map(|(_, group)| group);
+            let further = one.further_groups.iter().map(|(_, group)| group);
             for group in further {
                 assert_eq!(group.0[0], one.group.0[0]);
             }
@@ -175,25 +182,25 @@ mod tests {
     }
 
     proptest! {
-        /// Every device keeps its group, and is in one batch.
+        /// Every device keeps its group, and is in exactly one batch.
         #[test]
         fn nothing_is_lost_or_mixed(sizes in prop::collection::vec(1u32..120, 0..250), shuffled: bool) {
             let spec = spec(if shuffled { ", order: shuffled" } else { "" });
-            let mut filled = Vec::new();
+            let mut closed = Vec::new();
             for (site, size) in (0..).zip(&sizes) {
-                filled.extend(sites("UTC", site..site + 1, *size));
+                closed.extend(sites("UTC", site..site + 1, *size));
             }
             let mut expected = BTreeMap::new();
-            for (_, group, list) in &filled {
+            for (_, group, list) in &closed {
                 expected.extend(list.iter().map(|id| (id.to_owned(), group.clone())));
             }
             let mut found = BTreeMap::new();
-            for one in pack(&spec, LIMITS, filled) {
-                prop_assert!(one.devices.len() <= LIMITS.devices && one.further.len() < MAX_GROUPS);
-                let starts: Vec<_> = one.further.iter().map(|(first, _)| *first).collect();
+            for one in pack(&spec, LIMITS, closed) {
+                prop_assert!(one.devices.len() <= LIMITS.devices && one.further_groups.len() < MAX_GROUPS);
+                let starts: Vec<_> = one.further_groups.iter().map(|(first, _)| *first).collect();
                 prop_assert!(starts.is_sorted() && starts.iter().all(|first| *first > 0));
                 for (index, id) in (0..).zip(one.devices.iter()) {
-                    let own = one.further.iter().rev().find(|(first, _)| *first <= index);
+                    let own = one.further_groups.iter().rev().find(|(first, _)| *first <= index);
                     let group = own.map_or(&one.group, |(_, group)| group).clone();
                     prop_assert!(found.insert(id.to_owned(), group).is_none());
                 }

@@ -1,30 +1,33 @@
-//! How large a batch may be whose devices are held back by budgets.
+//! Limits the size of batches by budgets.
 
 use std::collections::HashMap;
 
-use super::{Group, Place};
+use super::{SortKey, TagGroup};
 use crate::budget::BudgetGroup;
 use crate::spec::RolloutSpec;
 
-/// Of what a group allows, one batch is this part at the most: so that others go on while a silent device of one
-/// is waited for.
+/// A batch takes at most this part (a quarter) of a group's limit, so that other batches proceed
+/// while the silent devices of a batch are waited for.
 const PARTS: u64 = 4;
-/// Groups that are counted at once. Beyond, counting begins anew, which makes some batches smaller.
+/// The maximum number of groups counted at once. Beyond, counting restarts, and some batches become
+/// smaller.
 const COUNTED: usize = 200_000;
 
-/// The sizes of one hub's batches, as its devices come by.
+/// Computes the maximum size of a hub's batches while devices arrive.
 ///
-/// What a per cent of a group allows is known when all its devices are. But it is no less than the same per cent of those
-/// that have come by, so batches by that are never too large: they begin small, and grow with the group.
+/// A limit in per cent of a group is known only after the last device. The same per cent of the
+/// devices seen so far is never more, so batches of that size are never too large. Batches begin
+/// small and grow with the group.
 #[derive(Debug, Default)]
 pub struct BatchSizes {
-    /// By group: devices that have come by, and batches that were filled.
+    /// By group: the number of devices seen, and the number of batches filled.
     seen: HashMap<String, (u64, u32)>,
 }
 
 impl BatchSizes {
-    /// Counts a device. Gives how many devices a batch of its tag group may have now; `None` without budgets.
-    pub fn with_one_more(&mut self, spec: &RolloutSpec, group: &Group) -> Option<usize> {
+    /// Counts a device. Returns the current maximum number of devices in a batch of the device's
+    /// tag group; `None` if no budget applies.
+    pub fn count_device(&mut self, spec: &RolloutSpec, group: &TagGroup) -> Option<usize> {
         if spec.budgets.is_empty() {
             return None;
         }
@@ -37,15 +40,16 @@ impl BatchSizes {
         sizes.min().and_then(|size| usize::try_from(size).ok())
     }
 
-    /// A place for the next batch of a tag group: first come the first batches of all groups, then the second ones. So the
-    /// batches of one that is full do not stand before those of all others.
-    pub fn next_place(&mut self, groups: &[BudgetGroup]) -> Place {
+    /// Returns the sort key of the next batch of these budget groups: the first batches of all
+    /// groups come before the second batches. The batches of a full group therefore do not precede
+    /// the batches of all other groups.
+    pub fn next_sort_key(&mut self, groups: &[BudgetGroup]) -> SortKey {
         let Some(first) = groups.first() else {
-            return Place::default();
+            return SortKey::default();
         };
         let (_, batches) = self.of(first.group.clone());
         *batches += 1;
-        Place::of_round(*batches)
+        SortKey::of_round(*batches)
     }
 
     fn of(&mut self, group: String) -> &mut (u64, u32) {
@@ -63,7 +67,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Filled as they come, no batch is larger than what its group allows in the end.
+        /// In any order of arrival, no batch is larger than the final limit of the group.
         #[test]
         fn a_batch_fits_into_its_group(
             at_most in prop_oneof![(1u32..40).prop_map(|n| n.to_string()), (1u32..100).prop_map(|n| format!("{n}%"))],
@@ -72,17 +76,17 @@ mod tests {
             let text = format!("{{name: r, target: {{all: true}}, batch_by: [site], message: {{body: {{text: x}}, ack: full}}, \
                 budgets: [{{tag: site, at_most: {at_most}}}]}}");
             let spec = RolloutSpec::read("x", &text).unwrap();
-            let group = |site: u8| Group(vec![("site".into(), (site > 0).then(|| site.to_string()))]);
+            let group = |site: u8| TagGroup(vec![("site".into(), (site > 0).then(|| site.to_string()))]);
             let mut sizes = BatchSizes::default();
             let mut open = [0usize; 4];
             let mut largest = [0usize; 4];
             for site in &sites {
                 let at = usize::from(*site);
-                let most = sizes.with_one_more(&spec, &group(*site));
-                prop_assert_eq!(most.is_none(), *site == 0, "without the tag there is no budget");
+                let max_devices = sizes.count_device(&spec, &group(*site));
+                prop_assert_eq!(max_devices.is_none(), *site == 0, "without the tag there is no budget");
                 open[at] += 1;
                 largest[at] = largest[at].max(open[at]);
-                if most.is_some_and(|most| open[at] >= most) {
+                if max_devices.is_some_and(|max| open[at] >= max) {
                     open[at] = 0;
                 }
             }

@@ -1,75 +1,80 @@
-//! Assigns devices to stages, in one pass over the target, within a bounded memory.
+//! Assigns devices to stages, in a single pass over the target and within bounded memory.
 //!
-//! What a stage takes is said at [`Stage`](crate::spec::Stage). Whether a percent takes a device depends on all
-//! devices of the target, over all hubs, and those are known only when the last has come by. But it is
-//! known nearly from the start: cohorts are as good as random, so of N devices, the one at the
-//! fraction p of their order has a cohort within some `sqrt(p (1 - p) / N)` of p.
+//! [`Stage`](crate::spec::Stage) defines the devices of a stage. Whether a percent takes a device
+//! depends on all devices of the target, over all hubs, so the exact boundary (the *cut*) is known
+//! only after the last device. The approximate cut is known from the start: cohorts are uniformly
+//! distributed, so among N devices, the device at the fraction p of the cohort order has a cohort
+//! within a few `sqrt(p (1 - p) / N)` of p.
 //!
 //! ```text
 //!   0 ─────────────────────────[──────── p ────────]──────────────────────────── 1
-//!       surely taken, counted       held, all with       surely not taken
-//!                                    their ranks
+//!       surely taken, counted    held, with ranks      surely not taken
 //! ```
 //!
-//! So each hub keeps a [`Band`] about every cut, for as many devices as it has seen itself. The
-//! target has no fewer, so the cut cannot lie outside; and as more come by, the band narrows, and what it
-//! no longer covers is let go. Held are O(√N) devices at any time. In the end everything is counted, and
-//! the cut is found exactly, by its number, among those that the bands still cover.
+//! Each hub therefore keeps a [`Band`] of cohorts around every cut, as wide as required by the
+//! number of devices seen on that hub. The whole target has at least as many devices, so the cut
+//! lies inside the band. The band narrows as more devices arrive, and devices outside of the
+//! narrower band are released. At any time, O(√N) devices are held. After the last device, the
+//! number of devices below the band is known, and the exact cut is found by rank among the devices
+//! in the band.
 //!
-//! * Nothing need be known beforehand: not N, nor how many of a list exist, nor how many are excluded.
-//! * A device's stage depends on its id, the salt, its tags and the set of devices. The order in which a hub's devices
-//!   are assigned depends on that hub's own order only. So the same fleet has the same plan,
-//!   whichever hub is first.
-//! * Should a cut lie outside of its band nevertheless, that is noticed ([`CutMissed`]): a plan is exact, or is none.
+//! * The stager needs no advance knowledge: neither N, nor the number of existing devices in a
+//!   list, nor the number of exclusions.
+//! * The stage of a device depends on the device id, the salt, the tags and the set of devices. The
+//!   order in which a hub's devices are assigned depends on the order of that hub only. The same
+//!   fleet therefore gets the same plan, regardless of which hub answers first.
+//! * A cut outside of the band is detected ([`CutMissed`]): a plan is either exact or rejected.
 
 use std::collections::BinaryHeap;
 
 use serde_json::Value;
 
-use super::{Cohort, Group};
+use super::{Cohort, TagGroup};
 use crate::ids::{DeviceId, StageIndex};
 use crate::query::{self, TagPath, TagSelector};
 use crate::spec::{MAX_STAGES, Percent, RolloutSpec, Stage};
 
-/// How wide bands are.
+/// The width of a band.
 #[derive(Debug, Clone, Copy)]
 struct Margin {
-    /// Standard deviations to either side.
+    /// Standard deviations on either side of the cut.
     deviations: f64,
-    /// And so many devices: with few of them, deviations say little.
+    /// Additional devices on either side of the cut. With few devices, standard deviations say
+    /// little.
     devices: f64,
-    /// Devices that a hub has seen before it narrows its bands for the first time. Until then it holds all.
-    from: u64,
+    /// The number of devices on a hub before the first narrowing. Until then, the hub holds all
+    /// devices.
+    narrow_from: u64,
 }
 
-/// A cut lies outside of such a band once in 10^11 rollouts.
+/// With this margin, a cut lies outside of the band in 1 of 10^11 rollouts.
 const MARGIN: Margin = Margin {
     deviations: 7.0,
     devices: 16.0,
-    from: 1_000,
+    narrow_from: 1_000,
 };
 
-/// What the stages of a rollout take.
+/// The rules by which the stages of a rollout take devices.
 #[derive(Debug)]
 pub struct StageRules {
     rules: Vec<Rule>,
-    /// The percents, each once.
+    /// The distinct percents.
     cuts: Vec<Percent>,
     salt: String,
     margin: Margin,
-    /// All devices belong to this stage.
+    /// If set, all devices belong to this stage.
     only: Option<StageIndex>,
 }
 
 #[derive(Debug)]
 struct Rule {
     tags: TagSelector,
-    /// Which of the cuts.
+    /// The index of the stage's percent in `cuts`.
     cut: Option<usize>,
     max_devices: Option<usize>,
 }
 
-/// A set of stages, one bit each.
+/// A set of stages, as a bit mask.
 type StageSet = u64;
 const _: () = assert!(
     MAX_STAGES + 1 < StageSet::BITS as usize,
@@ -77,7 +82,7 @@ const _: () = assert!(
 );
 
 impl StageRules {
-    /// What the stages of `spec` take.
+    /// Returns the rules of all stages of `spec`.
     #[must_use]
     pub fn of(spec: &RolloutSpec) -> Self {
         let mut cuts = Vec::new();
@@ -94,7 +99,7 @@ impl StageRules {
         }
     }
 
-    /// Every device belongs to `stage`.
+    /// Returns rules that assign every device to `stage`.
     #[must_use]
     pub fn only(stage: StageIndex) -> Self {
         Self {
@@ -106,7 +111,7 @@ impl StageRules {
         }
     }
 
-    /// The tags that must be known of a device, each once.
+    /// Returns the distinct tags needed to assign a device.
     #[must_use]
     pub fn tags(&self) -> Vec<TagPath> {
         let mut tags = Vec::new();
@@ -116,13 +121,13 @@ impl StageRules {
         tags
     }
 
-    /// Some stage takes devices by their place in the order of cohorts.
-    fn are_by_rank(&self) -> bool {
+    /// Returns whether any stage takes devices by cohort order.
+    fn needs_ranks(&self) -> bool {
         let mut rules = self.rules.iter();
         rules.any(|rule| rule.cut.is_some() || rule.max_devices.is_some())
     }
 
-    /// The stages whose tags a device has.
+    /// Returns the stages with matching tags.
     fn fitting<'t>(&self, tag: impl Fn(&TagPath) -> Option<&'t Value>) -> StageSet {
         if let Some(stage) = self.only {
             return 1 << stage.0;
@@ -146,7 +151,7 @@ impl Rule {
     }
 }
 
-/// Where `item` is in `items`, at the end of which it is put if it is not there.
+/// Returns the index of `item` in `items`, after appending a missing item.
 fn position<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
     let found = items.iter().position(|other| *other == item);
     found.unwrap_or_else(|| {
@@ -155,19 +160,19 @@ fn position<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
     })
 }
 
-/// A device with its stage.
+/// A device with the assigned stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assigned {
+pub struct AssignedDevice {
     /// The stage.
     pub stage: StageIndex,
-    /// What it shares with others of its batch.
-    pub group: Group,
+    /// The tag group of the device.
+    pub group: TagGroup,
     /// The device.
     pub device: DeviceId,
 }
 
-/// A device's place in the order of cohorts. Devices of one cohort, as those with one id on two hubs,
-/// follow each other in a fixed order.
+/// The position of a device in the cohort order. Devices of the same cohort, such as the same
+/// device id on two hubs, have a fixed order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     cohort: Cohort,
@@ -175,11 +180,11 @@ struct Rank {
     hub: usize,
 }
 
-/// A device without a stage. Ordered by rank.
+/// A device without a stage. Candidates are ordered by rank.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     rank: Rank,
-    group: Group,
+    group: TagGroup,
     fits: StageSet,
 }
 
@@ -188,21 +193,21 @@ impl Candidate {
         self.fits >> stage & 1 == 1
     }
 
-    fn assigned(self, stage: usize) -> Assigned {
-        assigned(stage, self.group, self.rank.device)
+    fn assign(self, stage: usize) -> AssignedDevice {
+        assign(stage, self.group, self.rank.device)
     }
 }
 
-fn assigned(stage: usize, group: Group, device: DeviceId) -> Assigned {
+fn assign(stage: usize, group: TagGroup, device: DeviceId) -> AssignedDevice {
     let stage = u16::try_from(stage).expect("there are at most MAX_STAGES stages");
-    Assigned {
+    AssignedDevice {
         stage: StageIndex(stage),
         group,
         device,
     }
 }
 
-/// On which side of a cut a device is.
+/// The position of a device relative to a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Taken,
@@ -210,14 +215,15 @@ enum Side {
     NotTaken,
 }
 
-/// The cohorts among which a cut is, and the devices that have them.
+/// A range of cohorts that contains a cut, with the devices in the range.
 #[derive(Debug)]
 struct Band {
     low: Cohort,
     high: Cohort,
-    /// How many devices have a lower cohort than `low`.
+    /// The number of devices with a cohort lower than `low`.
     below: u64,
-    /// Those from `low` to `high`, whatever else is known of them.
+    /// The ranks of all devices from `low` to `high`, including assigned devices and devices with
+    /// other tags.
     within: Vec<Rank>,
 }
 
@@ -249,7 +255,7 @@ impl Band {
         }
     }
 
-    /// Narrows it to what is also within `low` to `high`.
+    /// Narrows the band to the intersection with `low` to `high`.
     fn narrow(&mut self, low: Cohort, high: Cohort) {
         self.low = self.low.max(low);
         self.high = self.high.min(high);
@@ -259,15 +265,15 @@ impl Band {
         self.within.retain(|rank| rank.cohort <= self.high);
     }
 
-    /// Narrows it to where the cut is if there are `seen` devices, or more.
+    /// Narrows the band to the possible positions of the cut among at least `seen` devices.
     fn narrow_to(&mut self, cut: Percent, seen: u64, margin: Margin) {
         let (p, n) = (cut.fraction(), seen as f64);
         let half = margin.deviations * (p * (1.0 - p) / n).sqrt() + margin.devices / n;
         self.narrow(cohort_at(p - half), cohort_at(p + half));
     }
 
-    /// Puts two hubs' bands together. Both are about the same cut, so they overlap.
-    fn and(mut self, other: Self) -> Self {
+    /// Merges the bands of two hubs. Bands around the same cut overlap.
+    fn merge(mut self, other: Self) -> Self {
         let (low, high) = (other.low, other.high);
         self.below += other.below;
         self.within.extend(other.within);
@@ -276,7 +282,8 @@ impl Band {
     }
 }
 
-/// The first cohort at a fraction; the first or last of all for one beyond.
+/// Returns the first cohort at a fraction. A fraction below 0 gives the first of all cohorts, a
+/// fraction above 1 the last.
 fn cohort_at(fraction: f64) -> Cohort {
     // The conversion saturates.
     Cohort((fraction * 2f64.powi(64)) as u64)
@@ -287,62 +294,58 @@ fn cohort_at(fraction: f64) -> Cohort {
 pub struct HubStager<'a> {
     rules: &'a StageRules,
     hub: usize,
-    /// Some stage takes by rank.
-    by_rank: bool,
+    /// Whether any stage takes devices by rank.
+    needs_ranks: bool,
     seen: u64,
     narrow_at: u64,
-    /// By cut.
+    /// The band of each cut.
     bands: Vec<Band>,
-    /// Devices that are undecided at a stage.
+    /// Undecided devices, each with the index of the undecided stage.
     held: Vec<(usize, Candidate)>,
-    /// By stage: the first that came to it, no more than its `max_devices`.
+    /// For each stage, the candidates of lowest rank, at most `max_devices`.
     counted: Vec<BinaryHeap<Candidate>>,
 }
 
-/// A cut lies outside of the cohorts among which it must be.
+/// A cut lies outside of the band.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it cannot be told exactly which devices the first {percent} are, because their cohorts are spread too \
-     unevenly; give the rollout another salt"
+    "the first {percent} of the devices cannot be determined exactly, because their cohorts are \
+     spread too unevenly; give the rollout another salt"
 )]
 pub struct CutMissed {
-    /// Which one.
+    /// The percent of the cut.
     pub percent: Percent,
 }
 
 impl<'a> HubStager<'a> {
-    /// For the hub that is at `hub` in the order of the hubs' names.
+    /// Creates the stager of the hub at index `hub` in the order of hub names.
     #[must_use]
     pub fn new(rules: &'a StageRules, hub: usize) -> Self {
         Self {
             rules,
             hub,
-            by_rank: rules.are_by_rank(),
+            needs_ranks: rules.needs_ranks(),
             seen: 0,
-            narrow_at: rules.margin.from,
+            narrow_at: rules.margin.narrow_from,
             bands: rules.cuts.iter().map(|_| Band::everything()).collect(),
             held: Vec::new(),
             counted: rules.rules.iter().map(|_| BinaryHeap::new()).collect(),
         }
     }
 
-    /// Takes a device of the target; `tag` gives its tags. Adds to `assigned` whichever devices have a
-    /// stage by it: this one, or some that were held, or none.
+    /// Adds a device of the target; `tag` returns the tags of the device. Appends to `assigned`
+    /// every device whose stage is now certain: the new device, some held devices, or none.
     pub fn push<'t>(
         &mut self,
         device: DeviceId,
-        group: Group,
+        group: TagGroup,
         tag: impl Fn(&TagPath) -> Option<&'t Value>,
-        assigned: &mut Vec<Assigned>,
+        assigned: &mut Vec<AssignedDevice>,
     ) {
         let fits = self.rules.fitting(tag);
-        if !self.by_rank {
-            // The last stage takes all.
-            assigned.push(self::assigned(
-                fits.trailing_zeros() as usize,
-                group,
-                device,
-            ));
+        if !self.needs_ranks {
+            // The last stage takes every device.
+            assigned.push(assign(fits.trailing_zeros() as usize, group, device));
             return;
         }
         let rank = Rank {
@@ -358,8 +361,8 @@ impl<'a> HubStager<'a> {
         }
     }
 
-    /// Leads a device through the stages, from one on, until it is taken or held.
-    fn route(&mut self, from: usize, mut candidate: Candidate, assigned: &mut Vec<Assigned>) {
+    /// Offers a device to the stages, starting at stage `from`, until the device is taken or held.
+    fn route(&mut self, from: usize, mut candidate: Candidate, assigned: &mut Vec<AssignedDevice>) {
         for (stage, rule) in self.rules.rules.iter().enumerate().skip(from) {
             match self.side(stage, rule, &candidate) {
                 Side::NotTaken => continue,
@@ -367,20 +370,21 @@ impl<'a> HubStager<'a> {
                 Side::Taken => {}
             }
             let Some(max) = rule.max_devices else {
-                return assigned.push(candidate.assigned(stage));
+                return assigned.push(candidate.assign(stage));
             };
             let first = &mut self.counted[stage];
             first.push(candidate);
             if first.len() <= max {
                 return;
             }
-            // Whatever else comes, so many are before this one.
+            // At least `max` devices precede this candidate, so the stage cannot take the
+            // candidate.
             candidate = first.pop().expect("one was just added");
         }
         unreachable!("the last stage takes all that comes to it");
     }
 
-    /// Whether a stage takes a device, its `max_devices` aside.
+    /// Decides whether a stage takes a device, ignoring `max_devices`.
     fn side(&self, stage: usize, rule: &Rule, candidate: &Candidate) -> Side {
         if !candidate.fits(stage) {
             return Side::NotTaken;
@@ -390,19 +394,20 @@ impl<'a> HubStager<'a> {
         })
     }
 
-    /// Narrows the bands to what was seen, and lets go what they no longer cover.
-    fn narrow(&mut self, assigned: &mut Vec<Assigned>) {
+    /// Narrows the bands to the number of devices seen, and routes the held devices again.
+    fn narrow(&mut self, assigned: &mut Vec<AssignedDevice>) {
         for (band, cut) in self.bands.iter_mut().zip(&self.rules.cuts) {
             band.narrow_to(*cut, self.seen, self.rules.margin);
         }
         for (stage, candidate) in std::mem::take(&mut self.held) {
             self.route(stage, candidate, assigned);
         }
-        // By an eighth: a band is never much wider than it must be, and this costs a hundred looks at it at the most.
+        // After an eighth more devices: a band is never much wider than necessary, and is narrowed
+        // about a hundred times at most.
         self.narrow_at = self.seen + self.seen / 8 + 1;
     }
 
-    /// How many devices it holds, and ranks of such as it does not.
+    /// Returns the number of devices and ranks in memory. The ranks of assigned devices count, too.
     #[must_use]
     pub fn held(&self) -> usize {
         let ranks = self.bands.iter().map(|band| band.within.len());
@@ -411,12 +416,14 @@ impl<'a> HubStager<'a> {
     }
 }
 
-/// Assigns what is held, once all devices of all hubs have come by. Gives each hub's devices, by stage and cohort.
+/// Assigns the held devices after the last device of all hubs. Returns the devices of each hub,
+/// ordered by stage and cohort.
 ///
 /// # Errors
-/// [`CutMissed`]; then what was assigned before is worth nothing either.
-pub fn finish_stages(hubs: Vec<HubStager<'_>>) -> Result<Vec<Vec<Assigned>>, CutMissed> {
-    let mut taken: Vec<Vec<Assigned>> = hubs.iter().map(|_| Vec::new()).collect();
+/// Returns [`CutMissed`] when a cut lies outside of the band. Devices assigned before are then
+/// invalid, too.
+pub fn finish_stages(hubs: Vec<HubStager<'_>>) -> Result<Vec<Vec<AssignedDevice>>, CutMissed> {
+    let mut taken: Vec<Vec<AssignedDevice>> = hubs.iter().map(|_| Vec::new()).collect();
     let Some(rules) = hubs.first().map(|hub| hub.rules) else {
         return Ok(taken);
     };
@@ -425,7 +432,7 @@ pub fn finish_stages(hubs: Vec<HubStager<'_>>) -> Result<Vec<Vec<Assigned>>, Cut
     let mut coming: Vec<Vec<Candidate>> = rules.rules.iter().map(|_| Vec::new()).collect();
     for hub in hubs {
         let both = bands.into_iter().zip(hub.bands);
-        bands = both.map(|(all, one)| all.and(one)).collect();
+        bands = both.map(|(all, one)| all.merge(one)).collect();
         for (stage, candidate) in hub.held {
             coming[stage].push(candidate);
         }
@@ -447,7 +454,7 @@ pub fn finish_stages(hubs: Vec<HubStager<'_>>) -> Result<Vec<Vec<Assigned>>, Cut
             let within = rule.cut.is_none_or(|cut| cuts[cut].takes(&candidate.rank));
             if candidate.fits(stage) && within && room > 0 {
                 room -= 1;
-                taken[candidate.rank.hub].push(candidate.assigned(stage));
+                taken[candidate.rank.hub].push(candidate.assign(stage));
             } else {
                 passed_on.push(candidate);
             }
@@ -457,16 +464,16 @@ pub fn finish_stages(hubs: Vec<HubStager<'_>>) -> Result<Vec<Vec<Assigned>>, Cut
     Ok(taken)
 }
 
-/// Where a percent cuts, exactly.
+/// The exact cut of a percent.
 #[derive(Debug)]
 struct Cut {
     band: Band,
-    /// The first in the band that is not taken, if there is one.
+    /// The first rank of the band beyond the cut; `None` if the cut takes the whole band.
     first_out: Option<Rank>,
 }
 
 impl Cut {
-    /// Finds the cut of `seen` devices in all.
+    /// Finds the cut among `seen` devices in total.
     fn find(percent: Percent, seen: u64, mut band: Band) -> Result<Self, CutMissed> {
         let in_band = percent.of(seen).checked_sub(band.below);
         let in_band = in_band.and_then(|count| usize::try_from(count).ok());
@@ -512,7 +519,7 @@ mod tests {
         }
     }
 
-    /// A device of a fleet, and the value of its tag `ring`.
+    /// A device of a fleet, with the value of the tag `ring`.
     #[derive(Debug, Clone)]
     struct Device {
         hub: usize,
@@ -535,11 +542,11 @@ mod tests {
         rules: &StageRules,
         hubs: usize,
         devices: &[Device],
-    ) -> Result<Vec<Vec<Assigned>>, CutMissed> {
+    ) -> Result<Vec<Vec<AssignedDevice>>, CutMissed> {
         let mut stagers: Vec<_> = (0..hubs).map(|hub| HubStager::new(rules, hub)).collect();
         let mut by_hub: Vec<_> = (0..hubs).map(|_| Vec::new()).collect();
         for Device { hub, id, ring } in devices {
-            let group = Group(vec![("of".into(), Some(id.to_string()))]);
+            let group = TagGroup(vec![("of".into(), Some(id.to_string()))]);
             let tag = |path: &TagPath| ring.as_ref().filter(|_| path.as_str() == "ring");
             stagers[*hub].push(id.clone(), group, tag, &mut by_hub[*hub]);
         }
@@ -549,10 +556,10 @@ mod tests {
         Ok(by_hub)
     }
 
-    fn places(by_hub: &[Vec<Assigned>]) -> Places {
+    fn places(by_hub: &[Vec<AssignedDevice>]) -> Places {
         let mut places = Places::new();
         for (hub, all) in by_hub.iter().enumerate() {
-            for Assigned {
+            for AssignedDevice {
                 stage,
                 group,
                 device,
@@ -567,7 +574,7 @@ mod tests {
         places
     }
 
-    /// The same, by the words of [`Stage`].
+    /// The expected stages, computed from the definition of [`Stage`].
     fn by_definition(spec: &RolloutSpec, devices: &[Device]) -> Places {
         let mut order: Vec<_> = devices.iter().collect();
         order.sort_by_key(|d| (Cohort::of(&d.id, spec.salt()), d.id.clone(), d.hub));
@@ -597,7 +604,7 @@ mod tests {
         let ring = prop::option::of(1u8..4);
         let stage = (percent, max, ring);
         prop::collection::vec(stage, 0..5).prop_map(|mut stages| {
-            // Percents rise, as a spec wants it.
+            // A valid spec has ascending percents.
             let mut percents: Vec<_> = stages.iter().filter_map(|stage| stage.0).collect();
             percents.sort_unstable();
             percents.dedup();
@@ -628,7 +635,7 @@ mod tests {
     }
 
     fn any_fleet() -> impl Strategy<Value = Vec<Device>> {
-        // Large hubs and small ones, and some ids are on several.
+        // Large and small hubs; some ids exist on several hubs.
         let hub = prop_oneof![9 => Just(0usize), 3 => Just(1), 1 => Just(2)];
         let place = (hub, 0usize..1_000, 0u8..4);
         prop::collection::vec(place, 0..400).prop_map(|devices| {
@@ -639,27 +646,29 @@ mod tests {
     }
 
     fn any_margin() -> impl Strategy<Value = Margin> {
-        (0.0f64..3.0, 0.0f64..4.0, 1u64..200).prop_map(|(deviations, devices, from)| Margin {
-            deviations,
-            devices,
-            from,
+        (0.0f64..3.0, 0.0f64..4.0, 1u64..200).prop_map(|(deviations, devices, narrow_from)| {
+            Margin {
+                deviations,
+                devices,
+                narrow_from,
+            }
         })
     }
 
     proptest! {
-        /// Each device is in the stage in which the definition puts it, in whichever order they come by.
+        /// Each device is in the stage given by the definition, in any order of arrival.
         #[test]
         fn stages_are_as_defined(
             stages in any_stages(),
             (fleet, shuffled) in any_fleet().prop_flat_map(|fleet| (Just(fleet.clone()), Just(fleet).prop_shuffle())),
         ) {
-            let rules = rules(&stages, Margin { from: 20, ..MARGIN });
+            let rules = rules(&stages, Margin { narrow_from: 20, ..MARGIN });
             let expected = by_definition(&spec(&stages), &fleet);
             prop_assert_eq!(&places(&stage(&rules, 3, &fleet).unwrap()), &expected);
             prop_assert_eq!(&places(&stage(&rules, 3, &shuffled).unwrap()), &expected);
         }
 
-        /// However narrow the bands are, there is the right answer or none.
+        /// With any margin, the result is either right or an error.
         #[test]
         fn a_missed_cut_is_noticed(stages in any_stages(), fleet in any_fleet().prop_shuffle(), margin in any_margin()) {
             if let Ok(found) = stage(&rules(&stages, margin), 3, &fleet) {
@@ -667,10 +676,10 @@ mod tests {
             }
         }
 
-        /// Which hub is first has no influence, not even on the order of a hub's devices.
+        /// The order of hubs has no influence, not even on the order of a hub's devices.
         #[test]
         fn hubs_may_take_turns(stages in any_stages(), fleet in any_fleet()) {
-            let margin = Margin { from: 20, ..MARGIN };
+            let margin = Margin { narrow_from: 20, ..MARGIN };
             let one_by_one = stage(&rules(&stages, margin), 3, &fleet).unwrap();
             let mut turns: Vec<_> = (0..3).map(|hub| fleet.iter().filter(move |d| d.hub == hub)).collect();
             let mut mixed = Vec::new();
@@ -687,7 +696,7 @@ mod tests {
         let nothing = Margin {
             deviations: 0.0,
             devices: 0.0,
-            from: 1,
+            narrow_from: 1,
         };
         let missed = stage(&rules("{name: a, percent: 30%}", nothing), 1, &fleet).unwrap_err();
         assert!(missed.to_string().contains("30%"), "{missed}");
@@ -711,7 +720,13 @@ mod tests {
                 )
             })
             .collect();
-        let rules = rules(&text.join(", "), Margin { from: 50, ..MARGIN });
+        let rules = rules(
+            &text.join(", "),
+            Margin {
+                narrow_from: 50,
+                ..MARGIN
+            },
+        );
         for size in 0..=1_000 {
             let fleet: Vec<_> = (0..size).map(|n| device(n % 2, n, 0)).collect();
             let mut sizes = [0u64; 6];
@@ -739,7 +754,7 @@ mod tests {
         let (mut out, mut most) = (Vec::new(), 0);
         for n in 0..500_000 {
             let id = DeviceId::new(format!("fridge-{n}")).unwrap();
-            stager.push(id, Group::default(), |_| None, &mut out);
+            stager.push(id, TagGroup::default(), |_| None, &mut out);
             most = most.max(stager.held());
             out.drain(..)
                 .for_each(|a| sizes[usize::from(a.stage.0)] += 1);
@@ -761,7 +776,7 @@ mod tests {
         for n in 0..6 {
             let ring = json!(n % 3);
             let id = DeviceId::new(format!("d{n}")).unwrap();
-            stager.push(id, Group::default(), |_| Some(&ring), &mut out);
+            stager.push(id, TagGroup::default(), |_| Some(&ring), &mut out);
         }
         assert_eq!((stager.held(), out.len()), (0, 6));
         let stages: Vec<_> = out.iter().map(|assigned| assigned.stage.0).collect();

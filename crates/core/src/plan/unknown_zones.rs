@@ -1,45 +1,45 @@
-//! Devices that say something of their zone which is no zone.
+//! Devices with an invalid time zone.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Values that are named.
-const VALUES: usize = 5;
-/// Characters of a value that are kept: the longest names of zones have 32.
-const CHARS: usize = 40;
+/// The maximum number of example values.
+const MAX_VALUES: usize = 5;
+/// The maximum number of characters kept of a value; the longest names of zones have 32.
+const MAX_VALUE_CHARS: usize = 40;
 
-/// How many devices have a zone that is unknown, and some of their values.
+/// The number of devices with an unknown zone, with examples of their values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UnknownZones {
-    /// The devices.
+    /// The number of devices.
     pub devices: u64,
-    /// Values that they have: the first 5 that were found, 40 characters of each.
+    /// The first 5 distinct values, cut to 40 characters each.
     pub values: Vec<String>,
 }
 
 impl UnknownZones {
-    /// There are none.
+    /// Returns whether no device has an unknown zone.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.devices == 0
     }
 
-    /// Counts a device that has `value`.
+    /// Counts a device with the given value.
     pub fn add(&mut self, value: &str) {
         self.devices += 1;
-        self.note(value.chars().take(CHARS).collect());
+        self.note(value.chars().take(MAX_VALUE_CHARS).collect());
     }
 
-    /// Counts those of another hub, too.
+    /// Adds the devices of another hub.
     pub fn merge(&mut self, other: Self) {
         self.devices += other.devices;
         other.values.into_iter().for_each(|value| self.note(value));
     }
 
     fn note(&mut self, value: String) {
-        if self.values.len() < VALUES && !self.values.contains(&value) {
+        if self.values.len() < MAX_VALUES && !self.values.contains(&value) {
             self.values.push(value);
         }
     }
@@ -51,7 +51,7 @@ impl fmt::Display for UnknownZones {
             let comma = if index > 0 { ", " } else { "" };
             write!(f, "{comma}{value:?}")?;
         }
-        f.write_str(if self.values.len() < VALUES {
+        f.write_str(if self.values.len() < MAX_VALUES {
             ""
         } else {
             ", ..."
@@ -82,10 +82,10 @@ mod tests {
             other
                 .values
                 .iter()
-                .all(|value| value.chars().count() == CHARS)
+                .all(|value| value.chars().count() == MAX_VALUE_CHARS)
         );
         zones.merge(other);
-        assert_eq!((zones.devices, zones.values.len()), (13, VALUES));
+        assert_eq!((zones.devices, zones.values.len()), (13, MAX_VALUES));
         assert!(zones.to_string().ends_with(", ..."), "{zones}");
     }
 }

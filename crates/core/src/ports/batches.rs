@@ -1,7 +1,8 @@
 //! The batches of rollouts.
 //!
-//! A store keeps batches, and decides nothing about them: it [reads](Batches::batch) one and [commits](Batches::commit) what
-//! [`Batch`] has made of it, if it is still as it was read. The operations are on top of these two, the same for every store.
+//! A store keeps batches and decides nothing about them. It [reads](Batches::batch) a batch, and
+//! [commits](Batches::commit) the changed [`Batch`] if the stored batch is still in the state of
+//! the read. The operations build on these two methods, in the same way for every store.
 
 mod leased;
 mod state;
@@ -13,36 +14,39 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use crate::batch::{
-    Batch, BatchStatus, Held, Lease, LeaseReply, LeaseRequest, Refused, Reopened, Report, Skip,
-    Surroundings,
+    Batch, BatchStatus, Held, Lease, LeaseContext, LeaseReply, LeaseRequest, Refused, Reopened,
+    Report, Skip,
 };
 use crate::budget::{BudgetGroup, GroupProgress};
 use crate::ids::{Attempt, BatchId, HubName, RolloutId, RolloutName, StageIndex};
 use crate::outcome::{Outcome, Tally};
 use crate::plan::{self, Checksum};
-use crate::rollout::{Adding, Wanted};
+use crate::rollout::{Adding, Directive};
 use crate::time::Timestamp;
 
 pub use leased::Leased;
-pub use state::{Begins, Change, Committed, Loaded, Operation, Part};
+pub use state::{BudgetEntry, Change, Committed, Loaded, Operation, Part};
 pub use work::{BatchWork, KnownDevice};
 
 /// Keeps batches.
 ///
-/// Cancel safety: a dropped call may or may not have taken effect, as after
-/// [`StoreError::Unavailable`]; every call may be repeated.
+/// # Cancel safety
+/// A dropped call may or may not have taken effect, as after [`StoreError::Unavailable`]; every
+/// call may be repeated.
 #[async_trait]
 pub trait Batches: Send + Sync + 'static {
-    /// The time after which an acknowledged write is durable: until then a crash of the store may undo the write. Zero when
-    /// `Ok` means durable.
+    /// Returns the time after which an acknowledged write is durable: until then, a crash of the
+    /// store may undo the write. Zero when `Ok` means durable.
     fn durable_after(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// Adds batches, all devices pending. Repeating a batch changes nothing. Gives the checksum of all batches that the
-    /// rollout has then.
-    /// [`StoreError::Superseded`] when that is not what the rollout's batches are
-    /// [added by](crate::rollout::Stance::adding) now.
+    /// Adds batches with all devices pending, and returns the checksum of all batches of the
+    /// rollout. A repeated batch changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Superseded`] when `by` is not the operation that may [add
+    /// batches](crate::rollout::RolloutControl::adding) to the rollout now.
     async fn add_batches(
         &self,
         name: &RolloutName,
@@ -50,7 +54,8 @@ pub trait Batches: Send + Sync + 'static {
         batches: Vec<plan::Batch>,
     ) -> Result<Checksum, StoreError>;
 
-    /// Batches in the order of their numbers, `limit` at the most, after the number `after`.
+    /// Returns at most `limit` batches in the order of their numbers, beginning after the number
+    /// `after`.
     async fn batches(
         &self,
         name: &RolloutName,
@@ -58,9 +63,9 @@ pub trait Batches: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError>;
 
-    /// A hub's batches of the stages up to `through` on which something is left to do, the first
-    /// `limit` in the order of stages, places and numbers. Cheap, however many there are besides. A batch that a crash
-    /// of the store may still undo is left out.
+    /// Returns the first `limit` unfinished batches of a hub, of the stages up to `through`, in the
+    /// order of stages, sort keys and numbers. The cost does not depend on the number of other
+    /// batches. Omits batches that a crash of the store may still undo.
     async fn open_batches(
         &self,
         name: &RolloutName,
@@ -69,18 +74,20 @@ pub trait Batches: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<BatchStatus>, StoreError>;
 
-    /// Groups of a rollout as they are now, in their order.
+    /// Returns the current progress of a rollout's budget groups, in the given order.
     async fn in_progress(
         &self,
         name: &RolloutName,
         groups: &[BudgetGroup],
     ) -> Result<Vec<GroupProgress>, StoreError>;
 
-    /// A rollout's counters by stage and hub: always the sum of its outcomes.
+    /// Returns a rollout's counters by stage and hub: always the sum of the outcomes.
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError>;
 
-    /// A batch as it is now.
-    /// [`StoreError::NotFound`] when there is no such batch (any more).
+    /// Returns the current state of a batch.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the batch does not exist, or no longer exists.
     async fn batch(
         &self,
         name: &RolloutName,
@@ -88,8 +95,11 @@ pub trait Batches: Send + Sync + 'static {
         part: Part,
     ) -> Result<Loaded, StoreError>;
 
-    /// Stores what was made of a batch, and moves the tallies by what that changed, in one step; unless batch or rollout
-    /// have changed since the batch was read as `from`.
+    /// Stores a changed batch and moves the tallies by the difference, in one step.
+    ///
+    /// Nothing is stored if the batch has changed since the read of `from`, if the rollout no
+    /// longer has the revision required by [`Change::under`], or if the budgets have begun to count
+    /// another batch since [`BudgetEntry::stamp`].
     async fn commit(
         &self,
         name: &RolloutName,
@@ -97,18 +107,19 @@ pub trait Batches: Send + Sync + 'static {
         change: &Change,
     ) -> Result<Committed, StoreError>;
 
-    /// Asks for a batch: [`Batch::lease`]. No batch is given that a crash of the store may still undo, so no message of a
-    /// plan is sent that may be made again in another way.
+    /// Requests the lease on a batch, see [`Batch::lease`]. A batch is not leased while a crash of
+    /// the store may still undo it, so no message is sent from a plan that may be made again with
+    /// another result.
     async fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, StoreError> {
-        let leased = self.take(request, Part::State).await?;
+        let leased = self.lease_for_work(request, Part::WithoutDevices).await?;
         Ok(leased.map_or_else(
             |reply| reply,
             |leased| LeaseReply::Granted(leased.lease().clone()),
         ))
     }
 
-    /// The same, for whoever goes on to work on the batch.
-    async fn take(
+    /// Requests the lease on a batch, for a worker about to work on the batch.
+    async fn lease_for_work(
         &self,
         request: &LeaseRequest,
         part: Part,
@@ -123,25 +134,26 @@ pub trait Batches: Send + Sync + 'static {
                 }
                 false => Vec::new(),
             };
-            let around = Surroundings {
+            let context = LeaseContext {
                 rollout: &loaded.rollout,
                 budgets: &budgets,
                 durable: loaded.is_durable(self.durable_after()),
                 now: loaded.now,
             };
-            let reply = next.lease(request, &around);
+            let reply = next.lease(request, &context);
             if next == loaded.batch {
                 return Ok(Err(reply));
             }
-            let begins = (next.begun.is_open && !loaded.batch.begun.is_open).then(|| Begins {
-                seen: loaded.begun,
-                over: over(&next.header.budgets, budgets),
-            });
+            let budget_entry = (next.budget_usage.is_open && !loaded.batch.budget_usage.is_open)
+                .then(|| BudgetEntry {
+                    stamp: loaded.budget_stamp,
+                    finished: finished(&next.header.budgets, budgets),
+                });
             let change = Change {
                 operation: Operation::Lease(request.clone()),
                 next,
                 under: Some(loaded.rollout.revision),
-                begins,
+                budget_entry,
             };
             match self.commit(&request.rollout, &loaded, &change).await? {
                 Committed::Overtaken(_) => {}
@@ -162,45 +174,56 @@ pub trait Batches: Send + Sync + 'static {
         Err(contended("lease", &request.rollout, request.batch))
     }
 
-    /// A batch with its devices.
+    /// Returns a batch with its devices.
     async fn load(&self, name: &RolloutName, batch: BatchId) -> Result<BatchWork, StoreError> {
-        let loaded = self.batch(name, batch, Part::Whole).await?;
+        let loaded = self.batch(name, batch, Part::WithDevices).await?;
         Ok(loaded.into_work())
     }
 
-    /// [`Batch::record`], and says what the rollout wants. See [`record_taken`](Self::record_taken) for whoever has the batch.
-    /// [`StoreError::Superseded`] when the lease no longer holds; then nothing was recorded.
+    /// Merges reports, see [`Batch::record`], and returns the rollout's directive. The holder of
+    /// the batch uses [`record_leased`](Self::record_leased).
+    ///
+    /// # Errors
+    /// [`StoreError::Superseded`] when the lease no longer holds; nothing was recorded then.
     async fn record(
         &self,
         lease: &Lease,
         reports: &[Report],
         ttl: Duration,
-    ) -> Result<Wanted, StoreError> {
-        let loaded = self.batch(&lease.rollout, lease.batch, Part::State).await;
+    ) -> Result<Directive, StoreError> {
+        let loaded = self
+            .batch(&lease.rollout, lease.batch, Part::WithoutDevices)
+            .await;
         let loaded = loaded.map_err(|error| gone(error, lease))?;
         let now = loaded.now;
         let mut leased = Leased::new(lease.clone(), loaded);
-        self.record_taken(&mut leased, reports, ttl, now).await
+        self.record_leased(&mut leased, reports, ttl, now).await
     }
 
-    /// Merges what the holder of a batch reports, renews the lease until `ttl` from now, and says what the rollout wants.
-    /// With no reports it is a heartbeat. `now` is the holder's own time. Idempotent.
-    /// [`StoreError::Superseded`] when the lease no longer holds; then nothing was recorded.
-    async fn record_taken(
+    /// Merges the reports of a batch's holder, renews the lease until `ttl` from now, and returns
+    /// the rollout's directive. Without reports, the call is a heartbeat. `now` is the holder's own
+    /// time. Idempotent.
+    ///
+    /// # Errors
+    /// [`StoreError::Superseded`] when the lease no longer holds; nothing was recorded then.
+    async fn record_leased(
         &self,
         leased: &mut Leased,
         reports: &[Report],
         ttl: Duration,
         now: Timestamp,
-    ) -> Result<Wanted, StoreError> {
+    ) -> Result<Directive, StoreError> {
         let lease = leased.lease().clone();
         let operation = Operation::Record(lease.clone(), reports.to_vec());
         let record = |batch: &mut Batch, at| batch.record(&lease, reports, ttl, at);
-        alter_taken(self, leased, operation, now, record).await
+        alter_leased(self, leased, operation, now, record).await
     }
 
-    /// [`Batch::merge`], and gives what it gives. Under no lease.
-    /// [`StoreError::NotFound`] when there is no such batch (any more), or the rollout of that name is another one.
+    /// Merges reports without a lease, see [`Batch::merge`], and returns the result of the merge.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the batch does not exist, or no longer exists, or when the
+    /// rollout with this name has another id.
     async fn merge(
         &self,
         name: &RolloutName,
@@ -220,32 +243,40 @@ pub trait Batches: Send + Sync + 'static {
         Ok(merged.await?.0)
     }
 
-    /// [`Batch::release`]. See [`release_taken`](Self::release_taken) for whoever has the batch.
+    /// Releases a lease, see [`Batch::release`]. The holder of the batch uses
+    /// [`release_leased`](Self::release_leased).
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        match self.batch(&lease.rollout, lease.batch, Part::State).await {
+        match self
+            .batch(&lease.rollout, lease.batch, Part::WithoutDevices)
+            .await
+        {
             Ok(loaded) => {
                 let now = loaded.now;
                 let mut leased = Leased::new(lease.clone(), loaded);
-                self.release_taken(&mut leased, now).await
+                self.release_leased(&mut leased, now).await
             }
             Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Gives a batch back; does nothing if the lease does not hold any more. `now` is the holder's own time.
-    async fn release_taken(&self, leased: &mut Leased, now: Timestamp) -> Result<(), StoreError> {
+    /// Releases a batch; does nothing if the lease no longer holds. `now` is the holder's own time.
+    async fn release_leased(&self, leased: &mut Leased, now: Timestamp) -> Result<(), StoreError> {
         let lease = leased.lease().clone();
         let operation = Operation::Release(lease.clone());
         let release = |batch: &mut Batch, _| batch.release(&lease);
-        match alter_taken(self, leased, operation, now, release).await {
+        match alter_leased(self, leased, operation, now, release).await {
             Ok(_) | Err(StoreError::Superseded { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// [`Batch::skip`]: gives the holder if somebody works on the batch; then it can be asked again later.
-    /// [`StoreError::Superseded`] when the rollout is not being aborted, or no longer at that look.
+    /// Settles devices excluded from sending, see [`Batch::skip`]. Returns the holder if a worker
+    /// holds the batch; the call can be repeated later.
+    ///
+    /// # Errors
+    /// [`StoreError::Superseded`] when the rollout is not being aborted, or the scan is no longer
+    /// the current scan.
     async fn skip(
         &self,
         name: &RolloutName,
@@ -262,9 +293,12 @@ pub trait Batches: Send + Sync + 'static {
         Ok(skipped.await?.0)
     }
 
-    /// [`Batch::reopen`]. A driver that died may do all of it again. Nothing is sent meanwhile, so none of it fails again in
+    /// Makes devices pending again, see [`Batch::reopen`]. The driver after a crashed driver may
+    /// repeat all calls: nothing is sent during the preparation, so no device fails again in
     /// between.
-    /// [`StoreError::Superseded`] when the rollout does not prepare this attempt.
+    ///
+    /// # Errors
+    /// [`StoreError::Superseded`] when the rollout is not preparing this attempt.
     async fn reopen(
         &self,
         name: &RolloutName,
@@ -283,51 +317,52 @@ pub trait Batches: Send + Sync + 'static {
     }
 }
 
-/// How often a change is made anew that was overtaken.
+/// The most tries of a change that is overtaken each time.
 const TRIES: usize = 32;
 
-/// Reads a batch, changes it, and commits that; changes it again as it is now when it was overtaken. Also gives what the
-/// rollout wants.
+/// Reads a batch, changes it, and commits the change; repeats the change on the newer state after
+/// being overtaken. Also returns the rollout's directive.
 async fn alter<S: Batches + ?Sized, T: Send>(
     store: &S,
     name: &RolloutName,
     batch: BatchId,
     operation: Operation,
     change: impl Fn(&mut Batch, &Loaded) -> Result<T, StoreError> + Send,
-) -> Result<(T, Wanted), StoreError> {
-    // What depends on how the rollout stands is refused when it has moved on.
+) -> Result<(T, Directive), StoreError> {
+    // The store refuses an operation that depends on the rollout's state if that state has changed.
     let depends = matches!(operation, Operation::Skip(_) | Operation::Reopen(..));
-    let mut told = None;
+    let mut newer = None;
     for _ in 0..TRIES {
-        let loaded = as_it_is(store, name, batch, told).await?;
+        let loaded = reload(store, name, batch, newer).await?;
         let mut next = loaded.batch.clone();
         let result = change(&mut next, &loaded)?;
         if next == loaded.batch {
-            return Ok((result, loaded.rollout.wanted));
+            return Ok((result, loaded.rollout.directive));
         }
         let change = Change {
             operation: operation.clone(),
             next,
             under: depends.then_some(loaded.rollout.revision),
-            begins: None,
+            budget_entry: None,
         };
         match store.commit(name, &loaded, &change).await? {
-            Committed::Done { wanted, .. } => return Ok((result, wanted)),
-            Committed::Overtaken(now) => told = now,
+            Committed::Done { directive, .. } => return Ok((result, directive)),
+            Committed::Overtaken(now) => newer = now,
         }
     }
     Err(contended(operation.verb(), name, batch))
 }
 
-/// Changes a batch as its holder knows it, and commits that; changes it again as it is now when it was overtaken, by feedback
-/// or by whoever has taken the batch over. `change` gets the store's time.
-async fn alter_taken<S: Batches + ?Sized>(
+/// Changes a batch in the state known to its holder, and commits the change; repeats the change on
+/// the newer state after being overtaken, by feedback or by the next holder. `change` gets the
+/// store's time.
+async fn alter_leased<S: Batches + ?Sized>(
     store: &S,
     leased: &mut Leased,
     operation: Operation,
     now: Timestamp,
     change: impl Fn(&mut Batch, Timestamp) -> Result<(), Refused> + Send,
-) -> Result<Wanted, StoreError> {
+) -> Result<Directive, StoreError> {
     let Leased {
         lease,
         loaded,
@@ -337,7 +372,7 @@ async fn alter_taken<S: Batches + ?Sized>(
         operation,
         next: loaded.batch.clone(),
         under: None,
-        begins: None,
+        budget_entry: None,
     };
     for _ in 0..TRIES {
         let since = now.since(answered_at.unwrap_or(now));
@@ -346,16 +381,16 @@ async fn alter_taken<S: Batches + ?Sized>(
         match store.commit(&lease.rollout, loaded, &made).await? {
             Committed::Done {
                 version,
-                wanted,
-                now: told,
+                directive,
+                now: store_now,
             } => {
                 loaded.batch = made.next;
-                (loaded.version, loaded.now) = (version, told);
+                (loaded.version, loaded.now) = (version, store_now);
                 *answered_at = Some(now);
-                return Ok(wanted);
+                return Ok(directive);
             }
-            Committed::Overtaken(told) => {
-                let read = as_it_is(store, &lease.rollout, lease.batch, told).await;
+            Committed::Overtaken(newer) => {
+                let read = reload(store, &lease.rollout, lease.batch, newer).await;
                 *loaded = read.map_err(|error| gone(error, lease))?;
                 *answered_at = Some(now);
                 made.next = loaded.batch.clone();
@@ -366,7 +401,7 @@ async fn alter_taken<S: Batches + ?Sized>(
     Err(contended(verb, &lease.rollout, lease.batch))
 }
 
-/// What it means for the holder of a lease that its reports are refused.
+/// Converts a refusal into the error for the holder of the lease.
 fn refused(why: Refused, lease: &Lease) -> StoreError {
     match why {
         Refused::Fenced(_) => StoreError::Superseded {
@@ -381,7 +416,7 @@ fn refused(why: Refused, lease: &Lease) -> StoreError {
     }
 }
 
-/// A lease on a batch that is gone does not hold.
+/// Converts the absence of a batch into the loss of the lease.
 fn gone(error: StoreError, lease: &Lease) -> StoreError {
     match error {
         StoreError::NotFound { .. } => StoreError::Superseded {
@@ -391,16 +426,17 @@ fn gone(error: StoreError, lease: &Lease) -> StoreError {
     }
 }
 
-/// A batch as it is now: read, if it was not just `told` by [`Committed::Overtaken`].
-async fn as_it_is<S: Batches + ?Sized>(
+/// Returns the current state of a batch: `newer`, as just returned by [`Committed::Overtaken`], or
+/// a new read.
+async fn reload<S: Batches + ?Sized>(
     store: &S,
     name: &RolloutName,
     batch: BatchId,
-    told: Option<Box<Loaded>>,
+    newer: Option<Box<Loaded>>,
 ) -> Result<Loaded, StoreError> {
-    match told {
-        Some(told) => Ok(*told),
-        None => store.batch(name, batch, Part::State).await,
+    match newer {
+        Some(newer) => Ok(*newer),
+        None => store.batch(name, batch, Part::WithoutDevices).await,
     }
 }
 
@@ -413,16 +449,16 @@ fn moved_on(name: &RolloutName) -> StoreError {
 fn contended(verb: &str, name: &RolloutName, batch: BatchId) -> StoreError {
     StoreError::Unavailable {
         doing: format!("{verb} batch {batch} of rollout {name}"),
-        source: format!("others have changed it each time, {TRIES} times").into(),
+        source: format!("other processes changed it during each of {TRIES} attempts").into(),
     }
 }
 
-/// The batches that groups' budgets count no longer.
-fn over(budgets: &[BudgetGroup], progress: Vec<GroupProgress>) -> Vec<(String, BatchId)> {
+/// Returns the batches that the budgets of the groups no longer count.
+fn finished(budgets: &[BudgetGroup], progress: Vec<GroupProgress>) -> Vec<(String, BatchId)> {
     let groups = budgets.iter().zip(progress);
-    let over = groups.flat_map(|(group, progress)| {
-        let batches = progress.over.into_iter();
+    let finished = groups.flat_map(|(group, progress)| {
+        let batches = progress.finished.into_iter();
         batches.map(|batch| (group.group.clone(), batch))
     });
-    over.collect()
+    finished.collect()
 }

@@ -1,10 +1,11 @@
-//! Time, as the store and the drivers see it.
+//! The time of day, for the store and the drivers.
 
 use crate::time::Timestamp;
 
-/// The time of day. Waiting is not here: that is the runtime's, whose timers tests can pause.
+/// The time of day. Timers are not part of this port: they belong to the runtime, and tests can
+/// pause the runtime's timers.
 pub trait Clock: Send + Sync + 'static {
-    /// Now. Never goes back while the process lives, and does not jump: leases and permits depend
-    /// on it.
+    /// Returns the current time. The time never goes back during the life of the process, and does
+    /// not jump: leases and permits depend on it.
     fn now(&self) -> Timestamp;
 }

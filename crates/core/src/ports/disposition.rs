@@ -1,14 +1,16 @@
-//! What an error of a port asks of its caller.
+//! How a caller handles an error of a port.
 
-/// What a caller is to do about an error. Every error of a port names one, and callers act on that alone; the kind of the
-/// error is for words, exit codes and metrics.
+/// How a caller handles an error. Every error of a port has a disposition, and callers decide by
+/// the disposition alone. The kind of error only matters for texts, exit codes and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// Nothing is wrong with the call: made again later, it may succeed.
+    /// Repeat later: the call itself is correct and may succeed then.
     Retry,
-    /// The call relies on something that has changed or is gone: read again, or let go. The same call fails again.
+    /// Read again, or give up: the call relies on something changed or deleted, and the same call
+    /// fails again.
     Superseded,
-    /// Waiting does not help: this process cannot do it, until a person has resolved it.
+    /// Stop: waiting does not help, and this process cannot make the call until an operator has
+    /// solved the problem.
     Fatal,
 }
 
@@ -72,7 +74,7 @@ mod tests {
             (HubTrouble::BadQuery, Fatal),
             (HubTrouble::Throttled, Retry),
             (HubTrouble::QuotaUsedUp, Retry),
-            (HubTrouble::Shut, Retry),
+            (HubTrouble::Unavailable, Retry),
             (HubTrouble::Clock, Retry),
             (HubTrouble::Other, Fatal),
         ];

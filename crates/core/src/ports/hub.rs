@@ -1,4 +1,4 @@
-//! An IoT hub, as the engine needs it: find devices, send to them, hear what became of it.
+//! An IoT hub, as needed by the engine: find devices, send messages, receive feedback.
 
 use std::time::Duration;
 
@@ -17,41 +17,42 @@ use crate::time::Timestamp;
 
 use super::Disposition;
 
-/// Which devices, and which of their tags.
+/// A query for devices, with some of their tags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceQuery {
-    /// The condition in the hub's language; empty for all.
+    /// The condition in the hub's query language; empty for all devices.
     pub condition: String,
-    /// Tags whose values are wanted with each device.
+    /// The tags to return with each device.
     pub tags: Vec<TagPath>,
 }
 
-/// One device of an answer.
+/// One device of a query result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceRow {
-    /// Its id.
+    /// The id.
     pub device: DeviceId,
-    /// The values of the tags that were asked for, in that order; `None` where the device does not
-    /// have the tag, which is also what null means.
+    /// The values of the requested tags, in the requested order; `None` for an absent tag, and for
+    /// null, which means the same.
     pub tags: Vec<Option<Value>>,
 }
 
-/// Characters of an odd row that are kept: an id has 128 at the most.
+/// The most characters kept of a malformed row: an id has at most 128.
 const FOUND_CHARS: usize = 140;
 
-/// A row of an answer that is not understood. It costs its own device, and no other.
+/// A malformed row of a query result. Only the row's own device is affected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OddRow {
-    /// Its device, if that is understood.
+pub struct MalformedRow {
+    /// The device of the row, if understood.
     pub device: Option<DeviceId>,
-    /// The device's id as the hub gives it, or the whole row if there is none; 140 characters and a mark at the most.
+    /// The device's id as returned by the hub, or the whole row without an id; at most 140
+    /// characters, followed by `…` if cut.
     pub found: String,
-    /// What is wrong with it, in words.
+    /// What is wrong with the row, human-readable.
     pub reason: String,
 }
 
-impl OddRow {
-    /// A row whose device is not known.
+impl MalformedRow {
+    /// Creates a row with an unknown device.
     #[must_use]
     pub fn new(found: &str, reason: impl Into<String>) -> Self {
         Self {
@@ -61,7 +62,7 @@ impl OddRow {
         }
     }
 
-    /// A row of `device`, something else of which is odd.
+    /// Creates a row of `device` with another defect than the id.
     #[must_use]
     pub fn of(device: DeviceId, reason: impl Into<String>) -> Self {
         let row = Self::new(device.as_str(), reason);
@@ -72,16 +73,16 @@ impl OddRow {
     }
 }
 
-/// A page of an answer.
+/// A page of a query result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DevicePage {
-    /// The devices; may be none.
+    /// The devices; may be empty.
     pub rows: Vec<DeviceRow>,
-    /// What is not understood.
-    pub odd: Vec<OddRow>,
+    /// The malformed rows.
+    pub malformed_rows: Vec<MalformedRow>,
 }
 
-/// What the matter is with a hub, so that a caller can tell what to do.
+/// The kind of trouble with a hub, for decisions of callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HubTrouble {
@@ -93,41 +94,42 @@ pub enum HubTrouble {
     CertificateName,
     /// The hub's certificate is not valid at this time, by this machine's clock.
     CertificateDates,
-    /// Something answers at the hub's address, and does not speak TLS as the hub does.
+    /// A server at the hub's address does not speak TLS like the hub.
     Tls,
     /// The key or token is wrong, or lacks a permission.
     Unauthorized,
     /// The hub does not understand the query.
     BadQuery,
-    /// Too many requests, for longer than we wait.
+    /// The hub has throttled requests for longer than the longest wait.
     Throttled,
-    /// The hub's daily quota is used up. It opens again by itself.
+    /// The hub's daily quota is used up. The hub accepts messages again by itself.
     QuotaUsedUp,
-    /// The hub exists but serves nothing for now: suspended.
-    Shut,
-    /// The hub refuses when messages expire, by its own clock: this machine's is wrong.
+    /// The hub exists and is suspended: it serves nothing for now.
+    Unavailable,
+    /// The hub refuses messages by their expiry time, because this machine's clock is wrong
+    /// according to the hub's clock.
     Clock,
     /// Anything else.
     #[serde(other)]
     Other,
 }
 
-/// A request to a hub that failed, after its own retries.
+/// A request to a hub that failed after its retries.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing}")]
 pub struct HubError {
-    /// What was being done, to which hub.
+    /// The attempted operation, with the hub.
     pub doing: String,
-    /// What the matter is.
+    /// The kind of trouble.
     pub trouble: HubTrouble,
-    /// What the client says.
+    /// The error of the client.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl HubError {
-    /// What is to be done about it: a hub that is out of reach, throttles or is shut may answer later; one that refuses the
-    /// key or the question waits for a person.
+    /// Returns how to handle the error. An unreachable, throttling or suspended hub may answer
+    /// later; a refused key or query needs an operator.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self.trouble {
@@ -136,7 +138,7 @@ impl HubError {
             | HubTrouble::Tls
             | HubTrouble::Throttled
             | HubTrouble::QuotaUsedUp
-            | HubTrouble::Shut
+            | HubTrouble::Unavailable
             | HubTrouble::Clock => Disposition::Retry,
             HubTrouble::Certificate
             | HubTrouble::CertificateName
@@ -147,190 +149,200 @@ impl HubError {
     }
 }
 
-/// What became of one send.
+/// The result of one send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendResult {
     /// The hub has stored the message for the device.
     Enqueued,
-    /// The hub refused it for good: trying again cannot help.
+    /// The hub refused the message permanently: retries cannot help.
     Final {
         /// [`Outcome::NotFound`], [`Outcome::QueueFull`] or [`Outcome::Refused`].
         outcome: Outcome,
-        /// The hub's error code, 0 if it gave none.
+        /// The hub's error code; 0 without a code.
         code: u32,
-        /// The hub's words.
+        /// The hub's error text.
         detail: String,
     },
-    /// The hub does not have it, and may take it later.
+    /// The hub does not have the message, and may accept it later.
     NotSent {
-        /// Why.
+        /// The cause.
         cause: NotSent,
-        /// How long to wait, if the hub says.
+        /// The time to wait, if given by the hub.
         retry_after: Option<Duration>,
-        /// Why, in words.
+        /// The cause, human-readable.
         detail: String,
     },
-    /// It was on its way when the connection was lost or the answer did not come: the hub may
-    /// have it.
+    /// The connection was lost, or the answer did not come, while the message was on its way: the
+    /// hub may have the message.
     Unknown {
-        /// Why.
+        /// The cause.
         detail: String,
     },
-    /// The hub takes nothing for now, from anyone. The message was not taken.
-    HubShut {
-        /// For how long, if that is known (daily quota: until midnight UTC).
+    /// The hub accepts nothing for now, from any sender. The message was not accepted.
+    HubUnavailable {
+        /// For how long, if known (daily quota: until midnight UTC).
         retry_after: Option<Duration>,
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
-        /// What the matter is.
+        /// The kind of trouble.
         trouble: HubTrouble,
     },
 }
 
-/// Why a message was not sent, though it may be later.
+/// Why a message was not sent now and may be sent later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotSent {
-    /// The hub refused it for its quota: everyone should slow down.
+    /// The hub refused the message for its quota: all senders should slow down.
     Throttled,
-    /// The hub could not take it just now, and gave this code (0 for none). Trying this message
-    /// again may go on failing, so tries are counted.
+    /// The hub could not accept the message just now, with this code (0 for none). Retries of this
+    /// message may fail again and again, so they are counted.
     Refused(u32),
-    /// There was no connection. Says nothing about the message, so it does not count as a try.
+    /// There was no connection. The message is not to blame, so the try is not counted.
     NoConnection,
 }
 
-/// One hub.
+/// A hub.
 #[async_trait]
 pub trait Hub: Send + Sync + 'static {
-    /// How many devices match a condition.
+    /// Returns the number of devices matching a condition.
     async fn count(&self, condition: &str) -> Result<u64, HubError>;
 
-    /// The devices that match, in pages. Pages may be short or empty; the end of the stream is
-    /// the end. An error ends it too; a row that is not understood is no error. A device whose twin changes meanwhile may be
-    /// named more than once, or be missed.
+    /// Returns the matching devices, in pages. Pages may be short or empty; only the end of the
+    /// stream ends the result. An error also ends the stream; a malformed row is no
+    /// error. A device whose twin changes during the query may be returned repeatedly, or not at
+    /// all.
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>>;
 
-    /// How many devices have answered what, of those that match a condition: states with their numbers. Devices without a
-    /// state are left out.
+    /// Returns the number of answered devices for each state, among the devices matching a
+    /// condition. Devices without a state are left out.
     async fn count_states(
         &self,
         condition: &str,
         property: &PropertyName,
     ) -> Result<Vec<(String, u64)>, HubError>;
 
-    /// The answers of the devices that match, in pages, like [`devices`](Self::devices). An answer without an id is left out.
+    /// Returns the answers of the matching devices, in pages, like [`devices`](Self::devices).
+    /// Answers without an id are left out.
     fn answers(
         &self,
         condition: &str,
         property: &PropertyName,
     ) -> BoxStream<'_, Result<Vec<Answer>, HubError>>;
 
-    /// Sends one message and waits for the hub's answer. Many may be under way at once; the
-    /// implementation bounds them, and bounds the wait. Never fails: the result says all.
+    /// Sends one message and waits for the hub's answer. Many sends may be under way at once; the
+    /// implementation bounds their number and the wait. Never fails: the result covers every case.
     ///
-    /// Cancel safety: if dropped, it is unknown whether the hub has the message.
+    /// # Cancel safety
+    /// If dropped, it is unknown whether the hub has the message.
     async fn send(&self, message: Outbound) -> SendResult;
 
-    /// Whether a send would leave now. While it would not, nobody should take a permit for one:
-    /// permits that pile up behind a broken connection would all be used at once.
+    /// Returns whether a send would leave now. Otherwise, no permit should be taken for a send:
+    /// permits piling up behind a broken connection would all be used at once.
     fn is_ready(&self) -> bool {
         true
     }
 
-    /// Whether there is a link that messages can leave over. `None` before one was first needed, and while the first
-    /// one is being opened.
+    /// Returns whether there is a link for messages. `None` before a link is first needed, and
+    /// while the first link is being opened.
     fn has_link(&self) -> Option<bool> {
         Some(true)
     }
 
-    /// What keeps sends from leaving right now, if that is known. For showing, and for deciding
-    /// when waiting makes no sense any more; never for deciding about a message.
-    fn hindrance(&self) -> Option<Hindrance> {
+    /// Returns the current obstacle to sends, if known. Serves for display, and to decide when
+    /// further waiting is pointless; never to decide about a message.
+    fn obstacle(&self) -> Option<HubObstacle> {
         None
     }
 
-    /// How many milliseconds the hub's clock is ahead of this machine's, as far as that is known: zero for clocks that
-    /// may agree, negative when it is behind. For showing.
+    /// Returns how far the hub's clock is ahead of this machine's clock in milliseconds, if known:
+    /// zero if the clocks may agree, negative if the hub's clock is behind. For display.
     fn clock_ahead_ms(&self) -> Option<i64> {
         None
     }
 
-    /// The same of questions: what keeps counts and lists of devices from being answered right now.
-    fn asking_hindrance(&self) -> Option<Hindrance> {
+    /// Returns the current obstacle to queries, if known: to counting devices and listing devices.
+    fn query_obstacle(&self) -> Option<HubObstacle> {
         None
     }
 
-    /// A new receiver of the hub's feedback, `None` if the hub gives none. Nothing is dialled
-    /// before its first [`next`](Feedback::next).
+    /// Returns a new receiver of the hub's feedback; `None` if the hub provides no feedback. The
+    /// receiver connects at its first [`next`](Feedback::next).
     fn feedback(&self) -> Option<Box<dyn Feedback>> {
         None
     }
 }
 
-/// Takes feedback from a hub.
+/// Receives feedback from a hub.
 ///
-/// A hub has one feedback queue, and every application that listens takes from it (AMQP, from
-/// `/messages/serviceBound/feedback`). So any of them can be handed our records, and we theirs:
-/// feedback is an addition to what is known from sends, and never the only way to learn it.
+/// A hub has one feedback queue, and every listening application takes from it (AMQP, from
+/// `/messages/serviceBound/feedback`). So another application may receive Twincast's records, and
+/// Twincast may receive foreign records. Feedback adds to the knowledge from sends, and must never
+/// be the only source of a fact.
 #[async_trait]
 pub trait Feedback: Send + 'static {
-    /// The next message of the feedback queue; `None` when the queue was reached for all of `quiet`, and gave none.
-    /// Reconnects for as long as it takes. A few
-    /// messages may be on their way when it returns, and come with the next call; see [`rest`](Self::rest).
+    /// Returns the next message of the feedback queue; `None` after the queue was reachable for all
+    /// of `quiet` and empty. Reconnects for as long as necessary. A few messages may still be on
+    /// their way at the return, and come with the next call; see [`rest`](Self::rest).
     ///
-    /// An error is for good: the hub refuses us, and would say so again. A new receiver may fare better later.
+    /// An error is permanent: the hub refuses this receiver, and would refuse again. A new receiver
+    /// may succeed later.
     ///
-    /// Cancel safety: if dropped, nothing is lost. A message that was just arriving comes with
-    /// the next call, or is handed out again.
+    /// # Cancel safety
+    /// If dropped, nothing is lost. An arriving message comes with the next call, or the hub hands
+    /// it out again.
     async fn next(&mut self, quiet: Duration) -> Result<Option<FeedbackBatch>, HubError>;
 
-    /// The number of the connection that messages come over. With another number, messages that were on their way over the
-    /// one before are lost, and the hub hands them out again when its locks on them are over.
+    /// Returns the number of the connection for messages. After a change of the number, messages on
+    /// their way over the old connection are lost, and the hub hands them out again after the end
+    /// of its locks on them.
     fn connection(&self) -> u64;
 
-    /// Asks for no message until the next call of [`next`](Self::next).
-    async fn rest(&mut self);
+    /// Requests no message until the next call of [`next`](Self::next).
+    async fn pause(&mut self);
 }
 
-/// A message of the feedback queue: what became of up to 64 messages, of any application.
+/// A message of the feedback queue: the fates of up to 64 messages, of any application.
 pub struct FeedbackBatch {
-    /// Its records, except those that cannot be understood. May be empty.
+    /// The records, except those that are not understood. May be empty.
     pub records: Vec<FeedbackRecord>,
-    /// How many records were left out; one for a message of which nothing can be understood.
+    /// The number of omitted records; 1 for a message without any understood part.
     pub unreadable: u64,
-    /// When the hub has put the message into the queue, on this machine's clock, and rather earlier than later. `None`
-    /// when the hub does not say it, and while its clock is not known. Messages are handed out in the order in which they
-    /// were put there, but for those that come again.
+    /// When the hub put the message into the queue, on this machine's clock; in doubt, an earlier
+    /// time. `None` without a time from the hub, and while the hub's clock is unknown. Messages are
+    /// handed out in the order of their arrival in the queue, except for redelivered messages.
     pub enqueued_at: Option<Timestamp>,
-    /// To answer for it.
+    /// Answers the message.
     pub ticket: Box<dyn FeedbackTicket>,
 }
 
-/// What became of one message that a hub had accepted.
+/// The fate of one message accepted by a hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedbackRecord {
-    /// The id that the message was sent with; ours are [`MessageId`](crate::message::MessageId)s.
+    /// The message id given by the sender; Twincast's ids are
+    /// [`MessageId`](crate::message::MessageId)s.
     pub message_id: String,
     /// [`Outcome::Delivered`], [`Outcome::Expired`], [`Outcome::Rejected`],
     /// [`Outcome::Undeliverable`] or [`Outcome::Purged`].
     pub outcome: Outcome,
-    /// When, by the hub's clock, if it says so.
+    /// The time by the hub's clock, if given by the hub.
     pub at: Option<Timestamp>,
 }
 
-/// The answer that a feedback message is owed. Dropped without one, or not given before the
-/// hub's lock on the message is over (60 s unless its owner changed it), somebody is handed the
-/// message again.
+/// The required answer to a feedback message. The hub hands the message out again if the ticket is
+/// dropped without an answer, or not answered before the end of the hub's lock on the message (60 s
+/// unless the hub is configured otherwise).
 ///
-/// An error of either says that the answer did not reach the hub: the message comes again.
+/// An error of either method means that the answer did not reach the hub: the message comes again.
 ///
-/// Cancel safety: if dropped, it may or may not have been answered.
+/// # Cancel safety
+/// If dropped, the message may or may not have been answered.
 #[async_trait]
 pub trait FeedbackTicket: Send + Sync + 'static {
-    /// Done with: the hub forgets the message. Called after its records are durable.
+    /// Completes the message: the hub deletes it. Called after the records are durable.
     async fn complete(self: Box<Self>) -> Result<(), HubError>;
-    /// Not for us: anybody else, or we again, get it at once. The hub counts these, and throws a
-    /// message away that was handed out too often (10 times unless its owner changed it).
+    /// Releases a foreign message: any listener, including this one, gets it at once. The hub
+    /// counts deliveries, and deletes a message after too many of them (10 unless the hub is
+    /// configured otherwise).
     async fn release(self: Box<Self>) -> Result<(), HubError>;
 }
 
@@ -343,13 +355,13 @@ impl std::fmt::Debug for FeedbackBatch {
     }
 }
 
-/// What keeps sends from leaving.
+/// An obstacle to sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hindrance {
-    /// What the matter is.
+pub struct HubObstacle {
+    /// The kind of trouble.
     pub trouble: HubTrouble,
-    /// For how long it has been so.
+    /// The duration so far.
     pub lasting: Duration,
-    /// Why, for people.
+    /// The reason, human-readable.
     pub reason: String,
 }

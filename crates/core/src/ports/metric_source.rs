@@ -1,27 +1,29 @@
-//! A server that answers questions about numbers, as gates ask them.
+//! A metrics server, as queried by gates.
 
 use async_trait::async_trait;
 
-/// Answers queries in PromQL, as of now.
+/// Evaluates PromQL queries at the current time.
 #[async_trait]
 pub trait MetricSource: Send + Sync + 'static {
-    /// The samples of a query's result: one of a scalar, each of a vector's. May be none, and may hold any float.
-    /// The implementation bounds how long it takes and how much it reads, and does not try again.
+    /// Returns the samples of a query's result: one sample for a scalar, all samples for a vector.
+    /// There may be no samples, and a sample may be any float. The implementation bounds the time
+    /// and the size of the answer, and does not retry.
     ///
-    /// Cancel safety: may be dropped at any time.
+    /// # Cancel safety
+    /// The call may be dropped at any time.
     ///
     /// # Errors
-    /// [`MetricSourceError`]: it is not known what the query gives.
+    /// [`MetricSourceError`] when the result of the query is unknown.
     async fn ask(&self, query: &str) -> Result<Vec<f64>, MetricSourceError>;
 }
 
-/// A question that was not answered.
+/// A query without an answer.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot ask {server}")]
+#[error("cannot query {server}")]
 pub struct MetricSourceError {
-    /// Whom, without any secret.
+    /// The server, without any secret.
     pub server: String,
-    /// Why not.
+    /// The cause.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }

@@ -1,5 +1,5 @@
-//! The queue: a doorbell. A dispatch carries ids only; losing, repeating or reordering
-//! dispatches costs time, never correctness.
+//! The dispatch queue. A dispatch only notifies workers and contains nothing but ids: lost,
+//! repeated or reordered dispatches cost time, never correctness.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -8,47 +8,47 @@ use crate::ids::{BatchId, HubName, RolloutName};
 
 use super::Disposition;
 
-/// "Batch B of rollout R can be worked on."
+/// The notification "batch B of rollout R can be worked on".
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Dispatch {
     /// The rollout.
     pub rollout: RolloutName,
     /// The batch.
     pub batch: BatchId,
-    /// The hub of its devices: each hub has a queue of its own.
+    /// The hub of the batch's devices: each hub has its own queue.
     pub hub: HubName,
 }
 
-/// Why the queue did not do what it was asked.
+/// Why a call to the queue failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The hub's queue holds as many dispatches as it may.
+    /// The hub's queue has reached its limit.
     #[error("the dispatch queue of hub {hub} is full ({limit} dispatches)")]
     Full {
         /// The hub.
         hub: HubName,
-        /// How many it may hold.
+        /// The limit.
         limit: usize,
     },
     /// The broker cannot be reached, or did not confirm in time.
     #[error("cannot {doing}")]
     Unavailable {
-        /// What was being done.
+        /// The attempted operation.
         doing: &'static str,
-        /// What the broker's client says.
+        /// The error of the broker's client.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// This process has closed its way to the queue.
-    #[error("cannot {doing}: the way to the queue was closed by this process")]
+    /// This process has closed its connection to the queue.
+    #[error("cannot {doing}: this process has closed its connection to the queue")]
     Closed {
-        /// What was being done.
+        /// The attempted operation.
         doing: &'static str,
     },
 }
 
 impl QueueError {
-    /// What is to be done about it.
+    /// Returns how to handle the error.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -58,61 +58,69 @@ impl QueueError {
     }
 }
 
-/// Publishes and hands out dispatches.
+/// Publishes dispatches and hands them out.
 #[async_trait]
 pub trait Queue: Send + Sync + 'static {
-    /// Puts a dispatch on its hub's queue. `Ok` means that the queue has it and will keep it
-    /// until it is acked. Not idempotent: twice is two dispatches, which is harmless.
-    /// Cancel safety: if dropped, the dispatch may or may not be on the queue.
+    /// Puts a dispatch on the queue of its hub. `Ok` means that the queue keeps the dispatch until
+    /// the ack. Not idempotent: two calls make two dispatches, which is harmless.
+    ///
+    /// # Cancel safety
+    /// If dropped, the dispatch may or may not be on the queue.
     async fn publish(&self, dispatch: &Dispatch) -> Result<(), QueueError>;
 
-    /// Starts taking dispatches of `hub`. Several consumers share the queue; each dispatch goes
-    /// to one of them. The queue hands this one at most `at_once` that it has not answered for,
-    /// so it never holds what another could work on.
+    /// Starts to consume dispatches of `hub`. Several consumers share the queue, and each dispatch
+    /// goes to one of them. A consumer holds at most `at_once` unanswered dispatches, so dispatches
+    /// for the other consumers do not pile up here.
     async fn consume(
         &self,
         hub: &HubName,
         at_once: usize,
     ) -> Result<Box<dyn Deliveries>, QueueError>;
 
-    /// How a hub's queue stands, about now. For deciding how much to publish and what was lost,
-    /// never for deciding what is true.
+    /// Returns the approximate depth of a hub's queue. Serves to decide how much to publish and
+    /// what was lost, never to decide what is true.
     async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError>;
 }
 
-/// How a hub's queue stands.
+/// The depth of a hub's queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Dispatches that wait for a consumer.
+    /// Dispatches waiting for a consumer.
     pub waiting: usize,
-    /// Consumers, those of other processes among them.
+    /// Consumers, including those of other processes.
     pub consumers: usize,
 }
 
-/// A consumer of one hub's dispatches. Dropping it hands back what was not acked.
+/// A consumer of one hub's dispatches. Dropping the consumer returns unacked dispatches to the
+/// queue.
 #[async_trait]
 pub trait Deliveries: Send + 'static {
-    /// The next dispatch; waits for one, and for a broker that is away. An error is for good.
-    /// Cancel-safe: if dropped, nothing is lost.
+    /// Returns the next dispatch; waits for a dispatch, and for an unreachable broker. An error is
+    /// permanent.
+    ///
+    /// # Cancel safety
+    /// If dropped, nothing is lost.
     async fn next(&mut self) -> Result<Delivery, QueueError>;
 }
 
-/// A dispatch that was handed to us.
+/// A delivered dispatch.
 pub struct Delivery {
-    /// What it says.
+    /// The dispatch.
     pub dispatch: Dispatch,
-    /// It was handed out before and came back: whoever had it is gone, or gave it back.
+    /// Whether the dispatch was delivered before: the earlier consumer is gone, or requeued the
+    /// dispatch.
     pub redelivered: bool,
-    /// To answer for it.
+    /// Answers the delivery.
     pub ticket: Box<dyn Ticket>,
 }
 
-/// The answer that a delivery is owed. Dropped without one, the dispatch comes back.
+/// The required answer to a delivery. The queue delivers the dispatch again if the ticket is
+/// dropped without an answer.
 #[async_trait]
 pub trait Ticket: Send + Sync + 'static {
-    /// Done with: the queue forgets the dispatch. Called after the effect is durable.
+    /// Acknowledges the dispatch: the queue deletes it. Called after the effect is durable.
     async fn ack(self: Box<Self>) -> Result<(), QueueError>;
-    /// Not done: another consumer, or this one later, gets it.
+    /// Returns the dispatch to the queue, for another consumer or for this consumer later.
     async fn requeue(self: Box<Self>) -> Result<(), QueueError>;
 }
 

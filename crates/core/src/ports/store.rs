@@ -1,16 +1,19 @@
-//! The store: the truth about every rollout. It is five ports, one for each subject.
+//! The store: the source of truth about every rollout. The store consists of five ports, one per
+//! subject.
 
-use super::{Batches, Limiter, Lines, Presence, Rollouts};
+use super::{Batches, GroupQueues, Limiter, Presence, Rollouts};
 
-/// All that is kept about rollouts: [`Rollouts`], [`Batches`], [`Lines`], [`Limiter`] and [`Presence`].
+/// Everything stored about rollouts: [`Rollouts`], [`Batches`], [`GroupQueues`], [`Limiter`] and
+/// [`Presence`].
 ///
-/// All methods are atomic: they take effect whole or not at all.
+/// All methods are atomic: they take effect completely or not at all.
 ///
-/// `Ok` means durable after some [time](Batches::durable_after). A store that crashes earlier may come back as it was before
-/// some of its last writes: in an older state, never in a mixture of states.
+/// `Ok` means durable after a certain [time](Batches::durable_after). A store that crashes earlier
+/// may come back without some of its last writes: in an older state, never in a mixture of states.
 ///
-/// Cancel safety: a dropped call may or may not have taken effect, as after
+/// # Cancel safety
+/// A dropped call may or may not have taken effect, as after
 /// [`StoreError::Unavailable`](super::StoreError::Unavailable); every call may be repeated.
-pub trait Store: Rollouts + Batches + Lines + Limiter + Presence {}
+pub trait Store: Rollouts + Batches + GroupQueues + Limiter + Presence {}
 
-impl<T: Rollouts + Batches + Lines + Limiter + Presence> Store for T {}
+impl<T: Rollouts + Batches + GroupQueues + Limiter + Presence> Store for T {}

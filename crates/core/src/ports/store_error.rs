@@ -1,72 +1,76 @@
-//! What goes wrong with a store.
+//! The errors of a store.
 
 use super::Disposition;
 
-/// Why the store did not do what it was asked.
+/// Why a call to the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else has changed the record, or holds the lease, since. Read again, or let go.
-    #[error("{what} was changed by somebody else in the meantime")]
+    /// Another process has changed the record, or holds the lease now. Read again, or give up.
+    #[error("{what} was changed by another process in the meantime")]
     Superseded {
-        /// What.
+        /// The record or lease.
         what: String,
     },
-    /// There is no such thing.
+    /// The object does not exist.
     #[error("{what} does not exist")]
     NotFound {
-        /// What.
+        /// The missing object.
         what: String,
     },
-    /// No room, or no permission to write: nothing was changed.
-    #[error("cannot {doing}: the store cannot be written")]
+    /// No space, or no permission to write; nothing was changed.
+    #[error("cannot {doing}: the store is not writable")]
     NotWritable {
-        /// What was being done.
+        /// The attempted operation.
         doing: String,
-        /// What the system says.
+        /// The error of the server, or of the operating system.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The store does not answer. The effect may or may not have taken place.
+    /// The store does not answer. The call may or may not have taken effect.
     #[error("cannot {doing}: the store does not answer")]
     Unavailable {
-        /// What was being done.
+        /// The attempted operation.
         doing: String,
-        /// What the store's client says.
+        /// The error of the store's client.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A newer release has written it, in a format that this one does not know. Nothing was changed; it is to be left to those
-    /// that know it.
-    #[error("{what} is of a newer release: format {found}, and this release knows up to {known}")]
+    /// A newer release has written the object, in a format unknown to this release. Nothing was
+    /// changed. Only releases with knowledge of the format may change the object.
+    #[error(
+        "{what} was written by a newer release: format {found}, and this release knows formats \
+         up to {known}"
+    )]
     Newer {
-        /// What.
+        /// The object.
         what: String,
-        /// Its format.
+        /// The object's format.
         found: u32,
-        /// The newest that is known.
+        /// The newest known format.
         known: u32,
     },
-    /// The store lost writes that it had acknowledged, so the call would rely on what is not there. Nothing was changed:
-    /// read again, and do again what is missing.
-    #[error("the store has lost its last writes: {what}")]
+    /// The store lost acknowledged writes, and the call relies on a lost write. Nothing was
+    /// changed: read again, and repeat the lost changes.
+    #[error("the store has lost acknowledged writes: {what}")]
     Regressed {
-        /// What is missing.
+        /// The missing data.
         what: String,
     },
-    /// What is stored cannot be what was written.
+    /// The stored data cannot be the written data.
     #[error("cannot {doing}: the stored data are damaged")]
     Corrupt {
-        /// What was being done.
+        /// The attempted operation.
         doing: String,
-        /// What does not fit.
+        /// The inconsistency.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl StoreError {
-    /// What is to be done about it. A store that [cannot be written](Self::NotWritable) may be written again when somebody
-    /// makes room; a process whose store is on its own machine need not wait for that.
+    /// Returns how to handle the error. A store without space or permission ([`Self::NotWritable`])
+    /// may become writable again after an operator's intervention. A process with the store on its
+    /// own machine need not wait for the intervention.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {

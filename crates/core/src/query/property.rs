@@ -1,4 +1,4 @@
-//! The reported property in which devices answer, as queries name it.
+//! The reported property for the answers of devices, in queries.
 
 use std::fmt;
 
@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::TagPath;
 
 /// The longest name, in bytes.
-const LONGEST: usize = 64;
+const MAX_CHARS: usize = 64;
 
-/// The name of a reported property at the top level of a twin: 1 to 64 letters, digits, `_` and `-`.
+/// The name of a reported property at the top level of a twin: 1 to 64 letters, digits, `_` and
+/// `-`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PropertyName(String);
@@ -18,31 +19,31 @@ pub struct PropertyName(String);
 /// A text that is not a name of a reported property.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not the name of a reported property: 1 to {LONGEST} letters, digits, '_' and '-'"
+    "{0:?} is not the name of a reported property: 1 to {MAX_CHARS} letters, digits, '_' and '-'"
 )]
 pub struct InvalidPropertyName(String);
 
 impl PropertyName {
-    /// Checks a name.
+    /// Creates a name from valid text.
     ///
     /// # Errors
-    /// [`InvalidPropertyName`], which says what is allowed.
+    /// [`InvalidPropertyName`], with a description of the allowed texts.
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidPropertyName> {
         let text = text.into();
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-        match (1..=LONGEST).contains(&text.len()) && text.bytes().all(is_allowed) {
+        match (1..=MAX_CHARS).contains(&text.len()) && text.bytes().all(is_allowed) {
             true => Ok(Self(text)),
             false => Err(InvalidPropertyName(text)),
         }
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// A field of the property as a query has it: `properties.reported.update.state`.
+    /// Returns a field of the property in query syntax: `properties.reported.update.state`.
     #[must_use]
     pub fn field(&self, field: &str) -> String {
         let below = |name: &str| {
@@ -52,14 +53,15 @@ impl PropertyName {
         format!("properties.reported{}{}", below(&self.0), below(field))
     }
 
-    /// The condition for devices whose answer is to a message with an id that begins with `prefix`. Hubs take `STARTSWITH` in
-    /// twin queries, though their documents do not name it (MicrosoftDocs/azure-docs, issue 110329).
+    /// Returns the condition for devices with an answer to a message whose id begins with `prefix`.
+    /// Hubs accept `STARTSWITH` in twin queries, although their documentation does not mention it
+    /// (MicrosoftDocs/azure-docs, issue 110329).
     #[must_use]
     pub fn answers(&self, prefix: &str) -> String {
         format!("STARTSWITH({}, '{prefix}')", self.field("id"))
     }
 
-    /// The same for one state.
+    /// Returns the same condition for answers in one of these states.
     #[must_use]
     pub fn answers_in(&self, prefix: &str, states: &[&str]) -> String {
         let states: Vec<_> = states.iter().map(|state| format!("'{state}'")).collect();

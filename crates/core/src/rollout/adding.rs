@@ -1,85 +1,87 @@
-//! Tries at planning, and looks: what batches are added by.
+//! The operations that add batches: tries at planning, and scans of the target.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Checksum, HubPlan, NotUnderstood};
+use crate::plan::{Checksum, HubPlan, MalformedRows};
 use crate::time::Timestamp;
 
-/// One try at planning. Batches are stored under it, so a crashed try leaves no trace.
+/// A try at planning. Batches are stored under the number of the try, so a crashed try leaves no
+/// trace.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(transparent)]
 pub struct PlanId(pub u32);
 
-/// The number of a look, from 1.
+/// The number of a scan, from 1.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(transparent)]
-pub struct LookId(pub u32);
+pub struct ScanId(pub u32);
 
-/// What batches are added by.
+/// An operation that adds batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Adding {
     /// A try at planning.
     Plan(PlanId),
-    /// A look for devices that have joined since.
-    Look(LookId),
+    /// A scan for devices that have joined since.
+    Scan(ScanId),
 }
 
 impl fmt::Display for Adding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Plan(plan) => write!(f, "plan {}", plan.0),
-            Self::Look(look) => write!(f, "look {}", look.0),
+            Self::Scan(scan) => write!(f, "scan {}", scan.0),
         }
     }
 }
 
-/// How far a continuous rollout is with its looks.
+/// The progress of the scans of a continuous rollout.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Looks {
-    /// The newest one; 0 before the first.
-    pub newest: LookId,
-    /// Since when the newest one is under way, if it is.
+pub struct Scans {
+    /// The newest scan; 0 before the first scan.
+    pub newest: ScanId,
+    /// The start of the newest scan, while the scan is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub under_way: Option<Timestamp>,
-    /// When the last one began that was gone through with. At first, the planning.
+    /// The start of the last completed scan. At first, the start of planning.
     pub last: Timestamp,
 }
 
-/// What a look has found.
+/// The result of a scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
+pub struct ScanResult {
     /// Devices that have joined.
     pub joined: u64,
-    /// Devices that have left before they were sent the message.
-    pub left: u64,
-    /// What each hub has of the rollout now, in the order of their names.
+    /// Devices that left before they were sent the message.
+    pub departed: u64,
+    /// The rollout's devices and batches on each hub after the scan, in the order of the hubs'
+    /// names.
     pub hubs: Vec<HubPlan>,
-    /// The batches that the store must hold for the look to be complete.
+    /// The checksum of the batches that the store must hold for the scan to be complete.
     pub checksum: Checksum,
-    /// How often the hubs named a device again that has joined.
+    /// How often the hubs returned a joined device again.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub repeated: u64,
-    /// Rows of the hubs' answers that are not understood.
-    #[serde(default, skip_serializing_if = "NotUnderstood::is_empty")]
-    pub not_understood: NotUnderstood,
+    /// Malformed rows of the query results.
+    #[serde(default, skip_serializing_if = "MalformedRows::is_empty")]
+    pub malformed_rows: MalformedRows,
 }
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-impl Found {
-    /// Nobody has joined or left.
+impl ScanResult {
+    /// Returns whether no device has joined or left.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
-        self.joined == 0 && self.left == 0
+        self.joined == 0 && self.departed == 0
     }
 }

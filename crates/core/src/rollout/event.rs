@@ -1,175 +1,178 @@
-//! What happens to rollouts.
+//! The events of rollouts.
 
 use serde::{Deserialize, Serialize};
 
-use super::adding::Found;
-use super::progress::{MetricResult, Word};
+use super::adding::ScanResult;
+use super::progress::{Attribution, MetricResult};
 use crate::ids::{MetricName, RolloutName, StageName};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
 use crate::spec::OnFailure;
 
-/// What happened.
+/// An event of a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
-    /// It was accepted. Always the first.
+    /// The rollout was accepted. Always the first event.
     Accepted {
-        /// Who wanted it, and why.
+        /// The attribution.
         #[serde(flatten)]
-        word: Word,
+        attribution: Attribution,
     },
-    /// It waits for a rollout of its group that came before it.
+    /// The rollout waits for a rollout ahead in the queue of the concurrency group.
     Queued {
-        /// That one.
+        /// The rollout directly ahead.
         behind: RolloutName,
     },
-    /// Planning began, or began anew.
+    /// Planning began, or began again.
     PlanningStarted,
-    /// The plan is whole in the store.
+    /// The store holds the complete plan.
     PlanCompleted {
-        /// What it came to.
+        /// The summary of the plan.
         plan: PlanSummary,
     },
-    /// The plan cannot be made.
+    /// Planning is impossible.
     PlanningFailed {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// An operator, or a rule, wants nothing more to be sent for now.
+    /// An operator or a rule requests a pause.
     PauseRequested {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// An operator wants it to go on.
+    /// An operator requests to resume the rollout.
     ResumeRequested {
-        /// Who, and why.
+        /// The attribution.
         #[serde(flatten)]
-        word: Word,
+        attribution: Attribution,
     },
-    /// An operator wants nothing to be sent by any rollout.
+    /// An operator requests a halt of all rollouts.
     HaltRequested {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// All rollouts may go on that were sending before.
+    /// The halt is lifted: every rollout that was sending before may continue.
     HaltLifted {
-        /// Who, and why.
+        /// The attribution.
         #[serde(flatten)]
-        word: Word,
+        attribution: Attribution,
     },
-    /// An operator, or a rule, wants it ended.
+    /// An operator or a rule requests to abort the rollout.
     AbortRequested {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// Every device of a stage that has a gate is settled.
+    /// Every device of a stage with a gate is settled.
     StageSent {
         /// The stage.
         stage: StageName,
     },
-    /// A stage's gate holds but for an approval.
+    /// An approval is the last missing condition of a stage's gate.
     ApprovalAwaited {
         /// The stage.
         stage: StageName,
     },
-    /// Somebody approves of a stage.
+    /// An operator approves a stage.
     Approved {
         /// The stage.
         stage: StageName,
-        /// Who, and why.
+        /// The attribution.
         #[serde(flatten)]
-        word: Word,
+        attribution: Attribution,
     },
-    /// Somebody wants a stage's gate to count as passed, whatever it says.
+    /// An operator requests a stage's gate to count as passed, regardless of its verdict.
     Promoted {
         /// The stage.
         stage: StageName,
-        /// Who, and why.
+        /// The attribution.
         #[serde(flatten)]
-        word: Word,
+        attribution: Attribution,
     },
-    /// A stage is over; the next one starts.
+    /// A stage has passed; the next stage starts.
     StagePassed {
         /// The stage.
         stage: StageName,
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// A stage's gate does not hold.
+    /// A stage's gate has failed.
     GateFailed {
         /// The stage.
         stage: StageName,
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
-        /// What is to be done about it.
+        /// The consequence.
         then: OnFailure,
     },
-    /// A metric of a stage's gate was measured, and that is worth remembering.
+    /// A metric of a stage's gate was measured, with a result that must be noted.
     MetricMeasured {
         /// The stage.
         stage: StageName,
         /// The metric.
         metric: MetricName,
-        /// What it came to.
+        /// The result.
         result: MetricResult,
-        /// What was found, for people.
-        found: String,
+        /// The samples, or the reason for their absence, human-readable.
+        samples: String,
     },
-    /// Of a stage's gate it cannot be said whether it holds: people must look.
+    /// A stage's gate cannot be judged: an operator must look into it.
     GateUndecided {
         /// The stage.
         stage: StageName,
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// Somebody wants a new attempt at some devices.
+    /// An operator requests a new attempt at some devices.
     RetryRequested {
-        /// Those that have one of these outcomes ...
+        /// The outcomes of the devices to retry.
         outcomes: Vec<Outcome>,
-        /// ... and are of this stage, if there is one.
+        /// The stage of the devices to retry; `None` for all stages.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stage: Option<StageName>,
-        /// Who, and why.
+        /// The attribution.
         #[serde(flatten)]
-        word: Word,
+        attribution: Attribution,
     },
-    /// All of these devices are pending again.
+    /// All devices of the requested retry are pending again.
     RetryPrepared,
-    /// A look for devices that have joined or left begins, or begins anew.
-    LookStarted,
-    /// It was gone through with.
-    Looked {
-        /// What it has found.
+    /// A scan for joined and departed devices begins, or begins again.
+    ScanStarted,
+    /// The scan is complete.
+    ScanCompleted {
+        /// The result of the scan.
         #[serde(flatten)]
-        found: Found,
+        found: ScanResult,
     },
-    /// Every device was sent the message and every gate has passed; devices that are to answer are waited for.
+    /// Every device was sent the message and every gate has passed; the answers of devices are
+    /// awaited.
     AllSent,
-    /// Devices that were to answer could not be heard: people must look.
-    NotHeard {
-        /// Why, for people.
+    /// The answers of devices could not be received: an operator must look into it.
+    AnswersUnavailable {
+        /// The reason, human-readable.
         reason: String,
     },
-    /// Nothing is left to do: every device is settled, and those that were to answer have been waited for.
+    /// Nothing is left to do: every device is settled, and the wait for answers is over.
     AllSettled {
-        /// The outcomes.
+        /// The number of devices with each outcome.
         counts: Counts,
     },
 }
 
 impl Event {
-    /// It is told to the world and kept in the history. Looks that find nothing are not: they would be all that is left there.
+    /// Returns whether the event is published and kept in the history. Empty scans are omitted;
+    /// they would push out everything else.
     #[must_use]
-    pub fn is_told(&self) -> bool {
+    pub fn is_published(&self) -> bool {
         match self {
-            Self::LookStarted => false,
-            Self::Looked { found } => !found.is_nothing(),
+            Self::ScanStarted => false,
+            Self::ScanCompleted { found } => !found.is_nothing(),
             _ => true,
         }
     }
 
-    /// It comes again by itself, without an end: not what somebody did, nor how something ended.
+    /// Returns whether the event is routine: it recurs by itself without an end, and is neither an
+    /// operator's action nor a final result.
     #[must_use]
     pub fn is_routine(&self) -> bool {
         matches!(
@@ -177,14 +180,14 @@ impl Event {
             Self::Queued { .. }
                 | Self::PlanningStarted
                 | Self::MetricMeasured { .. }
-                | Self::LookStarted
-                | Self::Looked { .. }
+                | Self::ScanStarted
+                | Self::ScanCompleted { .. }
         )
     }
 
-    /// What a routine event has in common with those that it repeats; `None` for events that are always told apart.
+    /// Returns the common key of repeated routine events; `None` for events that are never folded.
     #[must_use]
-    pub fn repeats(&self) -> Option<String> {
+    pub fn fold_key(&self) -> Option<String> {
         match self {
             Self::Queued { behind } => Some(format!("queued {behind}")),
             Self::PlanningStarted => Some("planning".to_owned()),
@@ -198,7 +201,7 @@ impl Event {
         }
     }
 
-    /// The event's name as it is written.
+    /// Returns the event's serialized name.
     #[must_use]
     pub fn name(&self) -> String {
         let value = serde_json::to_value(self).ok();

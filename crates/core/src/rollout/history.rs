@@ -1,7 +1,8 @@
 //! The history of a rollout.
 //!
-//! What people did and how gates were judged is kept for good. Events that come again by themselves (tries at planning,
-//! measurements, looks) would push that out, so only the newest of these are kept, and readers see repeats as one entry.
+//! The actions of operators and the verdicts of gates are kept permanently. Routine events, which
+//! recur without an end (tries at planning, measurements, scans), would push them out. So only the
+//! newest routine events are kept, and readers see repeated events as one entry.
 
 use std::collections::HashMap;
 
@@ -11,38 +12,38 @@ use super::event::Event;
 use crate::ids::Version;
 use crate::time::Timestamp;
 
-/// How many entries that come again by themselves are kept: the newest.
+/// The most routine entries kept: the newest ones.
 pub const ROUTINE: usize = 200;
 
-/// How many other entries are kept. Of more, those in the middle are left out.
+/// The most other entries kept. Further entries are removed from the middle.
 pub const KEPT: usize = 1_000;
 
-/// One thing that happened to a rollout.
+/// An event in the history of a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
-    /// The record's version that it led to.
+    /// The version of the record after the event.
     #[serde(default)]
     pub version: Version,
-    /// When.
+    /// The time of the event.
     pub at: Timestamp,
-    /// The phase that it led to, by its name.
+    /// The name of the phase after the event.
     #[serde(default)]
     pub phase: String,
-    /// What.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// Entries that repeat each other.
+/// Repeated entries, folded into one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Repeated<'a> {
-    /// The newest.
+    /// The newest entry.
     #[serde(flatten)]
     pub entry: &'a HistoryEntry,
-    /// How many there are, if there are several.
+    /// The number of entries; omitted for a single entry.
     #[serde(skip_serializing_if = "is_one")]
     pub times: usize,
-    /// The time of the oldest, if there are several.
+    /// The time of the oldest entry; omitted for a single entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
 }
@@ -52,7 +53,7 @@ fn is_one(times: &usize) -> bool {
     *times == 1
 }
 
-/// Leaves out entries beyond [`ROUTINE`] and [`KEPT`]. The order stays.
+/// Removes the entries beyond [`ROUTINE`] and [`KEPT`], and keeps the order.
 pub fn bound(history: &mut Vec<HistoryEntry>) {
     let routine = history.iter().filter(|it| it.event.is_routine()).count();
     let mut surplus = routine.saturating_sub(ROUTINE);
@@ -71,26 +72,26 @@ pub fn bound(history: &mut Vec<HistoryEntry>) {
     });
 }
 
-/// The history with repeats as one entry, in the place of the newest. Entries repeat each other when they say the same
-/// ([`Event::repeats`]) and nothing but routine lies between them.
+/// Returns the history with repeated entries folded into the newest of them. Entries repeat each
+/// other if their [`Event::fold_key`] are equal and only routine entries lie between them.
 #[must_use]
 pub fn folded(history: &[HistoryEntry]) -> Vec<Repeated<'_>> {
     let mut folded = Vec::new();
-    // From the newest to the oldest, the places of entries that may still be repeated.
+    // From the newest to the oldest: the places of entries open for repeats.
     let mut open = HashMap::new();
     for entry in history.iter().rev() {
-        let repeats = entry.event.repeats();
+        let fold_key = entry.event.fold_key();
         if !entry.event.is_routine() {
             open.clear();
         }
-        if let Some(place) = repeats.as_ref().and_then(|repeats| open.get(repeats)) {
+        if let Some(place) = fold_key.as_ref().and_then(|fold_key| open.get(fold_key)) {
             let newer: &mut Repeated<'_> = &mut folded[*place];
             newer.times += 1;
             newer.since = Some(entry.at);
             continue;
         }
-        if let Some(repeats) = repeats {
-            open.insert(repeats, folded.len());
+        if let Some(fold_key) = fold_key {
+            open.insert(fold_key, folded.len());
         }
         folded.push(Repeated {
             entry,
@@ -106,7 +107,7 @@ pub fn folded(history: &[HistoryEntry]) -> Vec<Repeated<'_>> {
 mod tests {
     use super::*;
     use crate::ids::{MetricName, StageName};
-    use crate::rollout::{MetricResult, Word};
+    use crate::rollout::{Attribution, MetricResult};
 
     fn entry(at: u64, event: Event) -> HistoryEntry {
         HistoryEntry {
@@ -119,16 +120,16 @@ mod tests {
 
     fn resumed() -> Event {
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         }
     }
 
-    fn measured(metric: &str, found: &str) -> Event {
+    fn measured(metric: &str, samples: &str) -> Event {
         Event::MetricMeasured {
             stage: StageName::new("first").unwrap(),
             metric: MetricName::new(metric).unwrap(),
             result: MetricResult::Succeeded,
-            found: found.into(),
+            samples: samples.into(),
         }
     }
 

@@ -1,83 +1,83 @@
-//! The phases of a rollout, and what each asks of others.
+//! The phases of a rollout, with the duties of its driver and the directives to workers.
 
 use serde::{Deserialize, Serialize};
 
-/// Where a rollout is in its life.
+/// The phase of a rollout's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "phase")]
 #[derive(strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Phase {
-    /// Accepted, nothing done yet.
+    /// Accepted; nothing is done yet.
     Accepted,
-    /// Its devices are being found.
+    /// The devices are being found.
     Planning,
-    /// Its batches are being worked on.
+    /// Workers work on the batches.
     Running,
-    /// Nothing is sent until it is resumed.
+    /// Paused; nothing is sent until the rollout is resumed.
     Paused {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// Nothing is sent by any rollout until all may go on.
+    /// Halted, like all rollouts; nothing is sent until the halt is lifted.
     Halted {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// What is in flight is recorded, the rest will be skipped.
+    /// Being aborted: sends in flight are recorded, and the remaining devices will be skipped.
     Aborting {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// Ended by abort.
+    /// Aborted.
     Aborted {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
-    /// Every device was sent the message, but those that had left the target.
+    /// Every device is settled and none failed. Devices that left the target do not count.
     Succeeded,
-    /// Nothing more to do, but not every device was sent the message.
+    /// Every device is settled, and some devices failed.
     FinishedWithFailures,
-    /// It could not be planned.
+    /// Planning failed.
     Failed {
-        /// Why, for people.
+        /// The reason, human-readable.
         reason: String,
     },
 }
 
-/// What a phase owes the world.
+/// The duty of the driver of a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owed {
+pub enum Duty {
     /// Find the devices and store the batches.
     Plan,
-    /// Make the devices pending that are to be sent to again.
+    /// Make the devices to retry pending again.
     PrepareRetry,
     /// Keep batches on the queue until every device is settled.
     ReleaseBatches,
-    /// Mark every device that was not sent anything as skipped.
+    /// Mark every device without a send as skipped.
     SkipRemaining,
-    /// Nothing, until something happens.
+    /// Nothing, until the next event.
     Nothing,
 }
 
 impl Phase {
-    /// What this phase owes the world; see [`Rollout::owed`](super::Rollout::owed), too.
+    /// Returns the driver's duty in this phase; see also [`Rollout::duty`](super::Rollout::duty).
     #[must_use]
-    pub fn owed(&self) -> Owed {
+    pub fn duty(&self) -> Duty {
         match self {
-            Self::Accepted | Self::Planning => Owed::Plan,
-            Self::Running => Owed::ReleaseBatches,
-            Self::Aborting { .. } => Owed::SkipRemaining,
+            Self::Accepted | Self::Planning => Duty::Plan,
+            Self::Running => Duty::ReleaseBatches,
+            Self::Aborting { .. } => Duty::SkipRemaining,
             Self::Paused { .. }
             | Self::Halted { .. }
             | Self::Aborted { .. }
             | Self::Succeeded
             | Self::FinishedWithFailures
-            | Self::Failed { .. } => Owed::Nothing,
+            | Self::Failed { .. } => Duty::Nothing,
         }
     }
 
-    /// Nothing will happen to the rollout again, unless somebody wants a retry.
+    /// Returns whether the rollout has ended. Only a retry can continue an ended rollout.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(
@@ -89,16 +89,17 @@ impl Phase {
         )
     }
 
-    /// What a worker that holds a batch is to do; see [`Rollout::wanted`](super::Rollout::wanted), too.
+    /// Returns the directive to a worker with a batch; see also
+    /// [`Rollout::directive`](super::Rollout::directive).
     #[must_use]
-    pub fn wanted(&self) -> Wanted {
+    pub fn directive(&self) -> Directive {
         match self {
-            Self::Running => Wanted::GoOn,
-            _ => Wanted::Stop,
+            Self::Running => Directive::Continue,
+            _ => Directive::Stop,
         }
     }
 
-    /// Why it is in this phase, where there is something to say.
+    /// Returns the reason for the phase, if the phase has one.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -115,7 +116,7 @@ impl Phase {
         }
     }
 
-    /// Why it is aborted, if it is.
+    /// Returns the reason for the abort, if the rollout is aborted.
     #[must_use]
     pub fn aborted(&self) -> Option<&str> {
         match self {
@@ -124,19 +125,19 @@ impl Phase {
         }
     }
 
-    /// The phase's name as it is written in files and labels.
+    /// Returns the phase's name in files and labels.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         self.into()
     }
 }
 
-/// What the rollout wants of a worker; every record of a window is answered with it.
+/// The directive of a rollout to its workers; the reply to every record of a window contains it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wanted {
-    /// Send on.
-    GoOn,
-    /// Record what is in flight, send nothing more, let go of the batch.
+pub enum Directive {
+    /// Continue to send.
+    Continue,
+    /// Stop: record the sends in flight, send nothing more, and release the batch.
     Stop,
 }

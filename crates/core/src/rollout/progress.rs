@@ -1,4 +1,4 @@
-//! How far a stage is: what people said of it, and what its gate's metrics came to.
+//! The progress of a stage: decisions of operators, and the results of the gate's metrics.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{MetricName, StageName};
 use crate::time::Timestamp;
 
-/// Who said something, and why.
+/// The attribution of an operation: its author and the reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Word {
-    /// Who, if it is known.
+pub struct Attribution {
+    /// The author, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// Why, if they said.
+    /// The reason, if given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-impl fmt::Display for Word {
+impl fmt::Display for Attribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.by.as_deref().unwrap_or("somebody"))?;
         match &self.reason {
@@ -28,115 +28,116 @@ impl fmt::Display for Word {
     }
 }
 
-/// Somebody's yes to a stage.
+/// The approval of a stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Approval {
-    /// Who, and why.
+    /// The attribution.
     #[serde(flatten)]
-    pub word: Word,
-    /// When.
+    pub attribution: Attribution,
+    /// The time.
     pub at: Timestamp,
 }
 
-/// What one measurement came to.
+/// The result of one measurement of a [`Metric`](crate::spec::Metric).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MetricResult {
-    /// It is as it should be.
+    /// The samples satisfy the metric's conditions.
     Succeeded,
-    /// It is as it should not be.
+    /// A sample violates the metric's conditions.
     Failed,
     /// Neither.
     Inconclusive,
-    /// Nobody knows what it is.
+    /// There is no usable sample.
     NotMeasured,
 }
 
-/// What is known of a metric in a stage. The counts begin anew when the rollout is resumed after its gate has
-/// paused it.
+/// The results of a metric in a stage. The counts restart when the rollout is resumed after a pause
+/// by the gate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetricTally {
     /// The metric.
     pub name: MetricName,
-    /// Measurements that succeeded after all of the stage was sent, up to as many as are needed.
+    /// Successful measurements after the stage was completely sent, up to the required number.
     #[serde(default)]
     pub succeeded: u32,
-    /// Those that failed.
+    /// Failed measurements.
     #[serde(default)]
     pub failed: u32,
-    /// Those that were inconclusive.
+    /// Inconclusive measurements.
     #[serde(default)]
     pub inconclusive: u32,
-    /// How often in a row it could not be measured, as far as that was noted.
+    /// Consecutive measurements without a value, as far as noted.
     #[serde(default)]
     pub not_measured: u32,
-    /// What the last one came to that was noted.
+    /// The noted result of the last measurement.
     pub result: MetricResult,
-    /// What was found then: samples, or why there are none.
-    pub found: String,
-    /// When that was.
+    /// The samples of the last measurement, or the reason for their absence.
+    pub samples: String,
+    /// The time of the last measurement.
     pub at: Timestamp,
 }
 
-/// How far a stage is.
+/// The progress of a stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageProgress {
     /// The stage.
     pub name: StageName,
-    /// Since when its devices are sent to.
+    /// When the stage became the current stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// When it was noted that all of them were sent to. Only of a stage with a gate.
+    /// When the driver noted that all devices of the stage were sent to. Only for a stage with a
+    /// gate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Timestamp>,
-    /// Since when an approval is all that is missing.
+    /// When an approval became the last missing condition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ripe_at: Option<Timestamp>,
-    /// Who approved, and when.
+    pub approval_awaited_at: Option<Timestamp>,
+    /// The approval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approved: Option<Approval>,
-    /// Who wants its gate to count as passed.
+    /// The attribution of a promotion, which makes the gate count as passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub promoted: Option<Word>,
-    /// Why its gate failed, when the rollout is to go on all the same.
+    pub promoted: Option<Attribution>,
+    /// Why the gate failed, if the rollout continues in spite of the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ignored: Option<String>,
-    /// What is known of its gate's metrics.
+    pub ignored_failure: Option<String>,
+    /// The results of the gate's metrics.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<MetricTally>,
-    /// When it was over.
+    /// When the stage passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed_at: Option<Timestamp>,
 }
 
 impl StageProgress {
-    /// A stage that has not started.
+    /// Creates the progress of a stage that has not started.
     #[must_use]
     pub fn new(name: StageName) -> Self {
         Self {
             name,
             started_at: None,
             sent_at: None,
-            ripe_at: None,
+            approval_awaited_at: None,
             approved: None,
             promoted: None,
-            ignored: None,
+            ignored_failure: None,
             metrics: Vec::new(),
             passed_at: None,
         }
     }
 
-    /// What is known of a metric.
+    /// Returns the results of a metric.
     pub(crate) fn tally(&self, metric: &MetricName) -> Option<&MetricTally> {
         self.metrics.iter().find(|tally| tally.name == *metric)
     }
 
-    /// Notes a measurement, with what was found in a few words.
+    /// Notes a measurement; `samples` is a short description of the value.
     pub(super) fn note_measurement(
         &mut self,
         metric: &MetricName,
         result: MetricResult,
-        found: &str,
+        samples: &str,
         at: Timestamp,
     ) {
         let known = self.metrics.iter().position(|it| it.name == *metric);
@@ -148,7 +149,7 @@ impl StageProgress {
                 inconclusive: 0,
                 not_measured: 0,
                 result,
-                found: String::new(),
+                samples: String::new(),
                 at,
             });
             self.metrics.len() - 1
@@ -163,12 +164,12 @@ impl StageProgress {
         if result != MetricResult::NotMeasured {
             tally.not_measured = 0;
         }
-        (tally.result, tally.found, tally.at) = (result, found.to_owned(), at);
+        (tally.result, tally.samples, tally.at) = (result, samples.to_owned(), at);
     }
 
-    /// The gate is asked again, all of it.
+    /// Resets the gate, so all of its conditions are judged again.
     pub(super) fn begin_gate_anew(&mut self) {
-        (self.ripe_at, self.approved) = (None, None);
+        (self.approval_awaited_at, self.approved) = (None, None);
         self.metrics.clear();
     }
 }

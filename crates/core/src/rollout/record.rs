@@ -1,17 +1,17 @@
-//! A rollout's record, and what follows from it alone.
+//! The record of a rollout, and the facts derived from the record alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::adding::{Looks, PlanId};
+use super::adding::{PlanId, Scans};
 use super::event::Event;
 use super::history::HistoryEntry;
 use super::notes::Notes;
-use super::phase::{Owed, Phase, Wanted};
-use super::progress::{StageProgress, Word};
-use crate::account::Account;
+use super::phase::{Directive, Duty, Phase};
+use super::progress::{Attribution, StageProgress};
+use crate::account::TimeAccount;
 use crate::ids::{
     Attempt, Lineage, Revision, RolloutId, RolloutName, StageIndex, StageName, Version,
 };
@@ -21,98 +21,103 @@ use crate::spec::{Rate, RolloutSpec};
 use crate::time::Timestamp;
 use crate::trace::TraceContext;
 
-/// A rollout as the store keeps it.
+/// The stored record of a rollout.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// What tells it from other rollouts of its name.
+    /// The id; distinguishes the rollout from other rollouts of the same name.
     pub id: RolloutId,
-    /// The record's generation; a change is refused when it was made on an older one.
+    /// The record's generation; a change based on an older generation is refused.
     pub version: Version,
-    /// What led to this version. A store that lost its last writes may give a version twice, but no lineage.
+    /// The digest of all changes up to this version. A store that lost its last writes may repeat a
+    /// version, but not a lineage.
     pub lineage: Lineage,
-    /// What the store must hold for this version to be stored, if the change relies on it.
+    /// The condition on the store for storing this version, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub relies_on: Option<Reliance>,
-    /// What was asked for. Files are inlined, or known by their digest in `files`.
+    pub precondition: Option<StorePrecondition>,
+    /// The spec. Files are inlined, or identified by their digest in `files`.
     pub spec: RolloutSpec,
-    /// SHA-256 of the files that the spec names, by path.
+    /// The SHA-256 of the files named in the spec, by path.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
-    /// Where it is in its life.
+    /// The phase.
     #[serde(flatten)]
     pub phase: Phase,
     /// The newest try at planning.
     pub plan_id: PlanId,
-    /// What the plan came to, once it is whole.
+    /// The summary of the plan, once the plan is complete.
     pub plan: Option<PlanSummary>,
-    /// Its stages, in order, once the plan is whole.
+    /// The stages in order, once the plan is complete.
     #[serde(default)]
     pub stages: Vec<StageProgress>,
-    /// The rollout of its group that it waits for, before it is planned.
+    /// The rollout directly ahead in the queue of the concurrency group, while this rollout waits
+    /// to be planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub behind: Option<RolloutName>,
-    /// Why it is to be paused as soon as its plan is whole, if somebody wants that.
+    pub queued_behind: Option<RolloutName>,
+    /// The reason for a requested pause before the plan is complete. The rollout is paused as soon
+    /// as the plan is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pause: Option<String>,
-    /// The newest attempt at any of its devices.
+    pub pause_after_planning: Option<String>,
+    /// The newest attempt at any device.
     #[serde(default = "Attempt::first")]
     pub attempt: Attempt,
-    /// What is to be prepared before anything is sent.
+    /// The retry to prepare before anything is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// When it was noted that every device was sent the message and that answers are all that is waited for.
+    /// When the driver noted that every device was sent the message and only answers are awaited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Timestamp>,
-    /// The span of the command that started it. Older records have none.
+    /// The span of the command that started the rollout. Older records have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceContext>,
-    /// Of a continuous rollout, once the plan is whole: its looks for devices that have joined or left.
+    /// The scans of a continuous rollout for joined and departed devices, once the plan is
+    /// complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub looks: Option<Looks>,
-    /// When it was accepted.
+    pub scans: Option<Scans>,
+    /// The time of acceptance.
     pub created_at: Timestamp,
-    /// When its phase last changed.
+    /// The time of the last change of the phase.
     pub changed_at: Timestamp,
-    /// What happened to it, oldest first, [bounded](super::history::bound).
+    /// The history, oldest entry first, [bounded](super::history::bound).
     pub history: Vec<HistoryEntry>,
-    /// What its driver has noted since. Stored beside the record.
+    /// The driver's notes since the last change. Stored beside the record.
     #[serde(skip)]
     pub notes: Notes,
 }
 
-/// What the store must hold when a change is stored.
+/// A condition on the contents of the store for storing a change.
 ///
-/// A change follows from what was read and written before. A store that crashed in between may have lost some of that,
-/// though it acknowledged it; so the store checks the condition in the step that stores the change.
+/// A change follows from earlier reads and writes. A store that crashed in between may have lost
+/// some of the acknowledged writes, so the store checks the condition in the same step as it stores
+/// the change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reliance {
+pub enum StorePrecondition {
     /// The rollout has exactly these batches.
     Batches(Checksum),
     /// No send is owed to any device.
     Settled,
 }
 
-impl Reliance {
-    /// What a change relies on.
+impl StorePrecondition {
+    /// Returns the condition for storing an event.
     pub(super) fn of(event: &Event) -> Option<Self> {
         match event {
             Event::PlanCompleted { plan } => Some(Self::Batches(plan.checksum)),
-            Event::Looked { found } => Some(Self::Batches(found.checksum)),
+            Event::ScanCompleted { found } => Some(Self::Batches(found.checksum)),
             Event::AllSettled { .. } => Some(Self::Settled),
             _ => None,
         }
     }
 }
 
-/// A new attempt that is to be made at some devices.
+/// A new attempt at some devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
-    /// Which attempt it is.
+    /// The number of the attempt.
     pub attempt: Attempt,
-    /// At devices that have one of these outcomes ...
+    /// The outcomes of the devices to retry.
     pub outcomes: Vec<Outcome>,
-    /// ... and are of this stage, if there is one.
+    /// The stage of the devices to retry; `None` for all stages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<StageName>,
 }
@@ -129,7 +134,7 @@ impl fmt::Display for Retry {
 }
 
 impl Rollout {
-    /// A rollout that was just accepted.
+    /// Creates the record of a newly accepted rollout.
     #[must_use]
     pub fn accepted(spec: RolloutSpec, files: BTreeMap<String, String>, now: Timestamp) -> Self {
         let described = serde_json::to_vec(&(&spec, &files)).expect("a spec is plain data");
@@ -138,20 +143,20 @@ impl Rollout {
             id: lineage.id(),
             version: Version(1),
             lineage,
-            relies_on: None,
+            precondition: None,
             spec,
             files,
             phase: Phase::Accepted,
             plan_id: PlanId(0),
             plan: None,
             stages: Vec::new(),
-            behind: None,
-            pause: None,
+            queued_behind: None,
+            pause_after_planning: None,
             attempt: Attempt::FIRST,
             retry: None,
             sent_at: None,
             trace: None,
-            looks: None,
+            scans: None,
             created_at: now,
             changed_at: now,
             history: vec![HistoryEntry {
@@ -159,37 +164,37 @@ impl Rollout {
                 at: now,
                 phase: Phase::Accepted.as_str().to_owned(),
                 event: Event::Accepted {
-                    word: Word::default(),
+                    attribution: Attribution::default(),
                 },
             }],
             notes: Notes {
-                account: Account::opened(now),
+                account: TimeAccount::opened(now),
                 ..Notes::default()
             },
         }
     }
 
-    /// The same, with who wanted it, and why.
+    /// Sets the attribution of the acceptance.
     #[must_use]
-    pub fn wanted_by(mut self, word: Word) -> Self {
+    pub fn with_attribution(mut self, attribution: Attribution) -> Self {
         if let Some(HistoryEntry {
-            event: Event::Accepted { word: noted },
+            event: Event::Accepted { attribution: noted },
             ..
         }) = self.history.first_mut()
         {
-            *noted = word;
+            *noted = attribution;
         }
         self
     }
 
-    /// The same, begun by the command of that span.
+    /// Sets the span of the command that started the rollout.
     #[must_use]
-    pub fn traced_to(mut self, span: TraceContext) -> Self {
+    pub fn with_trace(mut self, span: TraceContext) -> Self {
         self.trace = Some(span);
         self
     }
 
-    /// The state that the record is in.
+    /// Returns the revision of the record.
     #[must_use]
     pub fn revision(&self) -> Revision {
         Revision {
@@ -198,39 +203,41 @@ impl Rollout {
         }
     }
 
-    /// What has led to this version of the record; `None` when that is not [told](Event::is_told).
+    /// Returns the history entry of this version's change; `None` for a change that is not
+    /// [published](Event::is_published).
     #[must_use]
-    pub fn happened(&self) -> Option<&HistoryEntry> {
+    pub fn change_entry(&self) -> Option<&HistoryEntry> {
         let newest = self.history.last();
         newest.filter(|entry| entry.version == self.version)
     }
 
-    /// What it owes the world.
+    /// Returns the driver's duty.
     #[must_use]
-    pub fn owed(&self) -> Owed {
-        match self.phase.owed() {
-            Owed::ReleaseBatches if self.retry.is_some() => Owed::PrepareRetry,
-            owed => owed,
+    pub fn duty(&self) -> Duty {
+        match self.phase.duty() {
+            Duty::ReleaseBatches if self.retry.is_some() => Duty::PrepareRetry,
+            duty => duty,
         }
     }
 
-    /// What a worker that holds a batch is to do.
+    /// Returns the directive to workers with a batch.
     #[must_use]
-    pub fn wanted(&self) -> Wanted {
+    pub fn directive(&self) -> Directive {
         match &self.retry {
-            Some(_) => Wanted::Stop,
-            None => self.phase.wanted(),
+            Some(_) => Directive::Stop,
+            None => self.phase.directive(),
         }
     }
 
-    /// Whether devices may be reopened for `attempt` now.
+    /// Returns whether devices may be reopened for `attempt` now.
     #[must_use]
     pub fn prepares(&self, attempt: Attempt) -> bool {
         let prepared = self.retry.as_ref().map(|retry| retry.attempt);
-        self.owed() == Owed::PrepareRetry && prepared == Some(attempt)
+        self.duty() == Duty::PrepareRetry && prepared == Some(attempt)
     }
 
-    /// The stage whose devices are sent to; those before it are over. The last one stays it when all are.
+    /// Returns the current stage, whose devices are sent to; all earlier stages have passed. After
+    /// all stages have passed, the last stage stays current.
     #[must_use]
     pub fn stage(&self) -> StageIndex {
         let open = self
@@ -242,23 +249,24 @@ impl Rollout {
         StageIndex(u16::try_from(stage).expect("there are at most MAX_STAGES stages"))
     }
 
-    /// The rate through each hub now, if the rollout has one.
+    /// Returns the current rate through each hub, if the rollout has a rate.
     #[must_use]
     pub fn rate_now(&self, tallies: &[Tally]) -> Option<Rate> {
         let pace = self.spec.pace_of(self.stage());
         pace.rate_at(pace.counted(tallies))
     }
 
-    /// How far the stage is whose devices are sent to; `None` before the plan is whole.
+    /// Returns the progress of the current stage; `None` before the plan is complete.
     #[must_use]
     pub fn stage_progress(&self) -> Option<&StageProgress> {
         self.stages.get(usize::from(self.stage().0))
     }
 
-    /// What becomes of it once it is planned, in words, if that is not to be sent.
+    /// Returns a description of the rollout's fate after planning, if the rollout is not to send
+    /// then.
     #[must_use]
-    pub fn is_to_be_paused(&self) -> Option<String> {
-        let reason = self.pause.as_ref()?;
+    pub fn pending_pause(&self) -> Option<String> {
+        let reason = self.pause_after_planning.as_ref()?;
         Some(format!("is paused once it is planned: {reason}"))
     }
 }

@@ -1,5 +1,5 @@
-//! Why something cannot happen to a rollout, in words for people: what was asked, where the rollout is, what is allowed, and
-//! what to do.
+//! Human-readable refusals of events: the requested event, the phase of the rollout, the allowed
+//! times, and a remedy.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use super::event::Event;
 use super::phase::Phase;
 use crate::ids::RolloutName;
 
-/// Something that cannot happen to a rollout as it is.
+/// An event that is not allowed in the current state of a rollout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IllegalTransition {
     asked: String,
@@ -29,7 +29,7 @@ impl fmt::Display for IllegalTransition {
 }
 
 impl IllegalTransition {
-    /// A refusal of the event: `found` is the reason, with what can be done.
+    /// Refuses the event. `found` is the reason, with the possible remedy.
     pub(super) fn new(event: &Event, found: impl Into<String>) -> Self {
         Self {
             asked: asked(event),
@@ -38,7 +38,7 @@ impl IllegalTransition {
         }
     }
 
-    /// A refusal of the event for the phase.
+    /// Refuses the event because of the phase.
     pub(super) fn in_phase(phase: &Phase, event: &Event) -> Self {
         let place = place(phase);
         let parts = [Some(&*place), allowed(event), way_out(phase, event)];
@@ -46,7 +46,7 @@ impl IllegalTransition {
         Self::new(event, parts.join("; "))
     }
 
-    /// The same of the rollout of that name.
+    /// Adds the name of the rollout.
     pub(super) fn of(self, rollout: &RolloutName) -> Self {
         Self {
             rollout: Some(rollout.clone()),
@@ -55,7 +55,7 @@ impl IllegalTransition {
     }
 }
 
-/// Words for an event, before the name of the rollout.
+/// Describes an event, in words to precede the name of the rollout.
 fn asked(event: &Event) -> String {
     match event {
         Event::PauseRequested { .. } => "pause".to_owned(),
@@ -72,7 +72,7 @@ fn asked(event: &Event) -> String {
     }
 }
 
-/// Words for a phase.
+/// Describes a phase.
 fn place(phase: &Phase) -> String {
     match phase {
         Phase::Accepted => "it is not planned yet".to_owned(),
@@ -88,18 +88,18 @@ fn place(phase: &Phase) -> String {
     }
 }
 
-/// The times at which people may ask for an event; `None` for events that nobody asks for.
+/// Describes when operators may request an event; `None` for events without a request.
 fn allowed(event: &Event) -> Option<&'static str> {
     Some(match event {
         Event::PauseRequested { .. } => "a rollout can be paused until it ends or is aborted",
         Event::ResumeRequested { .. } => "a rollout can be resumed while it is paused",
         Event::AbortRequested { .. } => "a rollout can be aborted until it has ended",
         Event::Approved { .. } => {
-            "a stage can be approved once its rollout is planned, until that ends"
+            "a stage can be approved from the end of planning until its rollout ends"
         }
         Event::GateFailed { .. } => "a stage can be rejected while its rollout is running",
         Event::Promoted { .. } => {
-            "a stage can be promoted once its rollout is planned, until that ends"
+            "a stage can be promoted from the end of planning until its rollout ends"
         }
         Event::RetryRequested { .. } => {
             "a rollout can be retried once it is planned, unless it is aborted"
@@ -108,19 +108,19 @@ fn allowed(event: &Event) -> Option<&'static str> {
     })
 }
 
-/// Advice for people: something to do instead, or first.
+/// Advises operators on an alternative, or on a first step.
 fn way_out(phase: &Phase, event: &Event) -> Option<&'static str> {
     allowed(event)?;
     match (phase, event) {
         (_, Event::AbortRequested { .. }) | (Phase::Running, _) => None,
         (Phase::Accepted | Phase::Planning, _) => Some("wait for its plan, or abort it"),
         (Phase::Paused { .. }, _) => Some("resume it first, or abort it"),
-        (Phase::Halted { .. }, _) => Some("let all rollouts go on first, by resume-all"),
+        (Phase::Halted { .. }, _) => Some("resume all rollouts first, with resume-all"),
         (Phase::Aborting { .. } | Phase::Aborted { .. }, _) => {
-            Some("to send again, start a rollout of another name")
+            Some("to send again, start a rollout with another name")
         }
         (Phase::Succeeded | Phase::FinishedWithFailures, _) => {
-            Some("to send again to devices that failed, retry it")
+            Some("to send to failed devices again, retry it")
         }
         (Phase::Failed { .. }, _) => Some("start it again: nothing was sent"),
     }

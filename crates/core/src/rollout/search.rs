@@ -1,4 +1,4 @@
-//! How far the search for a rollout's devices is.
+//! The progress of the search for a rollout's devices.
 
 use std::fmt;
 
@@ -7,34 +7,34 @@ use serde::{Deserialize, Serialize};
 use crate::text::{ERROR_CHARS, cut};
 use crate::time::Timestamp;
 
-/// How far the search for devices is.
+/// The progress of the search for devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Search {
-    /// Devices that the newest try has found so far.
+    /// The devices found so far by the newest try.
     #[serde(default)]
     pub found: u64,
-    /// What keeps it from being finished, if something does.
+    /// The trouble of the search, if there is any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<SearchTrouble>,
-    /// When this was noted.
+    /// The time of this note.
     pub(super) noted_at: Timestamp,
 }
 
-/// What keeps a search for devices from being finished.
+/// The trouble of a search for devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SearchTrouble {
-    /// Since when nothing was found.
+    /// The time since which nothing was found.
     pub since: Timestamp,
-    /// The last error, in words.
+    /// The text of the last error.
     pub error: String,
-    /// When the next try begins; `None` while one is under way.
+    /// The start of the next try; `None` during a try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try: Option<Timestamp>,
 }
 
 impl fmt::Display for SearchTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; in vain since {}", self.error, self.since)?;
+        write!(f, "{}; failing since {}", self.error, self.since)?;
         match self.next_try {
             Some(at) => write!(f, ", next try at {at}"),
             None => Ok(()),
@@ -43,7 +43,7 @@ impl fmt::Display for SearchTrouble {
 }
 
 impl SearchTrouble {
-    /// The trouble after an error at `since`; it goes on from what was `before`.
+    /// Returns the trouble after an error at `since`, as a continuation of the trouble `before`.
     pub(super) fn after(
         before: &Search,
         since: Timestamp,

@@ -16,7 +16,7 @@ pub(super) fn plan(devices: u64) -> Event {
             stages: vec![],
             excluded: vec![],
             repeated: 0,
-            not_understood: Default::default(),
+            malformed_rows: Default::default(),
             unknown_zones: Default::default(),
         },
     }
@@ -55,11 +55,11 @@ fn events() -> Vec<Event> {
         Event::PlanningFailed { reason: reason() },
         Event::PauseRequested { reason: reason() },
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
         Event::HaltRequested { reason: reason() },
         Event::HaltLifted {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
         Event::AbortRequested { reason: reason() },
         Event::AllSettled { counts },
@@ -73,7 +73,7 @@ fn retry(outcomes: &[Outcome], stage: Option<&str>) -> Event {
     Event::RetryRequested {
         outcomes: outcomes.to_vec(),
         stage: stage.map(|stage| StageName::new(stage).unwrap()),
-        word: Word::default(),
+        attribution: Attribution::default(),
     }
 }
 
@@ -93,11 +93,11 @@ fn stage_events() -> Vec<Event> {
         },
         Event::Approved {
             stage: stage(),
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
         Event::Promoted {
             stage: stage(),
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
         failed(OnFailure::Pause),
         failed(OnFailure::Abort),
@@ -106,7 +106,7 @@ fn stage_events() -> Vec<Event> {
             stage: stage(),
             metric: MetricName::new("m").unwrap(),
             result: MetricResult::Succeeded,
-            found: "1".into(),
+            samples: "1".into(),
         },
         Event::GateUndecided {
             stage: stage(),
@@ -132,7 +132,7 @@ fn table(events: &[Event]) -> Vec<String> {
         .collect()
 }
 
-/// What is said of a stage's gate has a meaning while the rollout is under way only.
+/// Events of a stage's gate are legal only while the rollout is under way.
 #[test]
 fn every_edge_of_stages() {
     assert_eq!(
@@ -152,7 +152,7 @@ fn every_edge_of_stages() {
     );
 }
 
-/// The whole machine as a table: `.` is illegal, `=` changes nothing.
+/// The whole state machine as a table: `.` is illegal, `=` changes nothing.
 #[test]
 fn every_edge() {
     assert_eq!(
@@ -175,9 +175,12 @@ fn every_edge() {
 #[test]
 fn ended_is_ended_and_only_running_sends() {
     for phase in phases() {
-        assert_eq!(phase.wanted() == Wanted::GoOn, phase == Phase::Running);
+        assert_eq!(
+            phase.directive() == Directive::Continue,
+            phase == Phase::Running
+        );
         if phase.is_ended() {
-            assert_eq!(phase.owed(), Owed::Nothing);
+            assert_eq!(phase.duty(), Duty::Nothing);
             for event in events() {
                 if matches!(event, Event::RetryRequested { .. }) {
                     continue;
@@ -191,7 +194,7 @@ fn ended_is_ended_and_only_running_sends() {
     }
 }
 
-/// A rollout of two stages, of which the first has a gate, that runs.
+/// A running rollout with two stages; the first stage has a gate.
 fn staged() -> Rollout {
     let spec = RolloutSpec::read(
         "x",
@@ -218,12 +221,12 @@ fn a_retry_is_prepared_before_anything_else_happens() {
     assert_eq!(requested.attempt, Attempt(2));
     let progress = requested.stage_progress().unwrap();
     assert_eq!(
-        (progress.sent_at, progress.ripe_at),
+        (progress.sent_at, progress.approval_awaited_at),
         (None, None),
         "all anew"
     );
-    assert_eq!(requested.owed(), Owed::PrepareRetry);
-    assert_eq!(requested.wanted(), Wanted::Stop);
+    assert_eq!(requested.duty(), Duty::PrepareRetry);
+    assert_eq!(requested.directive(), Directive::Stop);
     assert!(requested.prepares(Attempt(2)) && !requested.prepares(Attempt(1)));
 
     let again = |event| requested.after(event, Timestamp(9));
@@ -244,21 +247,21 @@ fn a_retry_is_prepared_before_anything_else_happens() {
     assert!(again(settled).is_err());
 
     let paused = step(&requested, Event::PauseRequested { reason: "p".into() });
-    assert_eq!(paused.owed(), Owed::Nothing);
+    assert_eq!(paused.duty(), Duty::Nothing);
     assert!(!paused.prepares(Attempt(2)));
     let resumed = step(
         &paused,
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
     );
-    assert_eq!(resumed.owed(), Owed::PrepareRetry);
+    assert_eq!(resumed.duty(), Duty::PrepareRetry);
     let aborted = step(&resumed, Event::AbortRequested { reason: "a".into() });
-    assert_eq!((aborted.owed(), aborted.retry), (Owed::SkipRemaining, None));
+    assert_eq!((aborted.duty(), aborted.retry), (Duty::SkipRemaining, None));
 
     let prepared = step(&requested, Event::RetryPrepared);
-    assert_eq!(prepared.owed(), Owed::ReleaseBatches);
-    assert_eq!(prepared.wanted(), Wanted::GoOn);
+    assert_eq!(prepared.duty(), Duty::ReleaseBatches);
+    assert_eq!(prepared.directive(), Directive::Continue);
     assert_eq!(prepared.after(Event::RetryPrepared, Timestamp(9)), Ok(None));
     let third = step(&prepared, retry(&[Outcome::Enqueued], Some("s")));
     assert_eq!(third.attempt, Attempt(3));
@@ -312,7 +315,8 @@ fn records_without_attempts_are_at_the_first() {
 
 #[test]
 fn a_rollout_says_what_it_waits_for_until_it_is_planned() {
-    let text = "{name: a, group: g, target: {all: true}, message: {body: {text: hi}}}";
+    let text =
+        "{name: a, concurrency: {group: g}, target: {all: true}, message: {body: {text: hi}}}";
     let spec = RolloutSpec::read("x", text).unwrap();
     let accepted = Rollout::accepted(spec, Default::default(), Timestamp(5));
     let queued = |behind: &str| Event::Queued {
@@ -323,7 +327,7 @@ fn a_rollout_says_what_it_waits_for_until_it_is_planned() {
     let waits = after(&accepted, queued("b")).unwrap();
     assert_eq!(
         waits.waits_to_be_planned().unwrap().to_string(),
-        "rollout b, which is before it in group g"
+        "rollout b, which is ahead of it in concurrency group g"
     );
     assert_eq!(
         (after(&waits, queued("b")), waits.changed_at),
@@ -331,7 +335,7 @@ fn a_rollout_says_what_it_waits_for_until_it_is_planned() {
     );
     let reason = "r".to_owned();
     for event in [Event::PlanningStarted, Event::AbortRequested { reason }] {
-        assert_eq!(after(&waits, event).unwrap().behind, None);
+        assert_eq!(after(&waits, event).unwrap().queued_behind, None);
     }
 }
 
@@ -370,14 +374,14 @@ fn records_keep_a_bounded_history_and_read_back() {
         rollout = rollout
             .after(
                 Event::ResumeRequested {
-                    word: Word::default(),
+                    attribution: Attribution::default(),
                 },
                 Timestamp(9),
             )
             .unwrap()
             .unwrap();
     }
-    // Two tries at planning, and what people did.
+    // Two tries at planning, and the operators' actions.
     assert_eq!(rollout.history.len(), 2 + 2 + 600);
     let text = serde_json::to_string(&rollout).unwrap();
     let read: Rollout = serde_json::from_str(&text).unwrap();
@@ -386,10 +390,10 @@ fn records_keep_a_bounded_history_and_read_back() {
 }
 
 #[test]
-fn an_event_says_who_wanted_it_where_that_is_known() {
+fn an_event_has_the_attribution_where_it_is_known() {
     let event = |text: &str| serde_json::from_str::<Event>(text).unwrap();
     let resumed = |by: Option<&str>| Event::ResumeRequested {
-        word: Word {
+        attribution: Attribution {
             by: by.map(str::to_owned),
             reason: None,
         },
@@ -400,12 +404,13 @@ fn an_event_says_who_wanted_it_where_that_is_known() {
     assert_eq!(event(r#"{"event":"resume_requested"}"#), resumed(None));
 }
 
-/// A pause before there is a plan holds before the first send, whatever comes in between.
+/// A pause requested before there is a plan takes effect before the first send, whatever happens in
+/// between.
 #[test]
 fn a_pause_is_kept_until_the_plan_is_whole() {
     let paused = || Event::PauseRequested { reason: "p".into() };
     let resumed = || Event::ResumeRequested {
-        word: Word::default(),
+        attribution: Attribution::default(),
     };
     let spec = staged().spec;
     let accepted = Rollout::accepted(spec, Default::default(), Timestamp(5));
@@ -416,15 +421,15 @@ fn a_pause_is_kept_until_the_plan_is_whole() {
         let planned = step(&step(&before, Event::PlanningStarted), plan(2));
         assert_eq!(planned.phase, Phase::Paused { reason: "p".into() });
         assert_eq!(
-            (planned.wanted(), planned.pause.as_ref()),
-            (Wanted::Stop, None)
+            (planned.directive(), planned.pause_after_planning.as_ref()),
+            (Directive::Stop, None)
         );
         assert_eq!(step(&planned, resumed()).phase, Phase::Running);
-        // Taken back before, or over before.
+        // The pause is taken back, or the rollout is aborted, before the plan is complete.
         let goes_on = step(&step(&before, resumed()), Event::PlanningStarted);
         assert_eq!(step(&goes_on, plan(2)).phase, Phase::Running);
         let aborted = step(&before, Event::AbortRequested { reason: "a".into() });
-        assert_eq!(aborted.pause, None);
+        assert_eq!(aborted.pause_after_planning, None);
         assert_eq!(aborted.phase, Phase::Aborting { reason: "a".into() });
     }
 }

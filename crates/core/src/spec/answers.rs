@@ -1,4 +1,4 @@
-//! Whether devices answer in their twins, and where.
+//! Whether devices answer in their twins, and in which property.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::message::MessageSpec;
-use super::quantity::Span;
+use super::quantity::HumanDuration;
 use crate::query::PropertyName;
 
-/// The longest time that answers are waited for.
+/// The longest wait for answers.
 pub const MAX_ANSWERS_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The message property that says what a message is.
+/// The message property that states the kind of the message.
 const KIND: &str = "kind";
 /// The kind of message that devices answer unless the spec says otherwise.
 const UPDATE: &str = "update";
@@ -21,40 +21,43 @@ const UPDATE: &str = "update";
 /// Whether devices answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answers {
-    /// They do not.
+    /// Devices do not answer.
     No,
-    /// They do, like this.
+    /// Devices answer by this convention.
     Yes(Convention),
 }
 
-/// How devices answer: each writes what became of the message into a reported property of its twin.
+/// How devices answer: each device writes the result of the message's request into a reported
+/// property of the device's twin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Convention {
     /// The reported property. Default: `update`.
     #[serde(default)]
     pub property: PropertyName,
-    /// How long answers are waited for beyond the message's time to live: for a device that takes the message last, and then
-    /// has to do what it asks for. 1s to 30d. Default: 1h.
-    #[serde(default = "one_hour")]
-    pub within: Span,
+    /// How long answers are waited for beyond the message's time to live. A device may take the
+    /// message at the last moment, and then needs time to fulfil the request. 1s to 30d. Default:
+    /// 1h.
+    #[serde(default = "default_answer_time")]
+    pub within: HumanDuration,
 }
 
-fn one_hour() -> Span {
-    Span(Duration::from_secs(3600))
+fn default_answer_time() -> HumanDuration {
+    HumanDuration(Duration::from_secs(3600))
 }
 
 impl Default for Convention {
     fn default() -> Self {
         Self {
             property: PropertyName::default(),
-            within: one_hour(),
+            within: default_answer_time(),
         }
     }
 }
 
 impl Convention {
-    /// The convention of a rollout: as it is given, else the default one for a message with the property `kind: update`.
+    /// Returns the convention of a rollout: the given convention, or the default convention for a
+    /// message with the property `kind: update`. `None` if devices do not answer.
     pub(super) fn of(given: Option<&Answers>, message: &MessageSpec) -> Option<Self> {
         match given {
             Some(Answers::Yes(convention)) => Some(convention.clone()),
@@ -66,7 +69,7 @@ impl Convention {
         }
     }
 
-    /// What is wrong with it: the field, and what.
+    /// Returns the problem of the convention, if any: the field and a description.
     pub(super) fn problem(&self) -> Option<(&'static str, String)> {
         let is_right = (Duration::from_secs(1)..=MAX_ANSWERS_WITHIN).contains(&self.within.0);
         let what = || {
@@ -88,11 +91,13 @@ impl Serialize for Answers {
     }
 }
 
-/// Reads `true` and `false`, too.
-pub(super) fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Answers>, D::Error> {
-    struct Given;
+/// Deserializes a map, `true` or `false`.
+pub(super) fn deserialize_optional<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Answers>, D::Error> {
+    struct OptionalVisitor;
 
-    impl<'de> Visitor<'de> for Given {
+    impl<'de> Visitor<'de> for OptionalVisitor {
         type Value = Option<Answers>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -116,10 +121,10 @@ pub(super) fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Answers
         }
     }
 
-    from.deserialize_any(Given)
+    from.deserialize_any(OptionalVisitor)
 }
 
-/// The schema of what [`given`] reads.
+/// Returns the schema of the values read by [`deserialize_optional`].
 pub(super) fn schema(generator: &mut SchemaGenerator) -> Schema {
     let map = generator.subschema_for::<Convention>();
     json_schema!({ "anyOf": [{ "type": "boolean" }, map, { "type": "null" }] })
@@ -145,7 +150,7 @@ mod tests {
         let like = |property: &str, minutes: u64| {
             Ok(Some(Convention {
                 property: PropertyName::new(property).unwrap(),
-                within: Span(Duration::from_secs(60 * minutes)),
+                within: HumanDuration(Duration::from_secs(60 * minutes)),
             }))
         };
         assert_eq!(read("update", ""), like("update", 60));

@@ -1,4 +1,4 @@
-//! Budgets as a user writes them: how many devices of a place may be in progress at once.
+//! Budgets as written by a user: how many devices of a place may be in progress at once.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,33 +6,33 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::quantity::{InvalidPercent, Percent, Span};
+use super::quantity::{HumanDuration, InvalidPercent, Percent};
 use crate::budget::Limit;
 use crate::query::TagPath;
 
-/// At most so many devices that share a tag's value are in progress at once. A device without the tag is a group
-/// of its own.
+/// A limit on the devices with the same value of a tag that may be in progress at once. A device
+/// without the tag is not limited.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Budget {
-    /// The tag. One of `batch_by`.
+    /// The tag. Must be in `batch_by`.
     pub tag: TagPath,
-    /// How many of the devices of one value: a number, or a per cent of the target's devices with that value, rounded down,
-    /// but at least one.
+    /// The maximum number of devices with the same value: a number, or a per cent of the target's
+    /// devices with this value, rounded down, but at least 1.
     pub at_most: AtMost,
-    /// After how long a silent device is given up on, from the last send of its batch on. Default: the message's
-    /// `ttl`, or 1h.
+    /// The time after which a silent device does not count as in progress any more, from the last
+    /// send of the device's batch on. Default: the message's `ttl`, or 1h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deadline: Option<Span>,
+    pub deadline: Option<HumanDuration>,
 }
 
-/// A number of devices, or a per cent of them.
+/// A number of devices, or a per cent of the devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "AtMostText", into = "AtMostText")]
 pub enum AtMost {
-    /// So many devices.
+    /// A number of devices.
     Devices(u32),
-    /// So many per cent of them.
+    /// A per cent of the devices.
     Percent(Percent),
 }
 
@@ -47,13 +47,13 @@ enum AtMostText {
     Text(String),
 }
 
-/// Why something is neither.
+/// The error for a value that is neither a number of devices nor a per cent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAtMost {
-    /// Not in any reading.
-    #[error("{0:?} is no number of devices; write for example 2 or \"10%\"")]
+    /// The value has no valid reading.
+    #[error("{0:?} is not a number of devices; write for example 2 or \"10%\"")]
     Neither(String),
-    /// Less than one device, and no per cent sign.
+    /// The value is less than a device, and has no per cent sign.
     #[error(transparent)]
     Share(InvalidPercent),
 }
@@ -132,11 +132,7 @@ impl AtMost {
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "at most {} of one {} in progress",
-            self.at_most, self.tag
-        )
+        write!(f, "at most {} per {} in progress", self.at_most, self.tag)
     }
 }
 
@@ -144,7 +140,7 @@ impl fmt::Display for Budget {
 mod tests {
     use super::*;
     use crate::budget::BudgetGroup;
-    use crate::plan::Group;
+    use crate::plan::TagGroup;
     use crate::spec::RolloutSpec;
 
     fn read(rest: &str) -> Result<RolloutSpec, String> {
@@ -160,7 +156,7 @@ mod tests {
         )
         .unwrap();
         let group = |site: Option<&str>| {
-            Group(vec![
+            TagGroup(vec![
                 ("site".into(), site.map(str::to_owned)),
                 ("region".into(), Some("eu".into())),
             ])
@@ -197,20 +193,28 @@ mod tests {
             (
                 full,
                 "{tag: site, at_most: 2 of 3}",
-                "is no number of devices",
+                "is not a number of devices",
             ),
             (
                 full,
                 "{tag: site, at_most: 101%}",
-                "is no number of devices",
+                "is not a number of devices",
             ),
             (
                 full,
                 "{tag: site, at_most: 0.1}",
                 "budgets[0].at_most: 0.1 can be read as 0.1% or as 10%: write \"0.1%\" or \"10%\"",
             ),
-            (full, "{tag: site, at_most: 2.5}", "is no number of devices"),
-            (full, "{tag: site, at_most: -1}", "is no number of devices"),
+            (
+                full,
+                "{tag: site, at_most: 2.5}",
+                "is not a number of devices",
+            ),
+            (
+                full,
+                "{tag: site, at_most: -1}",
+                "is not a number of devices",
+            ),
             (
                 full,
                 "{tag: ring, at_most: 2}",

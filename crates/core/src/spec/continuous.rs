@@ -1,4 +1,4 @@
-//! Rollouts that go on with devices which join their target later.
+//! Rollouts that continue with devices joining the target later.
 
 use std::time::Duration;
 
@@ -7,48 +7,50 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::quantity::Span;
+use super::quantity::HumanDuration;
 use super::schedule::STARTS;
 use crate::time::Timestamp;
 
-/// The shortest time between two looks: each asks the hubs for the whole target.
-pub const MIN_LOOK_EVERY: Duration = Duration::from_secs(60);
-/// The longest time between two looks.
-pub const MAX_LOOK_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The last stage of a continuous rollout: devices that have joined since it was planned.
-pub const LATE: &str = "late";
+/// The shortest interval between two scans: each scan queries the hubs for the whole target.
+pub const MIN_SCAN_INTERVAL: Duration = Duration::from_secs(60);
+/// The longest interval between two scans.
+pub const MAX_SCAN_INTERVAL: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The name of the last stage of a continuous rollout, for devices that have joined since planning.
+pub const LATE_STAGE: &str = "late";
 
-/// The target is looked through again and again. Devices that have joined it belong to a last stage, `late`. A device that has left
-/// it before it was sent the message is skipped.
+/// The repeated scans of the target in a continuous rollout. Devices that have joined the target
+/// belong to a last stage, `late`. A device that leaves the target before its message is sent is
+/// skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Continuous {
-    /// How long after one look the next begins. 1m to 30d. Default: 1h.
-    #[serde(default = "one_hour")]
-    pub every: Span,
-    /// When the last look begins; the rollout is over once all that it found is. Default: never, it goes on until it is aborted or
-    /// superseded.
+    /// The time from the start of a scan to the start of the next scan. 1m to 30d. Default: 1h.
+    #[serde(default = "default_scan_interval")]
+    pub every: HumanDuration,
+    /// The start of the last scan. The rollout ends when all devices found by then are done.
+    /// Default: never; the rollout goes on until an abort, or until another rollout supersedes this
+    /// rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
 }
 
-fn one_hour() -> Span {
-    Span(Duration::from_secs(3600))
+fn default_scan_interval() -> HumanDuration {
+    HumanDuration(Duration::from_secs(3600))
 }
 
 impl Default for Continuous {
     fn default() -> Self {
         Self {
-            every: one_hour(),
+            every: default_scan_interval(),
             until: None,
         }
     }
 }
 
 impl Continuous {
-    /// When the look after the one that began at `last` is to begin; `None` when that was the last one.
+    /// Returns the start of the scan after a scan started at `last`; `None` after the last scan.
     #[must_use]
-    pub fn next_look(&self, last: Timestamp) -> Option<Timestamp> {
+    pub fn next_scan(&self, last: Timestamp) -> Option<Timestamp> {
         let next = last.plus(self.every.0);
         match self.until {
             Some(until) if last >= until => None,
@@ -57,10 +59,10 @@ impl Continuous {
         }
     }
 
-    /// What is wrong with it: the field, and what.
+    /// Returns the problems, each with a field and a description.
     pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
-        if !(MIN_LOOK_EVERY..=MAX_LOOK_EVERY).contains(&self.every.0) {
+        if !(MIN_SCAN_INTERVAL..=MAX_SCAN_INTERVAL).contains(&self.every.0) {
             let what = format!("{} is out of bounds; from 1m to 30d is allowed", self.every);
             problems.push(("every", what));
         }
@@ -71,11 +73,13 @@ impl Continuous {
     }
 }
 
-/// Reads `true` and `false`, too.
-pub(super) fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Continuous>, D::Error> {
-    struct Given;
+/// Deserializes a map, `true` or `false`.
+pub(super) fn deserialize_optional<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Continuous>, D::Error> {
+    struct OptionalVisitor;
 
-    impl<'de> Visitor<'de> for Given {
+    impl<'de> Visitor<'de> for OptionalVisitor {
         type Value = Option<Continuous>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -95,10 +99,10 @@ pub(super) fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Continu
         }
     }
 
-    from.deserialize_any(Given)
+    from.deserialize_any(OptionalVisitor)
 }
 
-/// The schema of what [`given`] reads.
+/// Returns the schema of the values read by [`deserialize_optional`].
 pub(super) fn schema(generator: &mut SchemaGenerator) -> Schema {
     let map = generator.subschema_for::<Continuous>();
     json_schema!({ "anyOf": [{ "type": "boolean" }, map, { "type": "null" }] })
@@ -123,7 +127,7 @@ mod tests {
     fn it_is_true_or_says_how_often() {
         let every = |minutes: u64| {
             Ok(Some(Continuous {
-                every: Span(Duration::from_secs(60 * minutes)),
+                every: HumanDuration(Duration::from_secs(60 * minutes)),
                 until: None,
             }))
         };
@@ -153,17 +157,17 @@ mod tests {
     }
 
     #[test]
-    fn the_last_look_is_at_the_end() {
+    fn the_last_scan_is_at_the_end() {
         let at = Timestamp;
         let minute = |until: Option<u64>| Continuous {
-            every: Span(Duration::from_secs(60)),
+            every: HumanDuration(Duration::from_secs(60)),
             until: until.map(Timestamp),
         };
-        assert_eq!(minute(None).next_look(at(5)), Some(at(60_005)));
+        assert_eq!(minute(None).next_scan(at(5)), Some(at(60_005)));
         let ends = minute(Some(100_000));
-        assert_eq!(ends.next_look(at(40_000)), Some(at(100_000)));
-        assert_eq!(ends.next_look(at(99_999)), Some(at(100_000)));
-        assert_eq!(ends.next_look(at(100_000)), None);
-        assert_eq!(ends.next_look(at(100_001)), None);
+        assert_eq!(ends.next_scan(at(40_000)), Some(at(100_000)));
+        assert_eq!(ends.next_scan(at(99_999)), Some(at(100_000)));
+        assert_eq!(ends.next_scan(at(100_000)), None);
+        assert_eq!(ends.next_scan(at(100_001)), None);
     }
 }

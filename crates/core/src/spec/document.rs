@@ -1,5 +1,5 @@
-//! A YAML or JSON text with the place of every value in it, so that whatever turns out to be
-//! wrong can be said with its field and its line, and all of it at once.
+//! A YAML or JSON document with the position of every value. All problems are reported at once,
+//! each with field and line.
 
 mod difference;
 mod json;
@@ -15,81 +15,85 @@ pub use difference::difference;
 pub use node::MAX_DOCUMENT_BYTES;
 
 use crate::json::Json;
-use node::{Node, Step, Unreadable, Value, What};
+use node::{MistakeKind, Node, Step, Unreadable, Value};
 use read::Reader;
 
-/// Mistakes that are told at once, at the most: each costs a reading of the whole.
+/// The maximum number of problems reported at once: each problem requires another pass over the
+/// document.
 const MAX_PROBLEMS: usize = 100;
 
-/// One thing that is wrong with a document, with its place.
+/// A problem of a document, with the position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The field, like `message.ttl` or `target.exclude[1].tags`; empty for the whole document.
     pub field: String,
     /// Line and column, from 1, where known.
-    pub place: Option<(u64, u64)>,
-    /// What was found and what is allowed.
+    pub position: Option<(u64, u64)>,
+    /// The found value and the allowed values.
     pub message: String,
-    /// Another field that decides whether it is a problem.
-    given: Option<&'static str>,
+    /// Another field on which the problem depends.
+    depends_on: Option<&'static str>,
 }
 
 impl Problem {
-    /// A problem whose place is to be found by its field.
+    /// Creates a problem whose position is determined by the field.
     #[must_use]
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             field: field.into(),
-            place: None,
+            position: None,
             message: message.into(),
-            given: None,
+            depends_on: None,
         }
     }
 
-    /// It is one only as long as another field is as it is.
+    /// Makes the problem depend on the value of another field.
     #[must_use]
-    pub(crate) fn given(self, field: &'static str) -> Self {
+    pub(crate) fn depends_on(self, field: &'static str) -> Self {
         Self {
-            given: Some(field),
+            depends_on: Some(field),
             ..self
         }
     }
 
-    /// It may come from `field`, of which nothing is known because it is wrong itself.
-    fn may_come_from(&self, field: &str) -> bool {
+    /// Returns whether the problem may be a consequence of `field`, an invalid field without a
+    /// known value.
+    fn is_consequence_of(&self, field: &str) -> bool {
         let is_within = |inner: &str, outer: &str| {
             let rest = inner.strip_prefix(outer);
             outer.is_empty() || rest.is_some_and(|it| it.is_empty() || it.starts_with(['.', '[']))
         };
-        let own = std::iter::once(&*self.field).chain(self.given);
+        let own = std::iter::once(&*self.field).chain(self.depends_on);
         own.into_iter()
             .any(|own| is_within(own, field) || is_within(field, own))
     }
 }
 
-/// Everything that is wrong with a document, in the order of the text.
+/// All problems of a document, in the order of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems {
-    /// Where the document came from: a file's path, or what else a person would call it.
+    /// The origin of the document: the path of a file, or another name for people.
     pub origin: String,
-    /// At least one.
+    /// The problems; at least 1.
     pub problems: Vec<Problem>,
 }
 
 impl Problems {
-    /// All in one line, without places: `the body is not JSON: expected value`, `the body: a.b: is here twice`.
+    /// Returns all problems in a single line, without positions:
+    /// `the body is not JSON: expected value`, `the body: a.b: is given twice`.
     #[must_use]
     pub fn in_one_line(&self) -> String {
         let origin = &self.origin;
         match self.problems.as_slice() {
             [only] if only.field.is_empty() => format!("{origin} {}", only.message),
-            _ => format!("{origin}: {}", self.without_places().join("; ")),
+            _ => format!("{origin}: {}", self.without_positions().join("; ")),
         }
     }
 
-    /// One line each with its field, without a place: for texts of which nobody has seen the lines.
+    /// Returns a line with the field for each problem, without positions: for texts whose lines the
+    /// user has never seen.
     #[must_use]
-    pub fn without_places(&self) -> Vec<String> {
+    pub fn without_positions(&self) -> Vec<String> {
         let lines = self.problems.iter().map(|problem| match &*problem.field {
             "" => problem.message.clone(),
             field => format!("{field}: {}", problem.message),
@@ -107,7 +111,7 @@ impl fmt::Display for Problems {
                 writeln!(f)?;
             }
             f.write_str(&self.origin)?;
-            if let Some((line, column)) = problem.place {
+            if let Some((line, column)) = problem.position {
                 write!(f, ":{line}:{column}")?;
             }
             if !problem.field.is_empty() {
@@ -127,41 +131,43 @@ pub struct Document {
     root: Node,
 }
 
-/// A value that was not written in one text: of a configuration, or of a query's parameters.
+/// A value from another source than a single text: from a configuration, or from a query's
+/// parameters.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Given {
-    /// Nothing.
+pub enum InputValue {
+    /// No value.
     Nothing,
-    /// Yes or no.
+    /// True or false.
     Bool(bool),
-    /// A number, as it is written.
+    /// A number, as written.
     Number(String),
     /// A text.
     Text(String),
-    /// A text that is taken for a number, or for true or false, where one is wanted: that of an environment variable.
-    Word(String),
-    /// Several values.
-    List(Vec<Given>),
+    /// A text from an environment variable or a query parameter. Where required, the text counts as
+    /// a number, or as true or false.
+    UntypedText(String),
+    /// A list of values.
+    List(Vec<InputValue>),
     /// Values by their keys.
-    Map(Vec<(String, Given)>),
+    Map(Vec<(String, InputValue)>),
 }
 
-impl Given {
+impl InputValue {
     fn node(self) -> Node {
         let value = match self {
             Self::Nothing => Value::Null,
             Self::Bool(value) => Value::Bool(value),
             Self::Number(number) => Value::Number(number),
             Self::Text(text) => Value::Text(text),
-            Self::Word(word) => Value::Word(word),
+            Self::UntypedText(text) => Value::UntypedText(text),
             Self::List(items) => Value::List(items.into_iter().map(Self::node).collect()),
             Self::Map(entries) => Value::Map(
                 entries
                     .into_iter()
-                    .map(|(key, given)| node::Entry {
+                    .map(|(key, value)| node::Entry {
                         at: 0,
                         key,
-                        node: given.node(),
+                        node: value.node(),
                     })
                     .collect(),
             ),
@@ -171,31 +177,31 @@ impl Given {
 }
 
 impl Document {
-    /// A document that was not written as one; nothing in it has a place.
+    /// Creates a document from a value without a text. No value in the document has a position.
     #[must_use]
-    pub fn given(origin: impl Into<String>, given: Given) -> Self {
+    pub fn from_input(origin: impl Into<String>, value: InputValue) -> Self {
         Self {
             origin: origin.into(),
             text: String::new(),
-            root: given.node(),
+            root: value.node(),
         }
     }
 
-    /// Parses `text`, which is YAML or JSON.
+    /// Parses `text` as YAML or JSON.
     ///
     /// # Errors
-    /// When it is neither, is too large, or has a key twice.
+    /// Returns an error if the text is neither, is too large, or has a duplicate key.
     pub fn parse(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
-        // YAML takes nearly all JSON, but not all.
+        // YAML accepts nearly all JSON, but not all.
         let is_json = text.trim_start().starts_with(['{', '[']) && json::check(text).is_ok();
         let read = if is_json { json::read } else { yaml::read };
         Self::of(origin.into(), text, read)
     }
 
-    /// Parses `text`, which is JSON.
+    /// Parses `text` as JSON.
     ///
     /// # Errors
-    /// When it is not, is too large, or has a key twice.
+    /// Returns an error if the text is not JSON, is too large, or has a duplicate key.
     pub fn parse_json(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
         let read = |text: &str| json::check(text).and_then(|()| json::read(text));
         Self::of(origin.into(), text, read)
@@ -208,7 +214,7 @@ impl Document {
     ) -> Result<Self, Problems> {
         if text.len() > MAX_DOCUMENT_BYTES {
             let what = format!(
-                "{} bytes are too many; at most {MAX_DOCUMENT_BYTES} are read",
+                "{} bytes are too many; at most {MAX_DOCUMENT_BYTES} are allowed",
                 text.len()
             );
             let problems = vec![Problem::new("", what)];
@@ -217,23 +223,23 @@ impl Document {
         let root = match read(text) {
             Ok(root) => root,
             Err((at, what)) => {
-                let place = at.map(|at| place(text, at));
+                let position = at.map(|at| position(text, at));
                 let problem = Problem {
-                    place,
+                    position,
                     ..Problem::new("", what)
                 };
                 let problems = vec![problem];
                 return Err(Problems { origin, problems });
             }
         };
-        let repeats = root.repeats();
-        let problems = repeats.into_iter().take(MAX_PROBLEMS);
+        let duplicate_keys = root.duplicate_keys();
+        let problems = duplicate_keys.into_iter().take(MAX_PROBLEMS);
         let problems: Vec<_> = problems
             .map(|(path, at, before)| {
-                let (line, column) = place(text, before);
-                let what = format!("is here twice; the first time in line {line}, column {column}");
+                let (line, column) = position(text, before);
+                let what = format!("is given twice; first in line {line}, column {column}");
                 Problem {
-                    place: Some(place(text, at)),
+                    position: Some(position(text, at)),
                     ..Problem::new(node::field(&path), what)
                 }
             })
@@ -248,26 +254,28 @@ impl Document {
         })
     }
 
-    /// Reads the document as a `T`.
+    /// Deserializes the document as a `T`.
     ///
     /// # Errors
-    /// Everything in it that does not fit, each with its field and line.
+    /// Returns all invalid parts of the document, each with field and line.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problems> {
         self.read_and_check(&[], |_| Vec::new())
     }
 
-    /// Reads the document as a `T`, and checks that. So that the rest is read when a field is missing or wrong without which
-    /// there is no `T`, `stand_ins` have some value for such fields, as JSON.
+    /// Deserializes the document as a `T`, and checks the result. `placeholders` holds values for
+    /// required fields, as JSON. Where such a field is missing or invalid, the placeholder allows
+    /// the rest of the document to be checked.
     ///
     /// # Errors
-    /// Everything in it that does not fit, and what `check` finds, each with its field and line.
+    /// Returns all invalid parts of the document and all problems found by `check`, each with field
+    /// and line.
     pub fn read_and_check<T: DeserializeOwned>(
         &self,
-        stand_ins: &[(&str, &str)],
+        placeholders: &[(&str, &str)],
         check: impl FnOnce(&T) -> Vec<Problem>,
     ) -> Result<T, Problems> {
         let mut problems = Vec::new();
-        // Fields of which nothing is known, as what they have is wrong.
+        // Fields without a known value, because the value is missing or invalid.
         let mut unknown = Vec::new();
         let mut root = self.root.clone();
         let read = loop {
@@ -276,39 +284,41 @@ impl Document {
                 Err(mistake) => mistake,
             };
             let path: Vec<_> = mistake.path.into_iter().rev().collect();
-            match mistake.what {
-                What::Said(what) => problems.push(Problem::new(node::field(&path), what)),
-                What::Missing(missing) => {
+            match mistake.kind {
+                MistakeKind::Message(text) => problems.push(Problem::new(node::field(&path), text)),
+                MistakeKind::Missing(missing) => {
                     let step = Step::Key(missing.to_owned());
                     let of = root.at_path(&path).and_then(|node| node.step(&step));
                     let field = node::field(path.iter().chain([&step]));
-                    if !of.is_some_and(Node::is_wrong) {
+                    if !of.is_some_and(Node::is_invalid) {
                         problems.push(Problem::new(&field, "is missing"));
                     }
-                    let stand_in = stand_ins.iter().find(|(of, _)| *of == field);
-                    let stand_in = stand_in.and_then(|(_, json)| json::read(json).ok());
-                    if let Some(stand_in) = stand_in
+                    let placeholder = placeholders.iter().find(|(of, _)| *of == field);
+                    let placeholder = placeholder.and_then(|(_, json)| json::read(json).ok());
+                    if let Some(placeholder) = placeholder
                         && let Some(node) = root.at_path(&path)
                     {
-                        node.set(missing, stand_in);
+                        node.set(missing, placeholder);
                         unknown.push(field);
                         continue;
                     }
                 }
-                What::Emptied => {}
+                MistakeKind::Emptied => {}
             }
-            // The rest is read as if it were not there. In a list, all after it would have other numbers.
+            // The rest is read as if the invalid value were absent. An absent item of a list would
+            // change the numbers of all later items, so the whole list counts as unknown.
             let known = path.iter().rposition(|step| matches!(step, Step::Key(_)));
             unknown.push(node::field(&path[..known.map_or(0, |last| last + 1)]));
             match root.at_path(&path) {
                 Some(node) if !path.is_empty() && problems.len() < MAX_PROBLEMS => {
-                    node.value = Value::Wrong;
+                    node.value = Value::Invalid;
                 }
                 _ => break None,
             }
         };
         if let Some(read) = &read {
-            let may_come = |problem: &Problem| unknown.iter().any(|it| problem.may_come_from(it));
+            let may_come =
+                |problem: &Problem| unknown.iter().any(|it| problem.is_consequence_of(it));
             let found = check(read).into_iter();
             problems.extend(found.filter(|problem| !may_come(problem)));
         }
@@ -318,28 +328,29 @@ impl Document {
         }
     }
 
-    /// The document as JSON.
+    /// Returns the document as JSON.
     ///
     /// # Errors
-    /// When it has a number that JSON cannot hold.
+    /// Returns an error if the document has a number without a JSON form.
     pub fn to_json(&self) -> Result<Json, Problems> {
         self.read()
     }
 
-    /// Adds the place to problems that know their field only.
+    /// Adds the position to problems with a field only.
     #[must_use]
     fn locate(&self, mut problems: Vec<Problem>) -> Problems {
         for problem in &mut problems {
-            problem.place = Some(place(&self.text, self.at(&problem.field)));
+            problem.position = Some(position(&self.text, self.at(&problem.field)));
         }
-        problems.sort_by_key(|problem| problem.place);
+        problems.sort_by_key(|problem| problem.position);
         Problems {
             origin: self.origin.clone(),
             problems,
         }
     }
 
-    /// Where the field's name stands, or the item of a list; where its closest parent stands if it is missing.
+    /// Returns the position of the field's name, or of the item of a list. For a missing field, the
+    /// position of the closest parent.
     fn at(&self, field: &str) -> usize {
         let (mut node, mut at, mut rest) = (&self.root, self.root.at, field);
         loop {
@@ -352,7 +363,7 @@ impl Document {
                     })
                 }
                 Value::Map(entries) => {
-                    // A key may have dots in it.
+                    // A key may contain dots.
                     let step = rest.strip_prefix('.').unwrap_or(rest);
                     let fits = entries.iter().filter_map(|entry| {
                         let rest = step.strip_prefix(&*entry.key)?;
@@ -371,8 +382,8 @@ impl Document {
     }
 }
 
-/// Line and column of a byte, from 1.
-fn place(text: &str, at: usize) -> (u64, u64) {
+/// Returns the line and column of a byte, from 1.
+fn position(text: &str, at: usize) -> (u64, u64) {
     let before = &text[..text.floor_char_boundary(at)];
     let line = before.matches('\n').count() as u64 + 1;
     let column = before.rsplit('\n').next().unwrap_or_default();
@@ -395,7 +406,7 @@ mod tests {
     #[serde(deny_unknown_fields)]
     #[allow(dead_code)]
     struct Inner {
-        ttl: super::super::quantity::Span,
+        ttl: super::super::quantity::HumanDuration,
     }
 
     fn read(text: &str) -> String {
@@ -409,7 +420,8 @@ mod tests {
     fn problems_name_field_and_line() {
         assert_eq!(
             read("name: a\nlist:\n  - ttl: 5m\n  - ttl: 3x\n"),
-            "x.yaml:4:5: list[1].ttl: \"3x\" is not a length of time; write for example \"90s\", \"15m\", \"1h 30m\" or \"2d\""
+            "x.yaml:4:5: list[1].ttl: \"3x\" is not a duration; write for example \"90s\", \
+             \"15m\", \"1h 30m\" or \"2d\""
         );
         assert_eq!(
             read("name: 1\nlist: []\n"),
@@ -417,7 +429,7 @@ mod tests {
         );
         assert_eq!(
             read("name: a\nlist:\n  - ttl: 5m\n    tl: 1\n"),
-            "x.yaml:4:5: list[0].tl: is not a field here; there are ttl"
+            "x.yaml:4:5: list[0].tl: is not a field here; the fields are ttl"
         );
         assert_eq!(
             read("{\n \"name\": \"a\"\n}"),
@@ -425,7 +437,7 @@ mod tests {
         );
         assert_eq!(
             read("name: a\nname: b\n"),
-            "x.yaml:2:1: name: is here twice; the first time in line 1, column 1"
+            "x.yaml:2:1: name: is given twice; first in line 1, column 1"
         );
         for bad in ["a: [1, 2\nb: 3\n", "a: b: c", "{\"a\" 1}"] {
             assert!(read(bad).starts_with("x.yaml:"), "{}", read(bad));
@@ -505,7 +517,7 @@ mod tests {
         ] {
             let found = json(&format!("a:\n  - b: {number}\n"));
             assert!(
-                found.starts_with(&format!("x:2:5: a[0].b: {number} is a number in YAML")),
+                found.starts_with(&format!("x:2:5: a[0].b: {number} is a YAML number")),
                 "{found}"
             );
             assert!(
@@ -532,27 +544,27 @@ mod tests {
         for (text, says) in [
             (
                 "{\"a\": {\"b\": 1, \"b\": 2}}",
-                "x:1:16: a.b: is here twice; the first time in line 1, column 8",
+                "x:1:16: a.b: is given twice; first in line 1, column 8",
             ),
-            ("a: {b: 1, b: 2}", "x:1:11: a.b: is here twice"),
-            (&deep, "nested too deep"),
-            (&deep_map, "nested too deep"),
-            (&laughs, "repeats more than"),
-            ("a: &a [*a]", "a part of"),
-            ("a: 1\n---\nb: 1\n", "x:2:1: is a second document"),
-            ("a: !x 1", "the tag !x is not used here"),
+            ("a: {b: 1, b: 2}", "x:1:11: a.b: is given twice"),
+            (&deep, "nested too deeply"),
+            (&deep_map, "nested too deeply"),
+            (&laughs, "through anchors and aliases"),
+            ("a: &a [*a]", "an alias of a value"),
+            ("a: 1\n---\nb: 1\n", "x:2:1: is a second YAML document"),
+            ("a: !x 1", "the YAML tag !x is not allowed here"),
             ("? [1]\n: 2\n", "a key must be a text"),
             ("<<: 1", "must be a map"),
-            ("[\"\\ud800\"]", "stands for no character"),
+            ("[\"\\ud800\"]", "is not a character"),
         ] {
             assert!(refused(text).contains(says), "{text}: {}", refused(text));
         }
         let json = |text: &str| Document::parse_json("x", text).unwrap_err().to_string();
-        assert_eq!(json("{"), "x:1:1: is not JSON: it ends in the middle");
+        assert_eq!(json("{"), "x:1:1: is not JSON: it ends too early");
         assert_eq!(json("a: 1"), "x:1:1: is not JSON: expected value");
         assert_eq!(
             json("{\"a\":1,\n\"a\":2}"),
-            "x:2:1: a: is here twice; the first time in line 1, column 2"
+            "x:2:1: a: is given twice; first in line 1, column 2"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What each device is sent, as a user writes it.
+//! The message sent to each device, as written by a user.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,11 +7,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limits::MAX_MESSAGE_BYTES;
-use super::quantity::Span;
+use super::quantity::HumanDuration;
 use crate::json::Json;
 use crate::message::{Ack, Content};
 
-/// What each device is sent.
+/// The message sent to each device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MessageSpec {
@@ -25,15 +25,15 @@ pub struct MessageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_MESSAGE_BYTES))]
     pub content_encoding: Option<String>,
-    /// Application properties. Texts only, as the hub wants it.
+    /// Application properties. The hub accepts only texts as values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("additionalProperties" = { "type": "string", "maxLength": MAX_MESSAGE_BYTES }))]
     pub properties: BTreeMap<String, String>,
-    /// How long the hub keeps the message for a device that is away, from its send on: 1 minute
-    /// to 2 days. Default: the hub's own (1 hour unless its owner changed it).
+    /// How long the hub keeps the message for an offline device, from the send on: 1 minute to 2
+    /// days. Default: the hub's own setting (1 hour unless changed by the owner of the hub).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ttl: Option<Span>,
-    /// Which feedback the hub is asked to give.
+    pub ttl: Option<HumanDuration>,
+    /// The feedback requested from the hub.
     #[serde(default)]
     pub ack: Ack,
 }
@@ -42,21 +42,21 @@ pub struct MessageSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Body {
-    /// Any JSON value, sent in its compact form, with every number to the digit.
+    /// Any JSON value, sent in compact form. Every number keeps all digits.
     Json(Json),
     /// A text, sent as UTF-8.
     Text(#[schemars(length(max = MAX_MESSAGE_BYTES))] String),
-    /// The bytes of a file beside the spec, as they are when the rollout is accepted.
+    /// The bytes of a file beside the spec, read when the rollout is accepted.
     File(PathBuf),
-    /// Bytes, in base64. What `file` becomes when the rollout is accepted.
+    /// Bytes, in base64. A `file` takes this form when the rollout is accepted.
     Base64(#[schemars(length(max = MAX_MESSAGE_BYTES.div_ceil(3) * 4))] String),
 }
 
-/// Why there is no message yet.
+/// The reason why there is no message yet.
 #[derive(Debug, thiserror::Error)]
 pub enum NoContent {
-    /// The body is in a file that was not read.
-    #[error("the body is still to be read from {}", .0.display())]
+    /// The body is in a file not read so far.
+    #[error("the body has not been read yet from {}", .0.display())]
     File(PathBuf),
     /// The body is not base64.
     #[error("the body is not base64")]
@@ -64,16 +64,16 @@ pub enum NoContent {
 }
 
 impl MessageSpec {
-    /// The hub is asked to tell what becomes of the message.
+    /// Returns whether the hub is asked for feedback on the message.
     #[must_use]
-    pub fn answers(&self) -> bool {
+    pub fn wants_feedback(&self) -> bool {
         self.ack != Ack::None
     }
 
-    /// The message as it is sent.
+    /// Returns the content of the message.
     ///
     /// # Errors
-    /// When the body is a file that was not inlined, or is not base64.
+    /// Returns an error if the body is a file that was not inlined, or is not base64.
     pub fn content(&self) -> Result<Content, NoContent> {
         use base64::Engine as _;
         let (body, content_type, encoding) = match &self.body {

@@ -1,4 +1,4 @@
-//! Metrics that a gate asks for, as a user writes them.
+//! The metrics of a gate, as written by a user.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,76 +9,82 @@ use serde::{Deserialize, Serialize};
 
 use super::document::Problem;
 use super::limits::MAX_WAIT;
-use super::quantity::Span;
+use super::quantity::HumanDuration;
 use crate::ids::MetricName;
 
-/// Metrics of one gate, at the most.
+/// The maximum number of metrics of a gate.
 pub const MAX_METRICS: usize = 10;
-/// A query has so many characters, at the most.
+/// The maximum length of a query, in characters.
 pub const MAX_PROMQL_CHARS: usize = 4_096;
-/// Measurements, and what is tolerated of them, at the most: each is kept in the rollout's record.
+/// The maximum for the required and for the tolerated measurements: the rollout's record keeps each
+/// of these measurements.
 pub const MAX_MEASUREMENTS: u32 = 100;
-/// A metric is asked for so often, at the most.
+/// The shortest interval between two queries of a metric.
 pub const MIN_EVERY: Duration = Duration::from_secs(5);
 
-/// A number that a Prometheus server is asked for, with what it must be. Asked from the stage's start on until the
-/// gate has passed.
+/// A number queried from a Prometheus server, with conditions. The server is queried from the
+/// stage's start until the gate has passed.
 ///
-/// One measurement *fails* when a sample fulfils `failure`, or when `failure` is not given and a sample does not
-/// fulfil `success`. Else it *succeeds* when all samples fulfil `success`, or when `success` is not given. Else it is
-/// *inconclusive*. A query that gives no sample, or one that is not a number, has *not been measured*, and neither
-/// has one that the server did not answer.
+/// A measurement *fails* when a sample fulfils `failure`, or, without `failure`, when a number does
+/// not fulfil `success`. A measurement is *not measured* when the server does not answer, or when
+/// the query returns no sample or a sample that is not a number. Otherwise, a measurement
+/// *succeeds* when all samples fulfil `success`, or when `success` is not given. All other
+/// measurements are *inconclusive*.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Metric {
-    /// Its name.
+    /// The metric's name.
     pub name: MetricName,
-    /// In PromQL. Gives a scalar, or a vector of samples.
+    /// The query in PromQL. Returns a scalar, or a vector of samples.
     #[schemars(length(max = MAX_PROMQL_CHARS))]
     pub query: String,
-    /// What every sample must be: `>= 0.99`. At least one of `success` and `failure` is needed.
+    /// The condition for every sample: `>= 0.99`. At least one of `success` and `failure` is
+    /// needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub success: Option<Condition>,
-    /// What no sample may be: `< 0.95`. Looked at first.
+    /// The condition that no sample may fulfil: `< 0.95`. Checked first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Condition>,
-    /// How often it is asked for. Default: `1m`. 5s to 90d.
-    #[serde(default = "a_minute")]
-    pub every: Span,
-    /// So many measurements must succeed after all of the stage was sent. Default: 5. 1 to 100.
-    #[serde(default = "five")]
+    /// The interval between two queries. Default: `1m`. 5s to 90d.
+    #[serde(default = "default_interval")]
+    pub every: HumanDuration,
+    /// The number of measurements that must succeed after the last send of the stage.
+    /// Default: 5. 1 to 100.
+    #[serde(default = "default_count")]
     #[schemars(range(min = 1, max = 100))]
     pub count: u32,
     /// The gate fails when more measurements than this have failed. Default: 0. 0 to 100.
     #[serde(default)]
     #[schemars(range(max = 100))]
     pub failure_limit: u32,
-    /// The rollout is paused when more measurements than this were inconclusive. Default: 0. 0 to 100.
+    /// The rollout is paused when more measurements than this were inconclusive.
+    /// Default: 0. 0 to 100.
     #[serde(default)]
     #[schemars(range(max = 100))]
     pub inconclusive_limit: u32,
-    /// The rollout is paused when it could not be measured more often than this in a row. Default: 4. 0 to 100.
-    #[serde(default = "four")]
+    /// The rollout is paused when the metric could not be measured more often than this in a row.
+    /// Default: 4. 0 to 100.
+    #[serde(default = "default_error_limit")]
     #[schemars(range(max = 100))]
     pub error_limit: u32,
-    /// It is asked for so long after the stage has started, for the first time. Default: at once. 90d at the most.
+    /// The time from the stage's start to the first query. Default: none. 90d at the most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initial_delay: Option<Span>,
+    pub initial_delay: Option<HumanDuration>,
 }
 
-fn a_minute() -> Span {
-    Span(Duration::from_secs(60))
+fn default_interval() -> HumanDuration {
+    HumanDuration(Duration::from_secs(60))
 }
 
-fn five() -> u32 {
+fn default_count() -> u32 {
     5
 }
 
-fn four() -> u32 {
+fn default_error_limit() -> u32 {
     4
 }
 
-/// How a sample is compared.
+/// A comparison operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Comparison {
     /// `<`
@@ -96,7 +102,7 @@ pub enum Comparison {
 }
 
 impl Comparison {
-    /// Longer signs first: `<` begins `<=`, too.
+    /// Longer signs come first, because `<` is also the beginning of `<=`.
     const ALL: [(Self, &'static str); 6] = [
         (Self::AtMost, "<="),
         (Self::Is, "=="),
@@ -112,7 +118,7 @@ impl Comparison {
     }
 }
 
-/// What a sample is to be: a comparison and a number, written like `>= 0.99`.
+/// The condition for a sample: a comparison and a number, written like `>= 0.99`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Condition {
@@ -120,7 +126,7 @@ pub struct Condition {
     with: f64,
 }
 
-/// Why a text is not a condition.
+/// The error for a text that is not a condition.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a condition; write a comparison (<, <=, ==, !=, >=, >) and a number, for example \">= 0.99\""
@@ -128,7 +134,7 @@ pub struct Condition {
 pub struct InvalidCondition(String);
 
 impl Condition {
-    /// Whether a sample fulfils it. One that is not a number (NaN) fulfils none.
+    /// Returns whether a sample fulfils the condition. NaN fulfils no condition.
     #[must_use]
     pub fn holds(self, sample: f64) -> bool {
         if sample.is_nan() {
@@ -156,7 +162,7 @@ impl FromStr for Condition {
             .find_map(|(comparison, sign)| Some((comparison, trimmed.strip_prefix(sign)?)))
             .ok_or_else(invalid)?;
         let rest = rest.trim();
-        // Rust also reads "inf", "nan" and "infinity", which nobody is to compare with.
+        // Rust also parses "inf", "nan" and "infinity", which make no sense in a comparison.
         let is_plain = rest
             .bytes()
             .all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b));
@@ -171,7 +177,7 @@ impl FromStr for Condition {
 
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Exact: what is stored must read back as the same number.
+        // Exact: a stored condition must be read back as the same number.
         write!(f, "{} {}", self.comparison.sign(), self.with)
     }
 }
@@ -202,7 +208,7 @@ impl JsonSchema for Condition {
     }
 }
 
-/// What is wrong with the metrics of the gate at `field`.
+/// Collects the problems of the metrics of the gate at `field`.
 pub(super) fn check(metrics: &[Metric], field: &str, problems: &mut Vec<Problem>) {
     if metrics.len() > MAX_METRICS {
         problems.push(Problem::new(
@@ -232,7 +238,7 @@ pub(super) fn check(metrics: &[Metric], field: &str, problems: &mut Vec<Problem>
             wrong(
                 "success",
                 format!(
-                    "is missing: nothing says what metric {} is to be; give success, failure or both",
+                    "is missing: metric {} has no condition; give success, failure or both",
                     metric.name
                 ),
             );
@@ -251,7 +257,10 @@ pub(super) fn check(metrics: &[Metric], field: &str, problems: &mut Vec<Problem>
         }
         if !(MIN_EVERY..=MAX_WAIT).contains(&metric.every.0) {
             let every = metric.every;
-            wrong("every", format!("{every} is out of bounds; 5s to 90d"));
+            wrong(
+                "every",
+                format!("{every} is out of bounds; from 5s to 90d is allowed"),
+            );
         }
         if let Some(delay) = metric.initial_delay
             && delay.0 > MAX_WAIT

@@ -1,4 +1,4 @@
-//! How fast a stage is sent to.
+//! The pace of a stage.
 
 use super::quantity::Rate;
 use super::ramp::Ramp;
@@ -6,40 +6,40 @@ use super::rollout_spec::RolloutSpec;
 use crate::ids::StageIndex;
 use crate::outcome::Tally;
 
-/// How fast a stage may be sent to, through each hub.
+/// The maximum pace of a stage through each hub.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StagePace {
-    most: Option<Rate>,
+    max_rate: Option<Rate>,
     ramp: Option<Ramp>,
-    /// The stage whose devices the ramp counts; `None`: those of the whole rollout.
+    /// The stage counted by the ramp; `None` for the whole rollout.
     of_stage: Option<StageIndex>,
 }
 
 impl RolloutSpec {
-    /// The rate of a stage: its own, or the rollout's if that is lower.
+    /// Returns the rate of a stage: the lower of the stage's and the rollout's rate.
     #[must_use]
     pub fn rate_of(&self, stage: StageIndex) -> Option<Rate> {
         let own = self
             .stages
             .get(usize::from(stage.0))
             .and_then(|stage| stage.rate);
-        lower(own, self.rate)
+        lower_rate(own, self.rate)
     }
 
-    /// How fast a stage may be sent to. A ramp of its own stands in place of the rollout's.
+    /// Returns the pace of a stage. A ramp of the stage replaces the rollout's ramp.
     #[must_use]
     pub fn pace_of(&self, stage: StageIndex) -> StagePace {
         let own = self.stages.get(usize::from(stage.0));
         let own = own.and_then(|stage| stage.ramp.clone());
         StagePace {
-            most: self.rate_of(stage),
+            max_rate: self.rate_of(stage),
             of_stage: own.is_some().then_some(stage),
             ramp: own.or_else(|| self.ramp.clone()),
         }
     }
 }
 
-fn lower(one: Option<Rate>, other: Option<Rate>) -> Option<Rate> {
+fn lower_rate(one: Option<Rate>, other: Option<Rate>) -> Option<Rate> {
     match (one, other) {
         (Some(a), Some(b)) => Some(if a < b { a } else { b }),
         (a, b) => a.or(b),
@@ -47,36 +47,36 @@ fn lower(one: Option<Rate>, other: Option<Rate>) -> Option<Rate> {
 }
 
 impl StagePace {
-    /// The same rate all the time; `None` is as fast as the hub allows.
+    /// Creates a constant pace; `None` is as fast as the hub allows.
     #[must_use]
-    pub fn constant(most: Option<Rate>) -> Self {
+    pub fn constant(max_rate: Option<Rate>) -> Self {
         Self {
-            most,
+            max_rate,
             ramp: None,
             of_stage: None,
         }
     }
 
-    /// What rises, if something does.
+    /// Returns the ramp, if any.
     #[must_use]
     pub fn ramp(&self) -> Option<&Ramp> {
         self.ramp.as_ref()
     }
 
-    /// The ramp counts the devices of this stage only, and begins with it.
+    /// Returns whether the ramp counts only the devices of this stage, and begins with this stage.
     #[must_use]
     pub fn is_of_stage(&self) -> bool {
         self.of_stage.is_some()
     }
 
-    /// The rate when `counted` devices have been counted; `None` is as fast as the hub allows.
+    /// Returns the rate after `counted` counted devices; `None` is as fast as the hub allows.
     #[must_use]
     pub fn rate_at(&self, counted: u64) -> Option<Rate> {
         let ramp = self.ramp.as_ref().map(|ramp| ramp.rate_at(counted));
-        lower(self.most, ramp)
+        lower_rate(self.max_rate, ramp)
     }
 
-    /// How many of a rollout's devices the ramp counts; 0 without one.
+    /// Returns how many of a rollout's devices the ramp counts; 0 without a ramp.
     #[must_use]
     pub fn counted(&self, tallies: &[Tally]) -> u64 {
         let Some(ramp) = &self.ramp else { return 0 };
@@ -84,7 +84,8 @@ impl StagePace {
         ramp.counted(&Tally::sum(tallies.iter().filter(counts)))
     }
 
-    /// With how many counted devices the rate rises next; `None` when it does not any more.
+    /// Returns the number of counted devices at which the rate rises next; `None` if the rate does
+    /// not rise any more.
     #[must_use]
     pub fn next_step(&self, counted: u64) -> Option<u64> {
         let every = u64::from(self.ramp.as_ref()?.every.max(1));
@@ -143,7 +144,7 @@ mod tests {
             ),
             tally(2, "us", &[(Pending, 100)]),
         ];
-        // Sent are those that the hub has taken a message for, in all stages and hubs.
+        // `sent` counts devices with a message accepted by the hub, in all stages and hubs.
         let whole = spec.pace_of(StageIndex(0));
         assert_eq!(whole.counted(&tallies), 5 + 2 + 3 + 5 + 4);
         assert_eq!(spec.pace_of(StageIndex(2)), whole, "the rest has no other");
@@ -160,7 +161,8 @@ mod tests {
     }
 
     proptest! {
-        /// More counted devices never mean a lower rate, and the rate changes at the next step and not before.
+        /// More counted devices never mean a lower rate, and the rate changes exactly at the next
+        /// step.
         #[test]
         fn a_ramp_only_rises(base in 1u32..10_000, factor in 1.01f64..10.0, every in 1u32..5_000, most in 1u32..100_000, counted in 0u64..1_000_000) {
             let spec = spec(&format!("rate: {most}/min, ramp: {{base: {base}/min, factor: {factor}, every: {every}}}"));

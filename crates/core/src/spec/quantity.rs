@@ -1,4 +1,4 @@
-//! Quantities as people write them: `24h`, `600/min`.
+//! Quantities as written by people: `24h`, `600/min`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,21 +7,21 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A length of time, written like `90s`, `15m`, `1h 30m` or `2d`.
+/// A duration, written like `90s`, `15m`, `1h 30m` or `2d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Span(pub Duration);
+pub struct HumanDuration(pub Duration);
 
-/// Why a text is no length of time.
+/// The error for a text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a length of time; write for example \"90s\", \"15m\", \"1h 30m\" or \"2d\"")]
-pub struct InvalidSpan(String);
+#[error("{0:?} is not a duration; write for example \"90s\", \"15m\", \"1h 30m\" or \"2d\"")]
+pub struct InvalidDuration(String);
 
-impl FromStr for Span {
-    type Err = InvalidSpan;
+impl FromStr for HumanDuration {
+    type Err = InvalidDuration;
 
-    fn from_str(text: &str) -> Result<Self, InvalidSpan> {
-        let invalid = || InvalidSpan(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, InvalidDuration> {
+        let invalid = || InvalidDuration(text.to_owned());
         let mut total = 0u64;
         let mut rest = text.trim();
         if rest.is_empty() {
@@ -51,7 +51,7 @@ impl FromStr for Span {
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut ms = self.0.as_millis();
         if ms == 0 {
@@ -75,28 +75,28 @@ impl fmt::Display for Span {
     }
 }
 
-impl TryFrom<String> for Span {
-    type Error = InvalidSpan;
-    fn try_from(text: String) -> Result<Self, InvalidSpan> {
+impl TryFrom<String> for HumanDuration {
+    type Error = InvalidDuration;
+    fn try_from(text: String) -> Result<Self, InvalidDuration> {
         text.parse()
     }
 }
 
-impl From<Span> for String {
-    fn from(span: Span) -> String {
-        span.to_string()
+impl From<HumanDuration> for String {
+    fn from(duration: HumanDuration) -> String {
+        duration.to_string()
     }
 }
 
-impl JsonSchema for Span {
+impl JsonSchema for HumanDuration {
     fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Span".into()
+        "HumanDuration".into()
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string",
             "pattern": r"^\s*([0-9]+(ms|s|m|min|h|d)\s*)+$",
-            "description": "a length of time: `90s`, `15m`, `1h 30m`, `2d`",
+            "description": "a duration: `90s`, `15m`, `1h 30m`, `2d`",
         })
     }
 }
@@ -108,7 +108,7 @@ pub struct Rate {
     per_minute: f64,
 }
 
-/// Why a text is no rate.
+/// The error for a text that is not a rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a rate; write for example \"600/min\", \"10/s\" or \"5000/h\", at least 0.001/min"
@@ -116,14 +116,14 @@ pub struct Rate {
 pub struct InvalidRate(String);
 
 impl Rate {
-    /// The highest one.
+    /// The highest rate.
     pub const MAX: Self = Self { per_minute: 1e9 };
 
-    /// `n` a minute.
+    /// Creates a rate of `n` per minute.
     ///
     /// # Errors
-    /// When `n` is not a number from 0.001 to 1e9: beyond these nobody means it, and the
-    /// arithmetic of permits would suffer.
+    /// Returns an error if `n` is not a number from 0.001 to 1e9. Other rates are presumably
+    /// mistakes, and would harm the arithmetic of permits.
     pub fn per_minute(n: f64) -> Result<Self, InvalidRate> {
         if (0.001..=1e9).contains(&n) {
             Ok(Self { per_minute: n })
@@ -132,7 +132,7 @@ impl Rate {
         }
     }
 
-    /// How many a minute; above zero.
+    /// Returns the rate per minute; above zero.
     #[must_use]
     pub fn as_per_minute(self) -> f64 {
         self.per_minute
@@ -158,7 +158,7 @@ impl FromStr for Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Exact: what is stored must read back as the same rate.
+        // Exact: a stored rate must be read back as the same rate.
         write!(f, "{}/min", self.per_minute)
     }
 }
@@ -189,8 +189,8 @@ impl JsonSchema for Rate {
     }
 }
 
-/// A part of a whole, written like `5%` or `0.5%`, with the sign: `0.5` could be half a per cent or half of all. Exact to a
-/// ten-thousandth of a per cent.
+/// A part of a whole, written like `5%` or `0.5%`. The sign is required, because `0.5` could be
+/// half a per cent or half of all. Exact to a ten-thousandth of a per cent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "PercentText", into = "String")]
 pub struct Percent {
@@ -204,18 +204,19 @@ enum PercentText {
     Text(String),
 }
 
-/// Why something is no per cent.
+/// The error for a value that is not a per cent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPercent {
-    /// Not in any reading.
+    /// The value has no valid reading.
     #[error(
-        "{0:?} is not a per cent; write for example \"5%\" or \"0.5%\", from 0% to 100%, with four decimals at most"
+        "{0:?} is not a per cent; write for example \"5%\" or \"0.5%\", from 0% to 100%, with at \
+         most four decimals"
     )]
     NoPercent(String),
-    /// The sign is missing, and only one reading is a part of a whole.
+    /// The sign is missing, and only a single reading is a part of a whole.
     #[error("{number} has no per cent sign: write \"{percent}\"")]
     NoSign {
-        /// What was found.
+        /// The number found.
         number: String,
         /// The reading.
         percent: Percent,
@@ -225,17 +226,17 @@ pub enum InvalidPercent {
         "{number} can be read as {percent} or as {fraction}: write \"{percent}\" or \"{fraction}\""
     )]
     Ambiguous {
-        /// What was found.
+        /// The number found.
         number: String,
-        /// The number as so many per cent.
+        /// The number read as per cent.
         percent: Percent,
-        /// The number as a part of one.
+        /// The number read as a fraction of 1.
         fraction: Percent,
     },
 }
 
 impl InvalidPercent {
-    /// Of a number without the sign.
+    /// Returns the error for a number without the sign.
     pub(super) fn bare(number: f64) -> Self {
         let percent = Percent::of_number(number);
         let fraction = Percent::of_number(number * 100.0);
@@ -253,11 +254,11 @@ impl InvalidPercent {
 }
 
 impl Percent {
-    /// Everything.
+    /// The whole.
     pub const ALL: Self = Self {
         millionths: 1_000_000,
     };
-    /// Nothing.
+    /// No part.
     pub const NONE: Self = Self { millionths: 0 };
 
     fn of_number(number: f64) -> Option<Self> {
@@ -269,32 +270,34 @@ impl Percent {
         })
     }
 
-    /// In millionths.
+    /// Returns the part in millionths.
     #[must_use]
     pub fn millionths(self) -> u32 {
         self.millionths
     }
 
-    /// As a fraction, 0 to 1.
+    /// Returns the part as a fraction, 0 to 1.
     #[must_use]
     pub fn fraction(self) -> f64 {
         f64::from(self.millionths) / 1e6
     }
 
-    /// This part of `whole`, rounded up: at least one of anything for any per cent above zero.
+    /// Returns this part of `whole`, rounded up: at least 1 for any per cent above zero and any
+    /// `whole` above zero.
     #[must_use]
     pub fn of(self, whole: u64) -> u64 {
         let part = (u128::from(whole) * u128::from(self.millionths)).div_ceil(1_000_000);
         u64::try_from(part).expect("a part is no more than the whole")
     }
 
-    /// `part` of `whole` is at least this. Exact; nothing is at least any part of nothing.
+    /// Returns whether `part` of `whole` is at least this per cent. Exact. A `part` of zero reaches
+    /// any per cent of a `whole` of zero.
     #[must_use]
     pub fn is_reached_by(self, part: u64, whole: u64) -> bool {
         self.times(whole) <= u128::from(part) * 1_000_000
     }
 
-    /// `part` of `whole` is strictly above this. Exact.
+    /// Returns whether `part` of `whole` is strictly above this per cent. Exact.
     #[must_use]
     pub fn is_exceeded_by(self, part: u64, whole: u64) -> bool {
         u128::from(part) * 1_000_000 > self.times(whole)
@@ -358,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_read_and_write() {
+    fn durations_read_and_write() {
         for (text, ms, written) in [
             ("90s", 90_000, "1m 30s"),
             ("1h 30m", 5_400_000, "1h 30m"),
@@ -367,12 +370,12 @@ mod tests {
             ("250ms", 250, "250ms"),
             ("0s", 0, "0s"),
         ] {
-            let span: Span = text.parse().unwrap();
+            let duration: HumanDuration = text.parse().unwrap();
             assert_eq!(
-                (span.0.as_millis(), span.to_string().as_str()),
+                (duration.0.as_millis(), duration.to_string().as_str()),
                 (ms, written)
             );
-            assert_eq!(written.parse::<Span>().unwrap(), span);
+            assert_eq!(written.parse::<HumanDuration>().unwrap(), duration);
         }
         for bad in [
             "",
@@ -384,7 +387,7 @@ mod tests {
             "99999999999999999999s",
             "18446744073709551615d",
         ] {
-            assert!(bad.parse::<Span>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<HumanDuration>().is_err(), "{bad:?} was taken");
         }
     }
 
@@ -460,7 +463,8 @@ mod tests {
             assert!(bad.parse::<Percent>().is_err(), "{bad}");
         }
         let percent = |text: &str| text.parse::<Percent>().unwrap();
-        // Rounded up, at every fleet size: one of ten is exactly a tenth, one more begins the next.
+        // Rounded up at every fleet size: 1 of 10 is exactly a tenth, and another device begins the
+        // next tenth.
         for (text, whole, part) in [
             ("10%", 0, 0),
             ("10%", 1, 1),

@@ -1,7 +1,7 @@
-//! A rate that rises with what has become of the devices.
+//! A rate that rises with the outcomes of devices.
 //!
-//! What a ramp stands at is a function of counts alone ([`Ramp::rate_at`]). Counts are in the store, so every
-//! worker comes to the same rate, and after a crash to the same again.
+//! The current rate of a ramp is a function of counts alone ([`Ramp::rate_at`]). The store holds
+//! the counts, so every worker computes the same rate, also after a crash.
 
 use std::fmt;
 
@@ -13,41 +13,41 @@ use crate::outcome::{Counts, Outcome};
 
 /// The largest factor.
 pub const MAX_FACTOR: f64 = 100.0;
-/// The smallest factor: with less, a ramp would have too many steps to be one.
+/// The smallest factor: a smaller factor would give a ramp too many steps.
 pub const MIN_FACTOR: f64 = 1.01;
-/// The most devices between two steps.
+/// The maximum number of devices between two steps.
 pub const MAX_EVERY: u32 = 1_000_000_000;
 
-/// A rate through each hub that is multiplied each time so many more devices have been counted. The steps are at whole
-/// multiples of `every`: with a base of 50/min, a factor of 2 and 1000 it is 50/min, from 1000 devices on 100/min, from 2000 on
-/// 200/min, from 3000 on 400/min.
+/// A rate through each hub that is multiplied each time so many more devices have been counted. The
+/// steps are at whole multiples of `every`: with a base of 50/min, a factor of 2 and 1000 devices,
+/// the rate is 50/min, from 1000 devices on 100/min, from 2000 on 200/min, from 3000 on 400/min.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ramp {
-    /// The rate that it begins with.
+    /// The initial rate.
     pub base: Rate,
-    /// What the rate is multiplied with at each step. 1.01 to 100.
+    /// The factor by which the rate is multiplied at each step. 1.01 to 100.
     #[schemars(range(min = 1.01, max = 100.0))]
     pub factor: f64,
-    /// A step is at each multiple of so many devices. 1 to 1,000,000,000.
+    /// The number of devices between two steps. 1 to 1,000,000,000.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub every: u32,
-    /// Which devices are counted.
+    /// The devices counted by the ramp.
     #[serde(default)]
     pub of: RampOf,
-    /// The rate never rises above this. Default: `rate`, or the hub's quota.
+    /// The maximum rate. Default: `rate`, or the hub's quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub up_to: Option<Rate>,
 }
 
-/// Which devices a ramp counts, of all hubs together.
+/// The devices counted by a ramp, of all hubs together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RampOf {
-    /// Those for which the hub has taken the message, whatever became of it later.
+    /// Devices with a message accepted by the hub, regardless of the later outcome.
     #[default]
     Sent,
-    /// Those that have completed the message. Needs `ack: full` or `positive` in the message.
+    /// Devices that have completed the message. Needs `ack: full` or `positive` in the message.
     Succeeded,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Ramp {
         let (base, factor, every, of) = (self.base, self.factor, self.every, self.of);
         write!(
             f,
-            "{base} through each hub, times {factor} at every {every} {of}"
+            "{base} through each hub, times {factor} after every {every} {of}"
         )?;
         match self.up_to {
             Some(up_to) => write!(f, ", up to {up_to}"),
@@ -75,7 +75,7 @@ impl fmt::Display for Ramp {
 }
 
 impl Ramp {
-    /// The rate when `counted` devices have been counted.
+    /// Returns the rate after `counted` counted devices.
     #[must_use]
     pub fn rate_at(&self, counted: u64) -> Rate {
         let steps = i32::try_from(counted / u64::from(self.every.max(1))).unwrap_or(i32::MAX);
@@ -84,7 +84,7 @@ impl Ramp {
         Rate::per_minute(raised.min(most)).expect("between the base and the highest rate")
     }
 
-    /// How many of these devices it counts.
+    /// Returns how many devices of `counts` the ramp counts.
     #[must_use]
     pub fn counted(&self, counts: &Counts) -> u64 {
         match self.of {
@@ -93,7 +93,7 @@ impl Ramp {
         }
     }
 
-    /// What is wrong with it: field and words.
+    /// Returns the problems of the ramp, each with a field and a description.
     pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         if !(MIN_FACTOR..=MAX_FACTOR).contains(&self.factor) {
@@ -111,7 +111,7 @@ impl Ramp {
             && up_to <= self.base
         {
             let what = format!(
-                "is {up_to}, which is not above the base of {}; a rate that does not rise is a `rate`",
+                "is {up_to}, which is not above the base of {}; for a constant rate, use `rate`",
                 self.base
             );
             problems.push(("up_to", what));
@@ -153,7 +153,7 @@ mod tests {
             (doubling, 2_999, 200.0),
             (doubling, 3_000, 400.0),
             (doubling, 10_000, 51_200.0),
-            // No further than a rate can be.
+            // The rate stays within the valid rates.
             (doubling, 1_000_000, 1e9),
             (doubling, u64::MAX, 1e9),
             (capped, 2_999, 200.0),

@@ -17,121 +17,149 @@ use super::ramp::Ramp;
 use super::schedule::Schedule;
 use super::stage::Stage;
 use super::target::Target;
-use crate::ids::{GroupName, RolloutName};
+use crate::ids::{ConcurrencyGroup, RolloutName};
 use crate::query::{TagPath, all_of, matching, not_matching};
 
-/// A rollout: one message for one target, with its limits. Never changes once it is accepted.
+/// A rollout: a message for a target, with limits. A spec never changes after the rollout is
+/// accepted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Twincast rollout")]
 pub struct RolloutSpec {
     /// The rollout's name. The same spec under the same name again is the same rollout.
     pub name: RolloutName,
-    /// For people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_TEXT_CHARS))]
     pub description: Option<String>,
-    /// The group of rollouts that it belongs to, say `firmware`: of each group one at a time is under way. Default: none.
+    /// The concurrency group of the rollout, and the policy for other rollouts of the group. In
+    /// each group, a single rollout is under way at a time. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group: Option<GroupName>,
-    /// With `group`: what happens when another rollout of the group is under way.
-    #[serde(default)]
-    pub conflict: Conflict,
-    /// Which devices.
+    pub concurrency: Option<Concurrency>,
+    /// The target devices.
     pub target: Target,
-    /// Devices are batched by the values of these tags, and outcomes are shown by them. Many small groups share batches.
+    /// The tags by whose values devices are batched and outcomes are shown. Many small groups share
+    /// batches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub batch_by: Vec<TagPath>,
-    /// What each device is sent.
+    /// The message sent to each device.
     pub message: MessageSpec,
-    /// Whether devices answer in their twins what became of what the message asks for: `true`, `false`, or in which reported
-    /// property, and how long they are waited for. Default: `true` for a message with the property `kind: update`, else `false`.
+    /// Whether devices answer in their twins about the message's request: `true`, `false`, or a map
+    /// with the reported property and the time to wait for answers. Default: `true` for a message
+    /// with the property `kind: update`, else `false`.
     #[serde(
         default,
-        deserialize_with = "answers::given",
+        deserialize_with = "answers::deserialize_optional",
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(schema_with = "answers::schema")]
     pub answers: Option<Answers>,
-    /// The most that is sent through each hub, below the hub's own quota. Default: the quota.
+    /// The maximum rate through each hub, below the hub's own quota. Default: the quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
-    /// A rate that begins low and rises with what was sent, or has succeeded, in the whole rollout. `rate` stays the most.
+    /// A rate that begins low and rises with the number of devices in the whole rollout that were
+    /// sent to, or have succeeded. `rate` stays the maximum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
-    /// In which order devices are sent to within each stage. Default: as the hubs list them.
+    /// The order in which devices are sent to within each stage. Default: the order of the hubs'
+    /// lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
-    /// How many devices of one site, region or the like may be in progress at once.
+    /// The maximum number of devices of a site, region or the like that may be in progress at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<Budget>,
-    /// The stages, in order. Default: one, with all devices.
+    /// The stages, in order. Default: a single stage with all devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
-    /// When messages are sent. Default: always.
+    /// The times at which messages are sent. Default: always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
-    /// Whether devices that join the target later get the message, too: `true`, or how often it is looked for them, and until when.
-    /// Default: `false`.
+    /// Whether devices that join the target later get the message, too: `true`, or a map with the
+    /// interval between scans of the target, and the time of the last scan. Default: `false`.
     #[serde(
         default,
-        deserialize_with = "continuous::given",
+        deserialize_with = "continuous::deserialize_optional",
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(schema_with = "continuous::schema")]
     pub continuous: Option<Continuous>,
-    /// What the devices' cohorts are made from. Rollouts with the same salt begin with the same devices.
+    /// The salt of the device cohorts. Rollouts with the same salt begin with the same devices.
     /// Default: the rollout's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_TEXT_CHARS))]
     pub salt: Option<String>,
-    /// The rollout's share of a hub that several rollouts want at once, compared with theirs: 10
-    /// gets ten times what 1 gets. 1 to 100.
-    #[serde(default = "one")]
+    /// The rollout's share of a hub that several rollouts use at once, relative to the weights of
+    /// the other rollouts: 10 gets ten times as much as 1. 1 to 100.
+    #[serde(default = "default_weight")]
     #[schemars(range(min = 1, max = 100))]
     pub weight: u32,
-    /// What happens to sends of which it is not known whether the hub took them.
+    /// The action to take when the result of a send is unknown, because the hub may or may not have
+    /// taken the message.
     #[serde(default)]
     pub delivery: Delivery,
 }
 
-fn one() -> u32 {
+fn default_weight() -> u32 {
     1
 }
 
-/// What happens when another rollout of the group is under way.
+/// The concurrency group of a rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Concurrency {
+    /// The name of the group, for example `firmware`.
+    pub group: ConcurrencyGroup,
+    /// The action to take when another rollout of the group is under way.
+    #[serde(default)]
+    pub policy: ConcurrencyPolicy,
+}
+
+impl RolloutSpec {
+    /// Returns the concurrency group of the rollout, if any.
+    #[must_use]
+    pub fn concurrency_group(&self) -> Option<&ConcurrencyGroup> {
+        self.concurrency
+            .as_ref()
+            .map(|concurrency| &concurrency.group)
+    }
+}
+
+/// The action to take when another rollout of the group is under way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Conflict {
-    /// This one is refused.
+pub enum ConcurrencyPolicy {
+    /// The new rollout is refused.
     #[default]
     Reject,
-    /// This one waits until those that came before it have ended.
+    /// The new rollout waits until all earlier rollouts have ended.
     Queue,
-    /// The others are aborted: what they have not sent is skipped. This one starts when they have ended.
+    /// The other rollouts are aborted: their unsent messages are skipped. The new rollout starts
+    /// after their end.
     Supersede,
 }
 
-/// What happens to sends of which it is not known whether the hub took them.
+/// The action to take when the result of a send is unknown, because the hub may or may not have
+/// taken the message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
-    /// They are sent again, with the same message id: a device may get the message twice.
+    /// The message is sent again, with the same message id: a device may get the message twice.
     #[default]
     AtLeastOnce,
-    /// They are marked `unknown` and left: a device may not get the message.
+    /// The device is marked `unknown`, and no message is sent again: a device may not get the
+    /// message.
     AtMostOnce,
 }
 
 impl RolloutSpec {
-    /// The published JSON Schema of a spec.
+    /// Returns the published JSON Schema of a spec.
     #[must_use]
     pub fn json_schema() -> Value {
         schemars::schema_for!(Self).to_value()
     }
 
-    /// The target's condition in the hub's query language, exclusions by tag included; empty
-    /// for all devices.
+    /// Returns the target's condition in the hub's query language, including exclusions by tag;
+    /// empty for all devices.
     #[must_use]
     pub fn condition(&self) -> String {
         let mut parts = vec![self.selected()];
@@ -145,7 +173,7 @@ impl RolloutSpec {
         all_of(parts.iter().map(String::as_str))
     }
 
-    /// The target's condition without its exclusions.
+    /// Returns the target's condition without the exclusions.
     #[must_use]
     pub fn selected(&self) -> String {
         let tags = matching(&self.target.tags);
@@ -155,26 +183,27 @@ impl RolloutSpec {
         ])
     }
 
-    /// How devices answer; `None` if they do not.
+    /// Returns how devices answer; `None` if devices do not answer.
     #[must_use]
     pub fn convention(&self) -> Option<Convention> {
         Convention::of(self.answers.as_ref(), &self.message)
     }
 
-    /// How long a device that answers has to do what the message asks for; zero if devices do not answer.
+    /// Returns the time given to devices to fulfil the message's request; zero if devices do not
+    /// answer.
     #[must_use]
     pub fn answered_within(&self) -> Duration {
         let convention = self.convention();
         convention.map_or(Duration::ZERO, |convention| convention.within.0)
     }
 
-    /// What the cohorts are made from.
+    /// Returns the salt of the device cohorts.
     #[must_use]
     pub fn salt(&self) -> &str {
         self.salt.as_deref().unwrap_or(self.name.as_str())
     }
 
-    /// The devices are listed, not queried.
+    /// Returns whether the devices are listed, not queried.
     #[must_use]
     pub fn has_list(&self) -> bool {
         !self.target.devices.is_empty() || self.target.devices_file.is_some()

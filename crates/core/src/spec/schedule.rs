@@ -1,8 +1,7 @@
-//! When a rollout sends: from a start on, inside its windows, and not on frozen days.
+//! The times at which a rollout sends: after a start, inside windows, and not on frozen days.
 //!
-//! A schedule says nothing of the past: it is asked for a time and answers whether it is open
-//! then, and when that changes. Times of day and dates are read in a zone, from the database
-//! that is compiled in.
+//! A schedule has no history: at a given time, a schedule is either open or closed, and knows the
+//! next change. Times of day and dates are read in a time zone, from the compiled-in database.
 
 mod calendar;
 mod check;
@@ -18,61 +17,63 @@ pub use self::civil::{
     CivilDate, Day, InvalidDate, InvalidTimeOfDay, InvalidZone, TimeOfDay, ZoneName,
 };
 use super::limits::MAX_TEXT_CHARS;
-use super::quantity::Span;
+use super::quantity::HumanDuration;
 use crate::query::TagPath;
 use crate::time::Timestamp;
 
-/// The shortest window. Within less, a rollout would hardly get its permits.
+/// The shortest window. In a shorter window, a rollout would hardly get permits.
 pub const MIN_WINDOW: Duration = Duration::from_secs(60);
-/// The longest window: they repeat every week.
+/// The longest window: windows repeat every week.
 pub const MAX_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
-/// The most windows of a schedule; seven a day is more than people keep apart.
+/// The maximum number of windows of a schedule. Already seven a day are more than people can keep
+/// apart.
 pub const MAX_WINDOWS: usize = 50;
-/// The most freezes of a schedule: the holidays of some years.
+/// The maximum number of freezes of a schedule: the holidays of some years.
 pub const MAX_FREEZES: usize = 200;
-/// How far ahead the ends and starts of windows are looked for: more than a year, so that
-/// whatever recurs every year is seen.
+/// How far ahead the starts and ends of windows are searched: more than a year, to cover everything
+/// that recurs every year.
 pub const HORIZON: Duration = Duration::from_secs(400 * 24 * 3600);
 
-/// The years in which a start is taken for meant: from 2020, before 2100.
+/// The valid years of a start: from 2020, before 2100. Other years are presumably mistakes.
 pub(super) const STARTS: std::ops::Range<Timestamp> =
     Timestamp(1_577_836_800_000)..Timestamp(4_102_444_800_000);
 
-/// When messages are sent. What is not said does not limit: the empty schedule is always open.
+/// The times at which messages are sent. Absent fields do not limit: the empty schedule is always
+/// open.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// Nothing is sent before this time, in RFC 3339; from 2020, before 2100.
+    /// The time before which no message is sent, in RFC 3339; from 2020, before 2100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<Timestamp>,
-    /// Messages are sent only inside one of these. Default: always. At most 50.
+    /// Messages are sent only inside these windows. Default: always. At most 50.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     pub windows: Vec<Window>,
-    /// The zone in which `windows` and `freeze` are read. Default: UTC.
+    /// The time zone of `windows` and `freeze`. Default: UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<ZoneName>,
-    /// The tag that holds a device's own zone, as an IANA name. `zone` is for the devices
-    /// without the tag.
+    /// The tag with a device's own zone, as an IANA name. `zone` is for the devices without the
+    /// tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_tag: Option<TagPath>,
-    /// With `zone_tag`: what becomes of devices whose value is no zone.
+    /// With `zone_tag`: the treatment of devices with an unknown zone.
     #[serde(default, skip_serializing_if = "UnknownZone::is_default")]
     pub unknown_zone: UnknownZone,
-    /// Days on which nothing is sent. At most 200.
+    /// Days without sending. At most 200.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200))]
     pub freeze: Vec<Freeze>,
 }
 
-/// What becomes of devices whose `zone_tag` holds something that is no zone.
+/// The treatment of devices with an unknown zone in `zone_tag`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownZone {
-    /// They are sent to by `zone`, and the plan names their values.
+    /// The devices are sent to by `zone`, and the plan names their values.
     #[default]
     Default,
-    /// They are left out of the plan.
+    /// The devices are left out of the plan.
     Skip,
 }
 
@@ -86,22 +87,22 @@ impl UnknownZone {
     }
 }
 
-/// A time that recurs on days of the week: from its start until just before its end. Windows
-/// that touch or overlap are one.
+/// A time that recurs on days of the week, from the start until just before the end. Touching or
+/// overlapping windows count as a single window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
-    /// The days on which it starts; it may end on a later one. Default: every day.
+    /// The days on which the window starts. The window may end on a later day. Default: every day.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub days: Vec<Day>,
-    /// The time of day at which it starts, in the zone. Where clocks go forward over it, it
-    /// starts as much later as they do: 02:30 is then 03:30. Where they go back and show it
-    /// twice, it starts the first time.
+    /// The time of day at which the window starts, in the zone. If clocks go forward over this
+    /// time, the window starts as much later: 02:30 becomes 03:30. If clocks go back and show this
+    /// time twice, the window starts the first time.
     pub from: TimeOfDay,
-    /// How long it lasts, from 1 minute to 7 days. That much time passes, whatever the clocks
-    /// do meanwhile: `4h` is 4 hours also where summer time begins or ends.
+    /// The length of the window, from 1 minute to 7 days. Clock changes do not affect the length:
+    /// `4h` is 4 hours also when summer time begins or ends.
     #[serde(rename = "for")]
-    pub length: Span,
+    pub length: HumanDuration,
 }
 
 impl Window {
@@ -110,16 +111,16 @@ impl Window {
     }
 }
 
-/// Days on which nothing is sent, from the first midnight to the one after the last day.
+/// Days without sending, from the first midnight to the midnight after the last day.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Freeze {
     /// The first day, in the zone.
     pub from: CivilDate,
-    /// The last day. Default: the first one.
+    /// The last day. Default: the first day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<CivilDate>,
-    /// Why, for people. Shown while it lasts.
+    /// The reason, for people. Shown during the freeze.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_TEXT_CHARS))]
     pub reason: Option<String>,
@@ -131,32 +132,33 @@ impl Freeze {
     }
 }
 
-/// Whether a schedule lets messages be sent at some time.
+/// Whether messages may be sent at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Opening {
-    /// It does.
+pub enum ScheduleState {
+    /// The schedule is open.
     Open {
-        /// From when on it does not. None: never, or not within [`HORIZON`].
+        /// The next closing. `None`: never, or not within [`HORIZON`].
         until: Option<Timestamp>,
     },
-    /// It does not.
+    /// The schedule is closed.
     Closed {
-        /// From when on it does. None: never, or not within [`HORIZON`] of its start.
+        /// The next opening. `None`: never, or not within [`HORIZON`]. Before the schedule's start,
+        /// [`HORIZON`] counts from the start.
         until: Option<Timestamp>,
-        /// Why not.
+        /// The reason.
         why: Closed,
     },
 }
 
-/// Why a schedule is closed; the first of these that holds.
+/// The reason why a schedule is closed: the first of these that applies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Closed {
-    /// Its start is still to come.
+    /// The schedule's start is still to come.
     NotStarted,
-    /// It is a frozen day.
+    /// The day is frozen.
     Frozen {
-        /// Of the freeze that is listed first.
+        /// The reason of the first matching freeze in the list.
         reason: Option<String>,
     },
     /// No window is open.

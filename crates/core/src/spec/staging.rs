@@ -1,6 +1,6 @@
-//! The stages of a rollout, and the rules of each.
+//! The stages of a rollout, and the rules of each stage.
 
-use super::continuous::LATE;
+use super::continuous::LATE_STAGE;
 use super::order::Order;
 use super::rollout_spec::RolloutSpec;
 use super::stage::{Gate, Stage};
@@ -8,27 +8,27 @@ use crate::ids::{StageIndex, StageName};
 use crate::query::{MAX_CONDITION_CHARS, all_of, matching, not_matching};
 
 impl RolloutSpec {
-    /// The stages with the one for the rest, which takes all that comes to it: at least one; and after it the one for devices that
-    /// join later, if the rollout is continuous.
+    /// Returns all stages, at least 1. The stages of the spec come first, then the stage for all
+    /// remaining devices. In a continuous rollout, the stage of late joiners is the last.
     #[must_use]
     pub fn all_stages(&self) -> Vec<Stage> {
         let mut stages = self.stages.clone();
         match stages.last() {
             None => stages.push(Stage::rest("all")),
-            Some(last) if last.takes_all() => {}
+            Some(last) if last.takes_every_device() => {}
             Some(_) => stages.push(Stage::rest("rest")),
         }
-        stages.extend(self.late());
+        stages.extend(self.stage_of_late_joiners());
         stages
     }
 
-    /// It has several stages, of its own or for devices that join later.
+    /// Returns whether the spec has stages of its own, or a stage of late joiners.
     #[must_use]
     pub fn is_staged(&self) -> bool {
         !self.stages.is_empty() || self.continuous.is_some()
     }
 
-    /// The stage of devices that join later, if there is one: the last.
+    /// Returns the stage of late joiners, if any. This stage is always the last.
     #[must_use]
     pub fn late_stage(&self) -> Option<StageIndex> {
         self.continuous.as_ref()?;
@@ -38,17 +38,19 @@ impl RolloutSpec {
         ))
     }
 
-    /// The gate whose failure rule holds for devices that join later: the last that has one.
+    /// Returns the gate whose failure rule holds for late joiners: the last gate with a failure
+    /// rule.
     #[must_use]
-    pub fn late_gate(&self) -> Option<&Gate> {
+    pub fn late_stage_gate(&self) -> Option<&Gate> {
         let mut gates = self.stages.iter().rev().filter_map(|it| it.gate.as_ref());
         gates.find(|gate| gate.failure_above.is_some())
     }
 
-    fn late(&self) -> Option<Stage> {
+    fn stage_of_late_joiners(&self) -> Option<Stage> {
         self.continuous.as_ref()?;
-        // All else that a gate may ask is for the end of a stage, which this one does not have.
-        let gate = self.late_gate().map(|gate| Gate {
+        // All other conditions of a gate apply to the end of a stage, and the stage of late joiners
+        // has no end.
+        let gate = self.late_stage_gate().map(|gate| Gate {
             success_at_least: None,
             bake: None,
             applied_when: None,
@@ -58,17 +60,17 @@ impl RolloutSpec {
         });
         Some(Stage {
             gate,
-            ..Stage::rest(LATE)
+            ..Stage::rest(LATE_STAGE)
         })
     }
 
-    /// The gate of a stage, if it has one.
+    /// Returns the gate of a stage, if any.
     #[must_use]
     pub fn gate_of(&self, stage: StageIndex) -> Option<&Gate> {
         self.stages.get(usize::from(stage.0))?.gate.as_ref()
     }
 
-    /// The order within a stage: its own, or the rollout's.
+    /// Returns the order within a stage: the stage's own order, or the rollout's order.
     #[must_use]
     pub fn order_of(&self, stage: StageIndex) -> Option<&Order> {
         let own = self.stages.get(usize::from(stage.0));
@@ -76,8 +78,11 @@ impl RolloutSpec {
         own.or(self.order.as_ref())
     }
 
-    /// The condition of exactly the devices of a stage, as far as tags alone say which these are: not where the target is a list
-    /// or has a condition, which may change with what is rolled out, and not where a share or number of devices was drawn.
+    /// Returns a condition that matches exactly the devices of a stage, if tags alone determine the
+    /// stage. `None` in all other cases: if devices are listed or the rollout is continuous; if the
+    /// target has a condition, because the result of a condition may change with the rollout; if
+    /// this or an earlier stage takes a share or number of devices; or if the condition would be
+    /// too long.
     #[must_use]
     pub fn condition_of(&self, stage: StageIndex) -> Option<String> {
         let target = &self.target;
@@ -98,7 +103,8 @@ impl RolloutSpec {
         (condition.len() <= MAX_CONDITION_CHARS).then_some(condition)
     }
 
-    /// Some gate asks a Prometheus server for a metric: the first such stage.
+    /// Returns the first stage with a metric, which requires a Prometheus server; `None` without
+    /// metrics.
     #[must_use]
     pub fn asks_for_metrics(&self) -> Option<&StageName> {
         let mut stages = self.stages.iter();

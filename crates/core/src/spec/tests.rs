@@ -41,7 +41,7 @@ fn numbers_of_a_body_keep_their_last_digit() {
         let number = f64::from_bits(0x3dd0_0000_0000_0000 + step * 0x0001_1335_5779_9bbd);
         let mut spec = spec.clone();
         spec.message.body = Body::Json(Json::of(&serde_json::json!({ "number": number })).unwrap());
-        // As a store keeps it, and as a command brings it.
+        // The forms in a store and in a command.
         let json = serde_json::to_string(&spec).unwrap();
         let stored: RolloutSpec = serde_json::from_str(&json).unwrap();
         assert_eq!(stored, spec);
@@ -58,7 +58,7 @@ fn every_problem_is_named_with_its_line() {
     let error = RolloutSpec::read("x.yaml", &text).unwrap_err().to_string();
     assert!(
         error.starts_with(
-            "x.yaml:6:7: target.exclude[0].reason2: is not a field here; there are tags, "
+            "x.yaml:6:7: target.exclude[0].reason2: is not a field here; the fields are tags, "
         ),
         "{error}"
     );
@@ -83,13 +83,14 @@ fn every_problem_is_named_with_its_line() {
     );
 }
 
-/// Of type, unit, choice, bounds and unknown fields; with a place each, and without a word of the language that this is made of.
+/// Mistakes of type, unit, choice, bounds and unknown fields: each with a position, and without a
+/// term of the implementation language.
 #[test]
 fn all_mistakes_are_told_at_once() {
     let text = "\
 nme: a
 name: 1.10
-conflict: replace
+concurrency: {group: g, policy: replace}
 target:
   tags: {location: {site: x}, n: 12345678901234567890}
 batch_by: region
@@ -114,7 +115,7 @@ budgets: [{tag: region, at_most: 1.5}]
         [
             "x:1:1: nme",
             "x:2:1: name",
-            "x:3:1: conflict",
+            "x:3:25: concurrency.policy",
             "x:5:10: target.tags.location",
             "x:5:31: target.tags.n",
             "x:6:1: batch_by",
@@ -142,7 +143,7 @@ budgets: [{tag: region, at_most: 1.5}]
     ] {
         assert!(!found.contains(word), "{word}: {found}");
     }
-    // What comes from another mistake is not told, what does not is.
+    // Consequences of another mistake are not reported. Independent mistakes are reported.
     let found = RolloutSpec::read("x", "description: x")
         .unwrap_err()
         .to_string();
@@ -178,11 +179,11 @@ budgets: [{tag: region, at_most: 1.5}]
 #[test]
 fn what_is_null_is_absent() {
     let text = "name: a\ndescription:\ntarget: {hubs: , tags: ~, all: true, exclude: null}\nbatch_by:\nmessage: {body: {text: x}, properties: , ttl: , ack: ~}\n\
-        stages:\nbudgets:\ncontinuous:\nweight:\ndelivery:\nconflict:\nschedule:\n";
+        stages:\nbudgets:\ncontinuous:\nweight:\ndelivery:\nconcurrency:\nschedule:\n";
     let spec = RolloutSpec::read("x", text).unwrap();
     let plain = "{name: a, target: {all: true}, message: {body: {text: x}}}";
     assert_eq!(spec, RolloutSpec::read("x", plain).unwrap());
-    // A tag is no field: without it the target would be a larger one.
+    // A tag is not a field: without the tag, the target would be larger.
     let text = "{name: a, target: {tags: {type: x, region: }}, message: {body: {text: x}}}";
     assert!(RolloutSpec::read("x", text).is_err());
     let text = "{name: , target: {all: true}, message: {body: {json: null}}}";
@@ -232,7 +233,7 @@ fn what_stages_cannot_be_is_named() {
             "  - {name: rest, percent: 1%}\n",
             "stages[0].name: \"rest\"",
         ),
-        ("  - {name: a, gate: {min_sample: 5}}\n", "asks nothing"),
+        ("  - {name: a, gate: {min_sample: 5}}\n", "has no condition"),
         (
             "  - {name: a, gate: {bake: 1h, counts: delivered}}\n",
             "needs success_at_least or failure_above",
@@ -247,7 +248,7 @@ fn what_stages_cannot_be_is_named() {
         ),
         (
             "  - {name: a, gate: {failure_above: 1%, applied_when: x}}\n",
-            "has a meaning with",
+            "is allowed only with",
         ),
         (
             "  - {name: a, gate: {failure_above: 101%}}\n",
@@ -278,16 +279,16 @@ fn what_stages_cannot_be_is_named() {
 
 #[test]
 fn the_published_schema_is_this_one() {
-    let published = include_str!("../../../../docs/rollout.schema.json");
+    let published = include_str!("../../../../docs/reference/rollout.schema.json");
     let published: Value = serde_json::from_str(published).unwrap();
     assert_eq!(
         published,
         RolloutSpec::json_schema(),
-        "twincast schema > docs/rollout.schema.json"
+        "twincast schema > docs/reference/rollout.schema.json"
     );
 }
 
-/// A message counts with its address and id, which are as long as they may become.
+/// The size of a message includes the address and the id, at their greatest length.
 #[test]
 fn a_message_that_no_hub_takes_is_refused() {
     let read = |target: &str, more: &str, bytes: usize| {
@@ -296,7 +297,7 @@ fn a_message_that_no_hub_takes_is_refused() {
             format!("name: a\ntarget: {target}\nmessage: {{body: {{text: {body}}}{more}}}\n");
         RolloutSpec::read("x", &text)
     };
-    // What beside the body is counted: sections 45, expiry 9, address with its id, message id, `utf-8`.
+    // The bytes besides the body: sections 45, expiry 9, address with its id, message id, `utf-8`.
     let beside = |id: usize| {
         45 + 9 + (5 + 30 + id) + (2 + "a.3w5e11264sgsf.1ekf.1z141z3.1z141z3.1ekf".len()) + (2 + 5)
     };
@@ -305,7 +306,7 @@ fn a_message_that_no_hub_takes_is_refused() {
     let error = read("{all: true}", "", all + 1).unwrap_err().to_string();
     assert!(
         error.contains(&format!(
-            "this message has 65537; beside them is room for a body of {all}, and it has"
+            "this message has 65537; there is room for a body of {all}, and the body has"
         )),
         "{error}"
     );
@@ -329,7 +330,7 @@ fn a_target_must_be_said() {
     let text = "name: a\ntarget: {}\nmessage: {body: {text: hi}}\n";
     let error = RolloutSpec::read("x.yaml", text).unwrap_err().to_string();
     assert!(
-        error.contains("x.yaml:2:1: target: says no devices"),
+        error.contains("x.yaml:2:1: target: selects no devices"),
         "{error}"
     );
     assert!(RolloutSpec::read("x", &text.replace("{}", "{all: true}")).is_ok());

@@ -1,23 +1,23 @@
-//! What the types of a spec cannot say.
+//! Checks of a spec beyond its types.
 
 use std::collections::BTreeSet;
 
-use twincast_hub_limits::{LONGEST_ENCODED_ID, encoded_id};
+use twincast_hub_limits::{MAX_ENCODED_ID_BYTES, encoded_id};
 
 use super::budget::AtMost;
-use super::continuous::LATE;
+use super::continuous::LATE_STAGE;
 use super::document::{Document, Problem, Problems};
 use super::limits::{
     MAX_COUNTED, MAX_DEVICES_INLINE, MAX_MESSAGE_BYTES, MAX_STAGES, MAX_TEXT_CHARS, MAX_TTL,
-    MAX_WAIT, MAX_WEIGHT, MIN_TTL, too_long,
+    MAX_WAIT, MAX_WEIGHT, MIN_TTL, length_problem,
 };
 use super::message::NoContent;
 use super::metric;
 use super::order::Order;
 use super::quantity::Percent;
 use super::ramp::{Ramp, RampOf};
-use super::rollout_spec::{Conflict, RolloutSpec};
-use super::stage::{Gate, Rung, Stage};
+use super::rollout_spec::RolloutSpec;
+use super::stage::{Gate, Stage, SuccessLevel};
 use super::target::{Exclusion, Target};
 use crate::message::{Ack, Content};
 use crate::query::{
@@ -25,28 +25,28 @@ use crate::query::{
 };
 
 impl RolloutSpec {
-    /// Reads and checks a spec. `origin` is what a person would call the text, say its path.
+    /// Reads and checks a spec. `origin` names the text for people, for example by a path.
     ///
     /// # Errors
-    /// Everything that is wrong, each with its field and line.
+    /// Returns all problems, each with field and line.
     pub fn read(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
-        const STAND_INS: [(&str, &str); 4] = [
+        const PLACEHOLDERS: [(&str, &str); 4] = [
             ("name", r#""a""#),
             ("target", r#"{"all":true}"#),
             ("message", r#"{"body":{"text":""}}"#),
             ("message.body", r#"{"text":""}"#),
         ];
-        Document::parse(origin, text)?.read_and_check(&STAND_INS, problems_of)
+        Document::parse(origin, text)?.read_and_check(&PLACEHOLDERS, problems_of)
     }
 
-    /// What is wrong with a spec that was changed after it was read, as by inlining its files.
+    /// Returns the problems of a spec changed after reading, for example by inlining files.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         problems_of(self)
     }
 }
 
-/// Everything that is wrong with a spec whose every value is of the right type.
+/// Returns all problems of a spec with values of the right types.
 fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
     target(&spec.target, &mut problems);
@@ -79,10 +79,6 @@ fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
     if let Some(given) = &spec.ramp {
         ramp(spec, given, "ramp", &mut problems);
     }
-    if spec.group.is_none() && spec.conflict != Conflict::Reject {
-        let what = "has a meaning with `group` only";
-        problems.push(Problem::new("conflict", what).given("group"));
-    }
     stages(spec, &mut problems);
     answers(spec, &mut problems);
     continuous(spec, &mut problems);
@@ -97,7 +93,7 @@ fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
             let what = format!(
                 "tag {tag} must be one of batch_by, so that all devices of a batch have one zone"
             );
-            problems.push(Problem::new("schedule.zone_tag", what).given("batch_by"));
+            problems.push(Problem::new("schedule.zone_tag", what).depends_on("batch_by"));
         }
     }
     texts(spec, &mut problems);
@@ -106,13 +102,16 @@ fn problems_of(spec: &RolloutSpec) -> Vec<Problem> {
     if condition > MAX_CONDITION_CHARS {
         problems.push(Problem::new(
             "target",
-            format!("the query's condition would have {condition} characters; at most {MAX_CONDITION_CHARS} leave room for the rest of it"),
+            format!(
+                "the query's condition would have {condition} characters; at most \
+                 {MAX_CONDITION_CHARS} are allowed"
+            ),
         ));
     }
     problems
 }
 
-/// What people say in a spec is kept for as long as its rollout is.
+/// Checks the texts for people. These texts are stored as long as the rollout.
 fn texts(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     let mut texts = vec![
         ("description".to_owned(), &spec.description),
@@ -127,7 +126,7 @@ fn texts(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     }
     for (field, text) in texts {
         let text = text.as_deref().unwrap_or_default();
-        problems.extend(too_long(text, MAX_TEXT_CHARS).map(|what| Problem::new(field, what)));
+        problems.extend(length_problem(text, MAX_TEXT_CHARS).map(|what| Problem::new(field, what)));
     }
 }
 
@@ -142,12 +141,14 @@ fn target(target: &Target, problems: &mut Vec<Problem>) {
     match ways.iter().filter(|way| **way).count() {
         0 => problems.push(Problem::new(
             "target",
-            "says no devices; give tags, where, devices, devices_file, or `all: true` for every device",
+            "selects no devices; give tags, where, devices, devices_file, or `all: true` for every \
+             device",
         )),
         1 => {}
         _ => problems.push(Problem::new(
             "target",
-            "says its devices in more than one way; give one of: tags and/or where, devices, devices_file, all",
+            "selects devices in more than one way; give one of: tags and/or where, devices, \
+             devices_file, all",
         )),
     }
     selector("target.tags", &target.tags, problems);
@@ -158,7 +159,7 @@ fn target(target: &Target, problems: &mut Vec<Problem>) {
     {
         problems.push(Problem::new(
             "target.where",
-            "is empty; leave it out, or say `all: true` for every device",
+            "is empty; omit it, or write `all: true` for every device",
         ));
     }
     if let Some(what) = target.condition.as_deref().and_then(condition_problem) {
@@ -167,7 +168,11 @@ fn target(target: &Target, problems: &mut Vec<Problem>) {
     if target.devices.len() > MAX_DEVICES_INLINE {
         problems.push(Problem::new(
             "target.devices",
-            format!("{} ids are too many here; at most {MAX_DEVICES_INLINE}, put more into a devices_file", target.devices.len()),
+            format!(
+                "{} ids are too many; at most {MAX_DEVICES_INLINE} are allowed, put more into a \
+                 devices_file",
+                target.devices.len()
+            ),
         ));
     }
     let mut seen = BTreeSet::new();
@@ -221,7 +226,7 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     if spec.salt.as_ref().is_some_and(String::is_empty) {
         problems.push(Problem::new(
             "salt",
-            "is empty; leave it out for the rollout's name",
+            "is empty; omit it to use the rollout's name",
         ));
     }
     let mut names = BTreeSet::new();
@@ -235,22 +240,24 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
                 format!("stage {} is named twice", stage.name),
             ));
         }
-        if !is_last && stage.takes_all() {
+        if !is_last && stage.takes_every_device() {
             problems.push(Problem::new(
                 &field,
-                "takes every device, which leaves none to the stages after it; give it tags, percent or max_devices",
+                "takes every device and leaves none to later stages; give it tags, percent or \
+                 max_devices",
             ));
         }
-        if is_last && !stage.takes_all() && stage.name.as_str() == "rest" {
+        if is_last && !stage.takes_every_device() && stage.name.as_str() == "rest" {
             problems.push(Problem::new(
                 format!("{field}.name"),
-                "\"rest\" is the stage of those that no stage takes; give this one another name",
+                "\"rest\" is reserved for the devices that no stage takes; give this stage another \
+                 name",
             ));
         }
-        if spec.continuous.is_some() && stage.name.as_str() == LATE {
+        if spec.continuous.is_some() && stage.name.as_str() == LATE_STAGE {
             problems.push(Problem::new(
                 format!("{field}.name"),
-                "\"late\" is the stage of those that join later; give this one another name",
+                "\"late\" is reserved for late joiners; give this stage another name",
             ));
         }
         share(stage, &field, &mut reached, problems);
@@ -270,7 +277,8 @@ fn stages(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     }
 }
 
-/// The part of the devices that a stage takes. `reached` is what those before it have taken by the cohort alone.
+/// Checks the part of the devices taken by a stage. `reached` is the percent taken by earlier
+/// stages by the cohort alone.
 fn share(stage: &Stage, field: &str, reached: &mut Option<Percent>, problems: &mut Vec<Problem>) {
     if let Some(percent) = stage.percent {
         if percent == Percent::NONE {
@@ -279,12 +287,15 @@ fn share(stage: &Stage, field: &str, reached: &mut Option<Percent>, problems: &m
                 "is 0%, which takes no device",
             ));
         }
-        // Between stages that take by the cohort alone, less than before is nothing.
+        // Between stages that take by the cohort alone, a percent no higher than before takes no
+        // device.
         if stage.tags.is_empty() {
             if reached.is_some_and(|reached| percent <= reached) {
                 problems.push(Problem::new(
                     format!("{field}.percent"),
-                    format!("is {percent}, but it is cumulative: a stage before has taken as much"),
+                    format!(
+                        "is {percent}, but it is cumulative: an earlier stage has taken as much"
+                    ),
                 ));
             }
             if stage.max_devices.is_none() {
@@ -314,15 +325,15 @@ fn continuous(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     let own = continuous.problems().into_iter();
     problems.extend(own.map(|(part, what)| Problem::new(format!("continuous.{part}"), what)));
     if spec.has_list() {
-        let what = "needs a target by tags, where or all: no device joins a list";
-        problems.push(Problem::new("continuous", what).given("target"));
+        let what = "needs a target with tags, where or all: no device can join a list";
+        problems.push(Problem::new("continuous", what).depends_on("target"));
     }
 }
 
 fn budgets(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     if !spec.budgets.is_empty() && spec.message.ack != Ack::Full {
-        let what = "need message.ack: full, so that it is known who is done";
-        problems.push(Problem::new("budgets", what).given("message.ack"));
+        let what = "need message.ack: full, so that it is known which devices are done";
+        problems.push(Problem::new("budgets", what).depends_on("message.ack"));
     }
     let mut seen = BTreeSet::new();
     for (index, budget) in spec.budgets.iter().enumerate() {
@@ -332,7 +343,7 @@ fn budgets(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
             let what = format!(
                 "tag {tag} must be one of batch_by, so that all devices of a batch have one value"
             );
-            problems.push(Problem::new(format!("{field}.tag"), what).given("batch_by"));
+            problems.push(Problem::new(format!("{field}.tag"), what).depends_on("batch_by"));
         }
         if !seen.insert(tag) {
             let what = format!("tag {tag} has a budget already");
@@ -343,7 +354,7 @@ fn budgets(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
             AtMost::Percent(percent) => percent == Percent::NONE,
         };
         if is_none {
-            let what = format!("is {}, so that nothing could ever be sent", budget.at_most);
+            let what = format!("is {}, which allows no sends", budget.at_most);
             problems.push(Problem::new(format!("{field}.at_most"), what));
         }
         if let Some(deadline) = budget.deadline
@@ -360,9 +371,10 @@ fn order(spec: &RolloutSpec, order: Option<&Order>, field: &str, problems: &mut 
         && !spec.batch_by.contains(tag)
     {
         let what = format!(
-            "tag {tag} must be one of batch_by, so that all devices of a batch have one place"
+            "tag {tag} must be one of batch_by, so that all devices of a batch have one position \
+             in the order"
         );
-        problems.push(Problem::new(format!("{field}.by"), what).given("batch_by"));
+        problems.push(Problem::new(format!("{field}.by"), what).depends_on("batch_by"));
     }
 }
 
@@ -370,8 +382,8 @@ fn ramp(spec: &RolloutSpec, ramp: &Ramp, field: &str, problems: &mut Vec<Problem
     let own = ramp.problems().into_iter();
     problems.extend(own.map(|(part, what)| Problem::new(format!("{field}.{part}"), what)));
     if ramp.of == RampOf::Succeeded && matches!(spec.message.ack, Ack::None | Ack::Negative) {
-        let what = "succeeded needs message.ack: full or positive, so that devices are heard of";
-        problems.push(Problem::new(format!("{field}.of"), what).given("message.ack"));
+        let what = "succeeded needs message.ack: full or positive, so that successes are reported";
+        problems.push(Problem::new(format!("{field}.of"), what).depends_on("message.ack"));
     }
 }
 
@@ -387,38 +399,38 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
         problems.push(wrong(
             "success_at_least",
             format!(
-                "is missing: the gate of stage {} asks nothing; give at least one of {all}",
+                "is missing: the gate of stage {} has no condition; give at least one of {all}",
                 stage.name
             ),
         ));
     }
-    if gate.counts != Rung::Enqueued && !gate.measures() {
+    if gate.counts != SuccessLevel::Enqueued && !gate.has_share_rules() {
         problems.push(wrong(
             "counts",
-            "needs success_at_least or failure_above to count for".into(),
+            "needs success_at_least or failure_above".into(),
         ));
     }
-    if gate.counts == Rung::Delivered {
+    if gate.counts == SuccessLevel::Delivered {
         let (missing, needed) = match spec.message.ack {
             Ack::None | Ack::Negative => (
                 true,
-                "message.ack: full or positive, so that devices are heard of",
+                "message.ack: full or positive, so that deliveries are reported",
             ),
             Ack::Positive if gate.failure_above.is_some() => (
                 true,
-                "message.ack: full, so that failures are heard of, too",
+                "message.ack: full, so that failures are reported, too",
             ),
             Ack::Positive | Ack::Full => (false, ""),
         };
         if missing {
             let what = format!("delivered needs {needed}");
-            problems.push(wrong("counts", what).given("message.ack"));
+            problems.push(wrong("counts", what).depends_on("message.ack"));
         }
     }
     let answered = spec.convention().is_some();
     problems.extend(applied_when(gate, answered).map(|what| wrong("applied_when", what)));
     if gate.min_sample == 0 {
-        problems.push(wrong("min_sample", "is 0; from 1 is allowed".into()));
+        problems.push(wrong("min_sample", "is 0; the minimum is 1".into()));
     }
     let waits = [
         ("deadline", gate.deadline),
@@ -439,18 +451,21 @@ fn gate(spec: &RolloutSpec, stage: &Stage, gate: &Gate, field: &str, problems: &
     metric::check(&gate.metrics, field, problems);
 }
 
-/// The mistake in a gate's `applied_when`, if there is one.
+/// Returns the problem of a gate's `applied_when`, if any.
 fn applied_when(gate: &Gate, answered: bool) -> Option<String> {
     match (&gate.applied_when, gate.counts) {
-        (None, Rung::Applied) if !answered => Some(
-            "is missing: how is it known that a device has applied it? Or give `answers: true`, if devices answer in their twins"
+        (None, SuccessLevel::Applied) if !answered => Some(
+            "is missing: give the condition that a device fulfils once it has applied the change, \
+             or `answers: true` if devices answer in their twins"
                 .into(),
         ),
-        (Some(_), Rung::Enqueued | Rung::Delivered) => {
-            Some("has a meaning with `counts: applied` only".into())
+        (Some(_), SuccessLevel::Enqueued | SuccessLevel::Delivered) => {
+            Some("is allowed only with `counts: applied`".into())
         }
-        (Some(condition), Rung::Applied) if condition.trim().is_empty() => Some("is empty".into()),
-        (Some(condition), Rung::Applied) => condition_problem(condition).or_else(|| {
+        (Some(condition), SuccessLevel::Applied) if condition.trim().is_empty() => {
+            Some("is empty".into())
+        }
+        (Some(condition), SuccessLevel::Applied) => condition_problem(condition).or_else(|| {
             let is_long = condition.chars().count() > MAX_QUERY_CHARS / 4;
             is_long.then(|| format!("is too long; at most {} characters", MAX_QUERY_CHARS / 4))
         }),
@@ -458,12 +473,12 @@ fn applied_when(gate: &Gate, answered: bool) -> Option<String> {
     }
 }
 
-/// A message that is larger than the hub takes, with the longest ids that may occur.
+/// Returns a problem if the message is larger than the hub accepts, with the longest possible ids.
 fn too_large(spec: &RolloutSpec, content: &Content) -> Option<Problem> {
     let target = &spec.target;
     let listed = target.devices.iter().map(|id| encoded_id(id.as_str()));
-    // Where devices are found by the hub, any id may be among them.
-    let longest = listed.max().unwrap_or(LONGEST_ENCODED_ID);
+    // If the hub finds the devices, any id may occur.
+    let longest = listed.max().unwrap_or(MAX_ENCODED_ID_BYTES);
     let bytes = content.size(&spec.name, longest);
     let body = content.body.len();
     let spare = MAX_MESSAGE_BYTES.saturating_sub(bytes - body);
@@ -471,8 +486,9 @@ fn too_large(spec: &RolloutSpec, content: &Content) -> Option<Problem> {
         Problem::new(
             "message",
             format!(
-                "a hub takes at most {MAX_MESSAGE_BYTES} bytes with properties, content fields and the longest ids: \
-                 this message has {bytes}; beside them is room for a body of {spare}, and it has {body}"
+                "a hub accepts at most {MAX_MESSAGE_BYTES} bytes with properties, content fields \
+                 and the longest ids: this message has {bytes}; there is room for a body of \
+                 {spare}, and the body has {body}"
             ),
         )
     })
@@ -485,7 +501,7 @@ fn message(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
     {
         problems.push(Problem::new(
             "message.ttl",
-            format!("{ttl} is out of bounds; the hub takes 1m to 2d"),
+            format!("{ttl} is out of bounds; the hub accepts 1m to 2d"),
         ));
     }
     for key in message.properties.keys() {
@@ -499,7 +515,8 @@ fn message(spec: &RolloutSpec, problems: &mut Vec<Problem>) {
         } else if key.to_ascii_lowercase().starts_with("iothub-") {
             problems.push(Problem::new(
                 &field,
-                "names that start with \"iothub-\" are the hub's own; for feedback use message.ack",
+                "names that start with \"iothub-\" are reserved for the hub; for feedback, use \
+                 message.ack",
             ));
         }
     }

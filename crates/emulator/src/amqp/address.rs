@@ -1,31 +1,32 @@
-//! The node addresses that the hub knows, in all the spellings the SDKs use.
+//! The node addresses of the hub, in all spellings used by the SDKs.
 
 use percent_encoding::percent_decode_str;
 
 /// A node of the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Node {
-    /// `$cbs`, where tokens are put.
+    /// `$cbs`, the node for tokens.
     Cbs,
-    /// `/messages/devicebound`, where cloud-to-device messages go.
+    /// `/messages/devicebound`, the node for cloud-to-device messages.
     Commands,
-    /// `/messages/servicebound/feedback`, where feedback comes from.
+    /// `/messages/servicebound/feedback`, the source of feedback.
     Feedback,
-    /// `/messages/servicebound/filenotifications`, where notifications of files would come from that devices
-    /// send. The emulator takes no files, so that none ever comes.
+    /// `/messages/servicebound/filenotifications`, the source of notifications of file uploads. The
+    /// emulator takes no files and sends no notification.
     FileNotifications,
-    /// An endpoint of a device, by the device's place in the connection.
-    Device(usize, DeviceEnd),
-    /// A registration at the Device Provisioning Service, by its place in the connection.
+    /// An endpoint of a device, by the device's slot in the connection.
+    Device(usize, DeviceEndpoint),
+    /// A registration at the Device Provisioning Service, by the registration's slot in the
+    /// connection.
     Registration(usize),
 }
 
 /// An endpoint of a device (`azure-iot-common`, `endpoint.ts`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DeviceEnd {
-    /// `/devices/{id}/messages/events`: what the device sends.
+pub(crate) enum DeviceEndpoint {
+    /// `/devices/{id}/messages/events`: messages from the device.
     Telemetry,
-    /// `/devices/{id}/messages/devicebound`: what it is sent.
+    /// `/devices/{id}/messages/devicebound`: messages to the device.
     Messages,
     /// `/devices/{id}/methods/devicebound`: calls in one direction, answers in the other.
     Methods,
@@ -34,27 +35,27 @@ pub(crate) enum DeviceEnd {
 }
 
 impl Node {
-    /// Whether the peer may receive here, and whether it may send.
+    /// Whether the peer may receive from the node, and whether the peer may send to the node.
     pub(crate) fn directions(self) -> (bool, bool) {
         match self {
-            Self::Feedback | Self::FileNotifications | Self::Device(_, DeviceEnd::Messages) => {
-                (true, false)
-            }
-            Self::Commands | Self::Device(_, DeviceEnd::Telemetry) => (false, true),
+            Self::Feedback
+            | Self::FileNotifications
+            | Self::Device(_, DeviceEndpoint::Messages) => (true, false),
+            Self::Commands | Self::Device(_, DeviceEndpoint::Telemetry) => (false, true),
             Self::Cbs
-            | Self::Device(_, DeviceEnd::Methods | DeviceEnd::Twin)
+            | Self::Device(_, DeviceEndpoint::Methods | DeviceEndpoint::Twin)
             | Self::Registration(_) => (true, true),
         }
     }
 
-    /// Whether a receiver may settle after the hub has.
+    /// Whether a receiver may settle after the hub.
     pub(crate) fn may_settle_second(self) -> bool {
-        matches!(self, Self::Device(_, DeviceEnd::Messages))
+        matches!(self, Self::Device(_, DeviceEndpoint::Messages))
     }
 }
 
-/// The endpoint of a device at `address`, and the device's id, which is percent-encoded there.
-pub(crate) fn device_node(address: &str) -> Option<(String, DeviceEnd)> {
+/// Returns the percent-decoded device id and the endpoint at `address`.
+pub(crate) fn device_node(address: &str) -> Option<(String, DeviceEndpoint)> {
     let path = path(address);
     let mut parts = path.split('/');
     let (devices, id) = (parts.next()?, parts.next()?);
@@ -63,18 +64,19 @@ pub(crate) fn device_node(address: &str) -> Option<(String, DeviceEnd)> {
     }
     let rest: Vec<String> = parts.map(str::to_ascii_lowercase).collect();
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
-    let end = match rest[..] {
-        ["messages", "events"] => DeviceEnd::Telemetry,
-        ["messages", "devicebound"] => DeviceEnd::Messages,
-        ["methods", "devicebound"] => DeviceEnd::Methods,
-        ["twin"] => DeviceEnd::Twin,
+    let endpoint = match rest[..] {
+        ["messages", "events"] => DeviceEndpoint::Telemetry,
+        ["messages", "devicebound"] => DeviceEndpoint::Messages,
+        ["methods", "devicebound"] => DeviceEndpoint::Methods,
+        ["twin"] => DeviceEndpoint::Twin,
         _ => return None,
     };
     let id = percent_decode_str(id).decode_utf8().ok()?;
-    Some((id.into_owned(), end))
+    Some((id.into_owned(), endpoint))
 }
 
-/// The id scope and registration id at `address`: `{idScope}/registrations/{registrationId}`.
+/// Returns the id scope and registration id at `address`:
+/// `{idScope}/registrations/{registrationId}`.
 pub(crate) fn registration_node(address: &str) -> Option<(&str, &str)> {
     let mut parts = path(address).split('/');
     let found = (parts.next()?, parts.next()?, parts.next()?, parts.next());
@@ -86,7 +88,7 @@ pub(crate) fn registration_node(address: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// The node at `address`: relative or absolute, in any case.
+/// Returns the node at `address`: relative or absolute, in any case.
 pub(crate) fn node(address: &str) -> Option<Node> {
     let path = path(address).to_ascii_lowercase();
     Some(match path.as_str() {
@@ -98,12 +100,13 @@ pub(crate) fn node(address: &str) -> Option<Node> {
     })
 }
 
-/// What stands at an address that the hub has and the emulator has not; none if the hub has no such address.
+/// Returns the feature at an address of the real hub missing in the emulator. Returns `None` for an
+/// address unknown to the real hub.
 pub(crate) fn not_emulated(address: &str) -> Option<&'static str> {
     let path = path(address).to_ascii_lowercase();
     let segments: Vec<&str> = path.split('/').collect();
     match segments[..] {
-        ["messages", "events", ..] => Some("messages of devices"),
+        ["messages", "events", ..] => Some("device-to-cloud messages"),
         ["messages", "operationsmonitoringevents", ..] => Some("operations monitoring"),
         ["devices", _, "modules", ..] => Some("modules"),
         [
@@ -111,12 +114,12 @@ pub(crate) fn not_emulated(address: &str) -> Option<&'static str> {
             _,
             "messages" | "methods" | "twin" | "streams",
             ..,
-        ] => Some("such endpoints for devices"),
+        ] => Some("this device endpoint"),
         _ => None,
     }
 }
 
-/// The path of an address, relative or absolute, without slashes around it.
+/// Returns the path of an address, relative or absolute, without surrounding slashes.
 fn path(address: &str) -> &str {
     let path = match address.split_once("://") {
         Some((_, rest)) => rest.split_once('/').map_or("", |(_, path)| path),
@@ -158,7 +161,7 @@ mod tests {
 
     #[test]
     fn endpoints_of_devices_are_known() {
-        use DeviceEnd::{Messages, Methods, Telemetry, Twin};
+        use DeviceEndpoint::{Messages, Methods, Telemetry, Twin};
         for (address, expected) in [
             ("/devices/d-1/messages/events", Some(("d-1", Telemetry))),
             (
@@ -171,7 +174,7 @@ mod tests {
             ("/devices/d", None),
             ("/devices//twin", None),
         ] {
-            let expected = expected.map(|(id, end)| (id.to_owned(), end));
+            let expected = expected.map(|(id, endpoint)| (id.to_owned(), endpoint));
             assert_eq!(device_node(address), expected, "{address}");
         }
     }

@@ -1,4 +1,4 @@
-//! `$cbs`: tokens are put as messages and answered with messages.
+//! `$cbs`: clients put tokens as messages, and the hub answers with messages.
 
 use bytes::{BufMut, BytesMut};
 use percent_encoding::percent_decode_str;
@@ -6,20 +6,20 @@ use percent_encoding::percent_decode_str;
 use super::decode::Reader;
 use super::encode;
 use super::message::{Message, body_bytes, text_in};
-use crate::hub::{DevicePass, Hub, Proof, Refusal};
+use crate::hub::{AuthenticatedDevice, Hub, Proof, Refusal};
 use crate::sas::Grant;
 
-/// The answer to a put-token.
+/// The answer to a put-token request.
 #[derive(Debug)]
 pub(crate) struct Reply {
     /// The request's message id as encoded, so that the answer's correlation id has the same type.
     correlation_id: Option<Vec<u8>>,
     status: i32,
     description: String,
-    /// What the token gave, if it is a policy's.
+    /// The rights granted by the token of a policy or principal.
     pub(crate) grant: Option<Grant>,
-    /// The device that it is for, if it is for one.
-    pub(crate) pass: Option<DevicePass>,
+    /// The device authenticated by the token of a device.
+    pub(crate) device: Option<AuthenticatedDevice>,
 }
 
 /// Handles one request.
@@ -30,15 +30,15 @@ pub(crate) fn handle(payload: &[u8], hub: &Hub) -> Reply {
             status: 400,
             description: "malformed message".to_owned(),
             grant: None,
-            pass: None,
+            device: None,
         };
     };
-    let judged = judge(&message, hub);
-    match judged {
-        Ok(_) => hub.tallies.tokens_accepted.one(),
-        Err(_) => hub.tallies.tokens_refused.one(),
+    let checked = check(&message, hub);
+    match checked {
+        Ok(_) => hub.counters.tokens_accepted.one(),
+        Err(_) => hub.counters.tokens_refused.one(),
     }
-    let (status, description, (grant, pass)) = match judged {
+    let (status, description, (grant, device)) = match checked {
         Ok(given) => (200, "OK".to_owned(), given),
         Err((status, text)) => (status, text, (None, None)),
     };
@@ -47,14 +47,14 @@ pub(crate) fn handle(payload: &[u8], hub: &Hub) -> Reply {
         status,
         description,
         grant,
-        pass,
+        device,
     }
 }
 
-/// What a token gives, or the status and the text of its refusal.
-type Judged = Result<(Option<Grant>, Option<DevicePass>), (i32, String)>;
+/// The rights or the device granted by a token, or the status and the text of the refusal.
+type Checked = Result<(Option<Grant>, Option<AuthenticatedDevice>), (i32, String)>;
 
-fn judge(message: &Message<'_>, hub: &Hub) -> Judged {
+fn check(message: &Message<'_>, hub: &Hub) -> Checked {
     let properties = message.application_properties;
     match text_in(properties, "operation") {
         Some("put-token") => {}
@@ -65,7 +65,8 @@ fn judge(message: &Message<'_>, hub: &Hub) -> Judged {
         }
     }
     match text_in(properties, "type") {
-        // Node names a bearer token as the first (see `hub.authenticate`); the others are of Python, .NET and Java.
+        // The Node SDK sends bearer tokens under the first type (see `Hub::authenticate`); Python,
+        // .NET and Java use the others.
         Some(
             "servicebus.windows.net:sastoken"
             | "azure-devices.net:sastoken"
@@ -83,9 +84,9 @@ fn judge(message: &Message<'_>, hub: &Hub) -> Judged {
     }
     let token = String::from_utf8_lossy(&body_bytes(message.body)).into_owned();
     if let Some(device) = text_in(properties, "name").and_then(device_of) {
-        let pass = hub.authenticate_device(&device, Proof::Token(&token));
-        let pass = pass.map_err(|denial| of_refusal(&Refusal::from(&denial)))?;
-        return Ok((None, Some(pass)));
+        let device = hub.authenticate_device(&device, Proof::Token(&token));
+        let device = device.map_err(|error| of_refusal(&Refusal::from(&error)))?;
+        return Ok((None, Some(device)));
     }
     match hub.authenticate(&token) {
         Ok(grant) => Ok((Some(grant), None)),
@@ -94,13 +95,13 @@ fn judge(message: &Message<'_>, hub: &Hub) -> Judged {
 }
 
 fn of_refusal(refusal: &Refusal) -> (i32, String) {
-    // The codes begin with the status they go with.
+    // An error code begins with the HTTP status.
     let status = i32::try_from(refusal.code / 1000).unwrap_or(401);
     (status, refusal.text.clone())
 }
 
-/// The device of an audience such as `{host}/devices/{id}`, percent-encoded as a whole or not; .NET puts a scheme before
-/// it.
+/// Returns the device id of an audience such as `{host}/devices/{id}`, with or without
+/// percent-encoding of the whole audience. The .NET SDK prefixes a scheme.
 fn device_of(audience: &str) -> Option<String> {
     let audience = percent_decode_str(audience).decode_utf8().ok()?;
     let audience = audience
@@ -113,12 +114,12 @@ fn device_of(audience: &str) -> Option<String> {
 }
 
 impl Reply {
-    /// Makes a refusal of it.
+    /// Turns the answer into a refusal.
     pub(crate) fn refuse(&mut self, refusal: &Refusal) {
         (self.status, self.description) = of_refusal(refusal);
     }
 
-    /// The answer as an encoded message.
+    /// Returns the answer as an encoded message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = BytesMut::with_capacity(128);
         encode::described(&mut out, 0x73, |items| {
@@ -135,7 +136,7 @@ impl Reply {
             items.text("status-code").i32(self.status);
             items.text("status-description").text(&self.description);
         });
-        // An empty string as the body: clients expect a value section and do not look into it.
+        // The body is an empty string: clients expect a value section and ignore the content.
         out.put_slice(&[0x00, 0x53, 0x77, 0xa1, 0x00]);
         debug_assert!(Reader::new(&out).skip().is_ok());
         out.to_vec()

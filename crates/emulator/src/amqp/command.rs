@@ -7,18 +7,19 @@ use percent_encoding::percent_decode_str;
 use super::message::Message;
 use super::outcome::Verdict;
 use crate::faults::SendFault;
-use crate::hub::{Ack, Hub, Refusal, Submission};
+use crate::hub::{Ack, Hub, IncomingMessage, Refusal};
 
-/// Enqueues the message in `payload` and says what is to be answered.
+/// Enqueues the message in `payload` and returns the verdict for the sender. With `faults`, a fault
+/// may replace the verdict.
 pub(crate) fn send(hub: &Hub, payload: &[u8], faults: bool) -> Verdict {
     let fault = if faults { hub.send_fault() } else { None };
     match fault {
         Some(SendFault::Released) => {
-            hub.tallies.released.one();
+            hub.counters.released.one();
             return Verdict::Released;
         }
         Some(SendFault::Modified) => {
-            hub.tallies.modified.one();
+            hub.counters.modified.one();
             return Verdict::Modified;
         }
         Some(SendFault::InternalError) => return refuse(hub, Refusal::internal()),
@@ -32,22 +33,22 @@ pub(crate) fn send(hub: &Hub, payload: &[u8], faults: bool) -> Verdict {
     match fault {
         Some(SendFault::TimedOutYetEnqueued) => refuse(hub, Refusal::timeout()),
         Some(SendFault::DispositionLost) => {
-            hub.tallies.lost_dispositions.one();
+            hub.counters.lost_dispositions.one();
             Verdict::Silent
         }
         _ => verdict,
     }
 }
 
-/// A refusal that the hub did not come to by itself.
+/// Counts a refusal decided outside the hub's rules, and returns the verdict.
 pub(crate) fn refuse(hub: &Hub, refusal: Refusal) -> Verdict {
-    hub.tallies.refusal(&refusal);
+    hub.counters.refusal(&refusal);
     Verdict::Rejected(Box::new(refusal))
 }
 
 fn submit(hub: &Hub, payload: &[u8]) -> Result<(), Refusal> {
     let count = |refusal: Refusal| {
-        hub.tallies.refusal(&refusal);
+        hub.counters.refusal(&refusal);
         refusal
     };
     let message = Message::read(payload).map_err(|error| {
@@ -65,7 +66,7 @@ fn submit(hub: &Hub, payload: &[u8]) -> Result<(), Refusal> {
         let text = "iothub-ack is none of 'none', 'positive', 'negative' and 'full'";
         count(Refusal::bad_argument(text))
     })?;
-    hub.submit(&Submission {
+    hub.submit(&IncomingMessage {
         device_id: &device_id,
         message_id: &message.message_id_text(),
         ack,
@@ -77,7 +78,8 @@ fn submit(hub: &Hub, payload: &[u8]) -> Result<(), Refusal> {
     })
 }
 
-/// The device that `to` names: `/devices/{id}/messages/devicebound`, the id percent-encoded or not.
+/// Returns the device id in `to`: `/devices/{id}/messages/devicebound`, with or without
+/// percent-encoding of the id.
 fn device_of(to: Option<&str>) -> Result<Cow<'_, str>, Refusal> {
     let wrong = || {
         let to = to.unwrap_or_default();

@@ -1,8 +1,8 @@
-//! One connection: a state machine that turns bytes into bytes, and the loop that feeds it.
+//! One connection: a state machine turning input bytes into output bytes, and the loop feeding it.
 //!
-//! The state machine never waits. Whatever the hub answers piles up in one output buffer, so that a batch
-//! of frames that was read together is answered with one write, and consecutive acceptances with one
-//! disposition.
+//! The state machine never waits. All answers of the hub collect in one output buffer, so that one
+//! write answers a batch of frames read together, and one disposition covers consecutive
+//! acceptances.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,28 +15,28 @@ use tokio_util::sync::CancellationToken;
 use super::device::Devices;
 use super::encode;
 use super::link::{LinkState, Unsettled};
-use super::outcome::{ErrorText, Verdict};
+use super::outcome::{AmqpError, Verdict};
 use super::performative::{self, Attach, IDLE_TIME_OUT_MS};
 use super::registration::Registrations;
 use super::session::Session;
 use super::timer::Timer;
 use crate::entra::Action;
 use crate::faults::CutRules;
-use crate::hub::{ClientCertificate, Cut, Hub, Settlement, Settling};
+use crate::hub::{ClientCertificate, Cut, FeedbackSettlement, Hub, MessageSettlement};
 use crate::sas::Grant;
 
-/// How much is read at once; a TLS record is at most a quarter of it.
+/// The number of bytes to read at once; a TLS record has at most a quarter of this.
 const READ_BYTES: usize = 64 * 1024;
-/// Nothing more is read while this much waits to be written.
+/// The number of bytes waiting to be written above which reading pauses.
 const WRITE_BACKLOG_MAX: usize = 1 << 20;
-/// How long the hub waits, after its close, for the peer's.
+/// The time the hub waits for the peer's close after the hub's close.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long a peer has to open the connection.
+/// The time allowed for a peer to open the connection.
 const OPEN_TIME_OUT: Duration = Duration::from_secs(30);
-/// How often tokens, locks and heartbeats are looked after.
+/// The interval between checks of tokens, locks and heartbeats.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// How far a connection has come.
+/// The phase of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Before any protocol header.
@@ -48,35 +48,35 @@ pub(crate) enum Phase {
     /// Before the peer's open.
     Open,
     Running,
-    /// The hub has closed; only the peer's close is still of interest.
+    /// The hub has closed, and waits only for the peer's close.
     Closing,
-    /// Both have closed, or the hub drops the connection.
+    /// Both sides have closed, or the hub drops the connection.
     Closed,
 }
 
-/// Something that waits for its time.
+/// An action with a due time.
 #[derive(Debug)]
-pub(crate) enum Later {
-    /// A message waits for its permit.
+pub(crate) enum DelayedAction {
+    /// A message waiting for a permit.
     Send {
-        place: Place,
+        key: LinkKey,
         delivery_id: u32,
         settled: bool,
         payload: Bytes,
     },
-    /// An answer is held back.
+    /// A delayed answer.
     Answer {
-        place: Place,
+        key: LinkKey,
         delivery_id: u32,
         verdict: Verdict,
     },
-    /// A link waits for its permit.
-    Attach { place: Place, attach: Box<Attach> },
+    /// A link waiting for a permit.
+    Attach { key: LinkKey, attach: Box<Attach> },
 }
 
 /// One link of one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct LinkKey {
     pub(crate) channel: u16,
     pub(crate) handle: u32,
     pub(crate) serial: u64,
@@ -90,19 +90,19 @@ pub(crate) struct Connection {
     pub(crate) phase: Phase,
     pub(crate) sessions: Vec<Option<Session>>,
     pub(crate) grants: Vec<Grant>,
-    /// The rights came with the connection and end with it.
-    pub(crate) plain: bool,
+    /// The rights came with the SASL layer and end with the connection.
+    pub(crate) sasl_authenticated: bool,
     pub(crate) devices: Devices,
     pub(crate) registrations: Registrations,
-    /// Answers to tokens that wait for credit.
+    /// Answers to tokens, waiting for credit.
     pub(crate) replies: VecDeque<Vec<u8>>,
-    pub(crate) later: Timer<Later>,
+    pub(crate) delayed: Timer<DelayedAction>,
     pub(crate) rules: CutRules,
     pub(crate) peer_frame_max: usize,
     pub(crate) peer_idle: Option<Duration>,
     pub(crate) transfers: u64,
     pub(crate) serials: u64,
-    /// Acceptances that have not been written: channel, first and last delivery id.
+    /// Accepted deliveries without a written disposition: channel, first and last delivery id.
     pub(crate) accepted: Option<(u16, u32, u32)>,
     opened_at: Instant,
     closing_since: Option<Instant>,
@@ -119,11 +119,11 @@ impl Connection {
             phase: Phase::Header,
             sessions: Vec::new(),
             grants: Vec::new(),
-            plain: false,
+            sasl_authenticated: false,
             devices: Devices::new(certificate),
             registrations: Registrations::default(),
             replies: VecDeque::new(),
-            later: Timer::new(),
+            delayed: Timer::new(),
             rules: CutRules::default(),
             peer_frame_max: 512,
             peer_idle: None,
@@ -141,7 +141,7 @@ impl Connection {
         self.sessions.get_mut(usize::from(channel))?.as_mut()
     }
 
-    /// Whether some token allows `path`.
+    /// Whether a token of the connection allows `action` on `path`.
     pub(crate) fn may(&self, path: &str, action: Action) -> bool {
         let now_s = self.hub.now_s();
         self.grants
@@ -150,14 +150,14 @@ impl Connection {
     }
 
     /// Closes the connection with an error.
-    pub(crate) fn close(&mut self, error: &ErrorText) {
+    pub(crate) fn close(&mut self, error: &AmqpError) {
         if matches!(self.phase, Phase::Closing | Phase::Closed) {
             return;
         }
         self.flush_accepted();
         if matches!(self.phase, Phase::Running | Phase::Open) {
             if self.phase == Phase::Open {
-                // A close is only allowed after an open.
+                // A close is allowed only after an open.
                 performative::write_open(&mut self.out, "DeviceGateway");
             }
             performative::write_close(&mut self.out, Some(error));
@@ -169,7 +169,8 @@ impl Connection {
         self.release_everything();
     }
 
-    /// Gives back what the peer held and forgets what was to be done later.
+    /// Returns all held deliveries to the queues, disconnects all devices, and drops all delayed
+    /// actions.
     pub(crate) fn release_everything(&mut self) {
         let sessions = std::mem::take(&mut self.sessions);
         for session in sessions.into_iter().flatten() {
@@ -177,35 +178,37 @@ impl Connection {
         }
         self.devices.clear();
         let waiting = self
-            .later
+            .delayed
             .drain()
-            .filter(|later| !matches!(later, Later::Attach { .. }))
+            .filter(|delayed| !matches!(delayed, DelayedAction::Attach { .. }))
             .count();
         for _ in 0..waiting {
-            self.hub.tallies.unanswered.down();
+            self.hub.counters.unanswered.down();
         }
     }
 
-    /// Gives feedback and messages back to their queues.
+    /// Returns feedback and messages to the queues.
     pub(crate) fn give_back(&self, deliveries: impl IntoIterator<Item = Unsettled>) {
         for delivery in deliveries {
             match delivery {
                 Unsettled::Feedback { batch, .. } => {
-                    self.hub.settle_taken_feedback(batch, Settlement::Abandoned);
+                    self.hub
+                        .settle_taken_feedback(batch, FeedbackSettlement::Abandoned);
                 }
                 Unsettled::Message { device, number, .. } => {
-                    self.devices.settle(device, number, Settling::Abandoned);
+                    self.devices
+                        .settle(device, number, MessageSettlement::Abandoned);
                 }
                 Unsettled::Reply { .. } => {}
             }
         }
     }
 
-    /// What is due now: permits, held-back answers, heartbeats, expired tokens and locks.
+    /// Handles everything due: permits, delayed answers, heartbeats, expired tokens and locks.
     pub(crate) fn on_time(&mut self, now: Instant) {
         self.rules = self.hub.faults.cut_rules();
-        while let Some(later) = self.later.pop_due(now) {
-            self.do_later(later);
+        while let Some(delayed) = self.delayed.pop_due(now) {
+            self.run_delayed(delayed);
         }
         self.flush_accepted();
         self.check_deadlines(now);
@@ -235,11 +238,11 @@ impl Connection {
             .idle_close
             .is_some_and(|after| now - self.opened_at >= after);
         if self.phase == Phase::Running && (silent || fault) {
-            self.hub.tallies.cut_connections.add(u64::from(fault));
+            self.hub.counters.cut_connections.add(u64::from(fault));
             let text = format!(
                 "The connection was inactive for more than the allowed {IDLE_TIME_OUT_MS} milliseconds and is closed by container 'DeviceGateway'."
             );
-            self.close(&ErrorText::plain("amqp:connection:forced", text));
+            self.close(&AmqpError::plain("amqp:connection:forced", text));
         }
         let quiet = self
             .peer_idle
@@ -249,7 +252,8 @@ impl Connection {
         }
     }
 
-    /// A link whose token has run out is detached; a connection that came with its token is closed.
+    /// Removes expired tokens. A link without a valid token is detached; a connection authenticated
+    /// in the SASL layer is closed.
     fn check_tokens(&mut self) {
         let now_s = self.hub.now_s();
         let before = self.grants.len();
@@ -257,8 +261,8 @@ impl Connection {
         if self.grants.len() == before {
             return;
         }
-        let error = ErrorText::plain("amqp:unauthorized-access", "The token has expired.");
-        if self.plain {
+        let error = AmqpError::plain("amqp:unauthorized-access", "The token has expired.");
+        if self.sasl_authenticated {
             self.close(&error);
         } else {
             self.detach_unauthorized(&error);
@@ -278,10 +282,10 @@ impl Connection {
         self.give_back(overdue);
     }
 
-    /// Carries out an order to all connections. Returns whether the socket is to be dropped at once.
+    /// Applies a cut of all connections. Returns whether to drop the socket at once.
     fn on_cut(&mut self, cut: Cut) -> bool {
         self.hub
-            .tallies
+            .counters
             .cut_connections
             .add(u64::from(cut != Cut::Detach));
         match cut {
@@ -289,10 +293,10 @@ impl Connection {
             Cut::Close => {
                 let text =
                     "The connection was closed by container 'DeviceGateway': the service moves.";
-                self.close(&ErrorText::plain("amqp:connection:forced", text));
+                self.close(&AmqpError::plain("amqp:connection:forced", text));
             }
             Cut::Detach => {
-                let error = ErrorText::plain(
+                let error = AmqpError::plain(
                     "amqp:link:detach-forced",
                     "The link is detached: server busy.",
                 );
@@ -302,7 +306,7 @@ impl Connection {
         false
     }
 
-    /// When there is next something to do without input.
+    /// Returns the time of the next action due without input.
     fn next_wake(&self, now: Instant) -> Instant {
         let mut wake = now + HOUSEKEEPING;
         if let Some(idle) = self.peer_idle {
@@ -311,12 +315,12 @@ impl Connection {
         if let Some(idle) = self.rules.idle_close {
             wake = wake.min((self.opened_at + idle).max(now + Duration::from_millis(5)));
         }
-        self.later.next_at().map_or(wake, |at| wake.min(at))
+        self.delayed.next_at().map_or(wake, |at| wake.min(at))
     }
 }
 
-/// Serves one connection until either side closes it. `input` is what was already read of it, and `certificate` what the
-/// client has shown in its TLS handshake.
+/// Serves one connection until either side closes. `input` holds the bytes already read from the
+/// connection, and `certificate` is the client's certificate from the TLS handshake.
 pub(crate) async fn serve<S>(
     stream: S,
     mut input: BytesMut,
@@ -327,11 +331,11 @@ pub(crate) async fn serve<S>(
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut connection = Connection::new(Arc::clone(&hub), certificate);
-    hub.tallies.connections.one();
-    hub.tallies.open_connections.up();
+    hub.counters.connections.one();
+    hub.counters.open_connections.up();
     run(stream, &mut connection, &mut input, stop).await;
     connection.release_everything();
-    hub.tallies.open_connections.down();
+    hub.counters.open_connections.down();
 }
 
 async fn run<S>(
@@ -365,7 +369,7 @@ async fn run<S>(
             sleep.as_mut().reset(wake.into());
         }
         input.reserve(READ_BYTES);
-        // Each arm is cancel-safe: `read_buf` and `write_out` move bytes only when they complete.
+        // Each arm is cancel-safe: `read_buf` and `write_out` move bytes only on completion.
         tokio::select! {
             read = reader.read_buf(input), if connection.out.len() < WRITE_BACKLOG_MAX && connection.phase != Phase::Closed => {
                 match read {
@@ -398,14 +402,18 @@ async fn run<S>(
             }
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
-                let error = ErrorText::plain("amqp:connection:forced", "The hub is shutting down.");
+                let error = AmqpError::plain("amqp:connection:forced", "The hub is shutting down.");
                 connection.close(&error);
             }
         }
     }
 }
 
-/// Writes some of `out`, or flushes if all is written. Cancel-safe: `unflushed` remembers what is owed.
+/// Writes part of `out`, or flushes when `out` is empty.
+///
+/// # Cancel safety
+///
+/// Cancel-safe: `unflushed` records a pending flush.
 async fn write_out<W>(
     writer: &mut W,
     out: &mut BytesMut,
@@ -424,15 +432,15 @@ where
     Ok(())
 }
 
-/// What to do with the socket after some input.
+/// The next step for the socket after some input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+pub(crate) enum AfterInput {
     Continue,
-    /// Drop it without a word.
+    /// Drop the socket without a close frame.
     Drop,
 }
 
-impl Next {
+impl AfterInput {
     fn is_drop(self) -> bool {
         self == Self::Drop
     }

@@ -1,15 +1,15 @@
-//! A cursor over AMQP 1.0 encoded data that allocates nothing.
+//! A cursor over AMQP 1.0 encoded data, without allocations.
 //!
-//! Values that are only echoed (message ids, sources, targets) are kept as the bytes they came in, which
-//! preserves their type exactly.
+//! Values to be echoed (message ids, sources, targets) stay in the received encoding, which
+//! preserves the exact type.
 
-/// Why a piece of AMQP data could not be read.
+/// The reason why AMQP data could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
     /// The data ends inside a value.
     #[error("the encoded value is cut short")]
     Truncated,
-    /// A format code that is not allowed where it stands.
+    /// A format code not allowed at this position.
     #[error("format code {code:#04x} where {wanted} is expected")]
     Unexpected { code: u8, wanted: &'static str },
     /// Text that is not UTF-8.
@@ -17,7 +17,7 @@ pub(crate) enum DecodeError {
     NotUtf8,
 }
 
-/// Reads one value after the other from a slice.
+/// Reads consecutive values from a slice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -27,17 +27,17 @@ pub(crate) struct Reader<'a> {
 const DEPTH_MAX: u32 = 32;
 
 impl<'a> Reader<'a> {
-    /// A reader at the start of `data`.
+    /// Creates a reader at the start of `data`.
     pub(crate) fn new(data: &'a [u8]) -> Self {
         Self { rest: data }
     }
 
-    /// What has not been read yet.
+    /// Returns the unread bytes.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// Whether everything has been read.
+    /// Whether all bytes have been read.
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
@@ -76,14 +76,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes over the next value and returns the bytes it is encoded in.
+    /// Skips the next value and returns its encoded bytes.
     pub(crate) fn raw(&mut self) -> Result<&'a [u8], DecodeError> {
         let start = self.rest;
         self.skip_value(0)?;
         Ok(&start[..start.len() - self.rest.len()])
     }
 
-    /// Passes over the next value.
+    /// Skips the next value.
     pub(crate) fn skip(&mut self) -> Result<(), DecodeError> {
         self.skip_value(0)
     }
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Reads the descriptor of a described value; only numeric ones are known.
+    /// Reads the numeric descriptor of a described value; a symbolic descriptor is an error.
     pub(crate) fn descriptor(&mut self) -> Result<u64, DecodeError> {
         let code = self.byte()?;
         if code != 0 {
@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Enters a map; its items are keys and values in turn. Null is an empty map.
+    /// Enters a map, whose items alternate between keys and values. Null counts as an empty map.
     pub(crate) fn map(&mut self) -> Result<Fields<'a>, DecodeError> {
         let (body, count) = match self.byte()? {
             0x40 => (&[][..], 0),
@@ -199,7 +199,7 @@ impl<'a> Reader<'a> {
         }))
     }
 
-    /// Reads an unsigned integer that fits 32 bits, or null.
+    /// Reads an unsigned integer of at most 32 bits, or null.
     pub(crate) fn u32(&mut self) -> Result<Option<u32>, DecodeError> {
         match self.u64()? {
             None => Ok(None),
@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a signed or unsigned integer of any width that fits 64 bits with a sign, or null.
+    /// Reads a signed or unsigned integer of any width within the range of `i64`, or null.
     pub(crate) fn i64(&mut self) -> Result<Option<i64>, DecodeError> {
         let mut probe = *self;
         let value = match probe.byte()? {
@@ -302,7 +302,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The items of a list or map, of which trailing ones may be absent.
+/// The items of a list or map. Trailing items may be absent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fields<'a> {
     reader: Reader<'a>,
@@ -310,7 +310,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// A reader at the next item, or none when there are no more.
+    /// Returns a reader at the next item, or `None` after the last.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<&mut Reader<'a>> {
         if self.left == 0 {
@@ -320,7 +320,7 @@ impl<'a> Fields<'a> {
         Some(&mut self.reader)
     }
 
-    /// The next item read by `read`; an absent one is the same as null.
+    /// Reads the next item by `read`; an absent item counts as null.
     #[inline]
     pub(crate) fn get<T>(
         &mut self,
@@ -329,7 +329,7 @@ impl<'a> Fields<'a> {
         self.next().map_or(Ok(None), read)
     }
 
-    /// The bytes of the next item, none if it is null or absent.
+    /// Returns the bytes of the next item, or `None` if null or absent.
     pub(crate) fn raw(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
         match self.next() {
             None => Ok(None),
@@ -337,7 +337,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The bytes of the value that a map has for `name`, none if there is none or it is null.
+    /// Returns the bytes of a map's value for `name`, or `None` if null or absent.
     pub(crate) fn value_of(mut self, name: &str) -> Option<&'a [u8]> {
         while let Some(key) = self.next() {
             let found = key.raw().ok()?;
@@ -349,7 +349,7 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// Passes over `n` items.
+    /// Skips `n` items.
     pub(crate) fn skip(&mut self, n: usize) -> Result<(), DecodeError> {
         for _ in 0..n {
             if let Some(reader) = self.next() {

@@ -1,7 +1,8 @@
-//! Devices on a connection: who has proved to be one, its links, and what goes to and fro on them.
+//! Devices on a connection: authentication, links, and the messages in both directions.
 //!
-//! A device has a place in the connection from its first token or link on, and is connected to the hub as long as it has
-//! a link. Libraries that serve many devices give each its token and its links on one connection.
+//! A device has a slot in the connection from the first token or link on, and is connected to the
+//! hub while at least one link is open. Libraries for many devices put the token and the links of
+//! each device on one connection.
 
 mod message;
 mod method;
@@ -12,55 +13,56 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::address::{DeviceEnd, Node};
-use super::connection::{Connection, Place};
+use super::address::{DeviceEndpoint, Node};
+use super::connection::{Connection, LinkKey};
 use super::link::{LinkState, Unsettled};
 use super::message::{Message, body_bytes};
-use super::outcome::{ErrorText, Verdict};
+use super::outcome::{AmqpError, Verdict};
 use crate::hub::{
-    ClientCertificate, Delivery, Denial, DeviceEvent, DevicePass, DeviceSession, Ended, Interest,
-    Proof, Refusal, Settling,
+    AuthenticatedDevice, AuthenticationError, ClientCertificate, Delivery, DeviceEvent,
+    DeviceSession, EndReason, Interest, MessageSettlement, Proof, Refusal,
 };
 
-/// How many devices one connection may have, as at the hub (`iot-hub-amqp-support`, multiplexing).
+/// The largest number of devices on one connection, as on the hub (`iot-hub-amqp-support`,
+/// multiplexing).
 const DEVICES_MAX: usize = 1_000;
-/// How many calls, changes and answers may wait for the credit of one device.
+/// The number of calls, changes and answers that may wait for the credit of one device.
 const WAITING_MAX: usize = 200;
 
 /// The devices of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Devices {
-    /// What the client has shown in its TLS handshake.
+    /// The client's certificate from the TLS handshake.
     certificate: Option<ClientCertificate>,
     slots: Vec<Slot>,
-    /// Notified when there may be something for one of them.
+    /// Notified when messages or events may be waiting for a device.
     pub(crate) wake: Arc<Notify>,
 }
 
-/// The place of one device.
+/// The slot of one device.
 #[derive(Debug, Default)]
 struct Slot {
     id: String,
-    pass: Option<DevicePass>,
+    device: Option<AuthenticatedDevice>,
     session: Option<DeviceSession>,
     links: u32,
-    /// The links on which it receives, by their ends.
-    receivers: [Option<Place>; 3],
+    /// The links for receiving, by endpoint: messages, methods, twin.
+    receivers: [Option<LinkKey>; 3],
     deliveries: VecDeque<Delivery>,
     events: VecDeque<DeviceEvent>,
-    /// Answers to requests about the twin.
+    /// Answers to twin requests.
     answers: VecDeque<Vec<u8>>,
 }
 
 impl Slot {
-    fn receiver(&mut self, end: DeviceEnd) -> Option<&mut Option<Place>> {
-        let at = match end {
-            DeviceEnd::Telemetry => return None,
-            DeviceEnd::Messages => 0,
-            DeviceEnd::Methods => 1,
-            DeviceEnd::Twin => 2,
+    fn receiver(&mut self, endpoint: DeviceEndpoint) -> Option<&mut Option<LinkKey>> {
+        let index = match endpoint {
+            DeviceEndpoint::Telemetry => return None,
+            DeviceEndpoint::Messages => 0,
+            DeviceEndpoint::Methods => 1,
+            DeviceEndpoint::Twin => 2,
         };
-        Some(&mut self.receivers[at])
+        Some(&mut self.receivers[index])
     }
 }
 
@@ -72,7 +74,7 @@ impl Devices {
         }
     }
 
-    /// What the client has shown in its TLS handshake.
+    /// Returns the client's certificate from the TLS handshake.
     pub(crate) fn certificate(&self) -> Option<&ClientCertificate> {
         self.certificate.as_ref()
     }
@@ -81,134 +83,147 @@ impl Devices {
         self.slots.iter().position(|slot| slot.id == id)
     }
 
-    /// Notes that the client has proved to be a device. Returns its place, or none if there are too many.
-    pub(crate) fn put(&mut self, pass: DevicePass) -> Option<usize> {
-        let at = match self.position(&pass.id) {
-            Some(at) => at,
+    /// Records an authenticated device. Returns the slot, or `None` if all [`DEVICES_MAX`] slots
+    /// have links.
+    pub(crate) fn put(&mut self, device: AuthenticatedDevice) -> Option<usize> {
+        let slot_index = match self.position(&device.id) {
+            Some(slot_index) => slot_index,
             None if self.slots.len() < DEVICES_MAX => {
                 self.slots.push(Slot::default());
                 self.slots.len() - 1
             }
-            // The place of one that has no link.
+            // Reuse the slot of a device without links.
             None => self.slots.iter().position(|slot| slot.session.is_none())?,
         };
-        let slot = &mut self.slots[at];
-        slot.id.clone_from(&pass.id);
-        slot.pass = Some(pass);
-        Some(at)
+        let slot = &mut self.slots[slot_index];
+        slot.id.clone_from(&device.id);
+        slot.device = Some(device);
+        Some(slot_index)
     }
 
-    /// The devices whose tokens have ended.
+    /// Drops the authentication of devices with an expired token, and returns their slots.
     fn take_ended(&mut self, now_s: u64) -> Vec<usize> {
         let mut ended = Vec::new();
-        for (at, slot) in self.slots.iter_mut().enumerate() {
-            let over = |pass: &DevicePass| pass.ends_s.is_some_and(|ends_s| ends_s <= now_s);
-            if slot.pass.as_ref().is_some_and(over) {
-                slot.pass = None;
-                ended.push(at);
+        for (slot_index, slot) in self.slots.iter_mut().enumerate() {
+            let over =
+                |device: &AuthenticatedDevice| device.ends_s.is_some_and(|ends_s| ends_s <= now_s);
+            if slot.device.as_ref().is_some_and(over) {
+                slot.device = None;
+                ended.push(slot_index);
             }
         }
         ended
     }
 
-    /// Disconnects all.
+    /// Disconnects all devices.
     pub(crate) fn clear(&mut self) {
         self.slots.clear();
     }
 
-    fn session(&self, at: usize) -> Option<&DeviceSession> {
-        self.slots.get(at)?.session.as_ref()
+    fn session(&self, slot_index: usize) -> Option<&DeviceSession> {
+        self.slots.get(slot_index)?.session.as_ref()
     }
 
-    /// Settles what a device holds.
-    pub(crate) fn settle(&self, at: usize, number: u32, settling: Settling) {
-        if let Some(session) = self.session(at) {
-            session.settle(number, settling);
+    /// Settles a message held by a device.
+    pub(crate) fn settle(&self, slot_index: usize, number: u32, settlement: MessageSettlement) {
+        if let Some(session) = self.session(slot_index) {
+            session.settle(number, settlement);
         }
     }
 }
 
 impl Connection {
-    /// The place of a device that may have a link: it has shown a token for itself, or has a certificate. Connects it.
+    /// Connects a device authenticated by a token on this connection or by the TLS certificate, and
+    /// returns the slot.
     pub(crate) fn admit_device(&mut self, id: &str) -> Result<usize, Refusal> {
         let known = self.devices.position(id);
-        let known = known.filter(|at| self.devices.slots[*at].pass.is_some());
-        let at = match (known, self.devices.certificate()) {
-            (Some(at), _) => at,
+        let known = known.filter(|slot_index| self.devices.slots[*slot_index].device.is_some());
+        let slot_index = match (known, self.devices.certificate()) {
+            (Some(slot_index), _) => slot_index,
             (None, Some(certificate)) => {
-                let pass = self
+                let device = self
                     .hub
                     .authenticate_device(id, Proof::Certificate(certificate))
-                    .map_err(|denial| Refusal::from(&denial))?;
-                self.devices.put(pass).ok_or_else(too_many_devices)?
+                    .map_err(|error| Refusal::from(&error))?;
+                self.devices.put(device).ok_or_else(too_many_devices)?
             }
             (None, None) => {
                 let text = format!("no token on this connection is for the device {id}");
                 return Err(Refusal::unauthorized(text));
             }
         };
-        self.connect_device(at)
-            .map_err(|denial| Refusal::from(&denial))?;
-        Ok(at)
+        self.connect_device(slot_index)
+            .map_err(|error| Refusal::from(&error))?;
+        Ok(slot_index)
     }
 
-    fn connect_device(&mut self, at: usize) -> Result<(), Denial> {
-        let Some(slot) = self.devices.slots.get_mut(at) else {
+    fn connect_device(&mut self, slot_index: usize) -> Result<(), AuthenticationError> {
+        let Some(slot) = self.devices.slots.get_mut(slot_index) else {
             return Ok(());
         };
-        if let (None, Some(pass)) = (&slot.session, &slot.pass) {
+        if let (None, Some(device)) = (&slot.session, &slot.device) {
             let wake = Arc::clone(&self.devices.wake);
-            slot.session = Some(self.hub.attach(pass.clone(), wake)?);
+            slot.session = Some(self.hub.attach(device.clone(), wake)?);
         }
         Ok(())
     }
 
-    pub(crate) fn device_link_opened(&mut self, place: Place, at: usize, end: DeviceEnd) {
-        let receives = self.live_link(place).is_some_and(|link| link.peer_receives);
-        let Some(slot) = self.devices.slots.get_mut(at) else {
+    pub(crate) fn device_link_opened(
+        &mut self,
+        key: LinkKey,
+        slot_index: usize,
+        endpoint: DeviceEndpoint,
+    ) {
+        let receives = self.live_link(key).is_some_and(|link| link.peer_receives);
+        let Some(slot) = self.devices.slots.get_mut(slot_index) else {
             return;
         };
         slot.links += 1;
-        if receives && let Some(receiver) = slot.receiver(end) {
-            *receiver = Some(place);
+        if receives && let Some(receiver) = slot.receiver(endpoint) {
+            *receiver = Some(key);
         }
         if receives
-            && end == DeviceEnd::Methods
+            && endpoint == DeviceEndpoint::Methods
             && let Some(session) = &slot.session
         {
             session.set_interest(Interest::Methods, true);
         }
-        self.pump_device(at);
+        self.pump_device(slot_index);
     }
 
-    /// A link is no more. With its last link the device is disconnected.
-    pub(crate) fn device_link_gone(&mut self, place: Place, at: usize, end: DeviceEnd) {
-        let Some(slot) = self.devices.slots.get_mut(at) else {
+    /// Handles the end of a link. The end of the last link disconnects the device.
+    pub(crate) fn device_link_gone(
+        &mut self,
+        key: LinkKey,
+        slot_index: usize,
+        endpoint: DeviceEndpoint,
+    ) {
+        let Some(slot) = self.devices.slots.get_mut(slot_index) else {
             return;
         };
         slot.links = slot.links.saturating_sub(1);
-        if let Some(receiver) = slot.receiver(end)
-            && *receiver == Some(place)
+        if let Some(receiver) = slot.receiver(endpoint)
+            && *receiver == Some(key)
         {
             *receiver = None;
-            let interest = match end {
-                DeviceEnd::Methods => Some(Interest::Methods),
-                DeviceEnd::Twin => Some(Interest::Desired),
-                DeviceEnd::Telemetry | DeviceEnd::Messages => None,
+            let interest = match endpoint {
+                DeviceEndpoint::Methods => Some(Interest::Methods),
+                DeviceEndpoint::Twin => Some(Interest::Desired),
+                DeviceEndpoint::Telemetry | DeviceEndpoint::Messages => None,
             };
             if let (Some(interest), Some(session)) = (interest, &slot.session) {
                 session.set_interest(interest, false);
             }
-            match end {
-                DeviceEnd::Messages => {
+            match endpoint {
+                DeviceEndpoint::Messages => {
                     for delivery in std::mem::take(&mut slot.deliveries) {
                         if let Some(session) = &slot.session {
-                            session.settle(delivery.number, Settling::Abandoned);
+                            session.settle(delivery.number, MessageSettlement::Abandoned);
                         }
                     }
                 }
-                DeviceEnd::Twin => slot.answers.clear(),
-                DeviceEnd::Telemetry | DeviceEnd::Methods => {}
+                DeviceEndpoint::Twin => slot.answers.clear(),
+                DeviceEndpoint::Telemetry | DeviceEndpoint::Methods => {}
             }
         }
         if slot.links == 0 {
@@ -217,105 +232,105 @@ impl Connection {
         }
     }
 
-    /// Detaches the links of devices whose tokens have ended.
+    /// Detaches the links of devices with an expired token.
     pub(crate) fn check_devices(&mut self) {
-        for at in self.devices.take_ended(self.hub.now_s()) {
-            let error = ErrorText::plain("amqp:unauthorized-access", "The token has expired.");
-            self.detach_device(at, &error);
+        for slot_index in self.devices.take_ended(self.hub.now_s()) {
+            let error = AmqpError::plain("amqp:unauthorized-access", "The token has expired.");
+            self.detach_device(slot_index, &error);
         }
     }
 
-    fn detach_device(&mut self, at: usize, error: &ErrorText) {
+    fn detach_device(&mut self, slot_index: usize, error: &AmqpError) {
         self.detach_where(error, |link| {
             link.state != LinkState::Detached
-                && matches!(link.node, Node::Device(of, _) if of == at)
+                && matches!(link.node, Node::Device(of, _) if of == slot_index)
         });
     }
 
-    /// Sends all devices what there is for them, as far as credit allows.
+    /// Sends waiting messages, events and answers to all devices, as far as credit allows.
     pub(crate) fn pump_devices(&mut self) {
-        for at in 0..self.devices.slots.len() {
-            self.pump_device(at);
+        for slot_index in 0..self.devices.slots.len() {
+            self.pump_device(slot_index);
         }
     }
 
-    pub(crate) fn pump_device(&mut self, at: usize) {
-        if let Some(ended) = self.take_events(at) {
+    pub(crate) fn pump_device(&mut self, slot_index: usize) {
+        if let Some(ended) = self.take_events(slot_index) {
             let code = match ended {
-                Ended::Replaced => "amqp:link:stolen",
-                Ended::Disabled | Ended::Deleted => "amqp:not-found",
-                Ended::TooSlow => "amqp:resource-limit-exceeded",
-                Ended::Cut => "amqp:link:detach-forced",
+                EndReason::Replaced => "amqp:link:stolen",
+                EndReason::Disabled | EndReason::Deleted => "amqp:not-found",
+                EndReason::TooSlow => "amqp:resource-limit-exceeded",
+                EndReason::Cut => "amqp:link:detach-forced",
             };
             let text = match ended {
-                Ended::Replaced => {
+                EndReason::Replaced => {
                     "400027 ConnectionForcefullyClosedOnNewConnection: the device has connected anew."
                         .to_owned()
                 }
                 other => format!("The link is detached: {other}."),
             };
-            self.detach_device(at, &ErrorText::plain(code, text));
+            self.detach_device(slot_index, &AmqpError::plain(code, text));
             return;
         }
-        self.pump_events(at);
-        self.pump_answers(at);
-        self.pump_messages(at);
+        self.pump_events(slot_index);
+        self.pump_answers(slot_index);
+        self.pump_messages(slot_index);
     }
 
-    /// Takes what is to be said to a device; says why its connection is over, if it is.
-    fn take_events(&mut self, at: usize) -> Option<Ended> {
-        let slot = self.devices.slots.get_mut(at)?;
+    /// Takes events from the device's session. Returns the reason if the connection has ended.
+    fn take_events(&mut self, slot_index: usize) -> Option<EndReason> {
+        let slot = self.devices.slots.get_mut(slot_index)?;
         let session = slot.session.as_ref()?;
         while let Some(event) = session.next_event() {
             if let DeviceEvent::Ended(reason) = event {
                 return Some(reason);
             }
             if slot.events.len() >= WAITING_MAX {
-                return Some(Ended::TooSlow);
+                return Some(EndReason::TooSlow);
             }
             slot.events.push_back(event);
         }
         None
     }
 
-    fn pump_events(&mut self, at: usize) {
-        while let Some(slot) = self.devices.slots.get_mut(at) {
+    fn pump_events(&mut self, slot_index: usize) {
+        while let Some(slot) = self.devices.slots.get_mut(slot_index) {
             let Some(event) = slot.events.front() else {
                 return;
             };
-            let end = match event {
-                DeviceEvent::Method(_) => DeviceEnd::Methods,
-                DeviceEvent::Desired(_) | DeviceEvent::Ended(_) => DeviceEnd::Twin,
+            let endpoint = match event {
+                DeviceEvent::Method(_) => DeviceEndpoint::Methods,
+                DeviceEvent::Desired(_) | DeviceEvent::Ended(_) => DeviceEndpoint::Twin,
             };
-            let Some(place) = self.ready_receiver(at, end) else {
+            let Some(key) = self.ready_receiver(slot_index, endpoint) else {
                 return;
             };
-            let event = self.devices.slots[at].events.pop_front();
+            let event = self.devices.slots[slot_index].events.pop_front();
             let payload = match event {
                 Some(DeviceEvent::Method(call)) => method::encode_call(&call),
                 Some(DeviceEvent::Desired(push)) => twin::encode_push(&push),
                 Some(DeviceEvent::Ended(_)) | None => return,
             };
-            self.send_to_device(place, uuid::Uuid::new_v4().as_bytes(), &payload, None);
+            self.send_to_device(key, uuid::Uuid::new_v4().as_bytes(), &payload, None);
         }
     }
 
-    fn pump_answers(&mut self, at: usize) {
-        while let Some(slot) = self.devices.slots.get(at)
+    fn pump_answers(&mut self, slot_index: usize) {
+        while let Some(slot) = self.devices.slots.get(slot_index)
             && !slot.answers.is_empty()
-            && let Some(place) = self.ready_receiver(at, DeviceEnd::Twin)
+            && let Some(key) = self.ready_receiver(slot_index, DeviceEndpoint::Twin)
         {
-            let Some(payload) = self.devices.slots[at].answers.pop_front() else {
+            let Some(payload) = self.devices.slots[slot_index].answers.pop_front() else {
                 return;
             };
-            self.send_to_device(place, uuid::Uuid::new_v4().as_bytes(), &payload, None);
+            self.send_to_device(key, uuid::Uuid::new_v4().as_bytes(), &payload, None);
         }
     }
 
-    fn pump_messages(&mut self, at: usize) {
-        while let Some(place) = self.ready_receiver(at, DeviceEnd::Messages) {
+    fn pump_messages(&mut self, slot_index: usize) {
+        while let Some(key) = self.ready_receiver(slot_index, DeviceEndpoint::Messages) {
             let lock = self.hub.config.device_lock;
-            let Some(slot) = self.devices.slots.get_mut(at) else {
+            let Some(slot) = self.devices.slots.get_mut(slot_index) else {
                 return;
             };
             if slot.deliveries.is_empty()
@@ -327,47 +342,54 @@ impl Connection {
                 return;
             };
             let payload = message::encode(&slot.id, &delivery);
-            // The token of the lock is the delivery's tag, as at the hub.
+            // The delivery tag is the lock token, as on the hub.
             let tag = delivery.lock.unwrap_or_default();
-            self.send_to_device(place, tag.as_bytes(), &payload, Some((at, delivery.number)));
+            self.send_to_device(
+                key,
+                tag.as_bytes(),
+                &payload,
+                Some((slot_index, delivery.number)),
+            );
         }
     }
 
-    /// The link on which a device receives, if it has credit.
-    fn ready_receiver(&mut self, at: usize, end: DeviceEnd) -> Option<Place> {
-        let place = (*self.devices.slots.get_mut(at)?.receiver(end)?)?;
-        let session = self.session(place.channel)?;
+    /// Returns the link for sending to a device's endpoint, if the link has credit.
+    fn ready_receiver(&mut self, slot_index: usize, endpoint: DeviceEndpoint) -> Option<LinkKey> {
+        let key = (*self.devices.slots.get_mut(slot_index)?.receiver(endpoint)?)?;
+        let session = self.session(key.channel)?;
         if !session.can_send() {
             return None;
         }
-        let link = self.live_link(place)?;
-        (link.state == LinkState::Open && link.credit > 0).then_some(place)
+        let link = self.live_link(key)?;
+        (link.state == LinkState::Open && link.credit > 0).then_some(key)
     }
 
-    /// Sends on a link that is ready. `held` is the device and the message that it settles.
+    /// Sends on a link with credit. `held` is the device slot and the number of a message to be
+    /// settled.
     fn send_to_device(
         &mut self,
-        place: Place,
+        key: LinkKey,
         tag: &[u8],
         payload: &[u8],
         held: Option<(usize, u32)>,
     ) {
         let frame_max = self.peer_frame_max;
-        let Some(link) = self.live_link(place) else {
+        let Some(link) = self.live_link(key) else {
             return;
         };
         link.credit = link.credit.saturating_sub(1);
         link.delivery_count = link.delivery_count.wrapping_add(1);
-        let (presettled, handle) = (link.presettled, place.handle);
+        let (presettled, handle) = (link.presettled, key.handle);
         self.flush_accepted();
         let sessions = &mut self.sessions;
-        let Some(Some(session)) = sessions.get_mut(usize::from(place.channel)) else {
+        let Some(Some(session)) = sessions.get_mut(usize::from(key.channel)) else {
             return;
         };
         let id = session.write_message(&mut self.out, frame_max, handle, tag, presettled, payload);
         match (held, presettled) {
             (Some((device, number)), true) => {
-                self.devices.settle(device, number, Settling::Completed);
+                self.devices
+                    .settle(device, number, MessageSettlement::Completed);
             }
             (Some((device, number)), false) => {
                 let held = Unsettled::Message {
@@ -384,52 +406,52 @@ impl Connection {
         }
     }
 
-    /// Takes what a device sends.
+    /// Handles a message from a device.
     pub(crate) fn on_device_message(
         &mut self,
-        place: Place,
-        (at, end): (usize, DeviceEnd),
+        key: LinkKey,
+        (slot_index, endpoint): (usize, DeviceEndpoint),
         delivery_id: u32,
         settled: bool,
         payload: &[u8],
     ) {
-        let verdict = match self.do_device_message(at, end, payload) {
+        let verdict = match self.do_device_message(slot_index, endpoint, payload) {
             Ok(()) => Verdict::Accepted,
             Err(refusal) => Verdict::Rejected(Box::new(refusal)),
         };
         if !settled {
-            self.answer(place, delivery_id, &verdict);
+            self.answer(key, delivery_id, &verdict);
         }
-        if end == DeviceEnd::Twin {
+        if endpoint == DeviceEndpoint::Twin {
             self.flush_accepted();
-            self.pump_device(at);
+            self.pump_device(slot_index);
         }
     }
 
     fn do_device_message(
         &mut self,
-        at: usize,
-        end: DeviceEnd,
+        slot_index: usize,
+        endpoint: DeviceEndpoint,
         payload: &[u8],
     ) -> Result<(), Refusal> {
         let unreadable =
             |error| Refusal::bad_argument(format!("the message cannot be read: {error}"));
         let message = Message::read(payload).map_err(unreadable)?;
-        let Some(slot) = self.devices.slots.get_mut(at) else {
+        let Some(slot) = self.devices.slots.get_mut(slot_index) else {
             return Ok(());
         };
         let Some(session) = &slot.session else {
             return Ok(());
         };
-        match end {
-            DeviceEnd::Telemetry => session.telemetry(payload.len()),
-            DeviceEnd::Methods => {
+        match endpoint {
+            DeviceEndpoint::Telemetry => session.telemetry(payload.len()),
+            DeviceEndpoint::Methods => {
                 let (call, answer) = method::read_answer(&message)?;
-                // An answer that nobody waits for any more is nobody's fault.
+                // A late answer, without a waiting caller, is accepted.
                 session.answer(call, answer);
                 Ok(())
             }
-            DeviceEnd::Twin => {
+            DeviceEndpoint::Twin => {
                 if slot.answers.len() >= WAITING_MAX {
                     return Err(Refusal::throttled("TwinRequest"));
                 }
@@ -437,14 +459,14 @@ impl Connection {
                 slot.answers.push_back(answer);
                 Ok(())
             }
-            // Nothing is sent there: see `Node::directions`.
-            DeviceEnd::Messages => Ok(()),
+            // Never reached: see `Node::directions`.
+            DeviceEndpoint::Messages => Ok(()),
         }
     }
 }
 
 pub(crate) fn too_many_devices() -> Refusal {
     Refusal::bad_operation(format!(
-        "a connection may have {DEVICES_MAX} devices; the others need one of their own"
+        "a connection can have at most {DEVICES_MAX} devices; use another connection for more"
     ))
 }

@@ -7,7 +7,7 @@ pub(crate) const FRAME_AMQP: u8 = 0;
 /// Frame type of SASL frames.
 pub(crate) const FRAME_SASL: u8 = 1;
 
-/// Appends one frame whose body is written by `body`.
+/// Appends one frame with a body written by `body`.
 pub(crate) fn frame(out: &mut BytesMut, kind: u8, channel: u16, body: impl FnOnce(&mut BytesMut)) {
     let start = out.len();
     out.put_u32(0);
@@ -168,7 +168,7 @@ impl Items<'_> {
         self
     }
 
-    /// Writes a value that is already encoded, or null.
+    /// Writes an already encoded value, or null for `None`.
     pub(crate) fn raw(&mut self, value: Option<&[u8]>) -> &mut Self {
         self.item().put_slice(value.unwrap_or(&[0x40]));
         self

@@ -1,4 +1,4 @@
-//! Feedback messages as services expect them.
+//! Feedback messages in the form for services.
 
 use bytes::{BufMut, BytesMut};
 
@@ -7,7 +7,7 @@ use super::encode;
 /// The content type of feedback messages.
 pub(crate) const FEEDBACK_CONTENT_TYPE: &str = "application/vnd.microsoft.iothub.feedback.json";
 
-/// Encodes a feedback message around the records' JSON.
+/// Encodes a feedback message from the records' JSON.
 pub(crate) fn encode_message(host_name: &str, enqueued_ms: u64, json: &[u8]) -> BytesMut {
     let mut out = BytesMut::with_capacity(json.len() + 256);
     out.put_slice(&[0x00, 0x53, 0x72]);

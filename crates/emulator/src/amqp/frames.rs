@@ -1,72 +1,72 @@
-//! From bytes to frames to handlers.
+//! Splits input bytes into frames, and dispatches each frame.
 
 use bytes::{Buf as _, BytesMut};
 
-use super::connection::{Connection, Next, Phase};
+use super::connection::{AfterInput, Connection, Phase};
 use super::decode::{DecodeError, Reader};
-use super::outcome::ErrorText;
+use super::outcome::AmqpError;
 use super::performative::{
     self, Begin, CHANNEL_MAX, Detach, Disposition, Flow, MAX_FRAME_SIZE, Open, Transfer,
 };
 use super::session::Session;
 use super::{AMQP_HEADER, SASL_HEADER, sasl};
 
-/// Why a peer's input cannot go on.
+/// The reason why a connection cannot continue.
 #[derive(Debug)]
-pub(crate) enum Fault {
-    /// The bytes make no sense.
+pub(crate) enum ConnectionError {
+    /// The bytes cannot be decoded.
     Decode(DecodeError),
-    /// They make sense and are not allowed.
-    Protocol(ErrorText),
+    /// The input is valid AMQP and not allowed.
+    Protocol(AmqpError),
     /// The hub drops the connection.
     Drop,
 }
 
-impl From<DecodeError> for Fault {
+impl From<DecodeError> for ConnectionError {
     fn from(error: DecodeError) -> Self {
         Self::Decode(error)
     }
 }
 
-impl Fault {
+impl ConnectionError {
     pub(crate) fn protocol(condition: &'static str, text: impl Into<String>) -> Self {
-        Self::Protocol(ErrorText::plain(condition, text))
+        Self::Protocol(AmqpError::plain(condition, text))
     }
 }
 
 impl Connection {
-    /// Takes in all whole frames of `input` and leaves the rest.
-    pub(crate) fn on_input(&mut self, input: &mut BytesMut) -> Next {
+    /// Consumes all whole frames of `input`.
+    pub(crate) fn on_input(&mut self, input: &mut BytesMut) -> AfterInput {
         self.rules = self.hub.faults.cut_rules();
         let mut used = 0;
         let result = loop {
             match self.step(&input[used..]) {
                 Ok(0) => break Ok(()),
                 Ok(step) => used += step,
-                Err(fault) => break Err(fault),
+                Err(error) => break Err(error),
             }
         };
         input.advance(used);
         match result {
             Ok(()) => self.flush_accepted(),
-            Err(Fault::Drop) => {
-                self.hub.tallies.cut_connections.one();
-                return Next::Drop;
+            Err(ConnectionError::Drop) => {
+                self.hub.counters.cut_connections.one();
+                return AfterInput::Drop;
             }
-            Err(Fault::Decode(error)) => {
+            Err(ConnectionError::Decode(error)) => {
                 input.clear();
-                self.close(&ErrorText::plain("amqp:decode-error", error.to_string()));
+                self.close(&AmqpError::plain("amqp:decode-error", error.to_string()));
             }
-            Err(Fault::Protocol(error)) => {
+            Err(ConnectionError::Protocol(error)) => {
                 input.clear();
                 self.close(&error);
             }
         }
-        Next::Continue
+        AfterInput::Continue
     }
 
-    /// Takes one header or frame and returns its length, or 0 if it is not whole yet.
-    fn step(&mut self, input: &[u8]) -> Result<usize, Fault> {
+    /// Consumes one header or frame. Returns the length, or 0 if the input is incomplete.
+    fn step(&mut self, input: &[u8]) -> Result<usize, ConnectionError> {
         match self.phase {
             Phase::Header | Phase::HeaderAfterSasl => {
                 let Some(header) = input.first_chunk::<8>() else {
@@ -75,7 +75,7 @@ impl Connection {
                 self.on_header(*header)?;
                 return Ok(8);
             }
-            // What comes after the end is not read.
+            // Input after the end is discarded.
             Phase::Closed => return Ok(input.len()),
             Phase::SaslInit | Phase::Open | Phase::Running | Phase::Closing => {}
         }
@@ -86,7 +86,10 @@ impl Connection {
         let start = usize::from(head[4]) * 4;
         if size > MAX_FRAME_SIZE || (size as usize) < start || start < 8 {
             let text = format!("a frame of {size} bytes with its body at {start}");
-            return Err(Fault::protocol("amqp:connection:framing-error", text));
+            return Err(ConnectionError::protocol(
+                "amqp:connection:framing-error",
+                text,
+            ));
         }
         let size = size as usize;
         let Some(frame) = input.get(..size) else {
@@ -97,7 +100,7 @@ impl Connection {
         Ok(size)
     }
 
-    fn on_header(&mut self, header: [u8; 8]) -> Result<(), Fault> {
+    fn on_header(&mut self, header: [u8; 8]) -> Result<(), ConnectionError> {
         match (self.phase, header) {
             (Phase::Header, SASL_HEADER) => {
                 self.out.extend_from_slice(&SASL_HEADER);
@@ -109,7 +112,7 @@ impl Connection {
                 self.phase = Phase::Open;
             }
             _ => {
-                // The answer to a wrong header is the right one, and the end.
+                // A wrong header is answered by the right header, and the connection ends.
                 self.out.extend_from_slice(&AMQP_HEADER);
                 self.phase = Phase::Closed;
             }
@@ -117,7 +120,7 @@ impl Connection {
         Ok(())
     }
 
-    fn on_frame(&mut self, channel: u16, body: &[u8]) -> Result<(), Fault> {
+    fn on_frame(&mut self, channel: u16, body: &[u8]) -> Result<(), ConnectionError> {
         if body.is_empty() {
             return Ok(());
         }
@@ -135,9 +138,9 @@ impl Connection {
         match (self.phase, performative) {
             (Phase::Open, performative::OPEN) => self.on_open(&Open::read(&mut reader)?),
             (Phase::Open, _) | (_, performative::OPEN) => {
-                return Err(Fault::protocol(
+                return Err(ConnectionError::protocol(
                     "amqp:not-allowed",
-                    "an open comes first, and once",
+                    "open must be the first performative, and must not be repeated",
                 ));
             }
             (_, performative::TRANSFER) => {
@@ -156,7 +159,7 @@ impl Connection {
             (_, performative::END) => self.on_end(channel),
             (_, performative::CLOSE) => self.on_close(),
             (_, other) => {
-                return Err(Fault::protocol(
+                return Err(ConnectionError::protocol(
                     "amqp:not-implemented",
                     format!("performative {other:#x}"),
                 ));
@@ -165,7 +168,7 @@ impl Connection {
         Ok(())
     }
 
-    fn on_sasl(&mut self, body: &[u8]) -> Result<(), Fault> {
+    fn on_sasl(&mut self, body: &[u8]) -> Result<(), ConnectionError> {
         match sasl::enter(body, &self.hub, self.devices.certificate().is_some())? {
             sasl::Entry::Refused => {
                 sasl::write_outcome(&mut self.out, false);
@@ -176,7 +179,7 @@ impl Connection {
             sasl::Entry::Registers(token) => self.registrations.token = Some(token),
             sasl::Entry::Granted(grant) => {
                 self.grants.push(*grant);
-                self.plain = true;
+                self.sasl_authenticated = true;
             }
         }
         sasl::write_outcome(&mut self.out, true);
@@ -185,7 +188,7 @@ impl Connection {
     }
 
     fn on_open(&mut self, open: &Open) {
-        // The smallest that the protocol allows, and no more than the hub itself takes.
+        // At least the protocol's minimum, at most the hub's own limit.
         self.peer_frame_max = open.max_frame_size.clamp(512, MAX_FRAME_SIZE) as usize;
         self.peer_idle = open
             .idle_time_out_ms
@@ -196,10 +199,10 @@ impl Connection {
         self.phase = Phase::Running;
     }
 
-    fn on_begin(&mut self, channel: u16, begin: &Begin) -> Result<(), Fault> {
+    fn on_begin(&mut self, channel: u16, begin: &Begin) -> Result<(), ConnectionError> {
         if channel > CHANNEL_MAX || self.session(channel).is_some() {
             let text = format!("channel {channel} is in use or above {CHANNEL_MAX}");
-            return Err(Fault::protocol("amqp:not-allowed", text));
+            return Err(ConnectionError::protocol("amqp:not-allowed", text));
         }
         let at = usize::from(channel);
         if self.sessions.len() <= at {

@@ -1,22 +1,22 @@
-//! Messages that come in, and their answers.
+//! Incoming messages, and the answers to them.
 
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
 use super::address::Node;
-use super::connection::{Connection, Later, Place};
+use super::connection::{Connection, DelayedAction, LinkKey};
 use super::device::too_many_devices;
-use super::frames::Fault;
+use super::frames::ConnectionError;
 use super::link::{BACKLOG_MAX, CREDIT, CREDIT_STEP, LinkState, Partial};
-use super::outcome::{ErrorText, Verdict};
+use super::outcome::{AmqpError, Verdict};
 use super::performative::{self, MAX_MESSAGE_SIZE, Transfer};
 use super::{cbs, command};
 use crate::hub::{Admission, Operation, Refusal};
 
-/// How many tokens one connection may hold.
+/// The largest number of tokens on one connection.
 const GRANTS_MAX: usize = 100;
-/// How many answers to tokens may wait for credit.
+/// The number of answers to tokens that may wait for credit.
 const REPLIES_MAX: usize = 1_000;
 
 impl Connection {
@@ -25,22 +25,22 @@ impl Connection {
         channel: u16,
         transfer: &Transfer,
         payload: &[u8],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         let no_session = || {
-            Fault::protocol(
+            ConnectionError::protocol(
                 "amqp:not-allowed",
                 format!("there is no session on channel {channel}"),
             )
         };
         let session = self.session(channel).ok_or_else(no_session)?;
         if !session.count_incoming() {
-            return Err(Fault::protocol(
+            return Err(ConnectionError::protocol(
                 "amqp:session:window-violation",
                 "more transfers than the window holds",
             ));
         }
         let no_link = || {
-            Fault::protocol(
+            ConnectionError::protocol(
                 "amqp:session:unattached-handle",
                 "a transfer on an unknown handle",
             )
@@ -51,15 +51,15 @@ impl Connection {
             return Ok(());
         }
         let (node, serial) = (link.node, link.serial);
-        let place = Place {
+        let key = LinkKey {
             channel,
             handle: transfer.handle,
             serial,
         };
-        // The usual case, a message in one transfer, is not copied.
+        // A message in one transfer, the usual case, is not copied.
         if link.partial.is_none() && !transfer.more && !transfer.aborted {
             let delivery_id = transfer.delivery_id.unwrap_or(0);
-            return self.on_message(place, node, delivery_id, transfer.settled, payload);
+            return self.on_message(key, node, delivery_id, transfer.settled, payload);
         }
         let partial = link.partial.get_or_insert_with(|| Partial {
             delivery_id: transfer.delivery_id.unwrap_or(0),
@@ -75,11 +75,11 @@ impl Connection {
         }
         if transfer.aborted {
             link.partial = None;
-            return self.count_delivery(place);
+            return self.count_delivery(key);
         }
         match link.partial.take() {
             Some(whole) if !transfer.more => {
-                self.on_message(place, node, whole.delivery_id, whole.settled, &whole.data)
+                self.on_message(key, node, whole.delivery_id, whole.settled, &whole.data)
             }
             partial => {
                 link.partial = partial;
@@ -93,35 +93,39 @@ impl Connection {
 
     fn on_message(
         &mut self,
-        place: Place,
+        key: LinkKey,
         node: Node,
         delivery_id: u32,
         settled: bool,
         payload: &[u8],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         match node {
-            Node::Cbs => self.on_token(place, delivery_id, settled, payload),
-            Node::Commands => self.on_command(place, delivery_id, settled, payload)?,
-            Node::Device(at, end) => {
-                self.on_device_message(place, (at, end), delivery_id, settled, payload);
+            Node::Cbs => self.on_token(key, delivery_id, settled, payload),
+            Node::Commands => self.on_command(key, delivery_id, settled, payload)?,
+            Node::Device(slot, endpoint) => {
+                self.on_device_message(key, (slot, endpoint), delivery_id, settled, payload);
             }
-            Node::Registration(at) => {
-                self.on_registration(place, at, delivery_id, settled, payload);
+            Node::Registration(slot) => {
+                self.on_registration(key, slot, delivery_id, settled, payload);
             }
             Node::Feedback | Node::FileNotifications => {}
         }
-        self.count_delivery(place)
+        self.count_delivery(key)
     }
 
-    /// Counts a delivery against the link's credit and fills the credit up when it is time.
-    fn count_delivery(&mut self, place: Place) -> Result<(), Fault> {
-        let Some(link) = self.live_link(place) else {
+    /// Counts a delivery against the link's credit, and refills the credit after [`CREDIT_STEP`]
+    /// deliveries.
+    fn count_delivery(&mut self, key: LinkKey) -> Result<(), ConnectionError> {
+        let Some(link) = self.live_link(key) else {
             return Ok(());
         };
         link.delivery_count = link.delivery_count.wrapping_add(1);
         let Some(credit) = link.credit.checked_sub(1) else {
             let text = "a message without credit";
-            return Err(Fault::protocol("amqp:link:transfer-limit-exceeded", text));
+            return Err(ConnectionError::protocol(
+                "amqp:link:transfer-limit-exceeded",
+                text,
+            ));
         };
         link.credit = credit;
         if link.state == LinkState::Open
@@ -131,8 +135,8 @@ impl Connection {
             link.credit = CREDIT;
             let delivery_count = link.delivery_count;
             self.write_flow(
-                place.channel,
-                Some((place.handle, delivery_count, CREDIT)),
+                key.channel,
+                Some((key.handle, delivery_count, CREDIT)),
                 false,
             );
         }
@@ -151,10 +155,10 @@ impl Connection {
         }
     }
 
-    fn on_token(&mut self, place: Place, delivery_id: u32, settled: bool, payload: &[u8]) {
+    fn on_token(&mut self, key: LinkKey, delivery_id: u32, settled: bool, payload: &[u8]) {
         let mut reply = cbs::handle(payload, &self.hub);
-        if let Some(pass) = reply.pass.take()
-            && self.devices.put(pass).is_none()
+        if let Some(device) = reply.device.take()
+            && self.devices.put(device).is_none()
         {
             reply.refuse(&too_many_devices());
         }
@@ -167,7 +171,7 @@ impl Connection {
             self.grants.push(grant);
         }
         if !settled {
-            self.answer(place, delivery_id, &Verdict::Accepted);
+            self.answer(key, delivery_id, &Verdict::Accepted);
         }
         if self.replies.len() < REPLIES_MAX {
             self.replies.push_back(reply.encode());
@@ -178,62 +182,62 @@ impl Connection {
 
     fn on_command(
         &mut self,
-        place: Place,
+        key: LinkKey,
         delivery_id: u32,
         settled: bool,
         payload: &[u8],
-    ) -> Result<(), Fault> {
-        self.hub.tallies.transfers.one();
+    ) -> Result<(), ConnectionError> {
+        self.hub.counters.transfers.one();
         self.transfers += 1;
         if self
             .rules
             .drop_after
             .is_some_and(|after| self.transfers > after)
         {
-            return Err(Fault::Drop);
+            return Err(ConnectionError::Drop);
         }
         if self
             .rules
             .close_after
             .is_some_and(|after| self.transfers > after)
         {
-            self.hub.tallies.cut_connections.one();
+            self.hub.counters.cut_connections.one();
             let text = "The connection was closed by container 'DeviceGateway': the service moves.";
-            return Err(Fault::protocol("amqp:connection:forced", text));
+            return Err(ConnectionError::protocol("amqp:connection:forced", text));
         }
         let detach_after = self.rules.detach_after;
-        let Some(link) = self.live_link(place) else {
+        let Some(link) = self.live_link(key) else {
             return Ok(());
         };
         link.transfers += 1;
         if detach_after.is_some_and(|after| link.transfers > after) {
-            let error = ErrorText::plain(
+            let error = AmqpError::plain(
                 "amqp:link:detach-forced",
                 "The link is detached: server busy.",
             );
-            self.detach_where(&error, |link| link.serial == place.serial);
+            self.detach_where(&error, |link| link.serial == key.serial);
             return Ok(());
         }
         match self.hub.admit(Operation::Send, 1) {
             Admission::Now => {
                 let verdict = command::send(&self.hub, payload, self.rules.any_send_fault);
-                self.answer_in_time(place, delivery_id, settled, verdict);
+                self.answer_in_time(key, delivery_id, settled, verdict);
             }
             Admission::After(wait) => {
-                self.hub.tallies.shaped.one();
+                self.hub.counters.shaped.one();
                 let payload = Bytes::copy_from_slice(payload);
-                let later = Later::Send {
-                    place,
+                let delayed = DelayedAction::Send {
+                    key,
                     delivery_id,
                     settled,
                     payload,
                 };
-                self.put_off(place, Instant::now() + wait, later);
+                self.delay(key, Instant::now() + wait, delayed);
             }
             Admission::Refused => {
                 let verdict =
                     command::refuse(&self.hub, Refusal::throttled(Operation::Send.name()));
-                self.answer_in_time(place, delivery_id, settled, verdict);
+                self.answer_in_time(key, delivery_id, settled, verdict);
             }
         }
         Ok(())
@@ -241,57 +245,58 @@ impl Connection {
 }
 
 impl Connection {
-    fn put_off(&mut self, place: Place, at: Instant, later: Later) {
-        self.hub.tallies.unanswered.up();
-        if let Some(link) = self.live_link(place) {
+    fn delay(&mut self, key: LinkKey, at: Instant, delayed: DelayedAction) {
+        self.hub.counters.unanswered.up();
+        if let Some(link) = self.live_link(key) {
             link.backlog += 1;
         }
-        self.later.push(at, later);
+        self.delayed.push(at, delayed);
     }
 
-    /// Does what was put off.
-    pub(crate) fn do_later(&mut self, later: Later) {
-        match later {
-            Later::Attach { place, attach } => self.open_link(place, &attach),
-            Later::Send {
-                place,
+    /// Performs a delayed action.
+    pub(crate) fn run_delayed(&mut self, delayed: DelayedAction) {
+        match delayed {
+            DelayedAction::Attach { key, attach } => self.open_link(key, &attach),
+            DelayedAction::Send {
+                key,
                 delivery_id,
                 settled,
                 payload,
             } => {
-                self.no_longer_waiting(place);
-                // A link that is gone takes its backlog along: the peer knows these as unanswered.
+                self.no_longer_waiting(key);
+                // Deliveries of a detached link are dropped: the peer counts the deliveries as
+                // unanswered.
                 if self
-                    .live_link(place)
+                    .live_link(key)
                     .is_some_and(|link| link.state == LinkState::Open)
                 {
                     let verdict = command::send(&self.hub, &payload, self.rules.any_send_fault);
-                    self.answer_in_time(place, delivery_id, settled, verdict);
+                    self.answer_in_time(key, delivery_id, settled, verdict);
                 }
             }
-            Later::Answer {
-                place,
+            DelayedAction::Answer {
+                key,
                 delivery_id,
                 verdict,
             } => {
-                self.no_longer_waiting(place);
+                self.no_longer_waiting(key);
                 if self
-                    .live_link(place)
+                    .live_link(key)
                     .is_some_and(|link| link.state == LinkState::Open)
                 {
-                    self.answer(place, delivery_id, &verdict);
+                    self.answer(key, delivery_id, &verdict);
                 }
             }
         }
     }
 
-    fn no_longer_waiting(&mut self, place: Place) {
-        self.hub.tallies.unanswered.down();
-        let Some(link) = self.live_link(place) else {
+    fn no_longer_waiting(&mut self, key: LinkKey) {
+        self.hub.counters.unanswered.down();
+        let Some(link) = self.live_link(key) else {
             return;
         };
         link.backlog = link.backlog.saturating_sub(1);
-        // The credit was not filled up while the backlog was too long.
+        // The credit was not refilled while the backlog was too long.
         if link.state == LinkState::Open
             && link.credit + CREDIT_STEP <= CREDIT
             && link.backlog < BACKLOG_MAX
@@ -299,26 +304,26 @@ impl Connection {
             link.credit = CREDIT;
             let delivery_count = link.delivery_count;
             self.write_flow(
-                place.channel,
-                Some((place.handle, delivery_count, CREDIT)),
+                key.channel,
+                Some((key.handle, delivery_count, CREDIT)),
                 false,
             );
         }
     }
 
-    fn answer_in_time(&mut self, place: Place, delivery_id: u32, settled: bool, verdict: Verdict) {
+    fn answer_in_time(&mut self, key: LinkKey, delivery_id: u32, settled: bool, verdict: Verdict) {
         if settled || verdict == Verdict::Silent {
             return;
         }
         let delay = self.rules.disposition_delay;
         if delay.is_zero() {
-            self.answer(place, delivery_id, &verdict);
+            self.answer(key, delivery_id, &verdict);
         } else {
-            self.put_off(
-                place,
+            self.delay(
+                key,
                 Instant::now() + delay,
-                Later::Answer {
-                    place,
+                DelayedAction::Answer {
+                    key,
                     delivery_id,
                     verdict,
                 },
@@ -326,30 +331,30 @@ impl Connection {
         }
     }
 
-    /// Answers a delivery. Consecutive acceptances are gathered into one disposition.
-    pub(crate) fn answer(&mut self, place: Place, delivery_id: u32, verdict: &Verdict) {
+    /// Answers a delivery. Consecutive acceptances share one disposition.
+    pub(crate) fn answer(&mut self, key: LinkKey, delivery_id: u32, verdict: &Verdict) {
         if *verdict == Verdict::Accepted {
             match &mut self.accepted {
                 Some((channel, _, last))
-                    if *channel == place.channel && last.wrapping_add(1) == delivery_id =>
+                    if *channel == key.channel && last.wrapping_add(1) == delivery_id =>
                 {
                     *last = delivery_id;
                 }
                 _ => {
                     self.flush_accepted();
-                    self.accepted = Some((place.channel, delivery_id, delivery_id));
+                    self.accepted = Some((key.channel, delivery_id, delivery_id));
                 }
             }
             return;
         }
         self.flush_accepted();
         let range = (delivery_id, delivery_id);
-        performative::write_disposition(&mut self.out, place.channel, true, range, |out| {
+        performative::write_disposition(&mut self.out, key.channel, true, range, |out| {
             verdict.write(out);
         });
     }
 
-    /// Writes the acceptances gathered so far.
+    /// Writes the pending acceptances.
     #[inline]
     pub(crate) fn flush_accepted(&mut self) {
         if let Some((channel, first, last)) = self.accepted.take() {

@@ -8,46 +8,46 @@ use super::address::Node;
 use super::performative::Attach;
 use crate::hub::FeedbackBatch;
 
-/// How many messages the hub lets a sender have in flight, as its device-side links do.
+/// The number of messages a sender may have in flight, as on the hub's device-side links.
 pub(crate) const CREDIT: u32 = 1_000;
-/// After how many transfers the credit is filled up again.
+/// The number of transfers between refills of the credit.
 pub(crate) const CREDIT_STEP: u32 = 100;
-/// How many unanswered messages a link may have before its credit is no longer filled up. It bounds what a
-/// connection holds while sends are shaped or answers are held back.
+/// The number of unanswered messages of a link above which the credit is not refilled. The bound
+/// limits the memory of a connection while sends are delayed or answers are held back.
 pub(crate) const BACKLOG_MAX: u32 = 5_000;
 
-/// What a link is.
+/// The state of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkState {
-    /// Its attach waits for the throttle.
+    /// The attach waits for the throttle.
     Opening,
-    /// In use.
+    /// Attached.
     Open,
-    /// Detached by the hub; the peer's detach is still to come.
+    /// Detached by the hub, waiting for the peer's detach.
     Detached,
 }
 
 /// One link.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// Tells this link from an earlier one with the same handle.
+    /// Distinguishes this link from an earlier link with the same handle.
     pub(crate) serial: u64,
     pub(crate) state: LinkState,
     pub(crate) node: Node,
     pub(crate) peer_receives: bool,
-    /// The peer wants everything settled in advance.
+    /// The peer asks for settled deliveries.
     pub(crate) presettled: bool,
     pub(crate) delivery_count: u32,
     pub(crate) credit: u32,
     /// Transfers received.
     pub(crate) transfers: u64,
-    /// Messages received and not answered yet.
+    /// The number of messages received and not yet answered.
     pub(crate) backlog: u32,
-    /// A message of which more is to come.
+    /// The beginning of an incomplete message.
     pub(crate) partial: Option<Partial>,
 }
 
-/// The beginning of a message.
+/// The beginning of a message sent in several transfers.
 #[derive(Debug)]
 pub(crate) struct Partial {
     pub(crate) delivery_id: u32,
@@ -55,18 +55,18 @@ pub(crate) struct Partial {
     pub(crate) data: BytesMut,
 }
 
-/// A delivery of the hub that the peer has not settled.
+/// A delivery of the hub not yet settled by the peer.
 #[derive(Debug)]
 pub(crate) enum Unsettled {
-    /// An answer, a call or a change; nothing depends on it.
+    /// An answer, a call or a change; the settlement has no effect.
     Reply { handle: u32 },
-    /// A message of a device, by its place in the connection and its number.
+    /// A message to a device, by the device's slot in the connection and the message's number.
     Message {
         handle: u32,
         device: usize,
         number: u32,
     },
-    /// A feedback batch, locked since then.
+    /// A feedback batch, locked since `since`.
     Feedback {
         handle: u32,
         batch: FeedbackBatch,
@@ -104,7 +104,7 @@ impl Link {
         }
     }
 
-    /// Whether this is an open link on which the hub sends for `node`.
+    /// Whether the link is open and the hub sends on it for `node`.
     pub(crate) fn sends_for(&self, node: Node) -> bool {
         self.state == LinkState::Open && self.peer_receives && self.node == node
     }

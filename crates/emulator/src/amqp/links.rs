@@ -1,22 +1,23 @@
-//! Opening and closing links: who may attach where, and what a detach leaves behind.
+//! Opening and closing links: the authorization of an attach, and the cleanup after a detach.
 
 use std::time::Instant;
 
 use super::address::{Node, device_node, node, not_emulated, registration_node};
-use super::connection::{Connection, Later, Place};
-use super::frames::Fault;
+use super::connection::{Connection, DelayedAction, LinkKey};
+use super::frames::ConnectionError;
 use super::link::{CREDIT, Link, LinkState};
-use super::outcome::ErrorText;
+use super::outcome::AmqpError;
 use super::performative::{self, Attach, Detach};
 use crate::entra::Action;
 use crate::hub::{Admission, Operation, Refusal};
-use crate::sas::Holder;
+use crate::sas::TokenHolder;
 
 impl Node {
-    /// The path that a token must cover for this node; none if it needs no token.
-    fn guarded(self) -> Option<(&'static str, Action)> {
+    /// Returns the path and the action a token must allow for this node, or `None` if the node
+    /// needs no token.
+    fn required_permission(self) -> Option<(&'static str, Action)> {
         match self {
-            // Devices and registrations have proofs of their own.
+            // Devices and registrations authenticate by other means.
             Self::Cbs | Self::Device(..) | Self::Registration(_) => None,
             Self::Commands => Some(("/messages/devicebound", Action::SendToDevices)),
             Self::Feedback => Some(("/messages/servicebound/feedback", Action::ReceiveFeedback)),
@@ -29,68 +30,74 @@ impl Node {
 }
 
 impl Connection {
-    /// Whether some token of the connection allows the node, if it needs one.
+    /// Whether a token of the connection allows the node. A node without a required permission is
+    /// allowed.
     fn may_use(&self, node: Node) -> bool {
-        node.guarded()
+        node.required_permission()
             .is_none_or(|(path, action)| self.may(path, action))
     }
 
-    /// Why the node may not be used.
-    fn lacks(&self, node: Node) -> String {
-        let path = node.guarded().map_or("", |(path, _)| path);
+    /// Returns the text of the refusal of a node.
+    fn refusal_text(&self, node: Node) -> String {
+        let path = node.required_permission().map_or("", |(path, _)| path);
         let principal = self.grants.iter().find_map(|grant| match &grant.holder {
-            Holder::Principal(principal) => Some(&principal.object_id),
-            Holder::Policy { .. } => None,
+            TokenHolder::Principal(principal) => Some(&principal.object_id),
+            TokenHolder::Policy { .. } => None,
         });
         match principal {
             Some(id) => format!(
                 "Principal {id} is not authorized for POST on {path} due to no assigned permissions"
             ),
-            None => "no token on this connection gives ServiceConnect here".to_owned(),
+            None => "no token on this connection grants ServiceConnect for this node".to_owned(),
         }
     }
 
-    pub(crate) fn on_attach(&mut self, channel: u16, attach: Attach) -> Result<(), Fault> {
+    pub(crate) fn on_attach(
+        &mut self,
+        channel: u16,
+        attach: Attach,
+    ) -> Result<(), ConnectionError> {
         let handle = attach.handle;
         let node = match self.find_node(&attach) {
             Ok(node) => node,
             Err(refusal) => return self.refuse_link(channel, &attach, &refusal),
         };
         if !self.may_use(node) {
-            let refusal = Refusal::unauthorized(self.lacks(node));
+            let refusal = Refusal::unauthorized(self.refusal_text(node));
             return self.refuse_link(channel, &attach, &refusal);
         }
-        let admission = if node.guarded().is_some() {
+        let admission = if node.required_permission().is_some() {
             self.hub.admit(Operation::LinkOpen, 1)
         } else {
             Admission::Now
         };
         if admission == Admission::Refused {
-            self.hub.tallies.link_opens_throttled.one();
+            self.hub.counters.link_opens_throttled.one();
             let refusal = Refusal::throttled(Operation::LinkOpen.name());
             return self.refuse_link(channel, &attach, &refusal);
         }
-        let place = self.put_link(channel, node, &attach, LinkState::Opening)?;
+        let key = self.put_link(channel, node, &attach, LinkState::Opening)?;
         match admission {
             Admission::After(wait) => {
                 let attach = Box::new(attach);
-                self.later
-                    .push(Instant::now() + wait, Later::Attach { place, attach });
+                self.delayed
+                    .push(Instant::now() + wait, DelayedAction::Attach { key, attach });
             }
-            _ => self.open_link(place, &attach),
+            _ => self.open_link(key, &attach),
         }
         tracing::debug!(channel, handle, ?node, "link attached");
         Ok(())
     }
 
-    /// The node that a link is for, if it may be in that direction; a device or a registration gets its place.
+    /// Returns the node of a link, if the node allows the link's direction. A device or a
+    /// registration gets a slot.
     fn find_node(&mut self, attach: &Attach) -> Result<Node, Refusal> {
         let address = attach.node_address().unwrap_or_default();
         let device = device_node(address);
         let registration = registration_node(address);
         let node = match (node(address), &device, registration) {
             (Some(node), ..) => node,
-            (None, Some((_, end)), _) => Node::Device(0, *end),
+            (None, Some((_, endpoint)), _) => Node::Device(0, *endpoint),
             (None, None, Some(_)) => Node::Registration(0),
             (None, None, None) => {
                 return Err(not_emulated(address).map_or_else(
@@ -105,16 +112,16 @@ impl Connection {
         } else {
             may_send
         }) {
-            let text = "this node works in the other direction only";
+            let text = "this node does not allow the direction of the link";
             return Err(Refusal::bad_operation(text));
         }
         match (node, device, registration) {
-            (Node::Device(_, end), Some((id, _)), _) => {
-                Ok(Node::Device(self.admit_device(&id)?, end))
+            (Node::Device(_, endpoint), Some((id, _)), _) => {
+                Ok(Node::Device(self.admit_device(&id)?, endpoint))
             }
             (Node::Registration(_), _, Some((id_scope, id))) => {
-                let place = self.admit_registration(id_scope, id)?;
-                Ok(Node::Registration(place))
+                let slot = self.admit_registration(id_scope, id)?;
+                Ok(Node::Registration(slot))
             }
             (node, ..) => Ok(node),
         }
@@ -126,25 +133,28 @@ impl Connection {
         node: Node,
         attach: &Attach,
         state: LinkState,
-    ) -> Result<Place, Fault> {
+    ) -> Result<LinkKey, ConnectionError> {
         self.serials += 1;
-        let place = Place {
+        let key = LinkKey {
             channel,
             handle: attach.handle,
             serial: self.serials,
         };
         let no_session = || {
-            Fault::protocol(
+            ConnectionError::protocol(
                 "amqp:not-allowed",
                 format!("there is no session on channel {channel}"),
             )
         };
         let session = self.session(channel).ok_or_else(no_session)?;
-        if !session.insert(attach.handle, Link::new(place.serial, node, attach, state)) {
-            let text = format!("handle {} is in use or too high", attach.handle);
-            return Err(Fault::protocol("amqp:session:handle-in-use", text));
+        if !session.insert(attach.handle, Link::new(key.serial, node, attach, state)) {
+            let text = format!("handle {} is in use or above the limit", attach.handle);
+            return Err(ConnectionError::protocol(
+                "amqp:session:handle-in-use",
+                text,
+            ));
         }
-        Ok(place)
+        Ok(key)
     }
 
     fn refuse_link(
@@ -152,7 +162,7 @@ impl Connection {
         channel: u16,
         attach: &Attach,
         refusal: &Refusal,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         tracing::debug!(
             channel,
             handle = attach.handle,
@@ -171,11 +181,11 @@ impl Connection {
         Ok(())
     }
 
-    pub(crate) fn open_link(&mut self, place: Place, attach: &Attach) {
-        let Place {
+    pub(crate) fn open_link(&mut self, key: LinkKey, attach: &Attach) {
+        let LinkKey {
             channel, handle, ..
-        } = place;
-        let Some(link) = self.live_link(place) else {
+        } = key;
+        let Some(link) = self.live_link(key) else {
             return;
         };
         link.state = LinkState::Open;
@@ -184,35 +194,35 @@ impl Connection {
         if !peer_receives {
             link.credit = CREDIT;
         }
-        if node.guarded().is_some() {
-            self.hub.tallies.link_opens.one();
+        if node.required_permission().is_some() {
+            self.hub.counters.link_opens.one();
         }
         performative::write_attach(&mut self.out, channel, attach, Some(node));
         if !peer_receives {
             self.write_flow(channel, Some((handle, delivery_count, CREDIT)), false);
         }
         match node {
-            Node::Device(at, end) => self.device_link_opened(place, at, end),
-            Node::Registration(at) => self.registration_link_opened(place, at),
+            Node::Device(slot, endpoint) => self.device_link_opened(key, slot, endpoint),
+            Node::Registration(slot) => self.registration_link_opened(key, slot),
             _ => {}
         }
     }
 
-    /// Tells those who count on links that some are no more.
-    pub(crate) fn links_gone(&mut self, gone: impl IntoIterator<Item = (Place, Node)>) {
-        for (place, node) in gone {
+    /// Informs the devices and registrations of closed links.
+    pub(crate) fn links_gone(&mut self, gone: impl IntoIterator<Item = (LinkKey, Node)>) {
+        for (key, node) in gone {
             match node {
-                Node::Device(at, end) => self.device_link_gone(place, at, end),
-                Node::Registration(at) => self.registration_link_gone(place, at),
+                Node::Device(slot, endpoint) => self.device_link_gone(key, slot, endpoint),
+                Node::Registration(slot) => self.registration_link_gone(key, slot),
                 _ => {}
             }
         }
     }
 
-    pub(crate) fn live_link(&mut self, place: Place) -> Option<&mut Link> {
-        self.session(place.channel)?
-            .link(place.handle)
-            .filter(|link| link.serial == place.serial)
+    pub(crate) fn live_link(&mut self, key: LinkKey) -> Option<&mut Link> {
+        self.session(key.channel)?
+            .link(key.handle)
+            .filter(|link| link.serial == key.serial)
     }
 
     pub(crate) fn on_detach(&mut self, channel: u16, detach: Detach) {
@@ -224,7 +234,7 @@ impl Connection {
             return;
         };
         let (state, node) = (link.state, link.node);
-        let place = Place {
+        let key = LinkKey {
             channel,
             handle: detach.handle,
             serial: link.serial,
@@ -232,16 +242,16 @@ impl Connection {
         let left = session.remove(detach.handle);
         self.give_back(left);
         if state == LinkState::Open {
-            self.links_gone([(place, node)]);
+            self.links_gone([(key, node)]);
         }
-        // A link that the hub detached itself needs no second detach.
+        // A link detached by the hub needs no second detach.
         if state != LinkState::Detached {
             performative::write_detach(&mut self.out, channel, detach.handle, detach.closed, None);
         }
     }
 
-    /// Detaches the links that `which` picks.
-    pub(crate) fn detach_where(&mut self, error: &ErrorText, which: impl Fn(&Link) -> bool) {
+    /// Detaches the links picked by `which`.
+    pub(crate) fn detach_where(&mut self, error: &AmqpError, which: impl Fn(&Link) -> bool) {
         self.flush_accepted();
         let (mut left, mut gone) = (Vec::new(), Vec::new());
         for session in self.sessions.iter_mut().flatten() {
@@ -255,12 +265,12 @@ impl Connection {
                 if let Some(link) = session.link(handle) {
                     if link.state == LinkState::Open {
                         let serial = link.serial;
-                        let place = Place {
+                        let key = LinkKey {
                             channel,
                             handle,
                             serial,
                         };
-                        gone.push((place, link.node));
+                        gone.push((key, link.node));
                     }
                     link.state = LinkState::Detached;
                     link.partial = None;
@@ -273,15 +283,15 @@ impl Connection {
                     true,
                     Some(error),
                 );
-                self.hub.tallies.cut_links.one();
+                self.hub.counters.cut_links.one();
             }
         }
         self.give_back(left);
         self.links_gone(gone);
     }
 
-    /// Detaches the links for which there is no token any more.
-    pub(crate) fn detach_unauthorized(&mut self, error: &ErrorText) {
+    /// Detaches the links without a valid token.
+    pub(crate) fn detach_unauthorized(&mut self, error: &AmqpError) {
         let nodes = [Node::Commands, Node::Feedback, Node::FileNotifications];
         let lost = nodes.map(|node| {
             let may = self.may_use(node);

@@ -1,4 +1,4 @@
-//! Reads the few parts of a message that the hub acts on, in one pass and without copying.
+//! Reads the parts of a message relevant to the hub, in one pass and without copying.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ const DATA: u64 = 0x75;
 const SEQUENCE: u64 = 0x76;
 const VALUE: u64 = 0x77;
 
-/// The application property that says which feedback is wanted.
+/// The application property with the requested feedback.
 pub(crate) const ACK_PROPERTY: &str = "iothub-ack";
 
 /// The parts of a message.
@@ -20,15 +20,15 @@ pub(crate) const ACK_PROPERTY: &str = "iothub-ack";
 pub(crate) struct Message<'a> {
     /// The message id as encoded.
     pub(crate) message_id: Option<&'a [u8]>,
-    /// Where it goes.
+    /// The destination address.
     pub(crate) to: Option<&'a str>,
-    /// When it expires, in milliseconds since 1970.
+    /// The expiry, in milliseconds since 1970.
     pub(crate) expiry_ms: Option<i64>,
-    /// The value of `iothub-ack`; none if absent, an error text if it is not a string.
+    /// The value of `iothub-ack`; `None` if absent or not a string.
     pub(crate) ack: Option<&'a str>,
-    /// Whether `iothub-ack` is there and not a string.
+    /// Whether `iothub-ack` is present and not a string.
     pub(crate) ack_not_text: bool,
-    /// The user id, correlation id, content type and content encoding, as encoded; empty if it has none of them.
+    /// The user id, correlation id, content type and content encoding, as encoded.
     pub(crate) system: SystemFields<'a>,
     /// The message annotations' map, as encoded.
     pub(crate) annotations: &'a [u8],
@@ -100,19 +100,19 @@ impl<'a> Message<'a> {
         Ok(())
     }
 
-    /// The message id as text: uuids hyphenated, numbers in decimal, binary in hexadecimal.
+    /// Returns the message id as text: uuids hyphenated, numbers in decimal, binary in hexadecimal.
     pub(crate) fn message_id_text(&self) -> Cow<'a, str> {
         self.message_id.map_or(Cow::Borrowed(""), id_text)
     }
 
-    /// The body's bytes: of data sections their content, of anything else its encoding.
+    /// Returns the content of the body, as [`body_bytes`].
     #[cfg(test)]
     pub(crate) fn body_bytes(&self) -> Vec<u8> {
         body_bytes(self.body)
     }
 }
 
-/// What a service may say of a message beside its properties, and a device is told: each as encoded.
+/// The system fields a service may set and a device receives, each as encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct SystemFields<'a> {
     pub(crate) user_id: Option<&'a [u8]>,
@@ -121,12 +121,12 @@ pub(crate) struct SystemFields<'a> {
     pub(crate) content_encoding: Option<&'a [u8]>,
 }
 
-/// The bytes of the value that an encoded map has for `name`.
+/// Returns the encoded value for `name` in an encoded map.
 pub(crate) fn value_in<'a>(map: &'a [u8], name: &str) -> Option<&'a [u8]> {
     Reader::new(map).map().ok()?.value_of(name)
 }
 
-/// The text that an encoded map has for `name`.
+/// Returns the text for `name` in an encoded map.
 pub(crate) fn text_in<'a>(map: &'a [u8], name: &str) -> Option<&'a str> {
     Reader::new(value_in(map, name)?).text().ok()?
 }
@@ -135,7 +135,7 @@ pub(crate) fn text_in<'a>(map: &'a [u8], name: &str) -> Option<&'a str> {
 const NULL: &[u8] = &[0x40];
 
 impl<'a> SystemFields<'a> {
-    /// The four fields one after the other; nothing if there are none.
+    /// Encodes the four fields in order. Returns no bytes if all fields are absent.
     pub(crate) fn encode(&self) -> Vec<u8> {
         if *self == Self::default() {
             return Vec::new();
@@ -149,7 +149,7 @@ impl<'a> SystemFields<'a> {
         fields.map(|field| field.unwrap_or(NULL)).concat()
     }
 
-    /// What [`SystemFields::encode`] has made.
+    /// Decodes the result of [`SystemFields::encode`].
     pub(crate) fn decode(encoded: &'a [u8]) -> Self {
         let mut reader = Reader::new(encoded);
         let mut next = || {
@@ -165,7 +165,8 @@ impl<'a> SystemFields<'a> {
     }
 }
 
-/// A message id is a `ulong`, a uuid, binary or text (AMQP 1.0, part 3, section 3.2.4). It is echoed as it came.
+/// Checks the type of a message id: `ulong`, uuid, binary or string (AMQP 1.0, part 3, section
+/// 3.2.4). The hub echoes the id unchanged.
 fn check_id(raw: &[u8]) -> Result<(), DecodeError> {
     match raw {
         [0x44 | 0x53 | 0x80 | 0x98 | 0xa0 | 0xb0, ..] => Ok(()),
@@ -177,11 +178,11 @@ fn check_id(raw: &[u8]) -> Result<(), DecodeError> {
     }
 }
 
-/// A field's value as text: uuids hyphenated, numbers in decimal.
+/// Returns a field's value as text: uuids hyphenated, numbers in decimal.
 pub(crate) fn field_text(raw: &[u8]) -> String {
     let mut reader = Reader::new(raw);
     match raw {
-        // A user id is binary in AMQP and text to a device.
+        // A user id is binary in AMQP and text for a device.
         [0xa0 | 0xb0, ..] => {
             let bytes = reader.binary().ok().flatten().unwrap_or_default();
             String::from_utf8_lossy(bytes).into_owned()
@@ -222,7 +223,8 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// The content of the encoded body sections.
+/// Returns the content of the encoded body sections: the bytes of data sections and strings, and
+/// the encoding of other values.
 pub(crate) fn body_bytes(sections: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut reader = Reader::new(sections);
@@ -246,10 +248,10 @@ pub(crate) fn body_bytes(sections: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// One application property, both sides as text.
+/// An application property, with name and value as text.
 pub(crate) type PropertyPair = (String, String);
 
-/// The application properties as text, in order.
+/// Returns the application properties as text, in order.
 pub(crate) fn application_properties(raw: &[u8]) -> Vec<PropertyPair> {
     let mut pairs = Vec::new();
     let Ok(mut items) = Reader::new(raw).map() else {
@@ -322,7 +324,7 @@ mod tests {
     #[test]
     fn a_message_id_is_of_one_of_its_four_types() {
         for odd in [
-            // A boolean, a byte, an uint, a symbol, a list; text that is not UTF-8.
+            // A boolean, a byte, a uint, a symbol, a list; text that is not UTF-8.
             &[0x42][..],
             &[0x50, 1],
             &[0x43],
@@ -392,7 +394,8 @@ mod tests {
             items.text("id");
         });
         for end in 1..payload.len() {
-            // A cut between sections is a shorter message; any other is an error. Neither panics.
+            // A cut between sections gives a shorter message; any other cut is an error. Neither
+            // panics.
             let _ = Message::read(&payload[..end]);
         }
     }

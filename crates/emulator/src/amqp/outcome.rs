@@ -1,21 +1,21 @@
-//! Errors and delivery states as the hub words them.
+//! Errors and delivery states, in the hub's wording.
 
 use bytes::{BufMut, BytesMut};
 
 use super::encode;
 use crate::hub::Refusal;
 
-/// An AMQP error: condition, text and the hub's own details.
+/// An AMQP error: condition, text and the hub's details.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ErrorText {
+pub(crate) struct AmqpError {
     pub(crate) condition: &'static str,
     pub(crate) description: String,
     pub(crate) tracking_id: String,
     pub(crate) code: u32,
 }
 
-impl ErrorText {
-    /// An error of the protocol rather than of the hub's own.
+impl AmqpError {
+    /// Creates an error of the protocol, without an error code of the hub.
     pub(crate) fn plain(condition: &'static str, description: impl Into<String>) -> Self {
         Self {
             condition,
@@ -46,7 +46,7 @@ impl ErrorText {
     }
 }
 
-impl From<&Refusal> for ErrorText {
+impl From<&Refusal> for AmqpError {
     /// Words a refusal as the hub does: the description is itself JSON.
     fn from(refusal: &Refusal) -> Self {
         let tracking_id = tracking_id();
@@ -65,23 +65,23 @@ impl From<&Refusal> for ErrorText {
     }
 }
 
-/// An id of the kind that Microsoft's support asks for.
+/// Returns a new tracking id, of the form requested by Microsoft's support.
 pub(crate) fn tracking_id() -> String {
     format!("{}-G:0", uuid::Uuid::new_v4().as_simple())
 }
 
-/// What the hub answers to one delivery.
+/// The hub's answer to one delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The message is enqueued.
     Accepted,
-    /// It is not.
+    /// The message is refused.
     Rejected(Box<Refusal>),
-    /// It is not, and the sender may try again.
+    /// The message is not enqueued, and the sender may try again.
     Released,
-    /// It is not, in other words.
+    /// The message is not enqueued; the delivery state is `modified`.
     Modified,
-    /// Never answered; only a fault does this.
+    /// Never answered; the result of a fault.
     Silent,
 }
 
@@ -95,9 +95,9 @@ impl Verdict {
                 items.bool(true).bool(false);
             }),
             Self::Rejected(refusal) => encode::described(out, 0x25, |items| {
-                items.with(|out| ErrorText::from(refusal.as_ref()).write(out));
+                items.with(|out| AmqpError::from(refusal.as_ref()).write(out));
             }),
-            // A silent verdict is never written; null is what "no state" would be.
+            // Never written: a silent verdict has no disposition. Null stands for "no state".
             Self::Silent => out.put_u8(0x40),
         }
     }

@@ -1,4 +1,4 @@
-//! Messages that go out: answers to tokens, and feedback.
+//! Outgoing messages: answers to tokens, and feedback.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::feedback;
 use super::link::{LinkState, Unsettled};
 use super::outcome::Verdict;
 use super::performative::{self, Disposition, Flow, PeerState};
-use crate::hub::{Settlement, Settling};
+use crate::hub::{FeedbackSettlement, MessageSettlement};
 
 impl Connection {
     pub(crate) fn on_flow(&mut self, channel: u16, flow: &Flow) {
@@ -43,7 +43,7 @@ impl Connection {
         }
     }
 
-    /// Uses the rest of a link's credit up without sending anything.
+    /// Uses up the rest of a link's credit without sending.
     fn drain(&mut self, channel: u16, handle: Option<u32>) {
         let Some(session) = self.session(channel) else {
             return;
@@ -59,7 +59,7 @@ impl Connection {
         self.write_flow(channel, about, true);
     }
 
-    /// Sends waiting answers to tokens as far as credit allows.
+    /// Sends waiting answers to tokens, as far as credit allows.
     pub(crate) fn pump_replies(&mut self) {
         let frame_max = self.peer_frame_max;
         for session in self.sessions.iter_mut().flatten() {
@@ -76,7 +76,7 @@ impl Connection {
         }
     }
 
-    /// Sends feedback as far as there is any and credit allows.
+    /// Sends waiting feedback, as far as credit allows.
     pub(crate) fn pump_feedback(&mut self) {
         let frame_max = self.peer_frame_max;
         let host = self.hub.config.host_name.clone();
@@ -103,7 +103,8 @@ impl Connection {
                     &message,
                 );
                 if presettled {
-                    self.hub.settle_taken_feedback(batch, Settlement::Completed);
+                    self.hub
+                        .settle_taken_feedback(batch, FeedbackSettlement::Completed);
                 } else {
                     let since = Instant::now();
                     session.unsettled.insert(
@@ -120,7 +121,7 @@ impl Connection {
     }
 
     pub(crate) fn on_disposition(&mut self, channel: u16, disposition: &Disposition) {
-        // About deliveries of the peer itself there is nothing to learn: the hub has settled them.
+        // Ignore dispositions of the peer's own deliveries: the hub has settled these.
         if !disposition.peer_receives || disposition.state == PeerState::Received {
             return;
         }
@@ -138,19 +139,19 @@ impl Connection {
             match delivery {
                 Unsettled::Feedback { batch, .. } => {
                     let settlement = match disposition.state {
-                        PeerState::Accepted => Settlement::Completed,
-                        PeerState::Rejected => Settlement::Rejected,
-                        _ => Settlement::Abandoned,
+                        PeerState::Accepted => FeedbackSettlement::Completed,
+                        PeerState::Rejected => FeedbackSettlement::Rejected,
+                        _ => FeedbackSettlement::Abandoned,
                     };
                     self.hub.settle_taken_feedback(batch, settlement);
                 }
                 Unsettled::Message { device, number, .. } => {
-                    let settling = match disposition.state {
-                        PeerState::Accepted => Settling::Completed,
-                        PeerState::Rejected => Settling::Rejected,
-                        _ => Settling::Abandoned,
+                    let settlement = match disposition.state {
+                        PeerState::Accepted => MessageSettlement::Completed,
+                        PeerState::Rejected => MessageSettlement::Rejected,
+                        _ => MessageSettlement::Abandoned,
                     };
-                    self.devices.settle(device, number, settling);
+                    self.devices.settle(device, number, settlement);
                     self.pump_device(device);
                 }
                 Unsettled::Reply { .. } => {}

@@ -1,11 +1,12 @@
-//! The AMQP performatives, read with the fields that the hub looks at and written with those that it sets.
+//! The AMQP performatives: reads the fields relevant to the hub, and writes the fields set by the
+//! hub.
 
 use bytes::BytesMut;
 
 use super::address::Node;
 use super::decode::{DecodeError, Reader};
 use super::encode::{self, Items};
-use super::outcome::ErrorText;
+use super::outcome::AmqpError;
 
 pub(crate) const OPEN: u64 = 0x10;
 pub(crate) const BEGIN: u64 = 0x11;
@@ -20,20 +21,20 @@ pub(crate) const CLOSE: u64 = 0x18;
 const SOURCE: u64 = 0x28;
 const TARGET: u64 = 0x29;
 
-/// The largest frame the hub takes, as its first gateways announce.
+/// The largest frame the hub accepts, as announced by the hub's first gateways.
 pub(crate) const MAX_FRAME_SIZE: u32 = 65_536;
-/// The highest channel the hub takes.
+/// The highest channel the hub accepts.
 pub(crate) const CHANNEL_MAX: u16 = 1_024;
-/// The highest handle the hub takes.
+/// The highest handle the hub accepts.
 pub(crate) const HANDLE_MAX: u32 = 262_143;
-/// How many transfers a session takes before the next flow.
+/// The number of transfers a session accepts before the next flow.
 pub(crate) const INCOMING_WINDOW: u32 = 5_000;
 /// The largest message of any link.
 pub(crate) const MAX_MESSAGE_SIZE: u64 = 1_048_576;
 /// The time after which the hub closes a silent connection.
 pub(crate) const IDLE_TIME_OUT_MS: u32 = 240_000;
 
-/// What a peer's open says.
+/// The content of a peer's open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Open {
     pub(crate) container_id: String,
@@ -71,7 +72,7 @@ pub(crate) fn write_open(out: &mut BytesMut, container_id: &str) {
     });
 }
 
-/// What a peer's begin says.
+/// The content of a peer's begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Begin {
     pub(crate) next_outgoing_id: u32,
@@ -89,7 +90,7 @@ impl Begin {
     }
 }
 
-/// Writes the hub's begin, in answer to a session on `channel`.
+/// Writes the hub's begin, in answer to the peer's begin on `channel`.
 pub(crate) fn write_begin(out: &mut BytesMut, channel: u16, next_outgoing_id: u32) {
     encode::frame(out, encode::FRAME_AMQP, channel, |out| {
         encode::described(out, 0x11, |items| {
@@ -103,7 +104,7 @@ pub(crate) fn write_begin(out: &mut BytesMut, channel: u16, next_outgoing_id: u3
     });
 }
 
-/// What a peer's attach says; source and target also as the bytes they came in.
+/// The content of a peer's attach; source and target also in the received encoding.
 #[derive(Debug, Clone)]
 pub(crate) struct Attach {
     pub(crate) name: String,
@@ -149,7 +150,8 @@ impl Attach {
         })
     }
 
-    /// The address of the hub's side: the source if the peer receives, else the target, else the other one.
+    /// Returns the address of the hub's side: the source if the peer receives, otherwise the
+    /// target. The address at the other end is the fallback.
     pub(crate) fn node_address(&self) -> Option<&str> {
         let (first, second) = if self.peer_receives {
             (&self.source_address, &self.target_address)
@@ -172,8 +174,8 @@ fn terminus_address(raw: Option<&[u8]>, wanted: u64) -> Result<Option<String>, D
     Ok(reader.list()?.get(Reader::text)?.map(str::to_owned))
 }
 
-/// Writes the hub's attach in answer to `asked`. A refused link, without a node, has no terminus on the hub's side, and
-/// the detach follows.
+/// Writes the hub's attach in answer to `asked`. Without a node, the link is refused: the hub's
+/// side has no terminus, and the detach follows.
 pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, node: Option<Node>) {
     let (mut source, mut target) = (asked.source.as_deref(), asked.target.as_deref());
     if node.is_none() {
@@ -190,8 +192,8 @@ pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, nod
                 .u32(asked.handle)
                 .bool(!asked.peer_receives);
             items.u8(asked.snd_settle_mode.unwrap_or(2));
-            // Settling first, whatever was asked: the hub forgets a delivery once it has answered it. With messages to
-            // devices it goes as the device likes.
+            // Settle first by default: the hub forgets an answered delivery. For messages to
+            // devices, the device chooses the mode.
             let second =
                 node.is_some_and(Node::may_settle_second) && asked.rcv_settle_mode == Some(1);
             items.u8(u8::from(second));
@@ -206,7 +208,7 @@ pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, nod
     });
 }
 
-/// What a peer's flow says.
+/// The content of a peer's flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flow {
     pub(crate) next_incoming_id: Option<u32>,
@@ -245,10 +247,11 @@ impl Flow {
 /// The hub's flow.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FlowOut {
-    /// Left out by the gateways that the fault of that name imitates.
+    /// `None` under the fault `flow_without_next_incoming_id`, which imitates gateways without this
+    /// field.
     pub(crate) next_incoming_id: Option<u32>,
     pub(crate) next_outgoing_id: u32,
-    /// Handle, delivery count and credit, if the flow is about a link.
+    /// Handle, delivery count and credit, for the flow of a link.
     pub(crate) link: Option<(u32, u32, u32)>,
     pub(crate) drain: bool,
 }
@@ -275,7 +278,7 @@ pub(crate) fn write_flow(out: &mut BytesMut, channel: u16, flow: FlowOut) {
     });
 }
 
-/// What a peer's transfer says, without the payload that follows it.
+/// The content of a peer's transfer, without the payload that follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Transfer {
     pub(crate) handle: u32,
@@ -306,8 +309,8 @@ impl Transfer {
     }
 }
 
-/// Writes one message of the hub as a single transfer or, if it does not fit a frame, as several. Returns
-/// the number of transfers.
+/// Writes one message of the hub as a single transfer, or as several if larger than a frame.
+/// Returns the number of transfers.
 pub(crate) fn write_transfers(
     out: &mut BytesMut,
     channel: u16,
@@ -315,7 +318,7 @@ pub(crate) fn write_transfers(
     transfer: &TransferOut<'_>,
     payload: &[u8],
 ) -> u32 {
-    // A transfer without its payload takes less than this.
+    // The upper bound of a transfer without payload.
     const OVERHEAD: usize = 128;
     let chunk = frame_max.saturating_sub(OVERHEAD).max(256);
     let mut parts = payload.chunks(chunk).peekable();
@@ -337,7 +340,7 @@ pub(crate) fn write_transfers(
     count
 }
 
-/// The head of a transfer of the hub.
+/// The header of a transfer sent by the hub.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TransferOut<'a> {
     pub(crate) handle: u32,
@@ -346,7 +349,7 @@ pub(crate) struct TransferOut<'a> {
     pub(crate) settled: bool,
 }
 
-/// How a peer answered a delivery.
+/// The peer's answer to a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PeerState {
     None,
@@ -357,10 +360,10 @@ pub(crate) enum PeerState {
     Modified,
 }
 
-/// What a peer's disposition says.
+/// The content of a peer's disposition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Disposition {
-    /// Whether it is about deliveries that the hub sent.
+    /// Whether the disposition covers deliveries sent by the hub.
     pub(crate) peer_receives: bool,
     pub(crate) first: u32,
     pub(crate) last: u32,
@@ -396,7 +399,7 @@ impl Disposition {
     }
 }
 
-/// Writes a settling disposition whose state is written by `state`.
+/// Writes a settling disposition with a state written by `state`.
 pub(crate) fn write_disposition(
     out: &mut BytesMut,
     channel: u16,
@@ -416,7 +419,7 @@ pub(crate) fn write_disposition(
     });
 }
 
-/// What a peer's detach says.
+/// The content of a peer's detach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Detach {
     pub(crate) handle: u32,
@@ -438,7 +441,7 @@ pub(crate) fn write_detach(
     channel: u16,
     handle: u32,
     closed: bool,
-    error: Option<&ErrorText>,
+    error: Option<&AmqpError>,
 ) {
     encode::frame(out, encode::FRAME_AMQP, channel, |out| {
         encode::described(out, 0x16, |items| {
@@ -449,20 +452,20 @@ pub(crate) fn write_detach(
 }
 
 /// Writes an end.
-pub(crate) fn write_end(out: &mut BytesMut, channel: u16, error: Option<&ErrorText>) {
+pub(crate) fn write_end(out: &mut BytesMut, channel: u16, error: Option<&AmqpError>) {
     encode::frame(out, encode::FRAME_AMQP, channel, |out| {
         encode::described(out, 0x17, |items| optional_error(items, error));
     });
 }
 
 /// Writes a close.
-pub(crate) fn write_close(out: &mut BytesMut, error: Option<&ErrorText>) {
+pub(crate) fn write_close(out: &mut BytesMut, error: Option<&AmqpError>) {
     encode::frame(out, encode::FRAME_AMQP, 0, |out| {
         encode::described(out, 0x18, |items| optional_error(items, error));
     });
 }
 
-fn optional_error(items: &mut Items<'_>, error: Option<&ErrorText>) {
+fn optional_error(items: &mut Items<'_>, error: Option<&AmqpError>) {
     if let Some(error) = error {
         items.with(|out| error.write(out));
     }

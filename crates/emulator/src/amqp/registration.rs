@@ -1,12 +1,13 @@
-//! Registrations at the Device Provisioning Service over AMQP (`azure-iot-provisioning-device-amqp`): requests on one
-//! link, answers with the same correlation id on the other.
+//! Registrations at the Device Provisioning Service over AMQP
+//! (`azure-iot-provisioning-device-amqp`): requests on one link, answers with the same correlation
+//! id on the other.
 
 use std::collections::VecDeque;
 
 use bytes::{BufMut, BytesMut};
 
 use super::address::Node;
-use super::connection::{Connection, Place};
+use super::connection::{Connection, LinkKey};
 use super::encode;
 use super::link::LinkState;
 use super::message::{Message, body_bytes, text_in};
@@ -14,15 +15,15 @@ use super::outcome::Verdict;
 use crate::dps::{Answer, Operation, Request};
 use crate::hub::{Proof, Refusal};
 
-/// How many registrations one connection may be about.
+/// The largest number of registrations on one connection.
 const REGISTRATIONS_MAX: usize = 100;
-/// How many answers may wait for credit.
+/// The number of answers that may wait for credit.
 const ANSWERS_MAX: usize = 100;
 
-/// The registrations that a connection is about.
+/// The registrations of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Registrations {
-    /// The token that came with the connection.
+    /// The token from the SASL layer.
     pub(crate) token: Option<String>,
     slots: Vec<Slot>,
 }
@@ -31,12 +32,12 @@ pub(crate) struct Registrations {
 struct Slot {
     id_scope: String,
     registration_id: String,
-    receiver: Option<Place>,
+    receiver: Option<LinkKey>,
     answers: VecDeque<Vec<u8>>,
 }
 
 impl Connection {
-    /// The place of a registration. Whether somebody may register is judged with each request.
+    /// Returns the slot of a registration. Authorization happens with each request.
     pub(crate) fn admit_registration(
         &mut self,
         id_scope: &str,
@@ -46,12 +47,12 @@ impl Connection {
         let known = slots
             .iter()
             .position(|slot| slot.id_scope == id_scope && slot.registration_id == registration_id);
-        if let Some(at) = known {
-            return Ok(at);
+        if let Some(slot_index) = known {
+            return Ok(slot_index);
         }
         if slots.len() >= REGISTRATIONS_MAX {
             return Err(Refusal::bad_operation(format!(
-                "a connection may be about {REGISTRATIONS_MAX} registrations"
+                "a connection can have at most {REGISTRATIONS_MAX} registrations"
             )));
         }
         slots.push(Slot {
@@ -63,49 +64,54 @@ impl Connection {
         Ok(slots.len() - 1)
     }
 
-    pub(crate) fn registration_link_opened(&mut self, place: Place, at: usize) {
-        let receives = self.live_link(place).is_some_and(|link| link.peer_receives);
-        if let Some(slot) = self.registrations.slots.get_mut(at).filter(|_| receives) {
-            slot.receiver = Some(place);
+    pub(crate) fn registration_link_opened(&mut self, key: LinkKey, slot_index: usize) {
+        let receives = self.live_link(key).is_some_and(|link| link.peer_receives);
+        if let Some(slot) = self
+            .registrations
+            .slots
+            .get_mut(slot_index)
+            .filter(|_| receives)
+        {
+            slot.receiver = Some(key);
         }
-        self.pump_registration(at);
+        self.pump_registration(slot_index);
     }
 
-    pub(crate) fn registration_link_gone(&mut self, place: Place, at: usize) {
-        if let Some(slot) = self.registrations.slots.get_mut(at)
-            && slot.receiver == Some(place)
+    pub(crate) fn registration_link_gone(&mut self, key: LinkKey, slot_index: usize) {
+        if let Some(slot) = self.registrations.slots.get_mut(slot_index)
+            && slot.receiver == Some(key)
         {
             slot.receiver = None;
             slot.answers.clear();
         }
     }
 
-    /// Takes a request. A refusal is the answer to its transfer; anything else comes as a message.
+    /// Handles a request. A refusal answers the transfer; any other answer is sent as a message.
     pub(crate) fn on_registration(
         &mut self,
-        place: Place,
-        at: usize,
+        key: LinkKey,
+        slot_index: usize,
         delivery_id: u32,
         settled: bool,
         payload: &[u8],
     ) {
-        let verdict = match self.register(at, payload) {
+        let verdict = match self.register(slot_index, payload) {
             Ok(()) => Verdict::Accepted,
             Err(refusal) => Verdict::Rejected(Box::new(refusal)),
         };
         if !settled {
-            self.answer(place, delivery_id, &verdict);
+            self.answer(key, delivery_id, &verdict);
         }
         self.flush_accepted();
-        self.pump_registration(at);
+        self.pump_registration(slot_index);
     }
 
-    fn register(&mut self, at: usize, payload: &[u8]) -> Result<(), Refusal> {
+    fn register(&mut self, slot_index: usize, payload: &[u8]) -> Result<(), Refusal> {
         let message = Message::read(payload).map_err(|error| {
             Refusal::bad_argument(format!("the message cannot be read: {error}"))
         })?;
         let body = body_bytes(message.body);
-        let Some(slot) = self.registrations.slots.get_mut(at) else {
+        let Some(slot) = self.registrations.slots.get_mut(slot_index) else {
             return Ok(());
         };
         if slot.answers.len() >= ANSWERS_MAX {
@@ -120,7 +126,7 @@ impl Connection {
             other => {
                 let other = other.unwrap_or_default();
                 return Err(Refusal::bad_operation(format!(
-                    "there is no iotdps-operation-type '{other}'"
+                    "unknown iotdps-operation-type '{other}'"
                 )));
             }
         };
@@ -146,34 +152,34 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends waiting answers as far as credit allows.
+    /// Sends waiting answers, as far as credit allows.
     pub(crate) fn pump_registrations(&mut self) {
-        for at in 0..self.registrations.slots.len() {
-            self.pump_registration(at);
+        for slot_index in 0..self.registrations.slots.len() {
+            self.pump_registration(slot_index);
         }
     }
 
-    fn pump_registration(&mut self, at: usize) {
+    fn pump_registration(&mut self, slot_index: usize) {
         let frame_max = self.peer_frame_max;
-        let Some(slot) = self.registrations.slots.get_mut(at) else {
+        let Some(slot) = self.registrations.slots.get_mut(slot_index) else {
             return;
         };
-        let Some(place) = slot.receiver else { return };
-        let Some(Some(session)) = self.sessions.get_mut(usize::from(place.channel)) else {
+        let Some(key) = slot.receiver else { return };
+        let Some(Some(session)) = self.sessions.get_mut(usize::from(key.channel)) else {
             return;
         };
         while !slot.answers.is_empty() && session.can_send() {
-            let Some(link) = session.link(place.handle) else {
+            let Some(link) = session.link(key.handle) else {
                 return;
             };
-            let is_its = link.serial == place.serial && link.node == Node::Registration(at);
+            let is_its = link.serial == key.serial && link.node == Node::Registration(slot_index);
             if !is_its || link.state != LinkState::Open || link.credit == 0 {
                 return;
             }
             let Some(answer) = slot.answers.pop_front() else {
                 return;
             };
-            session.write_reply(&mut self.out, frame_max, place.handle, &answer);
+            session.write_reply(&mut self.out, frame_max, key.handle, &answer);
         }
     }
 }

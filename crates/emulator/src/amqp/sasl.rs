@@ -1,4 +1,4 @@
-//! The SASL layer: what is offered, and what a peer's answer comes to.
+//! The SASL layer: the offered mechanisms, and the outcome of a peer's init.
 
 use bytes::BytesMut;
 
@@ -11,7 +11,7 @@ use crate::sas::Grant;
 const MECHANISMS: [&str; 4] = ["PLAIN", "ANONYMOUS", "MSSBCBS", "EXTERNAL"];
 const INIT: u64 = 0x41;
 
-/// Writes the offer.
+/// Writes the offered mechanisms.
 pub(crate) fn write_mechanisms(out: &mut BytesMut) {
     encode::frame(out, encode::FRAME_SASL, 0, |out| {
         encode::described(out, 0x40, |items| {
@@ -29,20 +29,20 @@ pub(crate) fn write_outcome(out: &mut BytesMut, ok: bool) {
     });
 }
 
-/// How a peer got through the SASL layer.
+/// The outcome of the SASL layer for a peer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// With rights, which last as long as the token.
+    /// Rights, valid as long as the token.
     Granted(Box<Grant>),
-    /// To register, with a token.
+    /// A registration, with a token.
     Registers(String),
-    /// Without; a token follows through `$cbs`.
+    /// No rights; tokens follow through `$cbs`.
     Anonymous,
-    /// Not at all.
+    /// The peer is refused.
     Refused,
 }
 
-/// Judges a peer's init frame.
+/// Reads a peer's init frame and returns the outcome.
 pub(crate) fn enter(body: &[u8], hub: &Hub, has_certificate: bool) -> Result<Entry, DecodeError> {
     let mut reader = Reader::new(body);
     if reader.descriptor()? != INIT {
@@ -56,14 +56,16 @@ pub(crate) fn enter(body: &[u8], hub: &Hub, has_certificate: bool) -> Result<Ent
     let response = fields.get(Reader::binary)?.unwrap_or_default();
     Ok(match mechanism {
         "ANONYMOUS" | "MSSBCBS" => Entry::Anonymous,
-        // Whoever has a certificate has shown it before; what it is good for is judged with each link.
+        // The TLS handshake has proved possession of the certificate's key; each link checks the
+        // certificate.
         "EXTERNAL" if has_certificate => Entry::Anonymous,
         "PLAIN" => plain(response, hub).unwrap_or(Entry::Refused),
         _ => Entry::Refused,
     })
 }
 
-/// `{policy}@sas.root.{hub}` and a token of that policy, or `{idScope}/registrations/{registrationId}` and one for that.
+/// Checks `{policy}@sas.root.{hub}` with a token of the policy, or
+/// `{idScope}/registrations/{registrationId}` with a token of the registration.
 fn plain(response: &[u8], hub: &Hub) -> Option<Entry> {
     let mut parts = response.split(|byte| *byte == 0);
     let (_, user, password) = (parts.next()?, parts.next()?, parts.next()?);
@@ -80,8 +82,8 @@ fn plain(response: &[u8], hub: &Hub) -> Option<Entry> {
         None => policy(user, token, hub).map(|grant| Entry::Granted(Box::new(grant))),
     };
     match entry {
-        Some(_) => hub.tallies.tokens_accepted.one(),
-        None => hub.tallies.tokens_refused.one(),
+        Some(_) => hub.counters.tokens_accepted.one(),
+        None => hub.counters.tokens_refused.one(),
     }
     entry
 }

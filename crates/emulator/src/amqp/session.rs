@@ -1,28 +1,28 @@
-//! A session: its two windows, its links and the hub's unsettled deliveries.
+//! A session: the two windows, the links and the hub's unsettled deliveries.
 
 use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 
 use super::address::Node;
-use super::connection::Place;
+use super::connection::LinkKey;
 use super::link::{Link, LinkState, Unsettled};
 use super::performative::{self, Begin, Flow, FlowOut, HANDLE_MAX, INCOMING_WINDOW, TransferOut};
 
-/// One session. Both ends use the same channel number, as they may.
+/// One session. Both ends use the same channel number, which AMQP allows.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) channel: u16,
     next_incoming_id: u32,
-    /// How many transfers the peer may still send.
+    /// The number of transfers the peer may still send.
     incoming_window: u32,
     next_outgoing_id: u32,
-    /// How many transfers the hub may still send.
+    /// The number of transfers the hub may still send.
     remote_window: u32,
     next_delivery_id: u32,
     links: Vec<Option<Box<Link>>>,
     pub(crate) unsettled: BTreeMap<u32, Unsettled>,
-    /// Leave `next-incoming-id` out of flows.
+    /// Whether to leave `next-incoming-id` out of flows.
     pub(crate) omit_next_incoming_id: bool,
 }
 
@@ -50,14 +50,14 @@ impl Session {
         self.links.get_mut(handle as usize)?.as_deref_mut()
     }
 
-    /// All links with their handles.
+    /// Returns all links with the handles.
     pub(crate) fn links(&mut self) -> impl Iterator<Item = (u32, &mut Link)> {
         (0u32..)
             .zip(self.links.iter_mut())
             .filter_map(|(handle, link)| Some((handle, link.as_deref_mut()?)))
     }
 
-    /// Puts a link; false if the handle is out of bounds or in use.
+    /// Inserts a link. Returns `false` if the handle is out of bounds or in use.
     pub(crate) fn insert(&mut self, handle: u32, link: Link) -> bool {
         if handle > HANDLE_MAX || self.link(handle).is_some() {
             return false;
@@ -70,7 +70,7 @@ impl Session {
         true
     }
 
-    /// Forgets a link and returns the deliveries it leaves behind.
+    /// Removes a link and returns the link's unsettled deliveries.
     pub(crate) fn remove(&mut self, handle: u32) -> Vec<Unsettled> {
         if let Some(link) = self.links.get_mut(handle as usize) {
             *link = None;
@@ -78,26 +78,26 @@ impl Session {
         self.take_unsettled_of(handle)
     }
 
-    /// The links that are open, and the deliveries that are left, of a session that ends.
-    pub(crate) fn into_parts(mut self) -> (Vec<(Place, Node)>, Vec<Unsettled>) {
+    /// Returns the open links and the unsettled deliveries of an ending session.
+    pub(crate) fn into_parts(mut self) -> (Vec<(LinkKey, Node)>, Vec<Unsettled>) {
         let channel = self.channel;
         let open = self
             .links()
             .filter(|(_, link)| link.state == LinkState::Open);
         let open = open.map(|(handle, link)| {
             let serial = link.serial;
-            let place = Place {
+            let key = LinkKey {
                 channel,
                 handle,
                 serial,
             };
-            (place, link.node)
+            (key, link.node)
         });
         let open = open.collect();
         (open, self.unsettled.into_values().collect())
     }
 
-    /// The deliveries of one link, which are no longer the peer's.
+    /// Removes and returns the unsettled deliveries of one link.
     pub(crate) fn take_unsettled_of(&mut self, handle: u32) -> Vec<Unsettled> {
         let ids: Vec<u32> = self
             .unsettled
@@ -110,7 +110,7 @@ impl Session {
             .collect()
     }
 
-    /// Counts a transfer of the peer; false if it had no room for one.
+    /// Counts a transfer from the peer. Returns `false` if the window was used up.
     #[inline]
     pub(crate) fn count_incoming(&mut self) -> bool {
         self.next_incoming_id = self.next_incoming_id.wrapping_add(1);
@@ -123,14 +123,14 @@ impl Session {
         }
     }
 
-    /// Whether the peer's room is half used up.
+    /// Whether half of the incoming window is used up.
     pub(crate) fn needs_flow(&self) -> bool {
         self.incoming_window < INCOMING_WINDOW / 2
     }
 
-    /// Takes over what a peer's flow says of the session.
+    /// Applies the session fields of a peer's flow.
     pub(crate) fn apply_flow(&mut self, flow: &Flow) {
-        // A peer that has not seen the begin yet counts from the hub's initial id.
+        // A peer before the hub's begin counts from the hub's initial id.
         let next_incoming = flow.next_incoming_id.unwrap_or(1);
         self.remote_window = next_incoming
             .wrapping_add(flow.incoming_window)
@@ -140,12 +140,12 @@ impl Session {
         }
     }
 
-    /// Whether the hub may send.
+    /// Whether the hub may send a transfer.
     pub(crate) fn can_send(&self) -> bool {
         self.remote_window > 0
     }
 
-    /// Writes a flow about the session, or about one of its links.
+    /// Writes a flow for the session, or for one of the links.
     pub(crate) fn write_flow(
         &mut self,
         out: &mut BytesMut,
@@ -162,7 +162,8 @@ impl Session {
         performative::write_flow(out, self.channel, flow);
     }
 
-    /// Writes an answer on a link that has credit, and remembers it until the peer has settled it.
+    /// Writes an answer on a link with credit. The answer stays in `unsettled` until settled by the
+    /// peer.
     pub(crate) fn write_reply(
         &mut self,
         out: &mut BytesMut,
@@ -183,7 +184,7 @@ impl Session {
         }
     }
 
-    /// Writes one message and returns its delivery id.
+    /// Writes one message and returns the delivery id.
     pub(crate) fn write_message(
         &mut self,
         out: &mut BytesMut,

@@ -1,10 +1,10 @@
-//! Things to do later, soonest first.
+//! A queue of delayed actions, earliest first.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-/// A heap of things by time; equal times keep their order.
+/// A heap ordered by time; entries of equal time keep the order of insertion.
 #[derive(Debug)]
 pub(crate) struct Timer<T> {
     heap: BinaryHeap<Entry<T>>,
@@ -35,12 +35,12 @@ impl<T> Timer<T> {
         });
     }
 
-    /// When the next thing is due.
+    /// Returns the time of the earliest entry.
     pub(crate) fn next_at(&self) -> Option<Instant> {
         self.heap.peek().map(|entry| entry.at)
     }
 
-    /// The next thing that is due by `now`.
+    /// Removes and returns the earliest entry due by `now`.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<T> {
         if self.next_at()? > now {
             return None;
@@ -48,7 +48,7 @@ impl<T> Timer<T> {
         self.heap.pop().map(|entry| entry.what)
     }
 
-    /// Everything that is left, in no order.
+    /// Removes and returns all entries, in no particular order.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.heap.drain().map(|entry| entry.what)
     }
@@ -70,7 +70,7 @@ impl<T> PartialOrd for Entry<T> {
 
 impl<T> Ord for Entry<T> {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Reversed: the heap gives its greatest first.
+        // Reversed, since the heap returns the greatest entry first.
         (other.at, other.sequence).cmp(&(self.at, self.sequence))
     }
 }

@@ -1,4 +1,4 @@
-//! What an enrolment asks a device to prove, and what the device then has at the hub.
+//! The attestation of an enrolment, and the resulting authentication at the hub.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,25 +10,25 @@ use crate::fleet::Authentication;
 use crate::hub::{ClientCertificate, DeviceAuthorities, Proof};
 use crate::sas::{Token, TokenError};
 
-/// What a device proves itself with.
+/// The proof required by an enrolment.
 #[derive(Clone)]
 pub(crate) enum Attestation {
-    /// A token that one of two keys has signed, or for a group: a key that follows from one of them.
+    /// A token signed by either key. For a group, the signing key is derived from either key.
     SymmetricKeys([Vec<u8>; 2]),
-    /// One of these certificates.
+    /// A certificate equal to a certificate of the list.
     Certificates(Vec<CertificateDer<'static>>),
-    /// A certificate that one of these has signed, perhaps through others.
+    /// A certificate signed by a certificate of the list, directly or through intermediates.
     SignedBy(Vec<CertificateDer<'static>>),
 }
 
-/// Why a device is not let in.
+/// The reason for denying a registration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Denied {
-    #[error("there is no id scope '{0}'")]
+pub(crate) enum RegistrationDenied {
+    #[error("unknown id scope '{0}'")]
     Scope(String),
-    #[error("nothing was presented: neither a token nor a certificate")]
+    #[error("the device presented neither a token nor a certificate")]
     Nothing,
-    #[error("no enrolment takes this registration")]
+    #[error("no enrolment matches this registration")]
     NoEnrollment,
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -36,15 +36,15 @@ pub(crate) enum Denied {
     OtherRegistration(String),
     #[error("the certificate's common name is {0:?}, not the registration id")]
     CommonName(Option<String>),
-    #[error("the certificate is not that of the enrolment")]
+    #[error("the certificate is not a certificate of the enrolment")]
     OtherCertificate,
-    #[error("the certificate is not signed by that of the group: {0}")]
+    #[error("the certificate is not signed by a certificate of the group: {0}")]
     Signer(String),
 }
 
-/// Who asks.
+/// A device asking for registration.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Asker<'a> {
+pub(crate) struct RegistrationAttempt<'a> {
     pub(crate) id_scope: &'a str,
     pub(crate) registration_id: &'a str,
     pub(crate) proof: Proof<'a>,
@@ -52,7 +52,8 @@ pub(crate) struct Asker<'a> {
 }
 
 impl Attestation {
-    /// Whether this is proved with what the asker has presented: tokens are for keys.
+    /// Whether the attestation accepts this kind of proof: tokens for keys, certificates for
+    /// certificates.
     pub(crate) fn takes(&self, proof: Proof<'_>) -> bool {
         matches!(
             (self, proof),
@@ -64,39 +65,43 @@ impl Attestation {
         )
     }
 
-    /// Checks the asker's proof, and says what the device authenticates with at the hub: its keys, or its certificate's
-    /// thumbprints.
-    pub(crate) fn check(&self, asker: Asker<'_>, is_group: bool) -> Result<Authentication, Denied> {
-        match (self, asker.proof) {
+    /// Checks the proof of an attempt. Returns the device's authentication at the hub: the keys, or
+    /// the certificate's thumbprint.
+    pub(crate) fn check(
+        &self,
+        attempt: RegistrationAttempt<'_>,
+        is_group: bool,
+    ) -> Result<Authentication, RegistrationDenied> {
+        match (self, attempt.proof) {
             (Self::SymmetricKeys(keys), Proof::Token(token)) => {
                 let keys = keys.each_ref().map(|key| {
                     if is_group {
-                        derived_key(key, asker.registration_id)
+                        derived_key(key, attempt.registration_id)
                     } else {
                         key.clone()
                     }
                 });
-                check_token(token, &keys, asker)?;
+                check_token(token, &keys, attempt)?;
                 Ok(Authentication::Sas(keys.map(|key| STANDARD.encode(key))))
             }
             (Self::Certificates(known), Proof::Certificate(certificate)) => {
                 if !known.iter().any(|known| certificate.is(known)) {
-                    return Err(Denied::OtherCertificate);
+                    return Err(RegistrationDenied::OtherCertificate);
                 }
-                of_certificate(certificate, asker.registration_id)
+                of_certificate(certificate, attempt.registration_id)
             }
             (Self::SignedBy(signers), Proof::Certificate(certificate)) => {
                 DeviceAuthorities::new(signers)
-                    .and_then(|signers| signers.check(certificate, asker.now_s))
-                    .map_err(Denied::Signer)?;
-                of_certificate(certificate, asker.registration_id)
+                    .and_then(|signers| signers.check(certificate, attempt.now_s))
+                    .map_err(RegistrationDenied::Signer)?;
+                of_certificate(certificate, attempt.registration_id)
             }
-            _ => Err(Denied::NoEnrollment),
+            _ => Err(RegistrationDenied::NoEnrollment),
         }
     }
 }
 
-/// The key of one device of a group.
+/// Derives a device's key from the key of a group.
 pub(crate) fn derived_key(group_key: &[u8], registration_id: &str) -> Vec<u8> {
     let mut mac =
         Hmac::<Sha256>::new_from_slice(group_key).expect("HMAC takes a key of any length");
@@ -105,30 +110,35 @@ pub(crate) fn derived_key(group_key: &[u8], registration_id: &str) -> Vec<u8> {
 }
 
 /// Checks a token for `{idScope}/registrations/{registrationId}`.
-fn check_token(token: &str, keys: &[Vec<u8>], asker: Asker<'_>) -> Result<(), Denied> {
+fn check_token(
+    token: &str,
+    keys: &[Vec<u8>],
+    attempt: RegistrationAttempt<'_>,
+) -> Result<(), RegistrationDenied> {
     let token = Token::read(token)?;
     if !keys.iter().any(|key| token.is_signed_by(key)) {
         return Err(TokenError::BadSignature.into());
     }
-    let scope = token.scope(&[asker.id_scope.to_ascii_lowercase()])?;
+    let scope = token.scope(&[attempt.id_scope.to_ascii_lowercase()])?;
     let path = scope.split_once('/').map_or("", |(_, path)| path);
-    if !path.eq_ignore_ascii_case(&format!("registrations/{}", asker.registration_id)) {
-        return Err(Denied::OtherRegistration(scope));
+    if !path.eq_ignore_ascii_case(&format!("registrations/{}", attempt.registration_id)) {
+        return Err(RegistrationDenied::OtherRegistration(scope));
     }
-    Ok(token.check_time(asker.now_s)?)
+    Ok(token.check_time(attempt.now_s)?)
 }
 
-/// The certificate's common name is the registration id; the hub gets to know the thumbprint.
+/// Checks that the certificate's common name is the registration id. Returns the thumbprint as
+/// authentication.
 fn of_certificate(
     certificate: &ClientCertificate,
     registration_id: &str,
-) -> Result<Authentication, Denied> {
+) -> Result<Authentication, RegistrationDenied> {
     let name = certificate.common_name();
     if !name
         .as_ref()
         .is_some_and(|name| name.eq_ignore_ascii_case(registration_id))
     {
-        return Err(Denied::CommonName(name));
+        return Err(RegistrationDenied::CommonName(name));
     }
     let [_, sha256] = certificate.thumbprints();
     Ok(Authentication::SelfSigned([Some(sha256), None]))
@@ -140,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_key_of_a_group_gives_the_documented_key_of_a_device() {
-        // The example of the documentation of symmetric key attestation.
+        // The example in the documentation of symmetric key attestation.
         let group = STANDARD
             .decode("8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw==")
             .unwrap();

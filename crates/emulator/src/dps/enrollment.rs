@@ -1,5 +1,5 @@
-//! The enrolment file: who may register. Its objects are those of the service's own interface, as
-//! `az iot dps enrollment list` writes them.
+//! The enrolment file, which defines who may register. The objects have the form of the service's
+//! own interface, as printed by `az iot dps enrollment list`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,28 +13,28 @@ use super::attestation::Attestation;
 use crate::fleet::check_id;
 use crate::policy::seeded_key;
 
-/// The name of the group that there is without a file.
+/// The name of the only group when no file is given.
 const DEFAULT_GROUP: &str = "default";
 /// The lengths of a symmetric key, in bytes, as in the hub's registry.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 
-/// Why a file of enrolments is refused.
+/// The reason for refusing a file of enrolments.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollmentError {
     /// The text is not a file of enrolments.
-    #[error("the enrolments cannot be read: {0}")]
+    #[error("cannot parse the enrolments: {0}")]
     Syntax(String),
-    /// An enrolment cannot be.
+    /// An enrolment is invalid.
     #[error("enrolment '{name}': {problem}")]
     Enrollment {
-        /// Its registration id, or its group's.
+        /// The registration id, or the id of the group.
         name: String,
-        /// What is wrong with it, and what is allowed.
+        /// The problem, and the allowed values.
         problem: String,
     },
 }
 
-/// Who may register at the Device Provisioning Service.
+/// The enrolments of the Device Provisioning Service.
 ///
 /// ```yaml
 /// idScope: 0ne00A1B2C3
@@ -53,8 +53,8 @@ pub enum EnrollmentError {
 ///     attestation: { type: x509, x509: { signingCertificates: { primary: { certificate: "-----BEGIN …" } } } }
 /// ```
 ///
-/// Keys that are not given follow from the hub's seed. `provisioningStatus: disabled` answers `disabled`, and `iotHubs`
-/// without this hub's name `unassigned`.
+/// Missing keys follow from the hub's seed. `provisioningStatus: disabled` is answered by
+/// `disabled`, and `iotHubs` without this hub's name by `unassigned`.
 #[derive(Clone)]
 pub struct Enrollments {
     pub(crate) id_scope: String,
@@ -64,19 +64,19 @@ pub struct Enrollments {
 /// One enrolment, of a device or of a group.
 #[derive(Clone)]
 pub(crate) struct Enrollment {
-    pub(crate) holder: Holder,
+    pub(crate) holder: EnrollmentHolder,
     pub(crate) attestation: Attestation,
     pub(crate) enabled: bool,
     pub(crate) edge: bool,
-    /// The hubs to assign to; empty for this one.
+    /// The hubs for assignment; empty for this hub.
     pub(crate) hubs: Vec<String>,
     pub(crate) tags: Map<String, Value>,
     pub(crate) desired: Map<String, Value>,
 }
 
-/// Whose enrolment it is.
+/// The holder of an enrolment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum EnrollmentHolder {
     Device {
         registration_id: String,
         device_id: String,
@@ -86,7 +86,7 @@ pub(crate) enum Holder {
 
 impl std::fmt::Debug for Enrollments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The keys stay where they are.
+        // Keys are never printed.
         f.debug_struct("Enrollments")
             .field("id_scope", &self.id_scope)
             .field("enrollments", &self.enrollments.len())
@@ -95,11 +95,12 @@ impl std::fmt::Debug for Enrollments {
 }
 
 impl Enrollments {
-    /// One group with a symmetric key, named `default`, for any device; scope and key follow from the seed.
+    /// Creates a single group with a symmetric key, named `default`, for any device; scope and key
+    /// follow from the seed.
     #[must_use]
     pub fn of_one_group(seed: u64) -> Self {
         let group = Enrollment {
-            holder: Holder::Group(DEFAULT_GROUP.to_owned()),
+            holder: EnrollmentHolder::Group(DEFAULT_GROUP.to_owned()),
             attestation: Attestation::SymmetricKeys(seeded_keys(seed, DEFAULT_GROUP)),
             enabled: true,
             edge: false,
@@ -113,11 +114,11 @@ impl Enrollments {
         }
     }
 
-    /// Reads a file, YAML or JSON. `seed` is what scope and keys follow from that are not given.
+    /// Reads a file, YAML or JSON. Missing scope and keys follow from `seed`.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with which enrolment.
+    /// An error names the invalid enrolment and the problem.
     pub fn read(text: &str, seed: u64) -> Result<Self, EnrollmentError> {
         let file: File = serde_saphyr::from_str(text)
             .map_err(|error| EnrollmentError::Syntax(error.to_string()))?;
@@ -133,7 +134,7 @@ impl Enrollments {
                 .iter()
                 .any(|other| other.holder.key() == name)
             {
-                return Err(refused(name.1, "there are two of that name"));
+                return Err(refused(name.1, "another enrolment has the same id"));
             }
         }
         Ok(Self {
@@ -142,18 +143,18 @@ impl Enrollments {
         })
     }
 
-    /// The scope that devices name.
+    /// Returns the id scope, as named by devices.
     #[must_use]
     pub fn id_scope(&self) -> &str {
         &self.id_scope
     }
 
-    /// The groups with symmetric keys, each with its primary key in base64. A device of the group has the key
-    /// `base64(HMAC-SHA256(key, registrationId))`.
+    /// Returns the groups with symmetric keys, each with the primary key in base64. A device of the
+    /// group has the key `base64(HMAC-SHA256(key, registrationId))`.
     pub fn group_keys(&self) -> impl Iterator<Item = (&str, String)> {
         self.enrollments.iter().filter_map(|enrollment| {
             match (&enrollment.holder, &enrollment.attestation) {
-                (Holder::Group(name), Attestation::SymmetricKeys([primary, _])) => {
+                (EnrollmentHolder::Group(name), Attestation::SymmetricKeys([primary, _])) => {
                     Some((name.as_str(), STANDARD.encode(primary)))
                 }
                 _ => None,
@@ -162,8 +163,9 @@ impl Enrollments {
     }
 }
 
-impl Holder {
-    /// What no two enrolments share. Registration ids are compared without regard to case, as the service does.
+impl EnrollmentHolder {
+    /// Returns the unique key of an enrolment. Registration ids are case-insensitive, as in the
+    /// service.
     fn key(&self) -> (bool, String) {
         match self {
             Self::Device {
@@ -178,7 +180,7 @@ fn seeded_keys(seed: u64, name: &str) -> [Vec<u8>; 2] {
     ["primary", "secondary"].map(|which| seeded_key(seed, &["enrollment", name, which]))
 }
 
-/// Eleven characters, like those of the service.
+/// Returns an id scope of eleven characters, as in the service.
 fn seeded_scope(seed: u64) -> String {
     let bytes = seeded_key(seed, &["id scope"]);
     let digits: String = bytes
@@ -196,7 +198,8 @@ fn refused(name: impl Into<String>, problem: impl Into<String>) -> EnrollmentErr
     }
 }
 
-/// Whether a text is a registration id: up to 128 letters, digits and `-._:`, the last one a letter, a digit or a dash.
+/// Whether a text is a registration id: 1 to 128 letters, digits and `-._:`, ending with a letter,
+/// a digit or a dash.
 pub(crate) fn is_registration_id(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
     let last = text.bytes().next_back();
@@ -205,7 +208,7 @@ pub(crate) fn is_registration_id(text: &str) -> bool {
         && last.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-// === The file as written ===
+// === The file format ===
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -245,12 +248,12 @@ struct Common {
     capabilities: Capabilities,
     #[serde(default)]
     iot_hubs: Vec<String>,
-    /// What is left is what the service adds to an enrolment when it is read, and what only matters with several hubs.
+    /// All other fields: fields added by the service on reading, and fields for several hubs.
     #[serde(flatten)]
     others: std::collections::BTreeMap<String, IgnoredAny>,
 }
 
-/// Fields of the service's own enrolments that change nothing here.
+/// Fields of the service's enrolments without an effect in the emulator.
 const WITHOUT_EFFECT: [&str; 8] = [
     "etag",
     "createdDateTimeUtc",
@@ -313,7 +316,7 @@ struct Certificates {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Certificate {
-    /// PEM, or the base64 of the DER.
+    /// PEM, or the base64 of DER or PEM.
     certificate: Option<String>,
     info: Option<IgnoredAny>,
 }
@@ -322,12 +325,12 @@ impl Individual {
     fn check(self, seed: u64) -> Result<Enrollment, EnrollmentError> {
         let id = self.registration_id;
         if !is_registration_id(&id) {
-            let problem = "a registration id has 1 to 128 of the characters A-Z, a-z, 0-9 and -._:, and does not end with one of ._:";
+            let problem = "a registration id must have 1 to 128 of the characters A-Z, a-z, 0-9 and -._:, and must not end with one of ._:";
             return Err(refused(id, problem));
         }
         let device_id = self.device_id.unwrap_or_else(|| id.clone());
         check_id(&device_id).map_err(|problem| refused(&id, problem))?;
-        let holder = Holder::Device {
+        let holder = EnrollmentHolder::Device {
             registration_id: id.clone(),
             device_id,
         };
@@ -339,19 +342,19 @@ impl Individual {
 impl Group {
     fn check(self, seed: u64) -> Result<Enrollment, EnrollmentError> {
         let name = self.enrollment_group_id;
-        let holder = Holder::Group(name.clone());
+        let holder = EnrollmentHolder::Group(name.clone());
         let enrollment = self.common.check(holder, &name, seed);
         enrollment.map_err(|problem| refused(name, problem))
     }
 }
 
 impl Common {
-    fn check(self, holder: Holder, name: &str, seed: u64) -> Result<Enrollment, String> {
+    fn check(self, holder: EnrollmentHolder, name: &str, seed: u64) -> Result<Enrollment, String> {
         let mut others = self.others.keys();
         if let Some(unknown) = others.find(|key| !WITHOUT_EFFECT.contains(&key.as_str())) {
-            return Err(format!("there is no field '{unknown}'"));
+            return Err(format!("unknown field '{unknown}'"));
         }
-        let is_group = matches!(holder, Holder::Group(_));
+        let is_group = matches!(holder, EnrollmentHolder::Group(_));
         let enabled = match self.provisioning_status.as_deref() {
             None => true,
             Some(status) if status.eq_ignore_ascii_case("enabled") => true,
@@ -379,7 +382,9 @@ impl Attested {
         match self.r#type.to_ascii_lowercase().as_str() {
             "symmetrickey" => {
                 if self.x509.is_some() {
-                    return Err("an attestation of the type symmetricKey has no x509".to_owned());
+                    return Err(
+                        "an attestation of the type symmetricKey must not have x509".to_owned()
+                    );
                 }
                 let keys = self.symmetric_key.unwrap_or_default();
                 let [primary, secondary] = seeded_keys(seed, name);
@@ -391,7 +396,9 @@ impl Attested {
             }
             "x509" => {
                 if self.symmetric_key.is_some() {
-                    return Err("an attestation of the type x509 has no symmetricKey".to_owned());
+                    return Err(
+                        "an attestation of the type x509 must not have symmetricKey".to_owned()
+                    );
                 }
                 let x509 = self.x509.unwrap_or_default();
                 let (wanted, other, field) = if is_group {
@@ -408,7 +415,7 @@ impl Attested {
                     )
                 };
                 if other.is_some() {
-                    return Err(format!("only x509.{field} can be here"));
+                    return Err(format!("only x509.{field} is allowed in this enrolment"));
                 }
                 let certificates = wanted.unwrap_or_default().read()?;
                 if certificates.is_empty() {
@@ -433,7 +440,10 @@ impl Certificates {
         given
             .map(|given| {
                 if given.info.is_some() && given.certificate.is_none() {
-                    return Err("a certificate is needed; its info alone does not do".to_owned());
+                    return Err(
+                        "the field certificate is required; info alone is not sufficient"
+                            .to_owned(),
+                    );
                 }
                 read_certificate(&given.certificate.unwrap_or_default())
             })
@@ -442,12 +452,12 @@ impl Certificates {
 }
 
 fn read_certificate(text: &str) -> Result<CertificateDer<'static>, String> {
-    let wrong = || "a certificate is neither PEM nor the base64 of a DER".to_owned();
+    let wrong = || "a certificate is neither PEM nor DER in base64".to_owned();
     if text.contains("-----BEGIN") {
         return CertificateDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong());
     }
     let der = STANDARD.decode(text.trim()).map_err(|_| wrong())?;
-    // What `az` writes is the base64 of the PEM file.
+    // `az` writes the base64 of the PEM file.
     if der.starts_with(b"-----BEGIN") {
         return CertificateDer::from_pem_slice(&der).map_err(|_| wrong());
     }

@@ -8,19 +8,19 @@ use super::service::{Answer, Operation, Request};
 use crate::hub::{ClientCertificate, Hub, Proof};
 use crate::rest::json_response;
 
-/// The versions of the interface that official SDKs and tools have asked for; the first is what today's device SDKs send.
+/// The API versions requested by official SDKs and tools; current device SDKs send the first.
 const API_VERSIONS: [&str; 3] = [super::API_VERSION, "2018-11-01", "2021-06-01"];
 
-/// What a path of the service names.
+/// The content of a path of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Path<'a> {
     id_scope: &'a str,
     registration_id: &'a str,
-    /// None to register.
+    /// The operation to query; `None` for a request to register.
     operation_id: Option<&'a str>,
 }
 
-/// What a request means, if its path is one of the service: `/{idScope}/registrations/{registrationId}/register` or
+/// Parses a path of the service: `/{idScope}/registrations/{registrationId}/register` or
 /// `…/operations/{operationId}`.
 pub(crate) fn path_of<'a>(method: &Method, segments: &[&'a str]) -> Option<Path<'a>> {
     let &[
@@ -38,7 +38,7 @@ pub(crate) fn path_of<'a>(method: &Method, segments: &[&'a str]) -> Option<Path<
     }
     let operation_id = match (method.as_str(), verb.to_ascii_lowercase().as_str(), rest) {
         ("PUT", "register", []) => None,
-        // The documentation says GET; some SDKs have said POST.
+        // The documentation specifies GET; some SDKs have sent POST.
         ("GET" | "POST", "operations", [id]) => Some(*id),
         _ => return None,
     };

@@ -1,4 +1,4 @@
-//! How a registration is decided.
+//! Deciding registrations.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::attestation::{Asker, Denied};
-use super::enrollment::{Enrollment, Enrollments, Holder, is_registration_id};
+use super::attestation::{RegistrationAttempt, RegistrationDenied};
+use super::enrollment::{Enrollment, EnrollmentHolder, Enrollments, is_registration_id};
 use crate::amqp::tracking_id;
 use crate::fleet::{
     Authentication, DESIRED_BYTES_MAX, Stamp, TAGS_BYTES_MAX, check_section, iso_time, touch,
@@ -15,12 +15,13 @@ use crate::fleet::{
 use crate::hub::{Hub, Proof};
 use crate::lock;
 
-/// How long a device is told to wait before it asks what has come of its registration. The service says three seconds.
+/// The time for a device to wait before asking for the result of a registration. The real service
+/// asks for three seconds.
 const RETRY_AFTER_S: u32 = 1;
-/// The longest `payload` of a registration is taken and not looked at; the whole body has this bound.
+/// The largest body of a registration. The `payload` in the body is accepted and ignored.
 pub(crate) const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// A request of a device.
+/// A request from a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request<'a> {
     pub(crate) id_scope: &'a str,
@@ -29,25 +30,25 @@ pub(crate) struct Request<'a> {
     pub(crate) operation: Operation<'a>,
 }
 
-/// What a device wants.
+/// The requested operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation<'a> {
-    /// To be registered; the body is JSON.
+    /// Register the device; the body is JSON.
     Register(&'a [u8]),
-    /// To know what has come of that.
+    /// Return the state of the operation with this id.
     Status(&'a str),
 }
 
-/// What it is told: a status of HTTP, which the other protocols use too, and JSON.
+/// The answer to a device: an HTTP status, also used by the other protocols, and JSON.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// When to ask again.
+    /// The time to wait before asking again.
     pub(crate) retry_after_s: Option<u32>,
     pub(crate) body: Value,
 }
 
-/// What is kept of a registration.
+/// A completed registration.
 #[derive(Debug, Clone)]
 struct Registration {
     device_id: String,
@@ -59,12 +60,12 @@ struct Registration {
 #[derive(Debug)]
 pub(crate) struct Provisioning {
     enrollments: Enrollments,
-    /// By registration id in lower case. There is never one more than the registry can hold devices: an entry is made
-    /// once the device is in the registry.
+    /// By registration id in lower case. The capacity of the registry bounds the number of entries:
+    /// an entry is added once the device is in the registry.
     registrations: Mutex<HashMap<String, Registration>>,
 }
 
-/// Why a device gets no hub, though it is who it says.
+/// The reason why an authenticated device is not assigned to a hub.
 struct Failure {
     status: &'static str,
     code: u32,
@@ -83,7 +84,7 @@ impl Provisioning {
         &self.enrollments
     }
 
-    /// Whether somebody may register.
+    /// Whether the proof allows the registration.
     pub(crate) fn admits(
         &self,
         id_scope: &str,
@@ -91,30 +92,30 @@ impl Provisioning {
         proof: Proof<'_>,
         now_s: u64,
     ) -> bool {
-        let judged = self.authenticate(id_scope, registration_id, Some(proof), now_s);
-        if let Err(denied) = &judged {
+        let checked = self.authenticate(id_scope, registration_id, Some(proof), now_s);
+        if let Err(denied) = &checked {
             tracing::debug!(registration = registration_id, reason = %denied, "registration denied");
         }
-        judged.is_ok()
+        checked.is_ok()
     }
 
-    /// Decides a request. The same request has the same answer however often it comes.
+    /// Decides a request. A repeated request gets the same operation id and the same device.
     pub(crate) fn handle(&self, hub: &Hub, request: Request<'_>) -> Answer {
         if !is_registration_id(request.registration_id) {
             let text =
                 "The registration ID is invalid: 1 to 128 of A-Z, a-z, 0-9 and -._: are allowed.";
             return Answer::error(400, 400_203, text);
         }
-        let judged = self.authenticate(
+        let checked = self.authenticate(
             request.id_scope,
             request.registration_id,
             request.proof,
             hub.now_s(),
         );
-        let (enrollment, authentication) = match judged {
+        let (enrollment, authentication) = match checked {
             Ok(found) => found,
             Err(denied) => {
-                // Whoever asks is told nothing more, as by the service.
+                // As in the real service, the client does not learn the reason.
                 tracing::debug!(registration = request.registration_id, reason = %denied, "registration denied");
                 return Answer::error(401, 401_002, "Unauthorized");
             }
@@ -134,47 +135,50 @@ impl Provisioning {
                     Err(failure) => failure.answer(&operation_id, request.registration_id),
                 }
             }
-            Operation::Status(asked) if asked == operation_id => self
+            Operation::Status(requested) if requested == operation_id => self
                 .assigned(hub, enrollment, request, &operation_id)
                 .unwrap_or_else(|| Answer::error(404, 404_204, "There is no such operation.")),
             Operation::Status(_) => Answer::error(404, 404_204, "There is no such operation."),
         }
     }
 
-    /// The enrolment for a request: the device's own, or else a group that takes it.
+    /// Returns the enrolment for a request: the device's individual enrolment, or otherwise a group
+    /// accepting the proof.
     fn authenticate(
         &self,
-        asked_scope: &str,
-        asked_id: &str,
+        requested_scope: &str,
+        requested_id: &str,
         proof: Option<Proof<'_>>,
         now_s: u64,
-    ) -> Result<(&Enrollment, Authentication), Denied> {
+    ) -> Result<(&Enrollment, Authentication), RegistrationDenied> {
         let Enrollments {
             id_scope,
             enrollments,
         } = &self.enrollments;
-        if !asked_scope.eq_ignore_ascii_case(id_scope) {
-            return Err(Denied::Scope(asked_scope.to_owned()));
+        if !requested_scope.eq_ignore_ascii_case(id_scope) {
+            return Err(RegistrationDenied::Scope(requested_scope.to_owned()));
         }
-        let asker = Asker {
+        let attempt = RegistrationAttempt {
             id_scope,
-            registration_id: asked_id,
-            proof: proof.ok_or(Denied::Nothing)?,
+            registration_id: requested_id,
+            proof: proof.ok_or(RegistrationDenied::Nothing)?,
             now_s,
         };
         let own = enrollments.iter().find(|one| {
-            matches!(&one.holder, Holder::Device { registration_id, .. }
-                if registration_id.eq_ignore_ascii_case(asked_id))
+            matches!(&one.holder, EnrollmentHolder::Device { registration_id, .. }
+                if registration_id.eq_ignore_ascii_case(requested_id))
         });
         if let Some(own) = own {
-            return Ok((own, own.attestation.check(asker, false)?));
+            return Ok((own, own.attestation.check(attempt, false)?));
         }
-        let mut denied = Denied::NoEnrollment;
+        let mut denied = RegistrationDenied::NoEnrollment;
         for group in enrollments {
-            if !matches!(group.holder, Holder::Group(_)) || !group.attestation.takes(asker.proof) {
+            if !matches!(group.holder, EnrollmentHolder::Group(_))
+                || !group.attestation.takes(attempt.proof)
+            {
                 continue;
             }
-            match group.attestation.check(asker, true) {
+            match group.attestation.check(attempt, true) {
                 Ok(authentication) => return Ok((group, authentication)),
                 Err(reason) => denied = reason,
             }
@@ -182,7 +186,7 @@ impl Provisioning {
         Err(denied)
     }
 
-    /// Puts the device into the registry, with what it authenticates with.
+    /// Puts the device into the registry with the enrolment's authentication.
     fn assign(
         &self,
         hub: &Hub,
@@ -214,10 +218,10 @@ impl Provisioning {
         let mut registrations = lock(&self.registrations);
         let key = registration_id.to_ascii_lowercase();
         let device_id = match (&enrollment.holder, registrations.get(&key)) {
-            (Holder::Device { device_id, .. }, _) => device_id.clone(),
-            // The spelling of the first time stays.
-            (Holder::Group(_), Some(known)) => known.device_id.clone(),
-            (Holder::Group(_), None) => registration_id.to_owned(),
+            (EnrollmentHolder::Device { device_id, .. }, _) => device_id.clone(),
+            // The spelling of the first registration stays.
+            (EnrollmentHolder::Group(_), Some(known)) => known.device_id.clone(),
+            (EnrollmentHolder::Group(_), None) => registration_id.to_owned(),
         };
         put_device(hub, enrollment, &device_id, authentication, now_ms)?;
         registrations
@@ -231,7 +235,7 @@ impl Provisioning {
         Ok(())
     }
 
-    /// What a registered device is told.
+    /// Returns the answer for a registered device.
     fn assigned(
         &self,
         hub: &Hub,
@@ -257,10 +261,10 @@ impl Provisioning {
                 let info = json!({ "sha1Thumbprint": sha1, "sha256Thumbprint": sha256 });
                 state["x509"] = json!({ "certificateInfo": info });
             }
-            (Holder::Group(name), _) => {
+            (EnrollmentHolder::Group(name), _) => {
                 state["symmetricKey"] = json!({ "enrollmentGroupId": name });
             }
-            (Holder::Device { .. }, _) => {}
+            (EnrollmentHolder::Device { .. }, _) => {}
         }
         Some(Answer {
             status: 200,
@@ -274,7 +278,7 @@ impl Provisioning {
     }
 }
 
-/// Makes the device, or gives a device that there is the enrolment's authentication.
+/// Creates the device, or updates the authentication of an existing device.
 fn put_device(
     hub: &Hub,
     enrollment: &Enrollment,
@@ -328,7 +332,8 @@ fn put_device(
     }
 }
 
-/// A device may say its registration id again, and has to say the same.
+/// Checks a registration's body. A registration id in the body must be the request's registration
+/// id.
 fn check_body(body: &[u8], registration_id: &str) -> Result<(), String> {
     if body.len() > BODY_BYTES_MAX {
         return Err(format!(
@@ -345,8 +350,8 @@ fn check_body(body: &[u8], registration_id: &str) -> Result<(), String> {
     }
 }
 
-/// The id of a registration's operation. It follows from the registration, so that nothing is kept for those who never
-/// ask.
+/// Returns the id of a registration's operation. The id is derived from the registration, so that
+/// no operation needs to be stored.
 fn operation_id(id_scope: &str, registration_id: &str) -> String {
     let named = format!("{id_scope}/{registration_id}").to_ascii_lowercase();
     let hash = Sha256::digest(named.as_bytes());
@@ -368,7 +373,7 @@ fn operation_id(id_scope: &str, registration_id: &str) -> String {
 }
 
 impl Failure {
-    /// The answer says `failed`, `disabled` or `unassigned` where it says `assigned` else.
+    /// Returns the answer, with `failed`, `disabled` or `unassigned` in place of `assigned`.
     fn answer(self, operation_id: &str, registration_id: &str) -> Answer {
         Answer {
             status: 200,

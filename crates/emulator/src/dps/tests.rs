@@ -13,7 +13,7 @@ use crate::sas::sign_device_token;
 const SCOPE: &str = "0ne00TEST";
 const KEY: [u8; 32] = [7; 32];
 
-/// An authority's certificate in PEM, and one that it has signed for `name`.
+/// Returns an authority's certificate in PEM, and a certificate for `name` signed by the authority.
 fn signed(name: &str) -> (String, ClientCertificate) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -26,7 +26,7 @@ fn signed(name: &str) -> (String, ClientCertificate) {
     (pem, ClientCertificate::new(&[leaf.der().clone()]).unwrap())
 }
 
-/// A certificate for `name` that nobody has signed, in PEM and as it is presented.
+/// Returns a self-signed certificate for `name`, in PEM and in the presented form.
 fn unsigned(name: &str) -> (String, ClientCertificate) {
     let mut leaf = CertificateParams::new(Vec::<String>::new()).unwrap();
     leaf.distinguished_name.push(DnType::CommonName, name);
@@ -44,7 +44,7 @@ fn hub(enrollments: &Value) -> Hub {
     Hub::new(config, DeviceAuthorities::default())
 }
 
-/// One of each kind.
+/// An enrolment of each kind.
 fn enrollments() -> Value {
     let keys = json!({ "primaryKey": STANDARD.encode(KEY), "secondaryKey": STANDARD.encode(KEY) });
     let attestation = json!({ "type": "symmetricKey", "symmetricKey": keys });
@@ -78,7 +78,7 @@ fn ask(hub: &Hub, id: &str, proof: Option<Proof<'_>>, operation: Operation<'_>) 
     hub.provisioning.handle(hub, request)
 }
 
-/// Registers with a key and asks what has come of it.
+/// Registers with a proof, and asks for the result.
 fn register(hub: &Hub, id: &str, proof: Proof<'_>) -> Value {
     let first = ask(hub, id, Some(proof), Operation::Register(b"{}"));
     if first.status != 202 {
@@ -115,7 +115,7 @@ fn a_device_gets_this_hub_and_the_keys_of_its_enrolment() {
     assert_eq!(Value::Object(made.tags), json!({ "a": 1 }));
     assert_eq!(Value::Object(made.desired), json!({ "b": { "c": 2 } }));
     assert!(made.desired_metadata.contains_key("b"));
-    // Again, it is the same device, and nothing has changed.
+    // A repeated registration finds the same device and changes nothing.
     let again = register_with_key(&hub, "OWN", &KEY);
     assert_eq!(again["operationId"], answer["operationId"]);
     assert_eq!(
@@ -186,7 +186,7 @@ fn whoever_proves_nothing_is_told_nothing() {
         ("own", Some(Proof::Token(&ended))),
         ("own", Some(Proof::Token("nonsense"))),
         ("own", Some(Proof::Certificate(&certificate))),
-        // The group's key itself is nobody's.
+        // The group's own key belongs to no device.
         ("unknown", Some(Proof::Token(&good))),
     ] {
         let answer = ask(&hub, id, proof, Operation::Register(b"{}"));
@@ -231,7 +231,7 @@ fn what_makes_no_sense_is_refused() {
         let answer = ask(&hub, id, proof, operation);
         assert_eq!(answer.status, status, "{id} {operation:?}: {}", answer.body);
     }
-    // Nothing has come of a registration that there was not.
+    // Without a registration, the operation does not exist.
     let hub = self::hub(&enrollments());
     let first = ask(&hub, "own", proof, Operation::Status("4.x"));
     assert_eq!(first.status, 404);
@@ -259,7 +259,7 @@ fn certificates_are_those_of_the_enrolment_or_of_its_authority() {
         ("own", &other, false),
         ("own", &of_group, false),
         ("grouped", &of_group, true),
-        // The common name is another.
+        // The common name differs.
         ("elsewhere", &of_group, false),
         ("grouped", &stranger, false),
         ("grouped", &own, false),
@@ -288,11 +288,11 @@ fn enrolments_that_cannot_be_are_refused_with_the_reason() {
         (json!({ "scope": "x" }), "unknown field"),
         (
             one(json!({ "registrationId": "a b" })),
-            "a registration id has 1 to 128",
+            "a registration id must have 1 to 128",
         ),
         (
             one(json!({ "registrationID": "d" })),
-            "no field 'registrationID'",
+            "unknown field 'registrationID'",
         ),
         (one(json!({ "deviceId": "a b" })), "'d'"),
         (
@@ -329,7 +329,7 @@ fn enrolments_that_cannot_be_are_refused_with_the_reason() {
             json!({ "enrollments": [
                 { "registrationId": "d", "attestation": key }, { "registrationId": "D", "attestation": key },
             ] }),
-            "two of that name",
+            "another enrolment has the same id",
         ),
     ] {
         let error = Enrollments::read(&file.to_string(), 1)

@@ -4,10 +4,10 @@ use serde::Deserialize;
 
 use crate::policy::Permissions;
 
-/// What Azure calls the data actions of a hub.
+/// The prefix of a hub's data actions in Azure.
 const PREFIX: &str = "Microsoft.Devices/IotHubs/";
 
-/// An operation of a hub that needs a right.
+/// An operation of a hub subject to authorization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     SendToDevices,
@@ -24,7 +24,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// The operation's name among Azure's data actions, below `Microsoft.Devices/IotHubs/`
+    /// Returns the name of the operation's data action in Azure, below `Microsoft.Devices/IotHubs/`
     /// (learn.microsoft.com, "Control access to IoT Hub by using Microsoft Entra ID").
     fn name(self) -> &'static str {
         match self {
@@ -60,7 +60,7 @@ impl Permissions {
     }
 }
 
-/// A role: one of Azure's built-in ones by its name, or a data action, in which `*` stands for any text.
+/// A role: the name of a built-in Azure role, or a data action, in which `*` stands for any text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Role(String);
@@ -92,7 +92,7 @@ impl Role {
     }
 }
 
-/// What a role allows, below the prefix.
+/// Returns the data actions allowed by a role, below the prefix.
 fn actions(role: &str) -> Vec<&str> {
     match role {
         "IoT Hub Data Contributor" => vec!["*"],

@@ -1,4 +1,4 @@
-//! Who is known: principals, how they prove who they are, and their roles at the hub.
+//! The directory: principals, the credentials of principals, and their roles at the hub.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -17,23 +17,23 @@ use x509_parser::public_key::PublicKey;
 use super::access::{Action, Role};
 use crate::policy::seeded_key;
 
-/// The audience that Azure asks of federated tokens.
+/// The audience of federated tokens, as required by Azure.
 const FEDERATED_AUDIENCE: &str = "api://AzureADTokenExchange";
-/// How long a token lives that the directory does not say otherwise of. Entra draws 60 to 90 minutes.
+/// The default lifetime of a token. Entra draws 60 to 90 minutes.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// Why a file of principals is refused.
+/// The reason for refusing a file of principals.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// The text is not a file of principals.
-    #[error("the principals cannot be read: {0}")]
+    #[error("cannot parse the principals: {0}")]
     Syntax(String),
     /// A principal cannot be used.
     #[error("principal '{client_id}': {problem}")]
     Principal {
         /// The client id.
         client_id: String,
-        /// What is wrong with it, and what is allowed.
+        /// The problem, and the allowed values.
         problem: String,
     },
 }
@@ -57,7 +57,7 @@ pub enum DirectoryError {
 ///     roles: [IoT Hub Data Contributor]
 /// ```
 ///
-/// Ids that are not given follow from the hub's seed.
+/// Missing ids follow from the hub's seed.
 #[derive(Debug, Clone)]
 pub struct Directory {
     pub(crate) tenant_id: String,
@@ -73,20 +73,20 @@ pub(crate) struct Principal {
     pub(super) client_secrets: Vec<String>,
     pub(super) certificates: Vec<Certificate>,
     pub(super) federated: Vec<Federated>,
-    /// The metadata endpoint gives its tokens.
+    /// Whether the metadata endpoint issues tokens for the principal.
     pub(super) is_managed: bool,
     roles: RwLock<Vec<Role>>,
 }
 
-/// A certificate whose key signs assertions.
+/// A certificate with a key that signs assertions.
 #[derive(Debug)]
 pub(super) struct Certificate {
-    /// Base64url of the SHA-256 of the certificate, as `x5t#S256` has it.
+    /// The SHA-256 of the certificate in base64url, as in `x5t#S256`.
     pub(super) thumbprint: String,
     pub(super) key: Keys,
 }
 
-/// Somebody else's tokens that are taken for the principal's.
+/// A federated credential: tokens of another issuer, accepted as proof of the principal.
 #[derive(Debug)]
 pub(super) struct Federated {
     pub(super) issuer: String,
@@ -131,8 +131,8 @@ struct FederatedSpec {
 }
 
 impl Directory {
-    /// One principal with the role IoT Hub Data Contributor, a client secret, and as the managed identity of this
-    /// machine; ids and secret follow from the seed.
+    /// Creates a directory with one principal: with the role IoT Hub Data Contributor, a client
+    /// secret, and managed by this machine. Ids and secret follow from the seed.
     #[must_use]
     pub fn of_one(seed: u64) -> Self {
         let principal = Principal {
@@ -153,11 +153,11 @@ impl Directory {
         }
     }
 
-    /// Reads a file, YAML or JSON. Ids that it does not give follow from `seed`.
+    /// Reads a file, YAML or JSON. Missing ids follow from `seed`.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with which principal.
+    /// An error names the invalid principal and the problem.
     pub fn read(text: &str, seed: u64) -> Result<Self, DirectoryError> {
         let file: File = serde_saphyr::from_str(text)
             .map_err(|error| DirectoryError::Syntax(error.to_string()))?;
@@ -170,9 +170,10 @@ impl Directory {
             };
             if principals
                 .iter()
-                .any(|known| known.client_id == spec.client_id)
+                .any(|known| known.client_id.eq_ignore_ascii_case(&spec.client_id))
             {
-                return Err(refused("there are two of that client id".to_owned()));
+                let problem = "another principal has the same client id (case is ignored)";
+                return Err(refused(problem.to_owned()));
             }
             principals.push(Arc::new(Principal::of(spec, seed).map_err(refused)?));
         }
@@ -185,13 +186,13 @@ impl Directory {
         })
     }
 
-    /// The tenant.
+    /// Returns the id of the tenant.
     #[must_use]
     pub fn tenant_id(&self) -> &str {
         &self.tenant_id
     }
 
-    /// The client ids, each with its first client secret.
+    /// Returns the client ids, each with the first client secret.
     pub fn clients(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         self.principals.iter().map(|principal| {
             let secret = principal.client_secrets.first().map(String::as_str);
@@ -223,8 +224,7 @@ impl Principal {
                 audience: spec
                     .audience
                     .unwrap_or_else(|| FEDERATED_AUDIENCE.to_owned()),
-                keys: keys
-                    .map_err(|error| format!("the keys of a federated credential: {error}"))?,
+                keys: keys.map_err(|error| format!("keys of a federated credential: {error}"))?,
             })
         });
         Ok(Self {
@@ -250,14 +250,14 @@ impl Principal {
         roles.iter().map(|role| role.name().to_owned()).collect()
     }
 
-    /// Replaces the roles: a change takes effect at once, also for tokens that are out.
+    /// Replaces the roles. The change takes effect at once, also for already issued tokens.
     pub(crate) fn set_roles(&self, roles: Vec<Role>) {
         *self.roles.write().unwrap_or_else(PoisonError::into_inner) = roles;
     }
 }
 
 impl Certificate {
-    /// Entra takes RSA keys only.
+    /// Reads a certificate in PEM. Entra accepts RSA keys only.
     fn of(pem: &str) -> Result<Self, String> {
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|error| format!("a certificate is not PEM: {error}"))?;
@@ -271,12 +271,12 @@ impl Certificate {
         let keys = Keys::read(json!({ "keys": [jwk] }).to_string().as_bytes());
         Ok(Self {
             thumbprint: URL_SAFE_NO_PAD.encode(Sha256::digest(&der)),
-            key: keys.map_err(|error| format!("a certificate's key: {error}"))?,
+            key: keys.map_err(|error| format!("key of a certificate: {error}"))?,
         })
     }
 }
 
-/// An id that follows from the seed.
+/// Derives an id from the seed.
 fn seeded_id(seed: u64, name: &str) -> String {
     let key = seeded_key(seed, &["entra", name]);
     let bytes: [u8; 16] = std::array::from_fn(|at| key[at]);
@@ -303,14 +303,18 @@ mod tests {
         principal.set_roles(Vec::new());
         assert!(!principal.may(Action::WriteTwins));
         for (text, named) in [
-            ("principals: 7", "cannot be read"),
+            ("principals: 7", "cannot parse"),
             (
                 "principals: [{ clientId: a, roles: [Owner] }]",
                 "built-in role",
             ),
             (
                 "principals: [{ clientId: a }, { clientId: a }]",
-                "two of that",
+                "same client id",
+            ),
+            (
+                "principals: [{ clientId: a }, { clientId: A }]",
+                "principal 'A': another principal has the same client id",
             ),
             (
                 "principals: [{ clientId: a, certificates: [x] }]",

@@ -1,4 +1,5 @@
-//! The token endpoint and its documents, and the metadata endpoint, as they answer over HTTP.
+//! The HTTP interface of the token endpoint, of the token service's documents, and of the metadata
+//! endpoint.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -15,27 +16,27 @@ use crate::rest::json_response;
 
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// A document of the token service.
+/// A resource of the token service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Resource {
     Token,
     Keys,
     Discovery,
 }
 
-/// What a request asks of the token service, and of which tenant.
-pub(crate) fn path_of<'a>(method: &Method, segments: &[&'a str]) -> Option<(Asked, &'a str)> {
+/// Parses a path of the token service into the resource and the tenant.
+pub(crate) fn path_of<'a>(method: &Method, segments: &[&'a str]) -> Option<(Resource, &'a str)> {
     match (method, segments) {
-        (&Method::POST, [tenant, "oauth2", "v2.0", "token"]) => Some((Asked::Token, tenant)),
-        (&Method::GET, [tenant, "discovery", "v2.0", "keys"]) => Some((Asked::Keys, tenant)),
+        (&Method::POST, [tenant, "oauth2", "v2.0", "token"]) => Some((Resource::Token, tenant)),
+        (&Method::GET, [tenant, "discovery", "v2.0", "keys"]) => Some((Resource::Keys, tenant)),
         (&Method::GET, [tenant, "v2.0", ".well-known", "openid-configuration"]) => {
-            Some((Asked::Discovery, tenant))
+            Some((Resource::Discovery, tenant))
         }
         _ => None,
     }
 }
 
-/// An error of the token service: its AADSTS number and text.
+/// An error of the token service: the AADSTS number and text.
 struct Refusal {
     status: StatusCode,
     error: &'static str,
@@ -70,17 +71,17 @@ impl Refusal {
 /// Answers a request to the token service of `tenant`, at `base` such as `https://localhost:443`.
 pub(crate) fn answer(
     issuer: &Issuer,
-    (asked, tenant): (Asked, &str),
+    (resource, tenant): (Resource, &str),
     base: &str,
     body: &[u8],
     now_s: u64,
 ) -> Response<Full<Bytes>> {
     let answered = if tenant == issuer.directory.tenant_id {
         let endpoint = format!("{base}/{tenant}/oauth2/v2.0/token");
-        match asked {
-            Asked::Token => token(issuer, &endpoint, body, now_s),
-            Asked::Keys => Ok(json_response(StatusCode::OK, &issuer.key_set())),
-            Asked::Discovery => {
+        match resource {
+            Resource::Token => token(issuer, &endpoint, body, now_s),
+            Resource::Keys => Ok(json_response(StatusCode::OK, &issuer.key_set())),
+            Resource::Discovery => {
                 let document = json!({
                     "issuer": issuer.name(),
                     "token_endpoint": endpoint,
@@ -120,7 +121,7 @@ fn token(
         .get("scope")
         .and_then(|scope| scope.strip_suffix("/.default"))
         .ok_or_else(|| bad(70_011, "The provided value for 'scope' is not valid."))?;
-    let principal = prove(issuer, &form, client_id, endpoint, now_s)?;
+    let principal = authenticate_client(issuer, &form, client_id, endpoint, now_s)?;
     let issued = issuer.issue(principal, audience, now_s);
     let seconds = issued.lifetime.as_secs();
     let answer = json!({
@@ -132,8 +133,8 @@ fn token(
     Ok(json_response(StatusCode::OK, &answer))
 }
 
-/// Who the client is, by its secret or its assertion.
-fn prove<'a>(
+/// Authenticates the client by a secret or an assertion.
+fn authenticate_client<'a>(
     issuer: &'a Issuer,
     form: &Form,
     client_id: &str,
@@ -157,7 +158,7 @@ fn prove<'a>(
     if form.get("client_assertion_type") == Some(JWT_BEARER) {
         let assertion = form.get("client_assertion").unwrap_or_default();
         let now = UNIX_EPOCH + Duration::from_secs(now_s);
-        return match issuer.asserted(client_id, assertion, endpoint, now) {
+        return match issuer.verify_assertion(client_id, assertion, endpoint, now) {
             Ok(principal) => Ok(principal),
             Err(AssertionError::Client) => Err(unknown()),
             Err(AssertionError::Subject) => Err(unauthorized(
@@ -241,7 +242,7 @@ pub(crate) fn metadata(
     json_response(StatusCode::OK, &answer)
 }
 
-/// Pairs of a form or a query.
+/// The pairs of a form or a query.
 struct Form(Vec<(String, String)>);
 
 impl Form {

@@ -1,4 +1,4 @@
-//! Tokens: who gets one, and who bears one.
+//! Issuing and checking tokens.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,16 +14,16 @@ use super::directory::{Directory, Principal};
 /// The audience of a hub's tokens.
 const HUB_AUDIENCE: &str = "https://iothubs.azure.net";
 
-/// Why a bearer token is refused by the hub.
+/// The reason why the hub refuses a bearer token.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BearerError {
     #[error("the token is not valid: {0}")]
     Token(#[from] Rejection),
-    #[error("the token's oid is no principal of the tenant")]
+    #[error("the token's oid is not a principal of the tenant")]
     Unknown,
 }
 
-/// Gives tokens out, and checks them.
+/// Issues tokens, and checks issued tokens.
 pub(crate) struct Issuer {
     pub(super) directory: Directory,
     signer: TokenSigner,
@@ -36,7 +36,7 @@ impl std::fmt::Debug for Issuer {
     }
 }
 
-/// A token, and its time.
+/// A token with the lifetime.
 pub(super) struct Issued {
     pub(super) token: String,
     pub(super) lifetime: Duration,
@@ -60,7 +60,7 @@ impl Issuer {
         &self.directory
     }
 
-    /// The issuer's name in its tokens.
+    /// Returns the issuer's name, as written in tokens.
     pub(super) fn name(&self) -> String {
         format!("https://sts.windows.net/{}/", self.directory.tenant_id)
     }
@@ -69,7 +69,8 @@ impl Issuer {
         TokenSigner::key_set(&[&self.signer])
     }
 
-    /// A token of `principal` for `audience`. Roles are not part of it: the hub knows them.
+    /// Issues a token of `principal` for `audience`. Roles are not part of the token: the hub looks
+    /// them up.
     pub(super) fn issue(&self, principal: &Principal, audience: &str, now_s: u64) -> Issued {
         let lifetime = self.directory.token_lifetime;
         let expires_s = now_s + lifetime.as_secs();
@@ -95,9 +96,9 @@ impl Issuer {
         }
     }
 
-    /// Who bears this token, and until when. The hub sees to it that nobody is let in a second too long, whatever leeway
-    /// the check of times has.
-    pub(crate) fn bearer(
+    /// Returns the principal of a bearer token, and the expiry in seconds since 1970. An expired
+    /// token is refused without leeway, even if the check of times allows some.
+    pub(crate) fn verify_token(
         &self,
         token: &str,
         now_s: u64,
@@ -115,8 +116,9 @@ impl Issuer {
         Ok((Arc::clone(principal), expires_s))
     }
 
-    /// The principal that a federated token or an assertion by certificate stands for.
-    pub(super) fn asserted(
+    /// Returns the principal authenticated by a federated token or by an assertion signed with a
+    /// certificate.
+    pub(super) fn verify_assertion(
         &self,
         client_id: &str,
         assertion: &str,
@@ -127,20 +129,23 @@ impl Issuer {
             .directory
             .principal(client_id)
             .ok_or(AssertionError::Client)?;
+        let mut refusal = None;
         for federated in &principal.federated {
-            match federated
-                .keys
-                .verify(assertion, &federated.issuer, &federated.audience, now)
-            {
+            let verified =
+                federated
+                    .keys
+                    .verify(assertion, &federated.issuer, &federated.audience, now);
+            let error = match verified {
                 Ok(claims) if claims.text("sub") == Some(&federated.subject) => {
                     return Ok(principal);
                 }
-                Ok(_) => return Err(AssertionError::Subject),
-                Err(Rejection::Issuer { .. }) => {}
-                Err(Rejection::Expired | Rejection::NotYet) => return Err(AssertionError::Time),
-                Err(Rejection::Audience { .. }) => return Err(AssertionError::Audience),
-                Err(_) => {}
-            }
+                Ok(_) => AssertionError::Subject,
+                Err(Rejection::Expired | Rejection::NotYet) => AssertionError::Time,
+                Err(Rejection::Audience { .. }) => AssertionError::Audience,
+                Err(_) => continue,
+            };
+            // Another credential may still match; otherwise the first refusal is the answer.
+            refusal.get_or_insert(error);
         }
         let thumbprint = thumbprint(assertion);
         for certificate in &principal.certificates {
@@ -154,11 +159,11 @@ impl Issuer {
                 _ => {}
             }
         }
-        Err(AssertionError::Signature)
+        Err(refusal.unwrap_or(AssertionError::Signature))
     }
 }
 
-/// Why an assertion is refused.
+/// The reason for refusing an assertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AssertionError {
     Client,
@@ -168,10 +173,56 @@ pub(super) enum AssertionError {
     Signature,
 }
 
-/// The certificate that an assertion names in its header.
+/// Returns the certificate thumbprint in an assertion's header.
 fn thumbprint(assertion: &str) -> Option<String> {
     let (header, _) = assertion.split_once('.')?;
     let header = URL_SAFE_NO_PAD.decode(header).ok()?;
     let header: Value = serde_json::from_slice(&header).ok()?;
     Some(header.get("x5t#S256")?.as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_federated_credentials_are_tried_before_a_refusal() {
+        let signer = TokenSigner::new("cluster");
+        let credential = |subject: &str, audience: &str| {
+            json!({
+                "issuer": "https://oidc.example",
+                "subject": subject,
+                "audience": audience,
+                "keys": TokenSigner::key_set(&[&signer]),
+            })
+        };
+        let file = json!({
+            "principals": [{
+                "clientId": "a",
+                "federatedCredentials": [
+                    credential("first", "x"),
+                    credential("second", "x"),
+                    credential("third", "y"),
+                ],
+            }],
+        });
+        let issuer = Issuer::new(Directory::read(&file.to_string(), 1).unwrap());
+        let now = SystemTime::now();
+        let now_s = now.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let verify = |subject: &str, audience: &str| {
+            let assertion = signer.sign(&json!({
+                "iss": "https://oidc.example",
+                "sub": subject,
+                "aud": audience,
+                "exp": now_s + 60,
+            }));
+            let verified = issuer.verify_assertion("a", &assertion, "https://login.example", now);
+            verified.map(|principal| principal.client_id.clone())
+        };
+        for (subject, audience) in [("first", "x"), ("second", "x"), ("third", "y")] {
+            assert_eq!(verify(subject, audience), Ok("a".to_owned()), "{subject}");
+        }
+        assert_eq!(verify("other", "x"), Err(AssertionError::Subject));
+        assert_eq!(verify("first", "z"), Err(AssertionError::Audience));
+    }
 }

@@ -1,13 +1,13 @@
-//! The fleet file: what a person writes to describe a fleet.
+//! The fleet file: the user's description of a fleet.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::generator::ValueSpec;
-use super::parse::{Share, Span};
+use super::parse::{DurationRange, Share};
 
-/// A fleet as written.
+/// The content of a fleet file.
 ///
 /// ```yaml
 /// seed: 7
@@ -30,23 +30,24 @@ use super::parse::{Share, Span};
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FleetFile {
-    /// Everything random follows from this number.
+    /// The seed of all random values.
     #[serde(default)]
     pub seed: u64,
     /// The groups, in the order in which queries return them.
     pub groups: Vec<GroupSpec>,
 }
 
-/// Devices that are alike.
+/// A group of similar devices.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupSpec {
-    /// A name for messages; draws depend on it, so that another group can be put in front.
+    /// A name for messages. Random values depend on the name and not on the position, so adding a
+    /// group changes no other group.
     #[serde(default)]
     pub name: String,
-    /// How many devices.
+    /// The number of devices.
     pub count: u32,
-    /// Their ids, such as `fridge-{index:06}`.
+    /// The pattern of the device ids, such as `fridge-{index:06}`.
     pub id: String,
     /// The number of the first device.
     #[serde(default)]
@@ -60,7 +61,7 @@ pub struct GroupSpec {
     /// Reported properties that change to these values once the device has completed a message.
     #[serde(default = "empty_object")]
     pub reported_after_delivery: ValueSpec,
-    /// What the devices do with messages.
+    /// The reaction of the devices to messages.
     #[serde(default)]
     pub behaviour: Behaviour,
 }
@@ -70,7 +71,7 @@ fn empty_object() -> ValueSpec {
 }
 
 impl GroupSpec {
-    /// A group of well-behaved devices without tags.
+    /// Creates a group of well-behaved devices without tags.
     #[must_use]
     pub fn plain(count: u32, id: &str) -> Self {
         Self {
@@ -86,62 +87,65 @@ impl GroupSpec {
     }
 }
 
-/// What the devices of a group do with messages. The shares exclude each other; the rest completes every
-/// message after its latency. Shares are exact to one device.
+/// The reaction of a group's devices to messages. The shares are disjoint; the remaining devices
+/// complete every message after the latency. Shares are exact to one device.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Behaviour {
-    /// Never connected: messages wait until they expire.
+    /// Devices never connected: messages wait until expiry.
     pub offline: Share,
-    /// Connected only some time after the hub's start.
-    pub online_after: Later,
-    /// Reject every message.
+    /// Devices connected only some time after the hub's start.
+    pub online_after: DelayedShare,
+    /// Devices rejecting every message.
     pub rejects: Share,
-    /// Take every message and abandon it, until the hub gives up.
+    /// Devices abandoning every message, up to the delivery limit.
     pub abandons: Share,
-    /// Take messages and never answer; they expire.
+    /// Devices receiving messages without settling them; the messages expire.
     pub never_answers: Share,
-    /// Complete their messages, report `reported_after_delivery`, and some time later what they had before:
-    /// an update that did not last.
-    pub reverts: Later,
-    /// Disabled in the registry: nothing can be sent to them.
+    /// Devices completing messages and reporting `reported_after_delivery`, and some time later the
+    /// earlier values again: an update that does not last.
+    pub reverts: DelayedShare,
+    /// Devices disabled in the registry: sends are refused.
     pub disabled: Share,
-    /// Devices that complete a message answer it in the reported property `update`.
+    /// The answers to completed messages, in the reported property `update`.
     pub answers: Option<AnswerSpec>,
-    /// From the enqueuing of a message (or the device's coming online) to its completion.
-    pub latency: Span,
+    /// The time from the enqueuing of a message (or from the device's connection, if later) to
+    /// completion.
+    pub latency: DurationRange,
 }
 
-/// How the devices of a group answer the messages that they complete: first `installing`, later `applied` or `failed`.
+/// The answers of a group's devices to completed messages: first `installing`, later `applied` or
+/// `failed`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnswerSpec {
-    /// How long after the completion of a message the answer is final.
+    /// The time from the completion of a message to the final answer.
     #[serde(default = "at_once")]
-    pub after: Span,
-    /// How many of the devices fail. Exact to one device.
+    pub after: DurationRange,
+    /// The share of failing devices, exact to one device.
     #[serde(default)]
     pub fails: Share,
-    /// Why they fail, as `code: text`.
+    /// The reason of a failure, as `code: text`.
     #[serde(default)]
     pub error: String,
 }
 
-fn at_once() -> Span {
-    Span {
+fn at_once() -> DurationRange {
+    DurationRange {
         from: Duration::ZERO,
         to: Duration::ZERO,
     }
 }
 
-/// Devices to which something happens later.
+/// A share of devices with a delayed event.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Later {
-    /// How many devices.
+pub struct DelayedShare {
+    /// The share of devices.
     pub share: Share,
-    /// How long after: the hub's start for coming online, the message's completion for going back.
-    pub after: Span,
+    /// The delay: from the hub's start for `online_after`, from the message's completion for
+    /// `reverts`.
+    pub after: DurationRange,
 }
 
 impl Default for Behaviour {
@@ -149,11 +153,11 @@ impl Default for Behaviour {
         let zero = at_once();
         Self {
             offline: Share(0.0),
-            online_after: Later {
+            online_after: DelayedShare {
                 share: Share(0.0),
                 after: zero,
             },
-            reverts: Later {
+            reverts: DelayedShare {
                 share: Share(0.0),
                 after: zero,
             },
@@ -162,7 +166,7 @@ impl Default for Behaviour {
             never_answers: Share(0.0),
             disabled: Share(0.0),
             answers: None,
-            latency: Span {
+            latency: DurationRange {
                 from: Duration::from_millis(50),
                 to: Duration::from_millis(400),
             },
@@ -170,34 +174,34 @@ impl Default for Behaviour {
     }
 }
 
-/// What is wrong with a fleet.
+/// An error in the description of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FleetError {
     /// The text is not a fleet file; the message names the line.
-    #[error("reading the fleet file: {0}")]
+    #[error("cannot parse the fleet file: {0}")]
     Syntax(String),
-    /// A group says something that cannot be.
+    /// A group is invalid.
     #[error("group {number} of the fleet ('{id}'): {problem}")]
     Group {
-        /// Which group, from 1.
+        /// The position of the group, counted from 1.
         number: usize,
-        /// Its id pattern.
+        /// The group's id pattern.
         id: String,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// Two groups would have the same device.
+    /// Two groups contain the same device.
     #[error("groups {first} and {second} of the fleet both have the device '{id}'")]
     Clash {
-        /// One group, from 1.
+        /// The position of the first group, counted from 1.
         first: usize,
-        /// The other group.
+        /// The position of the second group.
         second: usize,
-        /// A device of both.
+        /// The id of a device in both groups.
         id: String,
     },
-    /// More devices than can be numbered.
-    #[error("the fleet has {0} devices; at most {max} can be numbered", max = super::virtual_fleet::DEVICES_MAX)]
+    /// The fleet has more devices than supported.
+    #[error("the fleet has {0} devices; at most {max} are supported", max = super::virtual_fleet::DEVICES_MAX)]
     TooMany(u64),
 }
 
@@ -206,7 +210,7 @@ impl FleetFile {
     ///
     /// # Errors
     ///
-    /// Names the line and the field that is wrong, unknown fields included.
+    /// An error names the line and the invalid field, including unknown fields.
     pub fn parse(yaml: &str) -> Result<Self, FleetError> {
         let mut options = serde_saphyr::Options::default();
         // `no` and `y` are texts, as in YAML 1.2.

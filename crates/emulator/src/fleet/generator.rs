@@ -1,4 +1,5 @@
-//! Values of tags and reported properties: what the fleet file says, and what it comes to for one device.
+//! Values of tags and reported properties: the distributions in the fleet file, and the value for
+//! one device.
 
 use std::borrow::Cow;
 
@@ -9,25 +10,26 @@ use serde_json::{Map, Value};
 use super::pattern::Pattern;
 use super::permutation::{Permutation, mix};
 
-/// How a value is distributed over the devices of a group. Null stands for "this device has none".
+/// The distribution of a value over the devices of a group. Null stands for a missing property.
 ///
-/// In the file a plain value is the same for every device, a map is a nested object, and a map with one key
-/// that starts with `$` (which no tag's name can) is one of the distributions.
+/// In the file, a plain value is the same for every device, and a map is a nested object. A map
+/// with a single key starting with `$` (not allowed in names of tags) is a distribution.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ValueSpec {
-    /// The same everywhere.
+    /// The same value for every device.
     Constant(Value),
     /// `$choice: [a, b]`: each value equally often, scattered.
     Choice(Vec<Value>),
     /// `$weighted: {a: 70, b: 30}` or `$weighted: [{value: a, weight: 70}, …]`: in these proportions, scattered.
     Weighted(Vec<(Value, f64)>),
-    /// `$cycle: [a, b]`: one after the other along the device numbers.
+    /// `$cycle: [a, b]`: the values in turn, along the device numbers.
     Cycle(Vec<Value>),
-    /// `$range: [1, 40]`: an integer between the two, both included.
+    /// `$range: [1, 40]`: an integer within the range, bounds included.
     Range(i64, i64),
-    /// `$sequence: 100`: this number for the first device, and one more for each that follows.
+    /// `$sequence: 100`: this number for the first device, increasing by one for each following
+    /// device.
     Sequence(i64),
-    /// `$text: "site-{index/100:04}"`: a text with the device's number in it.
+    /// `$text: "site-{index/100:04}"`: a text containing the device's number.
     Text(String),
     /// A nested object.
     Object(Vec<(String, ValueSpec)>),
@@ -72,7 +74,7 @@ impl ValueSpec {
             ("$sequence", _) => Err("'$sequence' takes an integer".to_owned()),
             ("$text", _) => Err("'$text' takes a text such as \"site-{index/100:04}\"".to_owned()),
             _ => Err(format!(
-                "'{key}' is none of $choice, $weighted, $cycle, $range, $sequence and $text"
+                "unknown key '{key}'; allowed: $choice, $weighted, $cycle, $range, $sequence, $text"
             )),
         }
     }
@@ -107,11 +109,11 @@ impl<'de> Deserialize<'de> for ValueSpec {
     }
 }
 
-/// A distribution made ready for one group.
+/// A distribution prepared for one group.
 #[derive(Debug, Clone)]
 pub(crate) enum Generator {
     Constant(Value),
-    /// Values with the share of devices at which each ends.
+    /// Values, each with the upper end of the value's share of devices.
     Shares {
         values: Vec<(f64, Value)>,
         order: Permutation,
@@ -131,7 +133,7 @@ pub(crate) enum Generator {
 }
 
 impl Generator {
-    /// Makes `spec` ready for a group of `count` devices of which the first has the number `first`.
+    /// Prepares `spec` for a group of `count` devices, starting with the number `first`.
     pub(crate) fn new(spec: &ValueSpec, count: u32, first: u64, key: u64) -> Self {
         match spec {
             ValueSpec::Constant(value) => Self::Constant(value.clone()),
@@ -149,7 +151,7 @@ impl Generator {
             ValueSpec::Sequence(start) => Self::Sequence(*start),
             ValueSpec::Text(text) => match Pattern::parse(text) {
                 Ok(pattern) => Self::Text { pattern, first },
-                // Checked when it was read; a spec made in code may still hold anything.
+                // Files are checked on reading; a spec built in code may hold any text.
                 Err(_) => Self::Constant(Value::String(text.clone())),
             },
             ValueSpec::Object(fields) => Self::Object(
@@ -177,7 +179,7 @@ impl Generator {
         Self::Shares { values, order }
     }
 
-    /// The value for the device at `position` in its group.
+    /// Returns the value for the device at `position` in the group.
     #[inline]
     pub(crate) fn value(&self, position: u32) -> Cow<'_, Value> {
         match self {
@@ -205,7 +207,7 @@ impl Generator {
         }
     }
 
-    /// All fields of an object for one device, without those it does not have.
+    /// Returns the fields of an object for one device, without missing properties.
     pub(crate) fn object(&self, position: u32) -> Map<String, Value> {
         let Self::Object(fields) = self else {
             return Map::new();
@@ -217,7 +219,7 @@ impl Generator {
             .collect()
     }
 
-    /// The generator at `path`, if the path leads to one.
+    /// Returns the generator at `path`, if any.
     pub(crate) fn at(&self, path: &[String]) -> Option<&Self> {
         let Some((first, rest)) = path.split_first() else {
             return Some(self);

@@ -1,22 +1,22 @@
-//! What tags and properties may hold ("Tags and properties format" and "Device twin size" of the hub's
-//! documentation of device twins).
+//! The limits of tags and properties ("Tags and properties format" and "Device twin size" of the
+//! hub's documentation of device twins).
 
 use serde_json::{Map, Number, Value};
 
-/// The largest tags, in bytes as the hub counts them.
+/// The largest size of tags, in bytes as counted by the hub.
 pub(crate) const TAGS_BYTES_MAX: usize = 8 * 1024;
-/// The largest desired properties, likewise.
+/// The largest size of desired properties, in bytes as counted by the hub.
 pub(crate) const DESIRED_BYTES_MAX: usize = 32 * 1024;
-/// The largest reported properties, likewise.
+/// The largest size of reported properties, in bytes as counted by the hub.
 pub(crate) const REPORTED_BYTES_MAX: usize = 32 * 1024;
-/// How deep objects may nest below the section's own.
+/// The deepest nesting of objects below a section.
 const DEPTH_MAX: usize = 10;
 const KEY_BYTES_MAX: usize = 1024;
 const TEXT_BYTES_MAX: usize = 4 * 1024;
 const INTEGERS: std::ops::RangeInclusive<i64> = -4_503_599_627_370_496..=4_503_599_627_370_495;
 
-/// Whether a section of a twin may hold `values`; if not, the text names the section, the property and the
-/// rule.
+/// Checks `values` against the limits of a twin's section. The error names the section, the
+/// property and the rule.
 pub(crate) fn check_section(
     section: &str,
     values: &Map<String, Value>,
@@ -48,7 +48,7 @@ fn check_object(section: &str, values: &Map<String, Value>, depth: usize) -> Res
 fn check_value(section: &str, key: &str, value: &Value, depth: usize) -> Result<(), String> {
     match value {
         Value::Object(inner) => check_object(section, inner, depth + 1),
-        // serde_json reads no more than 128 levels.
+        // The recursion is bounded: serde_json reads at most 128 levels.
         Value::Array(values) => values
             .iter()
             .try_for_each(|value| check_value(section, key, value, depth)),

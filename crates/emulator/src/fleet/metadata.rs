@@ -1,16 +1,16 @@
-//! When a twin's properties were last updated: the `$metadata` of their sections.
+//! The times of the last updates of a twin's properties: the `$metadata` of the sections.
 
 use serde_json::{Map, Value};
 
 use super::twin::iso_time;
 
-/// The moment of an update.
+/// The time of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     /// Milliseconds since 1970.
     pub(crate) at_ms: u64,
-    /// The section's version after the update; none leaves `$lastUpdatedVersion` out, as reported
-    /// properties do.
+    /// The section's version after the update; `None` omits `$lastUpdatedVersion`, as in reported
+    /// properties.
     pub(crate) version: Option<u64>,
 }
 
@@ -23,8 +23,8 @@ impl Stamp {
     }
 }
 
-/// Notes in `metadata` what `patch` updates, at every level: what it removes is gone, and what it names is
-/// updated, the same value or not.
+/// Records the update by `patch` in `metadata`, at every level. Entries of removed values are
+/// removed; all other values in `patch` count as updated, changed or not.
 pub(crate) fn touch(metadata: &mut Map<String, Value>, patch: &Map<String, Value>, stamp: Stamp) {
     stamp.mark(metadata);
     for (key, value) in patch {

@@ -1,11 +1,11 @@
-//! Small values of the fleet file: shares and spans of time.
+//! Values of the fleet file: shares and ranges of durations.
 
 use std::time::Duration;
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A part of the whole, between 0 and 1; written `0.1` or `10%`.
+/// A share of the whole, between 0 and 1; written `0.1` or `10%`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default)]
 pub struct Share(pub f64);
 
@@ -56,17 +56,18 @@ impl Visitor<'_> for ShareVisitor {
     }
 }
 
-/// A span of time from which each device draws; written `250ms`, `5s`, `10m`, `1h` or `1s..5s`.
+/// A range of durations, from which each device draws; written `250ms`, `5s`, `10m`, `1h` or
+/// `1s..5s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// The shortest time.
+pub struct DurationRange {
+    /// The shortest duration.
     pub from: Duration,
-    /// The longest time.
+    /// The longest duration.
     pub to: Duration,
 }
 
-impl Span {
-    /// The time at `share` of the way from the shortest to the longest.
+impl DurationRange {
+    /// Returns the duration at `share` of the way from the shortest to the longest.
     pub(crate) fn at(&self, share: f64) -> Duration {
         self.from
             + self
@@ -81,13 +82,13 @@ impl Span {
             None => (duration(text)?, duration(text)?),
         };
         if from > to {
-            return Err(format!("'{text}' ends before it begins"));
+            return Err(format!("the range '{text}' ends before its start"));
         }
         Ok(Self { from, to })
     }
 }
 
-impl<'de> Deserialize<'de> for Span {
+impl<'de> Deserialize<'de> for DurationRange {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).map_err(D::Error::custom)
@@ -118,17 +119,17 @@ mod tests {
     #[test]
     fn spans_are_read_and_checked() {
         assert_eq!(
-            Span::parse("250ms").unwrap().from,
+            DurationRange::parse("250ms").unwrap().from,
             Duration::from_millis(250)
         );
-        let span = Span::parse("1s..2m").unwrap();
+        let range = DurationRange::parse("1s..2m").unwrap();
         assert_eq!(
-            (span.from, span.to),
+            (range.from, range.to),
             (Duration::from_secs(1), Duration::from_secs(120))
         );
-        assert_eq!(span.at(0.5), Duration::from_millis(60_500));
+        assert_eq!(range.at(0.5), Duration::from_millis(60_500));
         for wrong in ["", "5", "5 parsecs", "2s..1s", "-1s"] {
-            assert!(Span::parse(wrong).is_err(), "{wrong}");
+            assert!(DurationRange::parse(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Texts with the device's number in them: `fridge-{index:06}`, `site-{index/100:04}`.
+//! Texts containing the device's number: `fridge-{index:06}`, `site-{index/100:04}`.
 
 use std::fmt::Write as _;
 
-/// A text with places for the device's number.
+/// A text with placeholders for the device's number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pattern {
     parts: Vec<Part>,
@@ -35,7 +35,7 @@ impl Pattern {
                 .ok_or_else(|| format!("'{text}' has a '{{' without a '}}'"))?;
             parts.push(placeholder(inside).ok_or_else(|| {
                 format!(
-                    "'{{{inside}}}' in '{text}' is none of {{index}}, {{index:06}}, {{index/100}} and {{index%100}}"
+                    "unknown placeholder '{{{inside}}}' in '{text}'; allowed, for example: {{index}}, {{index:06}}, {{index/100}}, {{index%100}}"
                 )
             })?);
             rest = after;
@@ -46,7 +46,7 @@ impl Pattern {
         Ok(Self { parts })
     }
 
-    /// The text for number `index`.
+    /// Returns the text for number `index`.
     pub(crate) fn text(&self, index: u64) -> String {
         let mut text = String::with_capacity(24);
         for part in &self.parts {
@@ -86,7 +86,7 @@ fn placeholder(inside: &str) -> Option<Part> {
     Some(Part::Number { operation, width })
 }
 
-/// A pattern for device ids, which can also be read backwards.
+/// A pattern for device ids, for formatting and parsing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct IdPattern {
     pub(crate) prefix: String,
@@ -95,7 +95,7 @@ pub(crate) struct IdPattern {
 }
 
 impl IdPattern {
-    /// Reads a pattern that names the device's number exactly once and as it is.
+    /// Reads a pattern with exactly one placeholder, for the unmodified device number.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let pattern = Pattern::parse(text)?;
         let texts = |parts: &[Part]| match parts {
@@ -116,7 +116,7 @@ impl IdPattern {
                 )
             })
             .ok_or_else(|| {
-                format!("the id '{text}' has no place for the number, such as {{index:06}}")
+                format!("the id '{text}' has no placeholder for the number, such as {{index:06}}")
             })?;
         let width = match pattern.parts[at] {
             Part::Number { width, .. } => width,
@@ -131,12 +131,12 @@ impl IdPattern {
                 width,
             }),
             _ => Err(format!(
-                "the id '{text}' has more than one place for a number"
+                "the id '{text}' has more than one placeholder for a number"
             )),
         }
     }
 
-    /// The id of number `index`.
+    /// Returns the id for number `index`.
     pub(crate) fn id(&self, index: u64) -> String {
         let Self {
             prefix,
@@ -146,7 +146,7 @@ impl IdPattern {
         format!("{prefix}{index:0width$}{suffix}")
     }
 
-    /// The number whose id this is.
+    /// Returns the number for an id, if the id matches the pattern.
     #[inline]
     pub(crate) fn index(&self, id: &str) -> Option<u64> {
         let digits = id

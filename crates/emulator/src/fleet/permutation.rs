@@ -1,9 +1,10 @@
 //! A keyed permutation of the numbers below `n`, computed without a table.
 //!
-//! Dealing shares along a permutation makes them exact: ten per cent of a thousand devices is a hundred of
-//! them, not a draw with that mean.
+//! Assigning shares along a permutation makes shares exact: ten per cent of a thousand devices are
+//! exactly a hundred devices, and not a random number around a hundred.
 
-/// A Feistel network over the smallest even-width domain, walked until the result is below `n`.
+/// A Feistel network over the smallest domain of even bit width, applied repeatedly until the
+/// result is below `n`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Permutation {
     n: u32,
@@ -12,7 +13,7 @@ pub(crate) struct Permutation {
 }
 
 impl Permutation {
-    /// The permutation of `0..n` that belongs to `key`.
+    /// Returns the permutation of `0..n` for `key`.
     pub(crate) fn new(n: u32, key: u64) -> Self {
         let bits = u32::BITS - n.saturating_sub(1).leading_zeros();
         let half_bits = bits.div_ceil(2).max(1);
@@ -21,11 +22,11 @@ impl Permutation {
         Self { n, half_bits, keys }
     }
 
-    /// Where `i`, which is below `n`, goes.
+    /// Returns the image of `i`, which must be below `n`.
     #[inline]
     pub(crate) fn at(&self, i: u32) -> u32 {
         let mut value = u64::from(i);
-        // The domain is less than four times n, so this takes less than four turns on average.
+        // The domain is less than four times `n`: on average, the loop takes less than four turns.
         loop {
             value = self.once(value);
             if value < u64::from(self.n) || self.n == 0 {
@@ -44,14 +45,14 @@ impl Permutation {
         left << self.half_bits | right
     }
 
-    /// The position of `i` in the permuted order, as a share of the whole: `0 ≤ p < 1`.
+    /// Returns the position of `i` in the permuted order, as a share of the whole: `0 ≤ p < 1`.
     #[inline]
     pub(crate) fn share(&self, i: u32) -> f64 {
         (f64::from(self.at(i)) + 0.5) / f64::from(self.n.max(1))
     }
 }
 
-/// A bijection of 64-bit numbers that scatters neighbours.
+/// A bijection of 64-bit numbers that scatters neighbouring numbers.
 #[inline]
 pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Twin and identity documents, as the hub's REST interface shows them.
+//! Twin and identity documents, in the form of the hub's REST interface.
 
 use serde_json::{Map, Value, json};
 
@@ -7,7 +7,7 @@ use super::registry::DeviceRecord;
 
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// A version number in the shape of the hub's etags.
+/// A version number in the form of the hub's etags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Etag(pub(crate) u64);
 
@@ -18,19 +18,19 @@ impl std::fmt::Display for Etag {
     }
 }
 
-/// The etag of a version.
+/// Returns the etag of a version.
 pub(crate) fn etag_of(version: u64) -> String {
     Etag(version).to_string()
 }
 
-/// A time in the hub's format: UTC with milliseconds.
+/// Formats a time as the hub does: UTC with milliseconds.
 pub(crate) fn iso_time(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(ms)
         .map_or_else(|_| NEVER.to_owned(), |time| format!("{time:.3}"))
 }
 
-/// The reported properties as they are now, which the registry does not know: devices change them.
+/// The reported properties of a device at some time, with metadata and version.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reported {
     pub(crate) values: Map<String, Value>,
@@ -38,18 +38,21 @@ pub(crate) struct Reported {
     pub(crate) version: u64,
 }
 
-/// What the hub knows of a device's connection.
+/// The state of a device's connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Contact {
+pub(crate) struct ConnectionInfo {
     pub(crate) connected: bool,
-    /// When the device last did something, in milliseconds since 1970; none for simulated ones.
+    /// The time of the device's last activity, in milliseconds since 1970; `None` for a simulated
+    /// device.
     pub(crate) activity_ms: Option<u64>,
-    /// When it last connected or was disconnected, likewise.
+    /// The time of the last connection or disconnection, in milliseconds since 1970; `None` for a
+    /// simulated device.
     pub(crate) changed_ms: Option<u64>,
 }
 
 impl Reported {
-    /// What the registry has: of a real device all, of a simulated one what it reported when it came to be.
+    /// Returns the reported properties in the registry: the current ones of a real device, the
+    /// initial ones of a simulated device.
     pub(crate) fn recorded(record: &DeviceRecord) -> Self {
         if let Some(real) = &record.real {
             return Self {
@@ -67,7 +70,7 @@ impl Reported {
         initial
     }
 
-    /// What is there after a device reported `patch`; null removes.
+    /// Applies a patch reported by a device; null removes a value.
     pub(crate) fn update(&mut self, patch: &Map<String, Value>, at_ms: u64) {
         let stamp = Stamp {
             at_ms,
@@ -79,7 +82,7 @@ impl Reported {
     }
 }
 
-/// Merges as the hub does: objects into each other, null deletes, all else replaces.
+/// Merges as the hub does: objects recursively, null deletes, any other value replaces.
 pub(crate) fn merge(into: &mut Map<String, Value>, patch: Map<String, Value>) {
     for (key, value) in patch {
         match value {
@@ -102,12 +105,12 @@ pub(crate) fn merge(into: &mut Map<String, Value>, patch: Map<String, Value>) {
     }
 }
 
-/// The twin document of a device.
+/// Returns the twin document of a device.
 pub(crate) fn twin_document(
     record: &DeviceRecord,
     reported: Reported,
     pending: u32,
-    contact: Contact,
+    connection: ConnectionInfo,
 ) -> Value {
     let desired = section(
         record.desired.clone(),
@@ -121,8 +124,8 @@ pub(crate) fn twin_document(
         "status": record.status.as_str(),
         "statusReason": record.status_reason,
         "statusUpdateTime": time_or_never(record.status_updated_ms),
-        "connectionState": connection_state(contact.connected),
-        "lastActivityTime": time_or_never(contact.activity_ms),
+        "connectionState": connection_state(connection.connected),
+        "lastActivityTime": time_or_never(connection.activity_ms),
         "cloudToDeviceMessageCount": pending,
         "authenticationType": record.authentication.kind(),
         "x509Thumbprint": record.authentication.thumbprints(),
@@ -139,18 +142,22 @@ pub(crate) fn twin_document(
     })
 }
 
-/// The identity document of a device.
-pub(crate) fn device_document(record: &DeviceRecord, pending: u32, contact: Contact) -> Value {
+/// Returns the identity document of a device.
+pub(crate) fn device_document(
+    record: &DeviceRecord,
+    pending: u32,
+    connection: ConnectionInfo,
+) -> Value {
     json!({
         "deviceId": record.id,
         "generationId": record.generation,
         "etag": etag_of(record.device_version),
-        "connectionState": connection_state(contact.connected),
+        "connectionState": connection_state(connection.connected),
         "status": record.status.as_str(),
         "statusReason": record.status_reason,
-        "connectionStateUpdatedTime": time_or_never(contact.changed_ms),
+        "connectionStateUpdatedTime": time_or_never(connection.changed_ms),
         "statusUpdatedTime": time_or_never(record.status_updated_ms),
-        "lastActivityTime": time_or_never(contact.activity_ms),
+        "lastActivityTime": time_or_never(connection.activity_ms),
         "cloudToDeviceMessageCount": pending,
         "authentication": record.authentication.document(),
         "capabilities": { "iotEdge": record.edge },

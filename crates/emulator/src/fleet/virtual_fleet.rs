@@ -1,4 +1,4 @@
-//! A fleet ready for use: from a device's number to everything about it, and from its id to the number.
+//! A prepared fleet: maps a device number to the device's properties, and an id to the number.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use super::generator::Generator;
 use super::pattern::IdPattern;
 use super::permutation::{Permutation, mix};
 
-/// The most devices a fleet can have; numbers above are for devices that are added while the hub runs.
+/// The largest number of devices in a fleet; higher numbers are for devices added while the hub
+/// runs.
 pub(crate) const DEVICES_MAX: u64 = 1 << 30;
 
 /// A fleet of computed devices.
@@ -18,7 +19,7 @@ pub struct Fleet {
     len: u32,
 }
 
-/// Devices that are alike.
+/// A group of similar devices.
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
     /// The fleet-wide number of the first device.
@@ -30,32 +31,32 @@ pub(crate) struct Group {
     pub(crate) reported: Generator,
     pub(crate) reported_after: Generator,
     behaviour: Behaviour,
-    deal: Permutation,
+    permutation: Permutation,
     failing: Permutation,
     key: u64,
 }
 
-/// What a device does with messages.
+/// The reaction of a device to messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Conduct {
-    /// Completes them once it is online, that long after the hub's start.
+pub(crate) enum MessageBehaviour {
+    /// Completes messages once connected, `online_after` after the hub's start.
     Completes { online_after: Duration },
-    /// Rejects them.
+    /// Rejects messages.
     Rejects,
-    /// Abandons them until the hub gives up.
+    /// Abandons messages, up to the delivery limit.
     Abandons,
-    /// Takes them and never answers.
+    /// Receives messages without settling them.
     NeverAnswers,
-    /// Is never online.
+    /// Never connected.
     Offline,
-    /// Cannot be sent any.
+    /// Disabled: sends are refused.
     Disabled,
-    /// Is no simulated one: a client that connects as this device does with them what it likes.
+    /// Not simulated: the client connected as this device settles messages.
     Real,
 }
 
 impl Fleet {
-    /// A hub without devices; they can still be added through its registry.
+    /// Creates a fleet without devices; devices can be added over the registry.
     #[must_use]
     pub fn empty() -> Self {
         Self {
@@ -65,11 +66,12 @@ impl Fleet {
         }
     }
 
-    /// `count` well-behaved devices without tags, with ids such as `device-{index:06}`.
+    /// Creates a fleet of `count` well-behaved devices without tags, with ids such as
+    /// `device-{index:06}`.
     ///
     /// # Errors
     ///
-    /// If the pattern has no place for the number or gives ids the hub does not allow.
+    /// The pattern has no placeholder for the number, or gives ids not allowed by the hub.
     pub fn plain(count: u32, id: &str) -> Result<Self, FleetError> {
         Self::new(&FleetFile {
             seed: 0,
@@ -77,20 +79,20 @@ impl Fleet {
         })
     }
 
-    /// Reads a fleet file and makes it ready.
+    /// Reads a fleet file and prepares the fleet.
     ///
     /// # Errors
     ///
-    /// Names the line, or the group, that is wrong.
+    /// An error names the invalid line or group.
     pub fn from_yaml(yaml: &str) -> Result<Self, FleetError> {
         Self::new(&FleetFile::parse(yaml)?)
     }
 
-    /// Makes a fleet ready.
+    /// Prepares a fleet.
     ///
     /// # Errors
     ///
-    /// If a group is not possible, or two have a device in common.
+    /// A group is invalid, or two groups have a device in common.
     pub fn new(file: &FleetFile) -> Result<Self, FleetError> {
         let total: u64 = file.groups.iter().map(|group| u64::from(group.count)).sum();
         if total > DEVICES_MAX {
@@ -124,13 +126,13 @@ impl Fleet {
         })
     }
 
-    /// How many devices there are.
+    /// Returns the number of devices.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.len
     }
 
-    /// Whether there is no device.
+    /// Whether the fleet has no devices.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -145,14 +147,14 @@ impl Fleet {
         &self.groups
     }
 
-    /// The number of the device with this id.
+    /// Returns the number of the device with this id.
     #[inline]
     pub(crate) fn number(&self, id: &str) -> Option<u32> {
         self.groups.iter().find_map(|group| group.number(id))
     }
 
-    /// The group of a device and the device's position in it.
-    pub(crate) fn place(&self, number: u32) -> Option<(&Group, u32)> {
+    /// Returns the group of a device, and the device's position in the group.
+    pub(crate) fn locate(&self, number: u32) -> Option<(&Group, u32)> {
         let at = self
             .groups
             .partition_point(|group| group.start + group.count <= number);
@@ -160,9 +162,9 @@ impl Fleet {
         Some((group, number.checked_sub(group.start)?))
     }
 
-    /// The id of a device of the fleet.
+    /// Returns the id of a device of the fleet.
     pub(crate) fn id(&self, number: u32) -> Option<String> {
-        self.place(number)
+        self.locate(number)
             .map(|(group, position)| group.id(position))
     }
 }
@@ -193,7 +195,7 @@ impl Group {
         .sum::<f64>();
         if taken > 1.0 + 1e-9 {
             return Err(format!(
-                "the shares of its behaviours add up to {:.1} %",
+                "the shares of its behaviours add up to {:.1} %; at most 100 % is allowed",
                 taken * 100.0
             ));
         }
@@ -208,7 +210,7 @@ impl Group {
             reported: make(&spec.reported, 2),
             reported_after: make(&spec.reported_after_delivery, 3),
             behaviour,
-            deal: Permutation::new(spec.count, mix(key ^ 4)),
+            permutation: Permutation::new(spec.count, mix(key ^ 4)),
             failing: Permutation::new(spec.count, mix(key ^ 9)),
             key,
         })
@@ -227,8 +229,8 @@ impl Group {
         Some(self.start + position)
     }
 
-    /// An id that both groups have. Only patterns whose fixed parts agree can clash, and then the smaller
-    /// group is tried device by device.
+    /// Returns an id present in both groups, if any. Only patterns with matching fixed parts can
+    /// have a common id; then each device of the smaller group is tried.
     fn shared_id(&self, other: &Self) -> Option<String> {
         let one_begins_with = |a: &str, b: &str| a.starts_with(b) || b.starts_with(a);
         let one_ends_with = |a: &str, b: &str| a.ends_with(b) || b.ends_with(a);
@@ -247,42 +249,44 @@ impl Group {
             .find(|id| large.number(id).is_some())
     }
 
-    /// What the device at `position` does with messages.
-    pub(crate) fn conduct(&self, position: u32) -> Conduct {
+    /// Returns the reaction of the device at `position` to messages.
+    pub(crate) fn message_behaviour(&self, position: u32) -> MessageBehaviour {
         let behaviour = &self.behaviour;
-        let share = self.deal.share(position);
+        let share = self.permutation.share(position);
         let mut end = 0.0;
         let mut falls = |part: f64| {
             end += part;
             share < end
         };
         if falls(behaviour.disabled.0) {
-            Conduct::Disabled
+            MessageBehaviour::Disabled
         } else if falls(behaviour.offline.0) {
-            Conduct::Offline
+            MessageBehaviour::Offline
         } else if falls(behaviour.never_answers.0) {
-            Conduct::NeverAnswers
+            MessageBehaviour::NeverAnswers
         } else if falls(behaviour.rejects.0) {
-            Conduct::Rejects
+            MessageBehaviour::Rejects
         } else if falls(behaviour.abandons.0) {
-            Conduct::Abandons
+            MessageBehaviour::Abandons
         } else if falls(behaviour.online_after.share.0) {
             let draw = unit(mix(self.key ^ 5) ^ u64::from(position));
-            Conduct::Completes {
+            MessageBehaviour::Completes {
                 online_after: behaviour.online_after.after.at(draw),
             }
         } else {
-            Conduct::Completes {
+            MessageBehaviour::Completes {
                 online_after: Duration::ZERO,
             }
         }
     }
 
-    /// How long after completing a message the device goes back to what it reported before, if it does.
-    /// These devices are the last of the deal, which all others are dealt from its beginning.
+    /// Returns the time from the completion of a message until the device reverts the reported
+    /// properties, if the device reverts. Reverting devices are taken from the end of the
+    /// permutation, and all other shares from the beginning.
     pub(crate) fn reverts_after(&self, position: u32) -> Option<Duration> {
         let reverts = self.behaviour.reverts;
-        let is_one = reverts.share.0 > 0.0 && self.deal.share(position) >= 1.0 - reverts.share.0;
+        let is_one =
+            reverts.share.0 > 0.0 && self.permutation.share(position) >= 1.0 - reverts.share.0;
         is_one.then(|| {
             reverts
                 .after
@@ -290,25 +294,25 @@ impl Group {
         })
     }
 
-    /// How the devices answer, if they do.
+    /// Returns the description of the devices' answers, if the devices answer.
     pub(crate) fn answers(&self) -> Option<&AnswerSpec> {
         self.behaviour.answers.as_ref()
     }
 
-    /// How long after it has completed a message the device's answer is final.
+    /// Returns the time from the completion of a message to the device's final answer.
     pub(crate) fn answers_after(&self, position: u32) -> Duration {
         let draw = unit(mix(self.key ^ 8) ^ u64::from(position));
         self.answers()
             .map_or(Duration::ZERO, |answers| answers.after.at(draw))
     }
 
-    /// Whether the device answers that it failed.
+    /// Whether the device's final answer is `failed`.
     pub(crate) fn fails(&self, position: u32) -> bool {
         let fails = self.answers().map_or(0.0, |answers| answers.fails.0);
         fails > 0.0 && self.failing.share(position) < fails
     }
 
-    /// How long the device takes for its message number `nth`.
+    /// Returns the device's latency for the message number `nth`.
     pub(crate) fn latency(&self, position: u32, nth: u64) -> Duration {
         let draw = unit(mix(self.key ^ 6).wrapping_add(u64::from(position) << 20) ^ nth);
         self.behaviour.latency.at(draw)
@@ -319,10 +323,10 @@ fn unit(seed: u64) -> f64 {
     (mix(seed) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Whether the hub allows this device id.
+/// Checks a device id against the hub's rules.
 pub(crate) fn check_id(id: &str) -> Result<(), String> {
     if id.is_empty() || id.len() > 128 {
-        return Err(format!("the id '{id}' does not have 1 to 128 characters"));
+        return Err(format!("the id '{id}' must have 1 to 128 characters"));
     }
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-:.+%_#*?!(),=@;$'".contains(c);
     match id.chars().find(|c| !allowed(*c)) {
@@ -368,33 +372,38 @@ groups:
 
     #[test]
     fn shares_are_exact_and_repeat() {
-        let conducts = || {
+        let behaviours = || {
             let fleet = Fleet::from_yaml(YAML).unwrap();
             (0..1000)
-                .map(|i| fleet.groups()[0].conduct(i))
+                .map(|i| fleet.groups()[0].message_behaviour(i))
                 .collect::<Vec<_>>()
         };
-        let count = |wanted: Conduct| conducts().iter().filter(|found| **found == wanted).count();
-        assert_eq!(conducts(), conducts());
-        assert_eq!(count(Conduct::Offline), 100);
-        assert_eq!(count(Conduct::Rejects), 50);
-        assert_eq!(count(Conduct::Disabled), 10);
+        let count = |wanted: MessageBehaviour| {
+            behaviours()
+                .iter()
+                .filter(|found| **found == wanted)
+                .count()
+        };
+        assert_eq!(behaviours(), behaviours());
+        assert_eq!(count(MessageBehaviour::Offline), 100);
+        assert_eq!(count(MessageBehaviour::Rejects), 50);
+        assert_eq!(count(MessageBehaviour::Disabled), 10);
         let fleet = Fleet::from_yaml(YAML).unwrap();
         let reverting = (0..1000).filter_map(|i| Some((i, fleet.groups()[0].reverts_after(i)?)));
         let reverting: Vec<_> = reverting.collect();
         assert_eq!(reverting.len(), 70);
         for (position, after) in reverting {
             assert_eq!(after, Duration::from_secs(3));
-            let conduct = fleet.groups()[0].conduct(position);
+            let behaviour = fleet.groups()[0].message_behaviour(position);
             assert_eq!(
-                conduct,
-                Conduct::Completes {
+                behaviour,
+                MessageBehaviour::Completes {
                     online_after: Duration::ZERO
                 }
             );
         }
         assert_eq!(
-            count(Conduct::Completes {
+            count(MessageBehaviour::Completes {
                 online_after: Duration::ZERO
             }),
             640

@@ -1,4 +1,5 @@
-//! What simulated devices answer: the reported property `update`, with the id of the message that it is about.
+//! The answers of simulated devices: the reported property `update`, with the id of the answered
+//! message.
 
 use serde_json::{Value, json};
 
@@ -6,11 +7,12 @@ use super::MessageState;
 use super::core::Hub;
 use crate::fleet::{Group, iso_time};
 
-/// The reported property of the answer.
+/// The name of the reported property with the answer.
 pub(crate) const PROPERTY: &str = "update";
 
 impl Hub {
-    /// The time of which queries show reported properties, in milliseconds like [`Hub::now_ms`].
+    /// Returns the time for which queries show reported properties, in milliseconds as
+    /// [`Hub::now_ms`].
     pub(crate) fn queried_ms(&self) -> u64 {
         self.now_ms().saturating_sub(self.query_lag_ms())
     }
@@ -19,8 +21,8 @@ impl Hub {
         u64::try_from(self.config.query_lag.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The answer of a simulated device as it was at a time; none if its group does not answer, or it had completed no
-    /// message by then.
+    /// Returns the answer of a simulated device at the time `at_ms`. Returns `None` if the device's
+    /// group does not answer, or if the device had completed no message by then.
     pub(crate) fn simulated_answer(
         &self,
         group: &Group,
@@ -54,7 +56,7 @@ impl Hub {
     }
 }
 
-/// What a simulated device answers.
+/// The answer of a simulated device.
 #[derive(Debug)]
 pub(crate) struct SimulatedAnswer {
     id: String,
@@ -64,7 +66,8 @@ pub(crate) struct SimulatedAnswer {
 }
 
 impl SimulatedAnswer {
-    /// The value at a path below the property. Queries for many devices ask for id and state.
+    /// Returns the value at a path below the property. The paths `id` and `state` are served
+    /// without building the whole value, since queries read them for many devices.
     pub(crate) fn at(self, path: &[String]) -> Option<Value> {
         match path {
             [name] if name == "id" => Some(Value::String(self.id)),

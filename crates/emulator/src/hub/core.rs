@@ -1,5 +1,5 @@
-//! The hub's state and what can be done with it. Everything here is synchronous and short; sockets and
-//! waiting are elsewhere.
+//! The hub's state and the operations on it. All operations are synchronous and short; sockets and
+//! waiting are in other modules.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,45 +8,47 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
-use twincast_hub_limits::LARGEST_MESSAGE;
+use twincast_hub_limits::MAX_MESSAGE_BYTES;
 use uuid::Uuid;
 
 use super::answers;
 use super::delivery::FeedbackMessage;
 use super::device::{DeviceAuthorities, RealDevices};
-use super::feedback::{FeedbackBatch, FeedbackQueue, Record, Settlement};
+use super::feedback::{FeedbackBatch, FeedbackQueue, FeedbackSettlement, Record};
 use super::refusal::Refusal;
-use super::store::{Ack, Arrival, MessageState, Store};
-use super::summary::Tallies;
+use super::store::{Ack, MessageState, NewMessage, Store};
+use super::summary::Counters;
 use super::throttle::{Admission, Operation, Throttles};
 use crate::config::HubConfig;
 use crate::dps::{Enrollments, Provisioning};
 use crate::entra::Issuer;
-use crate::faults::{FaultBox, SendFault};
-use crate::fleet::{Conduct, Contact, DeviceRecord, Registry, Reported, twin_document};
+use crate::faults::{ActiveFaults, SendFault};
+use crate::fleet::{
+    ConnectionInfo, DeviceRecord, MessageBehaviour, Registry, Reported, twin_document,
+};
 use crate::lock;
 use crate::policy::Policy;
-use crate::sas::{Grant, Holder, TokenError, verify};
+use crate::sas::{Grant, TokenError, TokenHolder, verify};
 use crate::tier::Limits;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// A message on its way to a device, as the AMQP side has read it.
+/// A message for a device, as read by the AMQP side.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Submission<'a> {
+pub(crate) struct IncomingMessage<'a> {
     pub(crate) device_id: &'a str,
     pub(crate) message_id: &'a str,
     pub(crate) ack: Ack,
     pub(crate) expiry_ms: Option<i64>,
-    /// What [`SystemFields::encode`](crate::amqp::SystemFields) has made.
+    /// The system properties, made by [`SystemFields::encode`](crate::amqp::SystemFields).
     pub(crate) system: &'a [u8],
     pub(crate) properties: &'a [u8],
     pub(crate) body: &'a [u8],
-    /// Everything together, in bytes.
+    /// The size of the whole message, in bytes.
     pub(crate) size: usize,
 }
 
-/// What a connection is told to do to itself.
+/// How a connection is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cut {
@@ -63,12 +65,12 @@ pub(crate) struct State {
     pub(crate) store: Store,
     pub(crate) feedback: FeedbackQueue,
     pub(crate) devices: RealDevices,
-    /// The day since 1970 and what was used of its quota.
+    /// The current day, counted from 1970, and the units of the daily quota used on that day.
     pub(super) quota: (u64, u64),
 }
 
 impl State {
-    /// Ends a message that is pending, and tells whoever wants to know.
+    /// Ends a pending message, and adds a feedback record if the sender has asked for one.
     pub(crate) fn end(&mut self, number: u32, end: MessageState, now_ms: u64) {
         if let Some(message) = self.store.finish(number, end, now_ms)
             && message.ack.wants(end)
@@ -94,21 +96,22 @@ pub(crate) struct Hub {
     registry: RwLock<Registry>,
     state: Mutex<State>,
     throttles: Throttles,
-    pub(crate) faults: FaultBox,
-    pub(crate) tallies: Tallies,
-    /// A bit for each device of the fleet that has completed a message.
+    pub(crate) faults: ActiveFaults,
+    pub(crate) counters: Counters,
+    /// A bit for each device of the fleet, set once the device has completed a message.
     completed: Vec<AtomicU64>,
-    /// When those devices will have gone back that do, in milliseconds like [`Hub::now_ms`].
+    /// The time at which each reverting device goes back to the earlier reported properties, in
+    /// milliseconds as [`Hub::now_ms`].
     reverting: Mutex<HashMap<u32, u64>>,
-    /// Whose certificates devices may present.
+    /// The authorities of device certificates.
     pub(super) authorities: DeviceAuthorities,
     pub(crate) provisioning: Provisioning,
     pub(crate) issuer: Option<Issuer>,
-    /// How often devices have connected; the serial number of the next connection.
+    /// The number of device connections so far, and the serial number of the next connection.
     pub(super) connections_made: AtomicU64,
     /// Notified whenever a device becomes ready for methods.
     pub(super) methods_ready: Notify,
-    /// Changes whenever there may be feedback to take.
+    /// Changes whenever feedback may be ready to take.
     feedback_ready: watch::Sender<u64>,
     /// Changes whenever all connections are to be cut.
     cuts: watch::Sender<(u64, Cut)>,
@@ -135,14 +138,14 @@ impl Hub {
             .unwrap_or_default()
             .as_millis();
         let started_ms = u64::try_from(started_ms).unwrap_or(0);
-        let added_conduct = if config.added_devices_online {
-            Conduct::Completes {
+        let added_behaviour = if config.added_devices_online {
+            MessageBehaviour::Completes {
                 online_after: Duration::ZERO,
             }
         } else {
-            Conduct::Offline
+            MessageBehaviour::Offline
         };
-        let registry = Registry::new(Arc::new(config.fleet.clone()), started_ms, added_conduct);
+        let registry = Registry::new(Arc::new(config.fleet.clone()), started_ms, added_behaviour);
         Self {
             names: config.names(),
             policies: RwLock::new(policies.into()),
@@ -175,15 +178,15 @@ impl Hub {
                 config.throttle_tolerance,
                 config.throttle_wait_max,
             ),
-            faults: FaultBox::new(config.faults.clone()),
-            tallies: Tallies::default(),
+            faults: ActiveFaults::new(config.faults.clone()),
+            counters: Counters::default(),
             feedback_ready: watch::Sender::new(0),
             cuts: watch::Sender::new((0, Cut::Close)),
             config,
         }
     }
 
-    /// Milliseconds since 1970, by a clock that does not go back.
+    /// Returns milliseconds since 1970, from a clock that never goes back.
     pub(crate) fn now_ms(&self) -> u64 {
         self.started_ms + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX >> 1)
     }
@@ -201,8 +204,9 @@ impl Hub {
         Arc::clone(&policies.unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    /// Replaces the keys of a policy; `false` if there is no such policy. Tokens of the old keys are refused from now
-    /// on, and connections that were opened with them go on until these end.
+    /// Replaces the keys of a policy. Returns `false` if the policy does not exist. Tokens of the
+    /// old keys are refused from then on; connections opened with such tokens go on until the
+    /// tokens end.
     pub(crate) fn set_keys(&self, policy: &str, primary: Vec<u8>, secondary: Vec<u8>) -> bool {
         let held = self.policies.write();
         let mut held = held.unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -231,16 +235,17 @@ impl Hub {
         lock(&self.state)
     }
 
-    /// Checks a service's token: of a shared access policy, or `Bearer` and one of Microsoft Entra ID.
+    /// Checks a service's token: a token of a shared access policy, or `Bearer` and a token of
+    /// Microsoft Entra ID.
     pub(crate) fn authenticate(&self, token: &str) -> Result<Grant, TokenError> {
         if let Some(token) = token.trim().strip_prefix("Bearer ") {
             let issuer = self.issuer.as_ref().ok_or(TokenError::NoIssuer)?;
-            let bearer = issuer.bearer(token.trim(), self.now_s());
+            let verified = issuer.verify_token(token.trim(), self.now_s());
             let (principal, expires_s) =
-                bearer.map_err(|error| TokenError::Bearer(error.to_string()))?;
+                verified.map_err(|error| TokenError::Bearer(error.to_string()))?;
             return Ok(Grant {
                 scope: self.config.host_name.to_ascii_lowercase(),
-                holder: Holder::Principal(principal),
+                holder: TokenHolder::Principal(principal),
                 expires_s,
             });
         }
@@ -253,36 +258,40 @@ impl Hub {
     /// Asks the throttle of `operation` for `count` permits.
     pub(crate) fn admit(&self, operation: Operation, count: u64) -> Admission {
         let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX >> 1);
-        // The clock starts a minute in, so that the first operations find no debt of the past.
+        // The throttle's clock starts at one minute, so that the first operations find no debt.
         self.throttles
             .admit(operation, count, now_ns + 60_000_000_000)
     }
 
-    /// Enqueues a message, or says why not.
-    pub(crate) fn submit(&self, submission: &Submission<'_>) -> Result<(), Refusal> {
-        let result = self.try_submit(submission);
+    /// Enqueues a message.
+    ///
+    /// # Errors
+    ///
+    /// The hub's refusal.
+    pub(crate) fn submit(&self, message: &IncomingMessage<'_>) -> Result<(), Refusal> {
+        let result = self.try_submit(message);
         if let Err(refusal) = &result {
-            self.tallies.refusal(refusal);
+            self.counters.refusal(refusal);
         }
         result
     }
 
-    fn try_submit(&self, submission: &Submission<'_>) -> Result<(), Refusal> {
+    fn try_submit(&self, message: &IncomingMessage<'_>) -> Result<(), Refusal> {
         if !self.config.tier.has_commands() {
             return Err(Refusal::not_in_tier());
         }
-        if submission.size > LARGEST_MESSAGE {
-            return Err(Refusal::too_large(submission.size, LARGEST_MESSAGE));
+        if message.size > MAX_MESSAGE_BYTES {
+            return Err(Refusal::too_large(message.size, MAX_MESSAGE_BYTES));
         }
-        let id = submission.device_id;
+        let id = message.device_id;
         let now_ms = self.now_ms();
         let registry = self.registry();
         let device = registry
             .number(id)
             .ok_or_else(|| Refusal::device_not_found(id))?;
-        let ttl_ms = self.ttl_ms(submission.expiry_ms, now_ms)?;
-        let conduct = registry.conduct(device);
-        if conduct == Conduct::Disabled {
+        let ttl_ms = self.ttl_ms(message.expiry_ms, now_ms)?;
+        let behaviour = registry.message_behaviour(device);
+        if behaviour == MessageBehaviour::Disabled {
             return Err(Refusal::device_disabled(id));
         }
         let mut state = lock(&self.state);
@@ -292,23 +301,23 @@ impl Hub {
         if state.store.len() >= self.config.messages_max as usize {
             return Err(Refusal::store_full(self.config.messages_max));
         }
-        self.charge(&mut state, submission.size, now_ms)?;
+        self.charge(&mut state, message.size, now_ms)?;
         let nth = state.store.len() as u64;
-        let (planned, due_ms) = self.fate(&registry, device, conduct, now_ms, ttl_ms, nth);
-        let number = state.store.enqueue(Arrival {
+        let (planned, due_ms) = self.planned_end(&registry, device, behaviour, now_ms, ttl_ms, nth);
+        let number = state.store.enqueue(NewMessage {
             now_ms,
             device,
-            id: submission.message_id,
-            ack: submission.ack,
-            properties: submission.properties,
-            system: submission.system,
-            body: submission.body,
+            id: message.message_id,
+            ack: message.ack,
+            properties: message.properties,
+            system: message.system,
+            body: message.body,
             ttl_ms,
-            invisible: conduct == Conduct::NeverAnswers,
+            invisible: behaviour == MessageBehaviour::NeverAnswers,
             planned,
             due_ms,
         });
-        if conduct == Conduct::Real {
+        if behaviour == MessageBehaviour::Real {
             state.devices.arrived(device, number);
         }
         Ok(())
@@ -327,7 +336,7 @@ impl Hub {
                 ttl_ms / 3_600_000
             )));
         }
-        // What has expired already is taken, and expires.
+        // A message already expired on arrival is accepted, and expires in the queue.
         Ok(ttl_ms)
     }
 
@@ -354,12 +363,13 @@ impl Hub {
         Ok(())
     }
 
-    /// How a message will end, and when, unless something comes between.
-    fn fate(
+    /// Returns the planned end of a message, and the time of that end. A purge, a deletion or a
+    /// connecting device can still change both.
+    fn planned_end(
         &self,
         registry: &Registry,
         device: u32,
-        conduct: Conduct,
+        behaviour: MessageBehaviour,
         now_ms: u64,
         ttl_ms: u64,
         nth: u64,
@@ -367,30 +377,30 @@ impl Hub {
         let expires_ms = now_ms.saturating_add(ttl_ms);
         let latency = registry
             .fleet()
-            .place(device)
+            .locate(device)
             .map_or(Duration::from_millis(50), |(group, position)| {
                 group.latency(position, nth)
             });
         let latency_ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX >> 1);
-        let (end, at_ms) = match conduct {
-            // It waits for the device, at the longest until it expires.
-            Conduct::Real => return (MessageState::Enqueued, expires_ms),
-            Conduct::Completes { online_after } => {
+        let (end, at_ms) = match behaviour {
+            // The message waits for the device, at most until expiry.
+            MessageBehaviour::Real => return (MessageState::Enqueued, expires_ms),
+            MessageBehaviour::Completes { online_after } => {
                 let online_ms = self.started_ms
                     + u64::try_from(online_after.as_millis()).unwrap_or(u64::MAX >> 1);
                 (MessageState::Delivered, now_ms.max(online_ms) + latency_ms)
             }
-            Conduct::Rejects => (MessageState::Rejected, now_ms + latency_ms),
-            Conduct::Abandons => {
+            MessageBehaviour::Rejects => (MessageState::Rejected, now_ms + latency_ms),
+            MessageBehaviour::Abandons => {
                 let times = u64::from(self.config.delivery_count_max);
                 (
                     MessageState::DeliveryCountExceeded,
                     now_ms + latency_ms * times,
                 )
             }
-            Conduct::NeverAnswers | Conduct::Offline | Conduct::Disabled => {
-                (MessageState::Expired, expires_ms)
-            }
+            MessageBehaviour::NeverAnswers
+            | MessageBehaviour::Offline
+            | MessageBehaviour::Disabled => (MessageState::Expired, expires_ms),
         };
         if at_ms < expires_ms {
             (end, at_ms)
@@ -399,12 +409,13 @@ impl Hub {
         }
     }
 
-    /// What a fault makes of the next send, if one strikes.
+    /// Draws the fault for the next send, if any.
     pub(crate) fn send_fault(&self) -> Option<SendFault> {
         self.faults.on_send()
     }
 
-    /// Removes a device's pending messages, and says how many there were.
+    /// Ends all pending messages of a device with the state `end`. Returns the number of ended
+    /// messages.
     pub(crate) fn empty_queue(&self, device: u32, end: MessageState) -> u64 {
         let now_ms = self.now_ms();
         let mut state = lock(&self.state);
@@ -416,27 +427,31 @@ impl Hub {
         before - state.store.counts.pending
     }
 
-    /// What is known of a device's connection.
-    pub(crate) fn contact(&self, registry: &Registry, device: u32) -> Contact {
-        match registry.conduct(device) {
-            Conduct::Real => self.real_contact(device),
-            conduct => Contact {
-                connected: self.plays_connected(conduct),
-                ..Contact::default()
+    /// Returns the state of a device's connection.
+    pub(crate) fn connection_info(&self, registry: &Registry, device: u32) -> ConnectionInfo {
+        match registry.message_behaviour(device) {
+            MessageBehaviour::Real => self.real_connection_info(device),
+            behaviour => ConnectionInfo {
+                connected: self.is_simulated_connected(behaviour),
+                ..ConnectionInfo::default()
             },
         }
     }
 
     /// Whether a simulated device is connected.
-    fn plays_connected(&self, conduct: Conduct) -> bool {
-        match conduct {
-            Conduct::Completes { online_after } => self.uptime() >= online_after,
-            Conduct::Rejects | Conduct::Abandons | Conduct::NeverAnswers => true,
-            Conduct::Offline | Conduct::Disabled | Conduct::Real => false,
+    fn is_simulated_connected(&self, behaviour: MessageBehaviour) -> bool {
+        match behaviour {
+            MessageBehaviour::Completes { online_after } => self.uptime() >= online_after,
+            MessageBehaviour::Rejects
+            | MessageBehaviour::Abandons
+            | MessageBehaviour::NeverAnswers => true,
+            MessageBehaviour::Offline | MessageBehaviour::Disabled | MessageBehaviour::Real => {
+                false
+            }
         }
     }
 
-    /// Whether a device had completed a message, and reports what came of it, as queries show it now.
+    /// Whether queries now show the reported properties of a device after a completed message.
     pub(crate) fn has_changed(&self, device: u32) -> bool {
         let word = self.completed.get(device as usize / 64);
         let completed =
@@ -457,23 +472,24 @@ impl Hub {
         let Some(word) = self.completed.get(device as usize / 64) else {
             return;
         };
-        let place = self.config.fleet.place(device);
-        if place.is_some_and(|(group, at)| group.fails(at)) {
+        let located = self.config.fleet.locate(device);
+        if located.is_some_and(|(group, at)| group.fails(at)) {
             return;
         }
-        if let Some(after) = place.and_then(|(group, at)| group.reverts_after(at)) {
+        if let Some(after) = located.and_then(|(group, at)| group.reverts_after(at)) {
             let back_at = now_ms + u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             lock(&self.reverting).insert(device, back_at);
         }
         word.fetch_or(1 << (device % 64), Ordering::Relaxed);
     }
 
-    /// The twin document of a device as it is now.
+    /// Returns the current twin document of a device.
     pub(crate) fn twin_of(&self, registry: &Registry, device: u32, record: &DeviceRecord) -> Value {
         self.twin_at(registry, device, record, self.now_ms())
     }
 
-    /// The same as queries show it: with what the device had reported some time ago.
+    /// Returns the twin document of a device as queries show it, with the reported properties of
+    /// [`Hub::queried_ms`].
     pub(crate) fn queried_twin(
         &self,
         registry: &Registry,
@@ -492,10 +508,15 @@ impl Hub {
     ) -> Value {
         let pending = lock(&self.state).store.pending(device);
         let reported = self.reported_of(registry, device, record, at_ms);
-        twin_document(record, reported, pending, self.contact(registry, device))
+        twin_document(
+            record,
+            reported,
+            pending,
+            self.connection_info(registry, device),
+        )
     }
 
-    /// What a device had reported at a time.
+    /// Returns the reported properties of a device at the time `shown_ms`.
     pub(super) fn reported_of(
         &self,
         registry: &Registry,
@@ -512,7 +533,7 @@ impl Hub {
             .first_delivery(device, record.created_ms)
             .filter(|delivered_ms| *delivered_ms <= shown_ms);
         if let (Some(at_ms), Some((group, position))) =
-            (delivered_ms, registry.fleet().place(device))
+            (delivered_ms, registry.fleet().locate(device))
         {
             let after = match group.fails(position) {
                 true => Map::new(),
@@ -526,21 +547,26 @@ impl Hub {
                 reported.update(&after, at_ms);
                 let back_ms = lock(&self.reverting).get(&device).copied();
                 if let Some(back_ms) = back_ms.filter(|back_ms| *back_ms <= shown_ms) {
-                    reported.update(&undoing(&after, &record.reported), back_ms);
+                    reported.update(&revert_patch(&after, &record.reported), back_ms);
                 }
             }
         }
         reported
     }
 
-    /// Settles a feedback batch that a service has held over AMQP.
-    pub(crate) fn settle_taken_feedback(&self, batch: FeedbackBatch, settlement: Settlement) {
+    /// Settles a feedback batch held by a service over AMQP.
+    pub(crate) fn settle_taken_feedback(
+        &self,
+        batch: FeedbackBatch,
+        settlement: FeedbackSettlement,
+    ) {
         if lock(&self.state).feedback.settle(batch, settlement) {
             self.feedback_may_be_ready();
         }
     }
 
-    /// Takes a feedback batch and locks it, for the next [`Hub::settle_feedback`] with the token.
+    /// Takes a feedback batch and locks it. [`Hub::settle_feedback`] settles the batch by the
+    /// returned token.
     pub(crate) fn lock_feedback(&self) -> Option<(Uuid, FeedbackMessage)> {
         let (batch, message) = self.take_feedback()?;
         let lock_ms = u64::try_from(self.config.feedback_lock.as_millis()).unwrap_or(u64::MAX);
@@ -548,8 +574,8 @@ impl Hub {
         Some((lock(&self.state).feedback.lock(batch, until_ms), message))
     }
 
-    /// Settles a locked feedback batch. Returns whether there was one.
-    pub(crate) fn settle_feedback(&self, token: Uuid, settlement: Settlement) -> bool {
+    /// Settles a locked feedback batch. Returns whether the token named a locked batch.
+    pub(crate) fn settle_feedback(&self, token: Uuid, settlement: FeedbackSettlement) -> bool {
         let unlocked = lock(&self.state).feedback.unlock(token, settlement);
         if unlocked == Some(true) {
             self.feedback_may_be_ready();
@@ -576,14 +602,15 @@ impl Hub {
     }
 }
 
-/// The patch that takes `patch` back: what it changed gets its value in `before` again, or goes.
-fn undoing(patch: &Map<String, Value>, before: &Map<String, Value>) -> Map<String, Value> {
+/// Returns the patch that reverts `patch`: each changed property gets its value in `before`, or is
+/// removed.
+fn revert_patch(patch: &Map<String, Value>, before: &Map<String, Value>) -> Map<String, Value> {
     patch
         .iter()
         .map(|(key, value)| {
             let back = match (value, before.get(key)) {
                 (Value::Object(patch), Some(Value::Object(before))) => {
-                    Value::Object(undoing(patch, before))
+                    Value::Object(revert_patch(patch, before))
                 }
                 (_, before) => before.cloned().unwrap_or(Value::Null),
             };

@@ -1,4 +1,4 @@
-//! The simulated devices' side: ends messages when their time comes and turns the ends into feedback.
+//! The simulated devices: end messages when due, and turn each end into feedback.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,16 +7,17 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::core::Hub;
-use super::feedback::{FeedbackBatch, Record, Settlement};
+use super::feedback::{FeedbackBatch, FeedbackSettlement, Record};
 use crate::fleet::iso_time;
 
-/// How often due messages are looked for. Latencies are tens of milliseconds and more.
+/// The interval between scans for due messages. Simulated latencies are tens of milliseconds and
+/// more.
 const TICK: Duration = Duration::from_millis(5);
-/// How many messages end under one lock: about a millisecond's work.
+/// The number of messages to end under one lock: about a millisecond of work.
 const ENDS_PER_LOCK: usize = 2_000;
 
 impl Hub {
-    /// Runs the devices until `stop`.
+    /// Runs the simulated devices until `stop`.
     pub(crate) async fn run_devices(self: Arc<Self>, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -31,7 +32,7 @@ impl Hub {
         }
     }
 
-    /// Ends some due messages; returns how many.
+    /// Ends due messages, about [`ENDS_PER_LOCK`] at most. Returns the number of ended messages.
     pub(crate) fn run_due(&self) -> usize {
         let now_ms = self.now_ms();
         let mut state = self.state();
@@ -52,20 +53,20 @@ impl Hub {
                     });
                 }
             });
-        if feedback.cut(now_ms) {
+        if feedback.form_batches(now_ms) {
             self.feedback_may_be_ready();
         }
         count
     }
 
-    /// Takes the oldest feedback batch of which something is left to tell. Records of devices that are gone are
-    /// left out, and a batch of nothing else is dropped.
+    /// Takes the oldest feedback batch with a reportable record. Records of deleted devices are
+    /// left out, and a batch without any other record is dropped.
     pub(crate) fn take_feedback(&self) -> Option<(FeedbackBatch, FeedbackMessage)> {
         loop {
             let batch = self.state().feedback.take()?;
             let records = self.feedback_records(&batch);
             if records.is_empty() {
-                self.settle_taken_feedback(batch, Settlement::Rejected);
+                self.settle_taken_feedback(batch, FeedbackSettlement::Rejected);
                 continue;
             }
             let message = FeedbackMessage {
@@ -100,12 +101,12 @@ impl Hub {
     }
 }
 
-/// A feedback batch as it is told to services.
+/// A feedback batch in the form sent to services.
 #[derive(Debug)]
 pub(crate) struct FeedbackMessage {
     pub(crate) made_ms: u64,
-    /// How often it was told before.
+    /// The number of earlier deliveries of this batch.
     pub(crate) deliveries: u32,
-    /// The records, as an array.
+    /// The records, as a JSON array.
     pub(crate) json: Vec<u8>,
 }

@@ -1,16 +1,18 @@
-//! Devices that really connect: everything about them that has nothing to do with a protocol.
+//! Devices with a real connection: the parts independent of a protocol.
 //!
-//! A device of the fleet is simulated until it connects for the first time. From then on it is a real one, for as long as
-//! its identity exists: what waits for it stays until the device itself settles it, and what it reports is kept.
+//! A device of the fleet is simulated until the first connection. From then on the device is real,
+//! for as long as the identity exists: waiting messages stay until the device settles them, and
+//! reported properties are kept.
 //!
-//! A connection goes this way: [`Hub::authenticate_device`] says which device it is, [`Hub::attach`] takes the device's
-//! place and gives a [`DeviceSession`], and dropping that disconnects the device. All that happens to the device comes
-//! through [`DeviceSession::next_event`] and [`DeviceSession::take`]; a [`Notify`](tokio::sync::Notify) that the
-//! transport brings along says when to look. Nothing here waits, with the exception of [`Hub::invoke`].
+//! [`Hub::authenticate_device`] identifies the device of a connection. [`Hub::attach`] connects the
+//! device, replaces an earlier connection, and returns a [`DeviceSession`]; dropping the session
+//! disconnects the device. [`DeviceSession::next_event`] and [`DeviceSession::take`] return
+//! everything the connection has to do, and a [`Notify`](tokio::sync::Notify) supplied by the
+//! transport signals when to call them. No function here waits, except [`Hub::invoke`].
 
 mod certificate;
+mod connection;
 mod identity;
-mod line;
 mod method;
 mod queue;
 mod session;
@@ -19,9 +21,9 @@ mod tests;
 mod twin;
 
 pub(crate) use certificate::{ClientCertificate, DeviceAuthorities};
-pub(crate) use identity::{Denial, DevicePass, Proof};
-pub(crate) use line::{DesiredPush, DeviceEvent, Ended, Interest, MethodCall};
+pub(crate) use connection::{DesiredPush, DeviceEvent, EndReason, Interest, MethodCall};
+pub(crate) use identity::{AuthenticatedDevice, AuthenticationError, Proof};
 pub(crate) use method::{Invocation, MethodAnswer};
 pub use queue::SessionReport;
-pub(crate) use queue::{Delivery, RealDevices, Settling};
+pub(crate) use queue::{Delivery, MessageSettlement, RealDevices};
 pub(crate) use session::{DeviceSession, Subscriptions};

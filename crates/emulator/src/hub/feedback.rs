@@ -1,4 +1,4 @@
-//! Feedback: what became of messages, in batches that services take and answer.
+//! Feedback: the ends of messages, in batches for services to take and settle.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -15,27 +15,27 @@ pub(crate) struct Record {
     pub(crate) state: MessageState,
 }
 
-/// Records that travel together.
+/// Feedback records delivered together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FeedbackBatch {
     pub(crate) records: Vec<Record>,
     pub(crate) made_ms: u64,
-    /// How often it was given out before.
+    /// The number of earlier deliveries.
     pub(crate) deliveries: u32,
 }
 
-/// What a service makes of a batch.
+/// The settlement of a feedback batch by a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Settlement {
-    /// It has dealt with it.
+pub(crate) enum FeedbackSettlement {
+    /// The service has processed the batch.
     Completed,
-    /// It will not have it.
+    /// The service refuses the batch.
     Rejected,
-    /// It gives it back, or was lost with it.
+    /// The service gives the batch back, or has disconnected.
     Abandoned,
 }
 
-/// What the queue has counted.
+/// Counters of the feedback queue.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FeedbackCounts {
     pub(crate) made: u64,
@@ -43,14 +43,15 @@ pub(crate) struct FeedbackCounts {
     pub(crate) dropped: u64,
 }
 
-/// The hub's one feedback queue, for all services together.
+/// The hub's single feedback queue, shared by all services.
 #[derive(Debug)]
 pub(crate) struct FeedbackQueue {
     open: VecDeque<Record>,
     ready: VecDeque<FeedbackBatch>,
-    /// Batches that were handed out over HTTPS, and when they come back unless they are settled before.
+    /// Batches handed out over HTTPS, each with the time of return to the queue unless settled
+    /// before.
     locked: HashMap<Uuid, (FeedbackBatch, u64)>,
-    /// Those in `open`, `ready` and `locked`.
+    /// The number of records in `open`, `ready` and `locked`.
     records: usize,
     batch: usize,
     interval: Duration,
@@ -82,12 +83,12 @@ impl FeedbackQueue {
         }
     }
 
-    /// How many records wait, or are locked.
+    /// Returns the number of waiting and locked records.
     pub(crate) fn len(&self) -> usize {
         self.records
     }
 
-    /// Adds a record; if there are too many, the oldest go.
+    /// Adds a record. Beyond the bound, the oldest records are dropped.
     pub(crate) fn push(&mut self, record: Record) {
         self.counts.made += 1;
         self.records += 1;
@@ -108,9 +109,9 @@ impl FeedbackQueue {
         self.counts.dropped += records as u64;
     }
 
-    /// Makes batches of what has waited long enough, takes back what was locked too long, drops what has waited
-    /// too long, and says whether there is anything new to take.
-    pub(crate) fn cut(&mut self, now_ms: u64) -> bool {
+    /// Forms batches of records that have waited long enough, takes back batches with an expired
+    /// lock, and drops batches past the time to live. Returns whether a new batch is ready to take.
+    pub(crate) fn form_batches(&mut self, now_ms: u64) -> bool {
         let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
         let mut made = false;
         while let Some(first) = self.open.front() {
@@ -133,7 +134,7 @@ impl FeedbackQueue {
             .map(|(token, _)| *token)
             .collect();
         for token in late {
-            made |= self.unlock(token, Settlement::Abandoned) == Some(true);
+            made |= self.unlock(token, FeedbackSettlement::Abandoned) == Some(true);
         }
         while let Some(first) = self.ready.front() {
             if now_ms.saturating_sub(first.made_ms) < self.ttl_ms {
@@ -146,22 +147,27 @@ impl FeedbackQueue {
         made
     }
 
-    /// Takes the oldest batch. It must come back through [`FeedbackQueue::settle`] or
-    /// [`FeedbackQueue::lock`].
+    /// Takes the oldest batch. The caller must return the batch through [`FeedbackQueue::settle`]
+    /// or [`FeedbackQueue::lock`].
     pub(crate) fn take(&mut self) -> Option<FeedbackBatch> {
         let batch = self.ready.pop_front()?;
-        // A batch in a service's hands does not count against the bound; it comes back or is done with.
+        // A batch held by a service does not count against the bound; the batch returns or is
+        // settled for good.
         self.records -= batch.records.len();
         Some(batch)
     }
 
-    /// Does with a batch that was taken what the service wants. Returns whether it waits again.
-    pub(crate) fn settle(&mut self, mut batch: FeedbackBatch, settlement: Settlement) -> bool {
+    /// Settles a taken batch. Returns whether the batch waits again.
+    pub(crate) fn settle(
+        &mut self,
+        mut batch: FeedbackBatch,
+        settlement: FeedbackSettlement,
+    ) -> bool {
         let records = batch.records.len();
         match settlement {
-            Settlement::Completed => self.counts.completed += records as u64,
-            Settlement::Rejected => self.counts.dropped += records as u64,
-            Settlement::Abandoned => {
+            FeedbackSettlement::Completed => self.counts.completed += records as u64,
+            FeedbackSettlement::Rejected => self.counts.dropped += records as u64,
+            FeedbackSettlement::Abandoned => {
                 batch.deliveries += 1;
                 if batch.deliveries < self.deliveries_max {
                     self.records += records;
@@ -174,8 +180,9 @@ impl FeedbackQueue {
         false
     }
 
-    /// Keeps a batch that was taken until its service settles it with the token that is returned, at the
-    /// latest until `until_ms`. A locked batch counts against the bound, since nothing else bounds their number.
+    /// Keeps a taken batch until the service settles it with the returned token, at the latest
+    /// until `until_ms`. A locked batch counts against the bound, since no other limit bounds the
+    /// number of locked batches.
     pub(crate) fn lock(&mut self, batch: FeedbackBatch, until_ms: u64) -> Uuid {
         let token = Uuid::new_v4();
         self.records += batch.records.len();
@@ -183,8 +190,9 @@ impl FeedbackQueue {
         token
     }
 
-    /// Settles a locked batch. Returns whether it waits again; none if nothing is locked with that token.
-    pub(crate) fn unlock(&mut self, token: Uuid, settlement: Settlement) -> Option<bool> {
+    /// Settles a locked batch. Returns whether the batch waits again, or `None` if the token locks
+    /// no batch.
+    pub(crate) fn unlock(&mut self, token: Uuid, settlement: FeedbackSettlement) -> Option<bool> {
         let (batch, _) = self.locked.remove(&token)?;
         self.records -= batch.records.len();
         Some(self.settle(batch, settlement))
@@ -217,10 +225,10 @@ mod tests {
     fn a_batch_is_sixty_four_records_or_fifteen_seconds() {
         let mut queue = queue(1000);
         (0..70).for_each(|i| queue.push(record(i, 0)));
-        assert!(queue.cut(10));
+        assert!(queue.form_batches(10));
         assert_eq!(queue.take().unwrap().records.len(), 64);
-        assert!(!queue.cut(14_999));
-        assert!(queue.cut(15_000));
+        assert!(!queue.form_batches(14_999));
+        assert!(queue.form_batches(15_000));
         assert_eq!(queue.take().unwrap().records.len(), 6);
         assert_eq!(queue.len(), 0);
     }
@@ -229,10 +237,10 @@ mod tests {
     fn a_batch_comes_back_until_it_has_been_out_too_often() {
         let mut queue = queue(1000);
         queue.push(record(1, 0));
-        queue.cut(20_000);
+        queue.form_batches(20_000);
         for back in [true, true, false] {
             let batch = queue.take().unwrap();
-            assert_eq!(queue.settle(batch, Settlement::Abandoned), back);
+            assert_eq!(queue.settle(batch, FeedbackSettlement::Abandoned), back);
         }
         assert_eq!((queue.len(), queue.counts.dropped), (0, 1));
     }
@@ -241,18 +249,21 @@ mod tests {
     fn a_locked_batch_is_settled_once_or_comes_back_in_time() {
         let mut queue = queue(1000);
         queue.push(record(1, 0));
-        queue.cut(20_000);
+        queue.form_batches(20_000);
         let batch = queue.take().unwrap();
         let token = queue.lock(batch, 30_000);
         assert_eq!((queue.take(), queue.len()), (None, 1));
-        assert!(!queue.cut(29_999));
-        assert!(queue.cut(30_000));
-        assert_eq!(queue.unlock(token, Settlement::Completed), None);
+        assert!(!queue.form_batches(29_999));
+        assert!(queue.form_batches(30_000));
+        assert_eq!(queue.unlock(token, FeedbackSettlement::Completed), None);
         let batch = queue.take().unwrap();
         assert_eq!(batch.deliveries, 1);
         let token = queue.lock(batch, 60_000);
-        assert_eq!(queue.unlock(token, Settlement::Completed), Some(false));
-        assert_eq!(queue.unlock(token, Settlement::Completed), None);
+        assert_eq!(
+            queue.unlock(token, FeedbackSettlement::Completed),
+            Some(false)
+        );
+        assert_eq!(queue.unlock(token, FeedbackSettlement::Completed), None);
         assert_eq!((queue.len(), queue.counts.completed), (0, 1));
     }
 
@@ -260,12 +271,15 @@ mod tests {
     fn locked_batches_count_against_the_bound() {
         let mut queue = queue(10);
         (0..8).for_each(|i| queue.push(record(i, 0)));
-        queue.cut(20_000);
+        queue.form_batches(20_000);
         let batch = queue.take().unwrap();
         let token = queue.lock(batch, 90_000);
         (8..20).for_each(|i| queue.push(record(i, 20_000)));
         assert_eq!((queue.len(), queue.counts.dropped), (10, 10));
-        assert_eq!(queue.unlock(token, Settlement::Abandoned), Some(true));
+        assert_eq!(
+            queue.unlock(token, FeedbackSettlement::Abandoned),
+            Some(true)
+        );
         assert_eq!(queue.take().unwrap().records.len(), 8);
         assert_eq!(queue.len(), 2);
     }
@@ -275,7 +289,7 @@ mod tests {
         let mut queue = queue(10);
         (0..25).for_each(|i| queue.push(record(i, 0)));
         assert_eq!((queue.len(), queue.counts.dropped), (10, 15));
-        queue.cut(20_000);
+        queue.form_batches(20_000);
         assert_eq!(queue.take().unwrap().records[0].message, 15);
     }
 }

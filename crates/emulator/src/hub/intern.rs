@@ -1,11 +1,11 @@
-//! Keeps each distinct piece of bytes once: a rollout's million messages share one body.
+//! Keeps each distinct byte string once: the million messages of a rollout share one body.
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 
-/// Bytes of at most this many pieces' content are kept; of later ones only the length is known. Bodies that
-/// differ for every device would otherwise grow without bound.
+/// Up to this many bytes of content are kept in total; of later byte strings only the length is
+/// kept. Without the bound, memory would grow with bodies that differ for every device.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 
 /// Distinct byte strings, by number.
@@ -23,14 +23,16 @@ struct Piece {
 }
 
 impl Interner {
-    /// The number of these bytes, which are kept beyond the bound if somebody `needs` them.
+    /// Returns the number of `bytes`. With `needs`, the content is kept beyond the bound.
     pub(crate) fn intern(&mut self, bytes: &[u8], needs: bool) -> u32 {
         let hash = xxhash_rust::xxh3::xxh3_64(bytes);
         if let Some(number) = self.by_hash.get(&hash).copied() {
-            if let Some(piece) = self.pieces.get_mut(number as usize).filter(|_| needs) {
-                piece
-                    .content
-                    .get_or_insert_with(|| Bytes::copy_from_slice(bytes));
+            if let Some(piece) = self.pieces.get_mut(number as usize)
+                && needs
+                && piece.content.is_none()
+            {
+                piece.content = Some(Bytes::copy_from_slice(bytes));
+                self.kept_bytes += bytes.len();
             }
             return number;
         }
@@ -49,12 +51,12 @@ impl Interner {
         number
     }
 
-    /// The bytes of a number, if they were kept.
+    /// Returns the bytes of a number, if kept.
     pub(crate) fn get(&self, number: u32) -> Option<&Bytes> {
         self.pieces.get(number as usize)?.content.as_ref()
     }
 
-    /// How many bytes a number stands for.
+    /// Returns the length in bytes of a number.
     pub(crate) fn len(&self, number: u32) -> u32 {
         self.pieces
             .get(number as usize)
@@ -62,13 +64,13 @@ impl Interner {
     }
 }
 
-/// Short texts one after the other in large blocks: no allocation, and no more bytes than the text itself.
+/// Short texts stored back to back in large blocks, without an allocation or any overhead per text.
 #[derive(Debug, Default)]
 pub(crate) struct TextArena {
     blocks: Vec<Vec<u8>>,
 }
 
-/// Where a text is in the arena.
+/// The position of a text in the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TextRef(u64);
 
@@ -76,7 +78,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 const TEXT_BYTES_MAX: usize = u16::MAX as usize;
 
 impl TextArena {
-    /// Stores a text; what is longer than 64 KiB, which no message id is, is cut.
+    /// Stores a text. A text above 64 KiB is cut; message ids are shorter.
     pub(crate) fn push(&mut self, text: &str) -> TextRef {
         let bytes = &text.as_bytes()[..text.floor_char_boundary(TEXT_BYTES_MAX)];
         if self
@@ -92,7 +94,7 @@ impl TextArena {
         TextRef((block as u64) << 40 | (start as u64) << 16 | bytes.len() as u64)
     }
 
-    /// A stored text.
+    /// Returns a stored text.
     pub(crate) fn get(&self, at: TextRef) -> &str {
         let (block, start, len) = (
             (at.0 >> 40) as usize,
@@ -135,6 +137,22 @@ mod tests {
         assert_eq!(interner.get(late).unwrap(), &b"late"[..]);
         let needed = interner.intern(b"needed", true);
         assert_eq!(interner.get(needed).unwrap(), &b"needed"[..]);
+    }
+
+    #[test]
+    fn content_added_later_counts_towards_the_bound() {
+        let mut interner = Interner {
+            kept_bytes: KEPT_BYTES_MAX - 3,
+            ..Interner::default()
+        };
+        let late = interner.intern(b"late", false);
+        assert_eq!(interner.get(late), None);
+        for _ in 0..2 {
+            assert_eq!(interner.intern(b"late", true), late);
+            assert_eq!(interner.kept_bytes, KEPT_BYTES_MAX + 1);
+        }
+        let next = interner.intern(b"abc", false);
+        assert_eq!(interner.get(next), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The reasons for which the hub refuses something, in the hub's own words and numbers.
+//! The hub's refusals, with the real hub's wording and error codes.
 
 /// A refusal: the AMQP condition, the hub's error code and name, and a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,7 +157,7 @@ impl Refusal {
     }
 
     pub(crate) fn not_emulated(what: &str) -> Self {
-        let text = format!("This is an emulator, which has no {what}");
+        let text = format!("The emulator does not support {what}");
         Self::new("amqp:not-implemented", 501_000, "NotImplemented", text)
     }
 
@@ -176,7 +176,7 @@ impl Refusal {
     }
 
     pub(crate) fn store_full(limit: u32) -> Self {
-        let text = format!("the emulator holds {limit} messages, which is all it is configured to");
+        let text = format!("the emulator's limit of {limit} messages is reached");
         Self::new("amqp:internal-error", 500_001, "ServerError", text)
     }
 }

@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 use super::intern::{Interner, TextArena, TextRef};
 use super::windows::Windows;
 
-/// What became of a message.
+/// The state of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MessageState {
     /// In the device's queue.
     Enqueued,
-    /// With the device, which has not answered.
+    /// Delivered to the device, and not yet settled.
     Invisible,
     /// Completed by the device.
     Delivered,
-    /// Not taken in time.
+    /// Expired before completion.
     Expired,
     /// Rejected by the device.
     Rejected,
@@ -25,18 +25,18 @@ pub enum MessageState {
     DeliveryCountExceeded,
     /// Removed on request.
     Purged,
-    /// Gone with its device.
+    /// Deleted together with the device.
     Lost,
 }
 
 impl MessageState {
-    /// Whether it still takes a place in the device's queue.
+    /// Whether the message still takes a place in the device's queue.
     #[must_use]
     pub fn is_pending(self) -> bool {
         matches!(self, Self::Enqueued | Self::Invisible)
     }
 
-    /// Its word in feedback records, if it is ever reported.
+    /// Returns the status for feedback records, or `None` for a state without feedback.
     pub(crate) fn feedback_status(self) -> Option<&'static str> {
         match self {
             Self::Delivered => Some("Success"),
@@ -49,7 +49,7 @@ impl MessageState {
     }
 }
 
-/// Which feedback the sender wants.
+/// The feedback requested by the sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ack {
     None,
@@ -78,7 +78,7 @@ impl Ack {
         }
     }
 
-    /// Whether the sender wants to hear of this end.
+    /// Whether the sender asks for feedback on the end `state`.
     pub(crate) fn wants(self, state: MessageState) -> bool {
         match (self, state) {
             (Self::None, _) | (_, MessageState::Lost) => false,
@@ -89,41 +89,40 @@ impl Ack {
     }
 }
 
-/// A message, by number.
+/// A stored message.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Stored {
+pub(crate) struct StoredMessage {
     pub(crate) enqueued_ms: u64,
     pub(crate) id: TextRef,
     pub(crate) device: u32,
-    /// The device's next message, plus one.
+    /// The number of the device's next message, plus one.
     next: u32,
     pub(crate) properties: u32,
     /// The system properties, see [`SystemFields`](crate::amqp::SystemFields).
     pub(crate) system: u32,
     pub(crate) body: u32,
-    /// From enqueuing to expiry. At most two days, so 32 bits are plenty.
+    /// The time from enqueuing to expiry: at most two days, so 32 bits suffice.
     pub(crate) ttl_ms: u32,
-    /// From enqueuing to the end, once there is one.
+    /// The time from enqueuing to the end, for an ended message.
     pub(crate) done_after_ms: u32,
     pub(crate) state: MessageState,
-    /// How it will end unless something comes between; a message to a real device, which has no plan, stays
-    /// `Enqueued`.
+    /// The planned end. A message to a real device has no plan and stays `Enqueued`.
     planned: MessageState,
     pub(crate) ack: Ack,
-    /// How often it was given to a real device.
+    /// The number of deliveries to a real device.
     pub(crate) deliveries: u8,
 }
 
-impl Stored {
-    /// When it expires, in milliseconds since 1970.
+impl StoredMessage {
+    /// Returns the expiry, in milliseconds since 1970.
     pub(crate) fn expires_ms(&self) -> u64 {
         self.enqueued_ms + u64::from(self.ttl_ms)
     }
 }
 
-/// A message on its way into the store.
+/// A message to be stored.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Arrival<'a> {
+pub(crate) struct NewMessage<'a> {
     pub(crate) now_ms: u64,
     pub(crate) device: u32,
     pub(crate) id: &'a str,
@@ -133,12 +132,13 @@ pub(crate) struct Arrival<'a> {
     pub(crate) body: &'a [u8],
     pub(crate) ttl_ms: u64,
     pub(crate) invisible: bool,
-    /// `Enqueued` if it waits for a real device.
+    /// `Enqueued` for a message to a real device.
     pub(crate) planned: MessageState,
     pub(crate) due_ms: u64,
 }
 
-/// What is known of a device that was sent a message; the list of its messages, by number plus one.
+/// The message list of a device: the numbers of the first and last message, each plus one, and the
+/// number of pending messages.
 #[derive(Debug, Clone, Copy, Default)]
 struct DeviceState {
     head: u32,
@@ -146,7 +146,7 @@ struct DeviceState {
     pending: u32,
 }
 
-/// What the store has counted.
+/// The counters of the store.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct StoreCounts {
     pub(crate) accepted: u64,
@@ -167,25 +167,25 @@ const DEVICES_PER_PAGE: usize = 1 << 10;
 /// All messages of a hub.
 #[derive(Debug)]
 pub(crate) struct Store {
-    blocks: Vec<Vec<Stored>>,
+    blocks: Vec<Vec<StoredMessage>>,
     devices: Vec<Option<Box<[DeviceState]>>>,
     ids: TextArena,
     pub(crate) bodies: Interner,
     pub(crate) properties: Interner,
-    /// Hashes of the message ids accepted so far. With a million ids the chance that two different ones
-    /// share a hash is below one in ten million.
-    seen: HashSet<u64, std::hash::BuildHasherDefault<HashIsKey>>,
-    /// Messages by the time at which something happens to them.
+    /// Hashes of the message ids accepted so far. With a million ids, the chance of two different
+    /// ids sharing a hash is below one in ten million.
+    seen: HashSet<u64, std::hash::BuildHasherDefault<IdentityHasher>>,
+    /// Messages by the time of the next event: the planned end, or the expiry.
     due: BTreeMap<u64, Vec<u32>>,
     pub(crate) windows: Windows,
     pub(crate) counts: StoreCounts,
 }
 
-/// The keys of the set of seen ids are hashes already.
+/// A hasher for keys that are hashes already, such as the seen ids: returns the key unchanged.
 #[derive(Debug, Default)]
-pub(crate) struct HashIsKey(u64);
+pub(crate) struct IdentityHasher(u64);
 
-impl std::hash::Hasher for HashIsKey {
+impl std::hash::Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -212,7 +212,7 @@ impl Store {
         }
     }
 
-    /// How many messages are held, finished ones included.
+    /// Returns the number of stored messages, including ended messages.
     pub(crate) fn len(&self) -> usize {
         match self.blocks.split_last() {
             None => 0,
@@ -220,23 +220,23 @@ impl Store {
         }
     }
 
-    /// A message.
-    pub(crate) fn message(&self, number: u32) -> Option<&Stored> {
+    /// Returns a message.
+    pub(crate) fn message(&self, number: u32) -> Option<&StoredMessage> {
         let number = number as usize;
         self.blocks
             .get(number / MESSAGES_PER_BLOCK)?
             .get(number % MESSAGES_PER_BLOCK)
     }
 
-    fn message_mut(&mut self, number: u32) -> Option<&mut Stored> {
+    fn message_mut(&mut self, number: u32) -> Option<&mut StoredMessage> {
         let number = number as usize;
         self.blocks
             .get_mut(number / MESSAGES_PER_BLOCK)?
             .get_mut(number % MESSAGES_PER_BLOCK)
     }
 
-    /// A message's id.
-    pub(crate) fn id(&self, message: &Stored) -> &str {
+    /// Returns the id of a message.
+    pub(crate) fn id(&self, message: &StoredMessage) -> &str {
         self.ids.get(message.id)
     }
 
@@ -257,32 +257,32 @@ impl Store {
         &mut self.devices[at].get_or_insert_with(empty)[device as usize % DEVICES_PER_PAGE]
     }
 
-    /// How many messages wait for a device.
+    /// Returns the number of pending messages of a device.
     pub(crate) fn pending(&self, device: u32) -> u32 {
         self.device(device).pending
     }
 
-    /// Puts a message into its device's queue.
-    pub(crate) fn enqueue(&mut self, arrival: Arrival<'_>) -> u32 {
+    /// Adds a message to the device's queue.
+    pub(crate) fn enqueue(&mut self, new: NewMessage<'_>) -> u32 {
         let number = u32::try_from(self.len()).unwrap_or(u32::MAX);
-        let is_real = arrival.planned == MessageState::Enqueued;
-        let message = Stored {
-            enqueued_ms: arrival.now_ms,
-            id: self.ids.push(arrival.id),
-            device: arrival.device,
+        let is_real = new.planned == MessageState::Enqueued;
+        let message = StoredMessage {
+            enqueued_ms: new.now_ms,
+            id: self.ids.push(new.id),
+            device: new.device,
             next: 0,
-            properties: self.properties.intern(arrival.properties, is_real),
-            system: self.properties.intern(arrival.system, is_real),
-            body: self.bodies.intern(arrival.body, is_real),
-            ttl_ms: u32::try_from(arrival.ttl_ms).unwrap_or(u32::MAX),
+            properties: self.properties.intern(new.properties, is_real),
+            system: self.properties.intern(new.system, is_real),
+            body: self.bodies.intern(new.body, is_real),
+            ttl_ms: u32::try_from(new.ttl_ms).unwrap_or(u32::MAX),
             done_after_ms: 0,
-            state: if arrival.invisible {
+            state: if new.invisible {
                 MessageState::Invisible
             } else {
                 MessageState::Enqueued
             },
-            planned: arrival.planned,
-            ack: arrival.ack,
+            planned: new.planned,
+            ack: new.ack,
             deliveries: 0,
         };
         if self
@@ -295,7 +295,7 @@ impl Store {
         if let Some(block) = self.blocks.last_mut() {
             block.push(message);
         }
-        let state = self.device_mut(arrival.device);
+        let state = self.device_mut(new.device);
         state.pending += 1;
         let last = std::mem::replace(&mut state.tail, number + 1);
         if last == 0 {
@@ -306,23 +306,24 @@ impl Store {
         }
         if !self
             .seen
-            .insert(xxhash_rust::xxh3::xxh3_64(arrival.id.as_bytes()))
+            .insert(xxhash_rust::xxh3::xxh3_64(new.id.as_bytes()))
         {
             self.counts.repeated_message_ids += 1;
         }
-        self.due.entry(arrival.due_ms).or_default().push(number);
+        self.due.entry(new.due_ms).or_default().push(number);
         self.counts.accepted += 1;
         self.counts.pending += 1;
-        self.windows.count(arrival.now_ms);
+        self.windows.count(new.now_ms);
         number
     }
 
-    /// Ends up to `limit` messages whose time has come, and calls `ended` for each.
+    /// Ends due messages, and calls `ended` for each. Stops after the millisecond in which `limit`
+    /// is reached, so the result may exceed `limit`. Returns the number of ended messages.
     pub(crate) fn run_due(
         &mut self,
         now_ms: u64,
         limit: usize,
-        mut ended: impl FnMut(u32, &Stored),
+        mut ended: impl FnMut(u32, &StoredMessage),
     ) -> usize {
         let mut count = 0;
         while count < limit {
@@ -346,7 +347,7 @@ impl Store {
         count
     }
 
-    /// Leaves a pending message to its device, which has become a real one.
+    /// Cancels the planned end of a pending message, after the device has become real.
     pub(crate) fn leave_to_device(&mut self, number: u32) {
         let Some(message) = self.message_mut(number) else {
             return;
@@ -357,28 +358,28 @@ impl Store {
         self.due.entry(expires_ms).or_default().push(number);
     }
 
-    /// Marks a message as given to its device.
-    pub(crate) fn give(&mut self, number: u32) -> Option<&Stored> {
+    /// Marks a message as delivered to the device.
+    pub(crate) fn give(&mut self, number: u32) -> Option<&StoredMessage> {
         let message = self.message_mut(number)?;
         message.state = MessageState::Invisible;
         message.deliveries = message.deliveries.saturating_add(1);
         Some(message)
     }
 
-    /// Marks a message as back in its device's queue.
-    pub(crate) fn take_back(&mut self, number: u32) {
+    /// Marks a message as back in the device's queue.
+    pub(crate) fn requeue(&mut self, number: u32) {
         if let Some(message) = self.message_mut(number) {
             message.state = MessageState::Enqueued;
         }
     }
 
-    /// Ends a message that is still pending.
+    /// Ends a pending message. Returns `None` if the message has ended already.
     pub(crate) fn finish(
         &mut self,
         number: u32,
         state: MessageState,
         now_ms: u64,
-    ) -> Option<Stored> {
+    ) -> Option<StoredMessage> {
         let message = self.message_mut(number)?;
         if !message.state.is_pending() {
             return None;
@@ -402,8 +403,9 @@ impl Store {
         Some(message)
     }
 
-    /// When a device that has been there since `since_ms` completed a message for the first time, in
-    /// milliseconds since 1970; none if it has not. An earlier device of that name is another one.
+    /// Returns the time of the first message completed by the device, in milliseconds since 1970.
+    /// Only messages enqueued at `since_ms` or later count: earlier messages belong to a deleted
+    /// device with the same id.
     pub(crate) fn first_delivery(&self, device: u32, since_ms: u64) -> Option<u64> {
         self.messages_of(device)
             .filter_map(|number| self.message(number))
@@ -413,7 +415,7 @@ impl Store {
             .min()
     }
 
-    /// The numbers of a device's messages, oldest first.
+    /// Returns the numbers of a device's messages, oldest first.
     pub(crate) fn messages_of(&self, device: u32) -> impl Iterator<Item = u32> + '_ {
         let mut next = self.device(device).head;
         std::iter::from_fn(move || {
@@ -424,12 +426,13 @@ impl Store {
     }
 }
 
-/// How a message ends now that something is due with it; none if it does not.
-fn due_end(message: &Stored, now_ms: u64) -> Option<MessageState> {
+/// Returns the end of a due message, or `None` if the message goes on.
+fn due_end(message: &StoredMessage, now_ms: u64) -> Option<MessageState> {
     if message.planned != MessageState::Enqueued {
         return Some(message.planned);
     }
-    // What a device holds expires only when it comes back, and a plan of earlier times is void.
+    // A message held by a device expires only when returned to the queue. An event planned before
+    // the device became real is void.
     let expired = message.state == MessageState::Enqueued && message.expires_ms() <= now_ms;
     expired.then_some(MessageState::Expired)
 }
@@ -438,8 +441,8 @@ fn due_end(message: &Stored, now_ms: u64) -> Option<MessageState> {
 mod tests {
     use super::*;
 
-    fn arrival(device: u32, id: &str, now_ms: u64, due_ms: u64) -> Arrival<'_> {
-        Arrival {
+    fn new_message(device: u32, id: &str, now_ms: u64, due_ms: u64) -> NewMessage<'_> {
+        NewMessage {
             now_ms,
             device,
             id,
@@ -457,9 +460,9 @@ mod tests {
     #[test]
     fn messages_end_once_and_in_time() {
         let mut store = Store::new();
-        store.enqueue(arrival(7, "a", 0, 20));
-        store.enqueue(arrival(7, "b", 1, 10));
-        store.enqueue(arrival(9, "a", 2, 30));
+        store.enqueue(new_message(7, "a", 0, 20));
+        store.enqueue(new_message(7, "b", 1, 10));
+        store.enqueue(new_message(9, "a", 2, 30));
         assert_eq!(
             (store.pending(7), store.pending(9), store.pending(8)),
             (2, 1, 0)
@@ -504,6 +507,10 @@ mod tests {
 
     #[test]
     fn a_message_is_small() {
-        assert!(size_of::<Stored>() <= 48, "{}", size_of::<Stored>());
+        assert!(
+            size_of::<StoredMessage>() <= 48,
+            "{}",
+            size_of::<StoredMessage>()
+        );
     }
 }

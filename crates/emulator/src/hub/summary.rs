@@ -1,4 +1,4 @@
-//! What the hub has counted since it started.
+//! The hub's counters since the start.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::core::Hub;
 use super::refusal::Refusal;
 
-/// A number that only grows.
+/// A counter that only grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -25,14 +25,14 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down, and the highest it has been.
+/// A gauge, with the highest value so far.
 #[derive(Debug, Default)]
-pub(crate) struct Level {
+pub(crate) struct Gauge {
     now: AtomicU64,
     max: AtomicU64,
 }
 
-impl Level {
+impl Gauge {
     pub(crate) fn up(&self) {
         let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
         self.max.fetch_max(now, Ordering::Relaxed);
@@ -51,22 +51,22 @@ impl Level {
     }
 }
 
-/// Counts outside the message store.
+/// Counters outside the message store.
 #[derive(Debug, Default)]
-pub(crate) struct Tallies {
+pub(crate) struct Counters {
     pub(crate) connections: Counter,
-    pub(crate) open_connections: Level,
+    pub(crate) open_connections: Gauge,
     pub(crate) link_opens: Counter,
     pub(crate) link_opens_throttled: Counter,
     pub(crate) transfers: Counter,
-    pub(crate) unanswered: Level,
+    pub(crate) unanswered: Gauge,
     pub(crate) shaped: Counter,
     pub(crate) throttled: Counter,
     pub(crate) not_found: Counter,
     pub(crate) disabled: Counter,
     pub(crate) queue_full: Counter,
     pub(crate) quota_exceeded: Counter,
-    pub(crate) otherwise_refused: Counter,
+    pub(crate) refused_other: Counter,
     pub(crate) released: Counter,
     pub(crate) modified: Counter,
     pub(crate) lost_dispositions: Counter,
@@ -78,7 +78,7 @@ pub(crate) struct Tallies {
     pub(crate) http_throttled: Counter,
     pub(crate) http_shaped: Counter,
     pub(crate) query_pages: Counter,
-    pub(crate) connected_devices: Level,
+    pub(crate) connected_devices: Gauge,
     pub(crate) device_connections: Counter,
     pub(crate) device_replacements: Counter,
     pub(crate) device_logins: Counter,
@@ -94,7 +94,7 @@ pub(crate) struct Tallies {
     pub(crate) methods_answered: Counter,
 }
 
-impl Tallies {
+impl Counters {
     pub(crate) fn refusal(&self, refusal: &Refusal) {
         match refusal.code {
             404_001 | 404_010 => self.not_found.one(),
@@ -102,19 +102,19 @@ impl Tallies {
             403_004 => self.queue_full.one(),
             403_002 => self.quota_exceeded.one(),
             429_001 => self.throttled.one(),
-            _ => self.otherwise_refused.one(),
+            _ => self.refused_other.one(),
         }
     }
 }
 
-/// What the hub has counted since it started. The sums that must hold: `accepted = pending + delivered +
+/// The hub's counters since the start. Two sums must hold: `accepted = pending + delivered +
 /// expired + rejected_by_device + delivery_count_exceeded + purged + lost_with_device`, and
 /// `accepted = distinct_devices + repeats_by_device`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Devices in the registry, disabled ones included.
     pub devices: u64,
-    /// How long the hub has run.
+    /// The time since the start.
     pub uptime_ms: u64,
     /// Transfers received on sending links.
     pub transfers: u64,
@@ -122,15 +122,15 @@ pub struct Summary {
     pub accepted: u64,
     /// Devices for which at least one message was enqueued.
     pub distinct_devices: u64,
-    /// Messages enqueued for a device that had been sent one before.
+    /// Messages enqueued for a device with an earlier message.
     pub repeats_by_device: u64,
-    /// Messages enqueued with a message id that had been seen before.
+    /// Messages enqueued with an already used message id.
     pub repeats_by_message_id: u64,
     /// The most messages enqueued in any 60 seconds, exact to the millisecond.
     pub accepted_in_any_minute_max: u64,
     /// The most messages enqueued in any second, exact to the millisecond.
     pub accepted_in_any_second_max: u64,
-    /// Messages counted against today's quota, by size.
+    /// Messages counted against today's quota: a large message counts several times.
     pub daily_messages_used: u64,
     /// Messages in devices' queues now.
     pub pending: u64,
@@ -140,17 +140,17 @@ pub struct Summary {
     pub expired: u64,
     /// Messages rejected by devices.
     pub rejected_by_device: u64,
-    /// Messages that devices abandoned too often.
+    /// Messages abandoned by devices too often.
     pub delivery_count_exceeded: u64,
     /// Messages purged.
     pub purged: u64,
-    /// Messages gone with their deleted devices.
+    /// Messages deleted together with the device.
     pub lost_with_device: u64,
     /// Sends slowed down by the throttle.
     pub shaped: u64,
     /// Sends refused by the throttle.
     pub throttled: u64,
-    /// Sends refused because there is no such device.
+    /// Sends refused because the device does not exist.
     pub not_found: u64,
     /// Sends refused because the device is disabled.
     pub disabled: u64,
@@ -159,14 +159,14 @@ pub struct Summary {
     /// Sends refused because the daily quota was used up.
     pub quota_exceeded: u64,
     /// Sends refused for any other reason.
-    pub otherwise_refused: u64,
+    pub refused_other: u64,
     /// Sends answered `released` by a fault.
     pub released: u64,
     /// Sends answered `modified` by a fault.
     pub modified: u64,
-    /// Sends whose answer a fault swallowed.
+    /// Sends whose answer was dropped by a fault.
     pub lost_dispositions: u64,
-    /// The most sends that waited for an answer at the same time.
+    /// The most sends waiting for an answer at the same time.
     pub unanswered_max: u64,
     /// AMQP connections accepted.
     pub connections: u64,
@@ -202,52 +202,52 @@ pub struct Summary {
     pub http_throttled: u64,
     /// Pages of queries answered.
     pub query_pages: u64,
-    /// Devices that have connected since the start, and are simulated no more.
+    /// Devices connected at least once since the start, and no longer simulated.
     pub real_devices: u64,
-    /// Devices that are connected now; simulated ones do not count.
+    /// Devices connected now, not counting simulated devices.
     pub connected_devices: u64,
     /// The most devices connected at the same time.
     pub connected_devices_max: u64,
     /// Connections of devices.
     pub device_connections: u64,
-    /// Connections of devices that ended because the device connected anew.
+    /// Connections of devices replaced by a new connection of the same device.
     pub device_replacements: u64,
-    /// Times that devices proved who they are, over any protocol.
+    /// Successful device authentications, over any protocol.
     pub device_logins: u64,
-    /// Times that they did not.
+    /// Failed device authentications.
     pub device_logins_refused: u64,
     /// Messages given to connected devices, repeats included.
     pub deliveries: u64,
-    /// Messages of devices, of which nothing is kept.
+    /// Messages from devices. The content is not kept.
     pub telemetry_messages: u64,
-    /// Their bytes, properties included.
+    /// The bytes of messages from devices, including properties.
     pub telemetry_bytes: u64,
     /// Twins read by their devices.
     pub device_twin_reads: u64,
-    /// Patches of reported properties taken from devices.
+    /// Patches of reported properties accepted from devices.
     pub reported_patches: u64,
     /// Connections, messages and twin operations of devices slowed down by a throttle.
     pub device_shaped: u64,
-    /// Those refused by a throttle.
+    /// Connections, messages and twin operations of devices refused by a throttle.
     pub device_throttled: u64,
     /// Direct methods called by services.
     pub methods: u64,
-    /// Those that a device has answered.
+    /// Direct methods answered by a device.
     pub methods_answered: u64,
 }
 
 impl Hub {
-    /// What was counted so far.
+    /// Returns the current counters.
     pub(crate) fn summary(&self) -> Summary {
         let devices = u64::from(self.registry().len());
         let state = self.state();
-        let (counts, feedback, tallies) =
-            (state.store.counts, state.feedback.counts, &self.tallies);
+        let (counts, feedback, counters) =
+            (state.store.counts, state.feedback.counts, &self.counters);
         Summary {
             real_devices: state.devices.len() as u64,
             devices,
             uptime_ms: u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
-            transfers: tallies.transfers.get(),
+            transfers: counters.transfers.get(),
             accepted: counts.accepted,
             distinct_devices: counts.distinct_devices,
             repeats_by_device: counts.accepted - counts.distinct_devices,
@@ -262,57 +262,57 @@ impl Hub {
             delivery_count_exceeded: counts.delivery_count_exceeded,
             purged: counts.purged,
             lost_with_device: counts.lost,
-            shaped: tallies.shaped.get(),
-            throttled: tallies.throttled.get(),
-            not_found: tallies.not_found.get(),
-            disabled: tallies.disabled.get(),
-            queue_full: tallies.queue_full.get(),
-            quota_exceeded: tallies.quota_exceeded.get(),
-            otherwise_refused: tallies.otherwise_refused.get(),
-            released: tallies.released.get(),
-            modified: tallies.modified.get(),
-            lost_dispositions: tallies.lost_dispositions.get(),
-            unanswered_max: tallies.unanswered.max(),
-            connections: tallies.connections.get(),
-            open_connections: tallies.open_connections.now(),
-            open_connections_max: tallies.open_connections.max(),
-            link_opens: tallies.link_opens.get(),
-            link_opens_throttled: tallies.link_opens_throttled.get(),
-            cut_connections: tallies.cut_connections.get(),
-            cut_links: tallies.cut_links.get(),
-            tokens_accepted: tallies.tokens_accepted.get(),
-            tokens_refused: tallies.tokens_refused.get(),
+            shaped: counters.shaped.get(),
+            throttled: counters.throttled.get(),
+            not_found: counters.not_found.get(),
+            disabled: counters.disabled.get(),
+            queue_full: counters.queue_full.get(),
+            quota_exceeded: counters.quota_exceeded.get(),
+            refused_other: counters.refused_other.get(),
+            released: counters.released.get(),
+            modified: counters.modified.get(),
+            lost_dispositions: counters.lost_dispositions.get(),
+            unanswered_max: counters.unanswered.max(),
+            connections: counters.connections.get(),
+            open_connections: counters.open_connections.now(),
+            open_connections_max: counters.open_connections.max(),
+            link_opens: counters.link_opens.get(),
+            link_opens_throttled: counters.link_opens_throttled.get(),
+            cut_connections: counters.cut_connections.get(),
+            cut_links: counters.cut_links.get(),
+            tokens_accepted: counters.tokens_accepted.get(),
+            tokens_refused: counters.tokens_refused.get(),
             feedback_made: feedback.made,
             feedback_completed: feedback.completed,
             feedback_dropped: feedback.dropped,
             feedback_waiting: state.feedback.len() as u64,
-            http_requests: tallies.http_requests.get(),
-            http_shaped: tallies.http_shaped.get(),
-            http_throttled: tallies.http_throttled.get(),
-            query_pages: tallies.query_pages.get(),
+            http_requests: counters.http_requests.get(),
+            http_shaped: counters.http_shaped.get(),
+            http_throttled: counters.http_throttled.get(),
+            query_pages: counters.query_pages.get(),
             ..self.device_summary()
         }
     }
 
-    /// What was counted of devices that connect, and nothing else.
+    /// Returns the counters of real devices, and leaves all other fields at the default.
     fn device_summary(&self) -> Summary {
-        let tallies = &self.tallies;
+        let counters = &self.counters;
         Summary {
-            connected_devices: tallies.connected_devices.now(),
-            connected_devices_max: tallies.connected_devices.max(),
-            device_connections: tallies.device_connections.get(),
-            device_replacements: tallies.device_replacements.get(),
-            device_logins: tallies.device_logins.get(),
-            device_logins_refused: tallies.device_logins_refused.get(),
-            deliveries: tallies.deliveries.get(),
-            telemetry_messages: tallies.telemetry_messages.get(),
-            telemetry_bytes: tallies.telemetry_bytes.get(),
-            device_twin_reads: tallies.device_twin_reads.get(),
-            reported_patches: tallies.reported_patches.get(),
-            device_shaped: tallies.device_shaped.get(),
-            device_throttled: tallies.device_throttled.get(),
-            methods: tallies.methods.get(),
-            methods_answered: tallies.methods_answered.get(),
+            connected_devices: counters.connected_devices.now(),
+            connected_devices_max: counters.connected_devices.max(),
+            device_connections: counters.device_connections.get(),
+            device_replacements: counters.device_replacements.get(),
+            device_logins: counters.device_logins.get(),
+            device_logins_refused: counters.device_logins_refused.get(),
+            deliveries: counters.deliveries.get(),
+            telemetry_messages: counters.telemetry_messages.get(),
+            telemetry_bytes: counters.telemetry_bytes.get(),
+            device_twin_reads: counters.device_twin_reads.get(),
+            reported_patches: counters.reported_patches.get(),
+            device_shaped: counters.device_shaped.get(),
+            device_throttled: counters.device_throttled.get(),
+            methods: counters.methods.get(),
+            methods_answered: counters.methods_answered.get(),
             ..Summary::default()
         }
     }

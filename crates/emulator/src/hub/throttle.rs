@@ -1,10 +1,10 @@
-//! The hub's throttles: too fast is first slowed down and then refused.
+//! The hub's throttles: operations above the rate are delayed first, and refused beyond that.
 //!
-//! Each is a generic cell rate algorithm: a theoretical arrival time that moves by one interval per
-//! operation. Being ahead of it by no more than the tolerance passes at once, so that a client that paces
-//! itself at exactly the quota is not slowed by a few milliseconds of network jitter. Beyond that an
-//! operation is *shaped*, its permit's time is later than now; and when that would be later than the
-//! longest wait, it is refused and does not count.
+//! Each throttle is a generic cell rate algorithm: a theoretical arrival time moves by one interval
+//! per operation. An operation earlier than this time by no more than the tolerance passes at once,
+//! so that a few milliseconds of network jitter do not slow a client paced exactly at the quota. An
+//! operation earlier than that is *shaped*: the permit's time is later than now. An operation whose
+//! permit would be later than the longest wait is refused, and does not count.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::lock;
 use crate::tier::Limits;
 
-/// What is limited.
+/// A throttled operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
     Send,
@@ -23,14 +23,14 @@ pub(crate) enum Operation {
     LinkOpen,
     DeviceConnect,
     DeviceSend,
-    /// A request over HTTPS; other protocols are told.
+    /// A receive request over HTTPS; over other protocols the hub pushes messages.
     DeviceReceive,
-    /// For each started 4 KB of a request.
+    /// Counted for each started 4 KB of a request.
     Method,
 }
 
 impl Operation {
-    /// The operation's name in the hub's texts.
+    /// Returns the operation's name in the hub's texts.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Send => "SendCommand",
@@ -50,11 +50,11 @@ impl Operation {
 /// The answer of a throttle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// Go ahead.
+    /// The operation may proceed now.
     Now,
-    /// Go ahead after this long.
+    /// The operation may proceed after the delay.
     After(Duration),
-    /// Go away.
+    /// The operation is refused.
     Refused,
 }
 
@@ -70,7 +70,8 @@ struct Rate {
 impl Rate {
     fn new(per_second: f64, tolerance: Duration) -> Self {
         let interval_ns = (1e9 / per_second.max(1e-6)) as u64;
-        // At least one whole interval, or a slow limit would never forgive an early operation.
+        // At least one whole interval: with less, a slow limit would never allow an early
+        // operation.
         let tolerance_ns = nanos(tolerance).max(interval_ns);
         Self {
             interval_ns,
@@ -108,7 +109,7 @@ pub(crate) struct Throttles {
 }
 
 impl Throttles {
-    /// Throttles for these limits; `None` lets everything pass.
+    /// Creates the throttles for the limits; `None` admits every operation.
     pub(crate) fn new(
         limits: Option<&Limits>,
         tolerance: Duration,
@@ -169,7 +170,8 @@ mod tests {
                     (i * 7919) % (200 * MS)
                 };
                 let at = 1_000 * MS + (i as f64 * interval) as u64;
-                // Late by up to 200 ms, then on time again: as early as that, seen from the late one.
+                // Late by up to 200 ms, then on time again: relative to the late operation, the
+                // next is early by as much.
                 assert_eq!(
                     rate.admit(at + jitter.min(200 * MS), 1, 10_000 * MS),
                     Admission::Now,
@@ -191,7 +193,7 @@ mod tests {
         assert!((21..=22).contains(&now), "{now}");
         assert!((1_140..=1_150).contains(&refused), "{refused}");
         assert!(matches!(answers[500], Admission::After(wait) if wait > Duration::from_secs(5)));
-        // A refusal costs nothing: after the backlog has drained the full rate is there again.
+        // A refusal costs nothing: after the backlog has drained, the full rate is available again.
         assert_eq!(rate.admit(12_000 * MS, 1, 10_000 * MS), Admission::Now);
     }
 

@@ -3,7 +3,7 @@
 const MINUTE_MS: u64 = 60_000;
 const SECOND_MS: u64 = 1_000;
 
-/// Counts events per millisecond over the last minute, and the largest sums seen.
+/// Counts events per millisecond over the last minute, and tracks the largest sums.
 #[derive(Debug)]
 pub(crate) struct Windows {
     /// Events per millisecond; the slot of time `t` is `t` modulo the length.
@@ -28,7 +28,7 @@ impl Windows {
         }
     }
 
-    /// Counts an event at `at`, in milliseconds; time does not go back.
+    /// Counts an event at `at`, in milliseconds. `at` must not go back.
     #[inline]
     pub(crate) fn count(&mut self, at: u64) {
         if at > self.now {
@@ -55,7 +55,8 @@ impl Windows {
         }
         while self.now < to {
             self.now += 1;
-            // The window of a millisecond t is (t - 60 s, t]; what leaves it sits in the slot about to be reused.
+            // The window of a millisecond t is (t - 60 s, t]; the leaving count is in the slot
+            // about to be reused.
             let leaving = self.slot(self.now);
             self.in_minute -= u64::from(self.slots[leaving]);
             self.slots[leaving] = 0;
@@ -65,12 +66,12 @@ impl Windows {
         }
     }
 
-    /// The most events in any 60 seconds.
+    /// Returns the most events in any 60 seconds.
     pub(crate) fn max_minute(&self) -> u64 {
         self.max_minute
     }
 
-    /// The most events in any second.
+    /// Returns the most events in any second.
     pub(crate) fn max_second(&self) -> u64 {
         self.max_second
     }

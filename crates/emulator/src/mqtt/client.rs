@@ -1,4 +1,4 @@
-//! One connected device: what comes of its packets, and what it is sent.
+//! One connected device: handling of received packets, and delivery of messages and events.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,18 +13,18 @@ use crate::amqp::timer::Timer;
 use crate::amqp::tracking_id;
 use crate::fleet::iso_time;
 use crate::hub::{
-    Admission, Delivery, DeviceEvent, DeviceSession, Hub, Interest, MethodAnswer, Operation,
-    Refusal, Settling, Subscriptions,
+    Admission, Delivery, DeviceEvent, DeviceSession, Hub, Interest, MessageSettlement,
+    MethodAnswer, Operation, Refusal, Subscriptions,
 };
 
-/// Why the hub ends a connection.
+/// The reason for ending a connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Leave {
+pub(crate) enum DisconnectReason {
     #[error("the device has disconnected")]
     Disconnected,
     #[error("{0}")]
-    Ended(#[from] crate::hub::Ended),
-    #[error("the device has done what the hub does not allow: {0}")]
+    Ended(#[from] crate::hub::EndReason),
+    #[error("the device sent a packet that the hub does not allow: {0}")]
     Forbidden(String),
     #[error("{}", .0.text)]
     Refused(Refusal),
@@ -32,16 +32,16 @@ pub(crate) enum Leave {
     Fault,
 }
 
-/// Something that waits for its permit.
+/// An operation waiting for a permit.
 #[derive(Debug)]
-enum Later {
+enum DelayedOperation {
     TwinGet { rid: String },
     Report { rid: String, patch: Bytes },
     Telemetry { pid: Option<Pid>, bytes: usize },
 }
 
-/// How many operations may wait for their permits.
-const LATER_MAX: usize = 1_000;
+/// The number of operations that may wait for permits.
+const DELAYED_MAX: usize = 1_000;
 
 /// A connected device.
 #[derive(Debug)]
@@ -49,34 +49,39 @@ pub(crate) struct Client {
     session: DeviceSession,
     subscriptions: Subscriptions,
     /// Whether subscriptions outlive the connection.
-    lasting: bool,
+    persistent: bool,
     /// Packets to be sent.
     pub(crate) out: Vec<Packet>,
-    /// Messages that the device has not acknowledged, by packet identifier.
+    /// Messages not yet acknowledged by the device, by packet identifier.
     unacknowledged: Vec<(Pid, u32)>,
     last_pid: Pid,
-    later: Timer<Later>,
+    delayed: Timer<DelayedOperation>,
     waiting: usize,
     packets: u64,
-    /// The bytes of the will, unless the device has taken leave.
+    /// The size of the will in bytes; `None` without a will, or after a DISCONNECT packet.
     will: Option<usize>,
 }
 
 impl Client {
-    /// The client of a session, with the subscriptions of an earlier one if there was one and it is to last.
-    pub(crate) fn new(session: DeviceSession, lasting: bool, will: Option<usize>) -> (Self, bool) {
-        let kept = session.subscriptions().filter(|_| lasting);
-        if !lasting {
+    /// Creates the client of a session. A `persistent` client resumes the kept subscriptions. Also
+    /// returns whether kept subscriptions existed.
+    pub(crate) fn new(
+        session: DeviceSession,
+        persistent: bool,
+        will: Option<usize>,
+    ) -> (Self, bool) {
+        let kept = session.subscriptions().filter(|_| persistent);
+        if !persistent {
             session.keep_subscriptions(None);
         }
         let mut client = Self {
             session,
             subscriptions: Subscriptions::default(),
-            lasting,
+            persistent,
             out: Vec::new(),
             unacknowledged: Vec::new(),
             last_pid: Pid::default(),
-            later: Timer::new(),
+            delayed: Timer::new(),
             waiting: 0,
             packets: 0,
             will,
@@ -94,22 +99,22 @@ impl Client {
         matches!(self.session.next_event(), Some(DeviceEvent::Ended(_)))
     }
 
-    /// When there is something to do without the device's doing.
+    /// Returns the time of the next delayed operation.
     pub(crate) fn next_at(&self) -> Option<Instant> {
-        self.later.next_at()
+        self.delayed.next_at()
     }
 
-    /// Does what is due.
-    pub(crate) fn on_time(&mut self, now: Instant) -> Result<(), Leave> {
-        while let Some(later) = self.later.pop_due(now) {
+    /// Performs the due operations.
+    pub(crate) fn on_time(&mut self, now: Instant) -> Result<(), DisconnectReason> {
+        while let Some(delayed) = self.delayed.pop_due(now) {
             self.waiting -= 1;
-            self.carry_out(later)?;
+            self.carry_out(delayed)?;
         }
         Ok(())
     }
 
-    /// Sends what there is to be sent: events first, and then messages as far as the device may have more.
-    pub(crate) fn pump(&mut self) -> Result<(), Leave> {
+    /// Queues waiting events first, then messages, up to the number of messages a device may hold.
+    pub(crate) fn pump(&mut self) -> Result<(), DisconnectReason> {
         while let Some(event) = self.session.next_event() {
             match event {
                 DeviceEvent::Ended(reason) => return Err(reason.into()),
@@ -146,14 +151,15 @@ impl Client {
         }
     }
 
-    fn deliver(&mut self, delivery: &Delivery, qos: u8) -> Result<(), Leave> {
+    fn deliver(&mut self, delivery: &Delivery, qos: u8) -> Result<(), DisconnectReason> {
         let ttl_ms = u64::try_from(self.hub().config.default_ttl.as_millis()).unwrap_or(u64::MAX);
-        let topic = topic::of_delivery(delivery, &self.session.pass.id, ttl_ms);
+        let topic = topic::of_delivery(delivery, &self.session.device.id, ttl_ms);
         let payload = topic::payload(delivery);
         if qos == 0 {
             self.publish(QosPid::Level0, &topic, payload)?;
-            // Nothing is heard of it any more.
-            self.session.settle(delivery.number, Settling::Completed);
+            // With quality of service 0, no acknowledgement follows.
+            self.session
+                .settle(delivery.number, MessageSettlement::Completed);
             return Ok(());
         }
         let pid = self.free_pid();
@@ -165,7 +171,7 @@ impl Client {
         Ok(())
     }
 
-    /// An identifier that none of the few unacknowledged packets has.
+    /// Returns a packet identifier unused by the few unacknowledged packets.
     fn free_pid(&mut self) -> Pid {
         while self
             .unacknowledged
@@ -179,19 +185,24 @@ impl Client {
         pid
     }
 
-    fn publish(&mut self, qos: QosPid, topic: &str, payload: Bytes) -> Result<(), Leave> {
+    fn publish(
+        &mut self,
+        qos: QosPid,
+        topic: &str,
+        payload: Bytes,
+    ) -> Result<(), DisconnectReason> {
         let packet = Publish::new(qos, topic_name(topic)?, payload);
         self.out.push(packet.into());
         Ok(())
     }
 
-    /// Does what a packet asks for.
-    pub(crate) fn on_packet(&mut self, packet: Packet) -> Result<(), Leave> {
+    /// Handles a packet from the device.
+    pub(crate) fn on_packet(&mut self, packet: Packet) -> Result<(), DisconnectReason> {
         self.packets += 1;
         self.session.touch();
         let drop_after = self.hub().faults.device_rules().drop_after;
         if drop_after.is_some_and(|after| self.packets > after) {
-            return Err(Leave::Fault);
+            return Err(DisconnectReason::Fault);
         }
         match packet {
             Packet::Publish(publish) => self.on_publish(publish),
@@ -210,23 +221,23 @@ impl Client {
             }
             Packet::Disconnect => {
                 self.will = None;
-                Err(Leave::Disconnected)
+                Err(DisconnectReason::Disconnected)
             }
-            other => Err(Leave::Forbidden(format!(
+            other => Err(DisconnectReason::Forbidden(format!(
                 "a packet of the type {:?}",
                 other.get_type()
             ))),
         }
     }
 
-    fn on_puback(&mut self, pid: Pid) -> Result<(), Leave> {
+    fn on_puback(&mut self, pid: Pid) -> Result<(), DisconnectReason> {
         if self.hub().faults.on_device_acknowledgement() {
-            return Err(Leave::Fault);
+            return Err(DisconnectReason::Fault);
         }
         let mut held = self.unacknowledged.iter();
         if let Some(at) = held.position(|(known, _)| *known == pid) {
             let (_, number) = self.unacknowledged.remove(at);
-            self.session.settle(number, Settling::Completed);
+            self.session.settle(number, MessageSettlement::Completed);
         }
         Ok(())
     }
@@ -234,7 +245,7 @@ impl Client {
     fn on_subscribe(&mut self, subscribe: &Subscribe) {
         let mut subscriptions = self.subscriptions;
         let answers = subscribe.topics.iter().map(|(filter, qos)| {
-            let Some(filter) = Filter::read(filter, &self.session.pass.id) else {
+            let Some(filter) = Filter::read(filter, &self.session.device.id) else {
                 return SubscribeReturnCode::Failure;
             };
             // The hub has no quality of service 2.
@@ -255,7 +266,7 @@ impl Client {
     fn on_unsubscribe(&mut self, unsubscribe: &Unsubscribe) {
         let mut subscriptions = self.subscriptions;
         for filter in &unsubscribe.topics {
-            if let Some(filter) = Filter::read(filter, &self.session.pass.id) {
+            if let Some(filter) = Filter::read(filter, &self.session.device.id) {
                 *slot(&mut subscriptions, filter) = None;
             }
         }
@@ -272,37 +283,45 @@ impl Client {
     }
 
     fn keep_subscriptions(&self) {
-        if self.lasting {
+        if self.persistent {
             self.session.keep_subscriptions(Some(self.subscriptions));
         }
     }
 
-    fn on_publish(&mut self, publish: Publish) -> Result<(), Leave> {
+    fn on_publish(&mut self, publish: Publish) -> Result<(), DisconnectReason> {
         let pid = match publish.qos_pid {
             QosPid::Level0 => None,
             QosPid::Level1(pid) => Some(pid),
             QosPid::Level2(_) => {
-                let text = "a publication with the quality of service 2";
-                return Err(Leave::Forbidden(text.to_owned()));
+                let text = "a publish with QoS 2";
+                return Err(DisconnectReason::Forbidden(text.to_owned()));
             }
         };
         let topic = &publish.topic_name;
-        let Some(published) = Published::read(topic, &self.session.pass.id) else {
-            return Err(Leave::Forbidden(format!("a publication to '{topic:.200}'")));
+        let Some(published) = Published::read(topic, &self.session.device.id) else {
+            return Err(DisconnectReason::Forbidden(format!(
+                "a publish to '{topic:.200}'"
+            )));
         };
         if let Published::Telemetry = published {
             let bytes = topic.len() + publish.payload.len();
-            return self.in_time(Operation::DeviceSend, Later::Telemetry { pid, bytes });
+            return self.in_time(
+                Operation::DeviceSend,
+                DelayedOperation::Telemetry { pid, bytes },
+            );
         }
         self.out.extend(pid.map(Packet::Puback));
         match published {
             Published::TwinGet { rid } => {
                 let rid = rid.to_owned();
-                self.in_time(Operation::TwinRead, Later::TwinGet { rid })
+                self.in_time(Operation::TwinRead, DelayedOperation::TwinGet { rid })
             }
             Published::Report { rid } => {
                 let (rid, patch) = (rid.to_owned(), publish.payload);
-                self.in_time(Operation::TwinUpdate, Later::Report { rid, patch })
+                self.in_time(
+                    Operation::TwinUpdate,
+                    DelayedOperation::Report { rid, patch },
+                )
             }
             Published::MethodAnswer { call, status } => {
                 let payload = publish.payload;
@@ -313,8 +332,12 @@ impl Client {
         }
     }
 
-    /// Carries something out when the throttle permits it.
-    fn in_time(&mut self, operation: Operation, later: Later) -> Result<(), Leave> {
+    /// Performs an operation when the throttle permits.
+    fn in_time(
+        &mut self,
+        operation: Operation,
+        delayed: DelayedOperation,
+    ) -> Result<(), DisconnectReason> {
         let admission = match operation {
             Operation::TwinRead | Operation::TwinUpdate if self.hub().faults.on_device_twin() => {
                 Admission::Refused
@@ -322,41 +345,43 @@ impl Client {
             _ => self.hub().admit(operation, 1),
         };
         match admission {
-            Admission::Now => self.carry_out(later),
-            Admission::After(wait) if self.waiting < LATER_MAX => {
-                self.hub().tallies.device_shaped.one();
+            Admission::Now => self.carry_out(delayed),
+            Admission::After(wait) if self.waiting < DELAYED_MAX => {
+                self.hub().counters.device_shaped.one();
                 self.waiting += 1;
-                self.later.push(Instant::now() + wait, later);
+                self.delayed.push(Instant::now() + wait, delayed);
                 Ok(())
             }
             Admission::After(_) | Admission::Refused => {
-                self.hub().tallies.device_throttled.one();
+                self.hub().counters.device_throttled.one();
                 let refusal = Refusal::throttled(operation.name());
-                match later {
-                    Later::TwinGet { rid } | Later::Report { rid, .. } => {
+                match delayed {
+                    DelayedOperation::TwinGet { rid } | DelayedOperation::Report { rid, .. } => {
                         self.answer_twin(&rid, Err(refusal))
                     }
-                    // There is no other way to say so.
-                    Later::Telemetry { .. } => Err(Leave::Refused(refusal)),
+                    // MQTT has no other way to report the refusal.
+                    DelayedOperation::Telemetry { .. } => Err(DisconnectReason::Refused(refusal)),
                 }
             }
         }
     }
 
-    fn carry_out(&mut self, later: Later) -> Result<(), Leave> {
-        match later {
-            Later::TwinGet { rid } => {
+    fn carry_out(&mut self, delayed: DelayedOperation) -> Result<(), DisconnectReason> {
+        match delayed {
+            DelayedOperation::TwinGet { rid } => {
                 let twin = self.session.twin();
                 let answer = twin.map(|twin| (200, None, twin.to_string().into()));
                 self.answer_twin(&rid, answer)
             }
-            Later::Report { rid, patch } => {
+            DelayedOperation::Report { rid, patch } => {
                 let reported = self.session.report(&patch);
                 let answer = reported.map(|version| (204, Some(version), Bytes::new()));
                 self.answer_twin(&rid, answer)
             }
-            Later::Telemetry { pid, bytes } => {
-                self.session.telemetry(bytes).map_err(Leave::Refused)?;
+            DelayedOperation::Telemetry { pid, bytes } => {
+                self.session
+                    .telemetry(bytes)
+                    .map_err(DisconnectReason::Refused)?;
                 self.out.extend(pid.map(Packet::Puback));
                 Ok(())
             }
@@ -367,7 +392,7 @@ impl Client {
         &mut self,
         rid: &str,
         answer: Result<(u32, Option<u64>, Bytes), Refusal>,
-    ) -> Result<(), Leave> {
+    ) -> Result<(), DisconnectReason> {
         if self.subscriptions.twin.is_none() {
             return Ok(());
         }
@@ -380,13 +405,13 @@ impl Client {
     }
 }
 
-/// The will is a message of the device, if the device has not taken leave.
+/// Sends the will as telemetry, unless a DISCONNECT packet has removed the will.
 impl Drop for Client {
     fn drop(&mut self) {
         if let Some(bytes) = self.will
             && let Err(refusal) = self.session.telemetry(bytes)
         {
-            tracing::debug!(reason = refusal.text, "a will was refused");
+            tracing::debug!(reason = refusal.text, "will message refused");
         }
     }
 }
@@ -413,18 +438,20 @@ fn error_body(refusal: &Refusal, now_ms: u64) -> Bytes {
     Value::Object(body).to_string().into()
 }
 
-/// A topic may not have wildcards, which a device's id and a request's may.
-fn topic_name(topic: &str) -> Result<TopicName, Leave> {
-    TopicName::try_from(topic)
-        .map_err(|error| Leave::Forbidden(format!("a name that is in no topic: {error}")))
+/// Converts a topic. A topic may not contain wildcards, while a device's id and a request's id may.
+fn topic_name(topic: &str) -> Result<TopicName, DisconnectReason> {
+    TopicName::try_from(topic).map_err(|error| {
+        DisconnectReason::Forbidden(format!("a name not allowed in a topic: {error}"))
+    })
 }
 
-/// How long a connection lasts that is silent: half as long again as the client has said, and no longer than the hub lets
-/// any (`iot-mqtt-connect-to-iot-hub`). What the hub does with a client that says nothing is not documented.
+/// Returns the longest silence of a connection: 1.5 times the client's keep-alive, at most the
+/// hub's maximum (`iot-mqtt-connect-to-iot-hub`). The hub's behaviour for a keep-alive of 0 is not
+/// documented; the maximum applies.
 pub(crate) fn silence_max(keep_alive_s: u16) -> Duration {
-    const LONGEST: Duration = Duration::from_secs(1_767);
+    const MAX_SILENCE: Duration = Duration::from_secs(1_767);
     if keep_alive_s == 0 {
-        return LONGEST;
+        return MAX_SILENCE;
     }
-    Duration::from_millis(u64::from(keep_alive_s) * 1_500).min(LONGEST)
+    Duration::from_millis(u64::from(keep_alive_s) * 1_500).min(MAX_SILENCE)
 }

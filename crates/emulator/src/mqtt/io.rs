@@ -6,25 +6,26 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
 
-/// The largest packet: a message of a device has 256 KB with its properties, and a topic 64 KB.
+/// The largest packet: a message from a device has 256 KB including properties, and a topic 64 KB.
 const PACKET_BYTES_MAX: usize = 512 * 1024;
-/// Nothing more is read while this much waits to be written.
+/// The number of bytes waiting to be written above which reading pauses.
 const WRITE_BACKLOG_MAX: usize = 256 * 1024;
-/// A peer that has not taken this much is given up.
+/// The number of unread bytes above which the peer is given up.
 const UNREAD_BYTES_MAX: usize = 8 << 20;
-/// How much is read at once. Most packets of devices are far smaller, and many devices are silent most of the time.
+/// The number of bytes to read at once. Most packets of devices are far smaller, and many devices
+/// are mostly silent.
 const READ_BYTES: usize = 1024;
-/// A buffer that has grown beyond this is given back once it is empty.
+/// A buffer above this capacity is freed once empty.
 const KEPT_BYTES: usize = 4096;
 
-/// Why no packet follows.
+/// The reason why no packet follows.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
+pub(crate) enum StreamError {
     #[error("the peer has closed the connection")]
     Closed,
     #[error("the connection failed: {0}")]
     Io(#[from] std::io::Error),
-    #[error("no MQTT 3.1.1 packet: {0}")]
+    #[error("not an MQTT 3.1.1 packet: {0}")]
     Malformed(#[from] mqtt_proto::Error),
     #[error("the peer does not read")]
     Unread,
@@ -32,7 +33,7 @@ pub(crate) enum Broken {
     TooLarge(usize),
 }
 
-/// Packets both ways.
+/// A stream of packets in both directions.
 #[derive(Debug)]
 pub(crate) struct PacketStream<S> {
     reader: ReadHalf<S>,
@@ -43,7 +44,7 @@ pub(crate) struct PacketStream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
-    /// Packets over `stream`, of which `input` was already read.
+    /// Creates a packet stream over `stream`; `input` holds the bytes already read.
     pub(crate) fn new(stream: S, input: BytesMut) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
@@ -55,14 +56,16 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
         }
     }
 
-    /// Puts a packet behind what is to be written; an error if that has become too much.
-    pub(crate) fn push(&mut self, packet: &Packet) -> Result<(), Broken> {
+    /// Appends a packet to the output. Returns an error if more than [`UNREAD_BYTES_MAX`] bytes
+    /// wait already.
+    pub(crate) fn push(&mut self, packet: &Packet) -> Result<(), StreamError> {
         if self.out.len() > UNREAD_BYTES_MAX {
-            return Err(Broken::Unread);
+            return Err(StreamError::Unread);
         }
         self.out.extend_from_slice(packet.encode()?.as_ref());
         if let Packet::Suback(answer) = packet {
-            // The codec writes a refusal as 3 (mqtt-proto 0.4.0); it is 0x80 (MQTT 3.1.1, section 3.9.3).
+            // The codec writes a refusal as 3 (mqtt-proto 0.4.0), where MQTT 3.1.1, section 3.9.3,
+            // requires 0x80.
             let codes = self.out.iter_mut().rev().zip(answer.topics.iter().rev());
             let refused = codes.filter(|(_, code)| **code == SubscribeReturnCode::Failure);
             refused.for_each(|(byte, _)| *byte = 0x80);
@@ -70,14 +73,17 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
         Ok(())
     }
 
-    /// Whether something waits to be written.
+    /// Whether output waits to be written.
     pub(crate) fn has_output(&self) -> bool {
         !self.out.is_empty()
     }
 
-    /// Waits for the next packet, and writes meanwhile, if it `may`, what is to be written. Cancel-safe: what was read or
-    /// written stays so.
-    pub(crate) async fn next(&mut self, may_write: bool) -> Result<Packet, Broken> {
+    /// Waits for the next packet. Meanwhile writes waiting output, if `may_write`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: no read or written byte is lost.
+    pub(crate) async fn next(&mut self, may_write: bool) -> Result<Packet, StreamError> {
         loop {
             if let Some(packet) = take_packet(&mut self.input)? {
                 if self.input.is_empty() && self.input.capacity() > KEPT_BYTES {
@@ -90,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
             tokio::select! {
                 read = self.reader.read_buf(&mut self.input), if self.out.len() < WRITE_BACKLOG_MAX => {
                     if read? == 0 {
-                        return Err(Broken::Closed);
+                        return Err(StreamError::Closed);
                     }
                 }
                 written = write_some(&mut self.writer, &mut self.out, &mut self.unflushed), if owes && may_write => written?,
@@ -98,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
         }
     }
 
-    /// Reads and throws away until the peer is gone.
+    /// Reads and discards input until the peer has closed.
     pub(crate) async fn ignore(&mut self) {
         loop {
             self.input.clear();
@@ -110,15 +116,15 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
         }
     }
 
-    /// Writes all that is to be written.
-    pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
+    /// Writes all waiting output.
+    pub(crate) async fn flush(&mut self) -> Result<(), StreamError> {
         while self.unflushed || !self.out.is_empty() {
             write_some(&mut self.writer, &mut self.out, &mut self.unflushed).await?;
         }
         Ok(())
     }
 
-    /// Writes what is to be written and closes, as far as the peer lets it.
+    /// Writes all waiting output and closes the stream, as far as the peer allows.
     pub(crate) async fn close(&mut self) {
         // A best effort: the peer may be gone.
         if self.flush().await.is_ok() {
@@ -127,7 +133,11 @@ impl<S: AsyncRead + AsyncWrite> PacketStream<S> {
     }
 }
 
-/// Writes some of `out`, or flushes if all is written. Cancel-safe: `unflushed` remembers what is owed.
+/// Writes part of `out`, or flushes when `out` is empty.
+///
+/// # Cancel safety
+///
+/// Cancel-safe: `unflushed` records a pending flush.
 async fn write_some<W: AsyncWrite + Unpin>(
     writer: &mut W,
     out: &mut BytesMut,
@@ -140,34 +150,35 @@ async fn write_some<W: AsyncWrite + Unpin>(
         *unflushed = true;
         writer.write_buf(out).await?;
         if out.is_empty() && out.capacity() > 0 {
-            // Most of the time there is nothing to write, for thousands of connections.
+            // Free the buffer: output is rare, and thousands of connections may be open.
             *out = BytesMut::new();
         }
     }
     Ok(())
 }
 
-/// Takes the first packet of `input`, if all of it is there.
-fn take_packet(input: &mut BytesMut) -> Result<Option<Packet>, Broken> {
+/// Takes the first packet of `input`, if complete.
+fn take_packet(input: &mut BytesMut) -> Result<Option<Packet>, StreamError> {
     let Some(length) = packet_len(input)? else {
         return Ok(None);
     };
     if length > PACKET_BYTES_MAX {
-        return Err(Broken::TooLarge(length));
+        return Err(StreamError::TooLarge(length));
     }
     if input.len() < length {
         input.reserve(length - input.len());
         return Ok(None);
     }
-    // A packet that is all there and ends too early is as wrong as any other.
+    // A complete packet with too short a body is malformed.
     let packet = Packet::decode(&input[..length])?;
     input.advance(length);
-    let missing = || Broken::Malformed(mqtt_proto::Error::InvalidRemainingLength);
+    let missing = || StreamError::Malformed(mqtt_proto::Error::InvalidRemainingLength);
     packet.map(Some).ok_or_else(missing)
 }
 
-/// The length of the packet that `input` begins with, if enough of it is there to say (MQTT 3.1.1, section 2.2.3).
-fn packet_len(input: &[u8]) -> Result<Option<usize>, Broken> {
+/// Returns the length of the first packet of `input`, if the length field is complete (MQTT 3.1.1,
+/// section 2.2.3).
+fn packet_len(input: &[u8]) -> Result<Option<usize>, StreamError> {
     let mut length = 0;
     for (at, byte) in input.iter().skip(1).take(4).enumerate() {
         length |= usize::from(byte & 0x7f) << (7 * at);
@@ -205,7 +216,7 @@ mod tests {
         for bad in [
             &[0x30, 0xff, 0xff, 0xff, 0xff, 1][..],
             &[0x30, 0xff, 0xff, 0xff, 0x7f],
-            // A reserved type, wrong flags, a body that is shorter than its parts say.
+            // A reserved type, wrong flags, and bodies shorter than their fields.
             &[0xf0, 0],
             &[0xc1, 0],
             &[0x30, 3, 0, 9, b'a'],

@@ -1,20 +1,21 @@
-//! The user name of a CONNECT packet, which says what the client wants to be.
+//! The user name of a CONNECT packet, which states the client's role.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// What a user name asks for.
+/// The role requested by a user name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Login<'a> {
-    /// To be a device of a hub: `{host}/{client id}/?api-version=...`, with or without the question mark.
+    /// A device of a hub: `{host}/{client id}/?api-version=...`, with or without the question mark.
     Device {
         host: &'a str,
         /// A device's id, or `{device}/{module}`.
         client_id: &'a str,
         model_id: Option<Cow<'a, str>>,
     },
-    /// To be registered with a provisioning service: `{id scope}/registrations/{registration id}/api-version=...`.
+    /// A registration with a provisioning service: `{id scope}/registrations/{registration
+    /// id}/api-version=...`.
     Provisioning {
         id_scope: &'a str,
         registration_id: &'a str,
@@ -22,7 +23,7 @@ pub(crate) enum Login<'a> {
 }
 
 impl<'a> Login<'a> {
-    /// None if the text is neither.
+    /// Parses a user name. Returns `None` for any other form.
     pub(crate) fn read(user_name: &'a str) -> Option<Self> {
         let (host, rest) = user_name.split_once('/')?;
         let at = rest.find("/?").or_else(|| rest.find("/api-version="))?;

@@ -5,36 +5,36 @@ use mqtt_proto::{QoS, QosPid, TopicName};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::client::silence_max;
-use super::io::{Broken, PacketStream};
+use super::io::{PacketStream, StreamError};
 use super::serve::answer;
 use crate::dps::{Answer, Operation, Request};
 use crate::hub::{ClientCertificate, Hub, Proof};
 
-/// What answers come under.
+/// The topic filter for answers.
 const ANSWERS: &str = "$dps/registrations/res/#";
 
-/// What the user name of a CONNECT packet asks for.
+/// The registration named by the user name of a CONNECT packet.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct RegistrationName<'a> {
     pub(super) id_scope: &'a str,
     pub(super) registration_id: &'a str,
 }
 
-/// Serves the connection of a device that is to register, until either side ends it.
-pub(super) async fn converse<S: AsyncRead + AsyncWrite>(
+/// Serves the connection of a registering device, until either side ends the connection.
+pub(super) async fn serve_registration<S: AsyncRead + AsyncWrite>(
     io: &mut PacketStream<S>,
     connect: &Connect,
-    asked: Asked<'_>,
+    name: RegistrationName<'_>,
     certificate: Option<&ClientCertificate>,
     hub: &Hub,
-) -> Result<(), Broken> {
+) -> Result<(), StreamError> {
     let token = connect.password.as_deref().filter(|it| !it.is_empty());
     let token = token.map(|it| Proof::Token(std::str::from_utf8(it).unwrap_or_default()));
     let proof = token.or(certificate.map(Proof::Certificate));
-    let Asked {
+    let RegistrationName {
         id_scope,
         registration_id,
-    } = asked;
+    } = name;
     let admitted = proof.filter(|proof| {
         hub.provisioning
             .admits(id_scope, registration_id, *proof, hub.now_s())
@@ -52,7 +52,7 @@ pub(super) async fn converse<S: AsyncRead + AsyncWrite>(
     }
     let mut registrant = Registrant {
         hub,
-        asked,
+        name,
         proof,
         subscribed: false,
     };
@@ -69,20 +69,20 @@ pub(super) async fn converse<S: AsyncRead + AsyncWrite>(
     }
 }
 
-/// A device that is to register, and may.
+/// A device authorized to register.
 struct Registrant<'a> {
     hub: &'a Hub,
-    asked: Asked<'a>,
+    name: RegistrationName<'a>,
     proof: Option<Proof<'a>>,
     subscribed: bool,
 }
 
 impl Registrant<'_> {
-    /// What is to be said to a packet; none ends the connection.
+    /// Returns the reply to a packet; `None` ends the connection.
     fn reply(&mut self, packet: &Packet) -> Option<Vec<Packet>> {
         match packet {
             Packet::Pingreq => Some(vec![Packet::Pingresp]),
-            // Of an answer, which has none.
+            // An acknowledgement needs no reply: answers are sent with quality of service 0.
             Packet::Puback(_) => Some(Vec::new()),
             Packet::Subscribe(subscribe) => {
                 let topics = subscribe.topics.iter();
@@ -96,7 +96,7 @@ impl Registrant<'_> {
                 Some(vec![Packet::Unsuback(unsubscribe.pid)])
             }
             Packet::Publish(publish) => self.request(publish),
-            // A leave, or what makes no sense here.
+            // A DISCONNECT packet, or a packet without a meaning here.
             _ => None,
         }
     }
@@ -114,12 +114,15 @@ impl Registrant<'_> {
 
     fn request(&self, publish: &Publish) -> Option<Vec<Packet>> {
         let Some((rid, operation)) = read(publish) else {
-            tracing::debug!(topic = &*publish.topic_name, "no request of a registration");
+            tracing::debug!(
+                topic = &*publish.topic_name,
+                "message is not a registration request"
+            );
             return None;
         };
         let request = Request {
-            id_scope: self.asked.id_scope,
-            registration_id: self.asked.registration_id,
+            id_scope: self.name.id_scope,
+            registration_id: self.name.registration_id,
             proof: self.proof,
             operation,
         };
@@ -135,7 +138,8 @@ impl Registrant<'_> {
     }
 }
 
-/// The id and the meaning of a request: `$dps/registrations/PUT/iotdps-register/?$rid={rid}` or
+/// Returns the id and the operation of a request:
+/// `$dps/registrations/PUT/iotdps-register/?$rid={rid}` or
 /// `$dps/registrations/GET/iotdps-get-operationstatus/?$rid={rid}&operationId={id}`.
 fn read(publish: &Publish) -> Option<(&str, Operation<'_>)> {
     let topic: &str = &publish.topic_name;
@@ -155,7 +159,7 @@ fn read(publish: &Publish) -> Option<(&str, Operation<'_>)> {
     Some((rid, operation))
 }
 
-/// None if the id of the request is in no topic.
+/// Builds the answer's packet. Returns `None` if the request's id is not valid in a topic.
 fn packet(answer: &Answer, rid: &str) -> Option<Packet> {
     let retry = answer.retry_after_s;
     let retry = retry.map_or_else(String::new, |seconds| format!("&retry-after={seconds}"));

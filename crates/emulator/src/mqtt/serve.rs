@@ -1,4 +1,4 @@
-//! A connection from its first byte to its end.
+//! An MQTT connection from the first byte to the end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,19 +11,22 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, silence_max};
-use super::io::{Broken, PacketStream};
+use super::io::{PacketStream, StreamError};
 use super::login::Login;
-use super::registration::{self, Asked};
+use super::registration::{self, RegistrationName};
 use super::topic;
 use crate::faults::ConnectFault;
-use crate::hub::{Admission, ClientCertificate, DevicePass, DeviceSession, Hub, Operation, Proof};
+use crate::hub::{
+    Admission, AuthenticatedDevice, ClientCertificate, DeviceSession, Hub, Operation, Proof,
+};
 
-/// How long a client has for its CONNECT.
+/// The time allowed for a client's CONNECT.
 const CONNECT_TIME_OUT: Duration = Duration::from_secs(30);
-/// How long a peer has to take what is still to be written when the hub closes.
+/// The time allowed for a peer to read the remaining output after the hub has closed.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Serves one connection until either side closes it. `read` is what was already read of it.
+/// Serves one connection until either side closes. `read` holds the bytes already read from the
+/// connection.
 pub(crate) async fn serve<S>(
     stream: S,
     read: BytesMut,
@@ -36,27 +39,29 @@ pub(crate) async fn serve<S>(
     let mut io = PacketStream::new(stream, read);
     let served = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        served = converse(&mut io, certificate, &hub) => served,
+        served = serve_device(&mut io, certificate, &hub) => served,
     };
-    if let Err(broken) = served {
-        tracing::debug!(reason = %broken, "MQTT connection ended");
+    if let Err(error) = served {
+        tracing::debug!(reason = %error, "MQTT connection ended");
     }
     _ = tokio::time::timeout(LINGER, io.close()).await;
 }
 
-async fn converse<S: AsyncRead + AsyncWrite>(
+async fn serve_device<S: AsyncRead + AsyncWrite>(
     io: &mut PacketStream<S>,
     certificate: Option<ClientCertificate>,
     hub: &Arc<Hub>,
-) -> Result<(), Broken> {
+) -> Result<(), StreamError> {
     let first = tokio::time::timeout(CONNECT_TIME_OUT, io.next(false)).await;
     let connect = match first {
         Ok(Ok(Packet::Connect(connect))) => connect,
-        Ok(Err(Broken::Malformed(Error::UnexpectedProtocol(_) | Error::InvalidProtocol(..)))) => {
+        Ok(Err(StreamError::Malformed(
+            Error::UnexpectedProtocol(_) | Error::InvalidProtocol(..),
+        ))) => {
             return answer(io, ConnectReturnCode::UnacceptableProtocolVersion, false).await;
         }
-        Ok(Err(broken)) => return Err(broken),
-        // Something else first, or nothing.
+        Ok(Err(error)) => return Err(error),
+        // Another packet than CONNECT, or none in time.
         Ok(Ok(_)) | Err(_) => return Ok(()),
     };
     if let Some(Login::Provisioning {
@@ -64,11 +69,12 @@ async fn converse<S: AsyncRead + AsyncWrite>(
         registration_id,
     }) = connect.username.as_deref().and_then(Login::read)
     {
-        let asked = Asked {
+        let name = RegistrationName {
             id_scope,
             registration_id,
         };
-        return registration::converse(io, &connect, asked, certificate.as_ref(), hub).await;
+        return registration::serve_registration(io, &connect, name, certificate.as_ref(), hub)
+            .await;
     }
     let wake = Arc::new(Notify::new());
     let fault = hub.faults.on_device_connect();
@@ -83,7 +89,7 @@ async fn converse<S: AsyncRead + AsyncWrite>(
         Ok(session) => session,
         Err(code) => return answer(io, code, false).await,
     };
-    let ends = session.pass.ends_s.map(|ends_s| {
+    let ends = session.device.ends_s.map(|ends_s| {
         let left_ms = (ends_s * 1000).saturating_sub(hub.now_ms());
         Instant::now() + Duration::from_millis(left_ms)
     });
@@ -94,7 +100,7 @@ async fn converse<S: AsyncRead + AsyncWrite>(
     let (client, was_present) = Client::new(session, !connect.clean_session, will);
     answer(io, ConnectReturnCode::Accepted, was_present).await?;
     if fault == Some(ConnectFault::HalfOpen) {
-        // The device is connected, as far as the hub knows, and nothing gets through in either direction.
+        // The hub considers the device connected, and no data passes in either direction.
         return half_open(io, client, &wake).await;
     }
     let silence_max = silence_max(connect.keep_alive);
@@ -106,12 +112,12 @@ pub(super) async fn answer<S: AsyncRead + AsyncWrite>(
     io: &mut PacketStream<S>,
     code: ConnectReturnCode,
     session_present: bool,
-) -> Result<(), Broken> {
+) -> Result<(), StreamError> {
     io.push(&Connack::new(session_present, code).into())?;
     io.flush().await
 }
 
-/// Judges a CONNECT packet, and connects the device.
+/// Authorizes a CONNECT packet and connects the device.
 async fn accept(
     connect: &Connect,
     certificate: Option<&ClientCertificate>,
@@ -128,7 +134,7 @@ async fn accept(
         model_id,
     }) = Login::read(user_name)
     else {
-        tracing::debug!(user_name, "no device's user name");
+        tracing::debug!(user_name, "the user name is not a device's user name");
         return Err(ConnectReturnCode::BadUserNameOrPassword);
     };
     if *connect.client_id != *client_id {
@@ -136,10 +142,10 @@ async fn accept(
     }
     let host = host.split(':').next().unwrap_or_default();
     if !hub.names.iter().any(|name| name.eq_ignore_ascii_case(host)) {
-        tracing::debug!(host, "the user name has another host");
+        tracing::debug!(host, "the user name names another host");
         return Err(ConnectReturnCode::BadUserNameOrPassword);
     }
-    let pass = authenticate(connect, client_id, certificate, hub)?;
+    let device = authenticate(connect, client_id, certificate, hub)?;
     if let Some(will) = &connect.last_will
         && !topic::is_will(&will.topic_name, client_id)
     {
@@ -148,16 +154,16 @@ async fn accept(
     match hub.admit(Operation::DeviceConnect, 1) {
         Admission::Now => {}
         Admission::After(wait) => {
-            hub.tallies.device_shaped.one();
+            hub.counters.device_shaped.one();
             tokio::time::sleep(wait).await;
         }
         Admission::Refused => {
-            hub.tallies.device_throttled.one();
+            hub.counters.device_throttled.one();
             return Err(ConnectReturnCode::ServerUnavailable);
         }
     }
-    let session = hub.attach(pass, Arc::clone(wake)).map_err(|denial| {
-        tracing::debug!(reason = %denial, "device refused");
+    let session = hub.attach(device, Arc::clone(wake)).map_err(|error| {
+        tracing::debug!(reason = %error, "device refused");
         ConnectReturnCode::NotAuthorized
     })?;
     if let Some(model_id) = model_id {
@@ -171,7 +177,7 @@ fn authenticate(
     client_id: &str,
     certificate: Option<&ClientCertificate>,
     hub: &Hub,
-) -> Result<DevicePass, ConnectReturnCode> {
+) -> Result<AuthenticatedDevice, ConnectReturnCode> {
     let password = connect.password.as_deref().unwrap_or_default();
     let proof = match (password, certificate) {
         ([], Some(certificate)) => Proof::Certificate(certificate),
@@ -188,19 +194,19 @@ async fn run<S: AsyncRead + AsyncWrite>(
     wake: &Notify,
     silence_max: Duration,
     ends: Option<Instant>,
-) -> Result<(), Broken> {
+) -> Result<(), StreamError> {
     let mut heard = Instant::now();
     let mut write_from = None;
     let sleep = tokio::time::sleep(silence_max);
     tokio::pin!(sleep);
-    let left = loop {
+    let reason = loop {
         let pumped = client.pump();
         let had_output = io.has_output();
         for packet in client.out.drain(..) {
             io.push(&packet)?;
         }
-        if let Err(leave) = pumped {
-            break leave;
+        if let Err(reason) = pumped {
+            break reason;
         }
         let now = Instant::now();
         if io.has_output() && !had_output {
@@ -218,7 +224,7 @@ async fn run<S: AsyncRead + AsyncWrite>(
         if sleep.deadline().into_std() != deadline {
             sleep.as_mut().reset(deadline.into());
         }
-        // Each arm is cancel-safe: see `PacketStream::next`; a notification that is not taken stays.
+        // Each arm is cancel-safe: see `PacketStream::next`; an untaken notification stays.
         let done = tokio::select! {
             packet = io.next(write_from.is_none()) => {
                 heard = Instant::now();
@@ -228,17 +234,17 @@ async fn run<S: AsyncRead + AsyncWrite>(
             () = sleep.as_mut() => {
                 let now = Instant::now();
                 if now >= heard + silence_max || ends.is_some_and(|ends| now >= ends) {
-                    tracing::debug!("the device is silent, or its token has ended");
+                    tracing::debug!("closing the connection: the device is silent, or its token has expired");
                     return Ok(());
                 }
                 client.on_time(now)
             }
         };
-        if let Err(leave) = done {
-            break leave;
+        if let Err(reason) = done {
+            break reason;
         }
     };
-    tracing::debug!(reason = %left, "the device's connection ends");
+    tracing::debug!(reason = %reason, "device connection ended");
     Ok(())
 }
 
@@ -246,7 +252,7 @@ async fn half_open<S: AsyncRead + AsyncWrite>(
     io: &mut PacketStream<S>,
     client: Client,
     wake: &Notify,
-) -> Result<(), Broken> {
+) -> Result<(), StreamError> {
     let replaced = async {
         while !client.has_ended() {
             wake.notified().await;

@@ -1,4 +1,4 @@
-//! The topics that devices and hub use, both ways.
+//! The topics of devices and hub, in both directions.
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -7,15 +7,16 @@ use crate::amqp::{SystemFields, application_properties, field_text};
 use crate::fleet::iso_time;
 use crate::hub::Delivery;
 
-/// What is encoded in a property bag: all but what RFC 3986 leaves unreserved. A slash must be, since SDKs take the bag
-/// for the topic's last segment, and a space is `%20`, since they do not read a plus sign as one.
+/// The characters encoded in a property bag: all except the unreserved characters of RFC 3986. A
+/// slash must be encoded, since SDKs read the bag from the topic's last segment. A space is `%20`,
+/// since SDKs do not read a plus sign as a space.
 const BAG: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
 
-/// Something that a device may subscribe to.
+/// A subscription of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filter {
     Messages,
@@ -25,7 +26,7 @@ pub(crate) enum Filter {
 }
 
 impl Filter {
-    /// None for what a device cannot subscribe to.
+    /// Parses a topic filter. Returns `None` if a device may not subscribe to the filter.
     pub(crate) fn read(filter: &str, device_id: &str) -> Option<Self> {
         match filter {
             "$iothub/methods/POST/#" => Some(Self::Methods),
@@ -39,10 +40,10 @@ impl Filter {
     }
 }
 
-/// Something that a device publishes.
+/// A publication of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Published<'a> {
-    /// A message of the device, of which only the size matters.
+    /// A message from the device; only the size is used.
     Telemetry,
     TwinGet {
         rid: &'a str,
@@ -57,7 +58,7 @@ pub(crate) enum Published<'a> {
 }
 
 impl<'a> Published<'a> {
-    /// None for a topic that a device may not publish to.
+    /// Parses a topic. Returns `None` if a device may not publish to the topic.
     pub(crate) fn read(topic: &'a str, device_id: &str) -> Option<Self> {
         if let Some(rest) = topic.strip_prefix("$iothub/twin/") {
             let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -71,7 +72,7 @@ impl<'a> Published<'a> {
         if let Some(rest) = topic.strip_prefix("$iothub/methods/res/") {
             let (status, query) = rest.split_once('?')?;
             let status = status.trim_end_matches('/').parse().ok()?;
-            // An answer to nothing that was asked is dropped like one that is late.
+            // An answer with an unknown id matches no call, and is dropped like a late answer.
             let call = parameter(query, "$rid").and_then(|rid| u64::from_str_radix(rid, 16).ok());
             let call = call.unwrap_or(u64::MAX);
             return Some(Self::MethodAnswer { call, status });
@@ -81,25 +82,25 @@ impl<'a> Published<'a> {
     }
 }
 
-/// What follows `devices/{id}/messages/`.
+/// Returns the part after `devices/{id}/messages/`.
 fn own<'a>(topic: &'a str, device_id: &str) -> Option<&'a str> {
     let rest = topic.strip_prefix("devices/")?.strip_prefix(device_id)?;
     rest.strip_prefix("/messages/")
 }
 
-/// The value of a parameter as it came.
+/// Returns the value of a parameter, without decoding.
 fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find_map(|(key, value)| (key == name).then_some(value))
 }
 
-/// Where the will of a device goes, if it may.
+/// Whether a device's will may be published to `topic`.
 pub(crate) fn is_will(topic: &str, device_id: &str) -> bool {
     Published::read(topic, device_id) == Some(Published::Telemetry)
 }
 
-/// The topic that a message is delivered on: its properties are in it. `default_ttl_ms` is the time to live that it has
-/// when it does not say so itself.
+/// Returns the topic for the delivery of a message. The topic contains the message's properties.
+/// The expiry is left out if the time to live is `default_ttl_ms`.
 pub(crate) fn of_delivery(delivery: &Delivery, device_id: &str, default_ttl_ms: u64) -> String {
     let mut bag = Bag(format!("devices/{device_id}/messages/devicebound/"), false);
     let to = format!("/devices/{device_id}/messages/deviceBound");
@@ -133,7 +134,7 @@ impl Bag {
             self.0.push('&');
         }
         self.0.extend(utf8_percent_encode(name, BAG));
-        // Also for an empty value: without it, some SDKs read "undefined".
+        // The equals sign is needed for an empty value too: without it, some SDKs read "undefined".
         self.0.push('=');
         self.0.extend(utf8_percent_encode(value, BAG));
     }
@@ -152,7 +153,7 @@ pub(crate) fn of_twin_answer(status: u32, rid: &str, version: Option<u64>) -> St
     format!("$iothub/twin/res/{status}/?$rid={rid}{version}")
 }
 
-/// The content of a message's body sections.
+/// Returns the content of a message's body sections.
 pub(crate) fn payload(delivery: &Delivery) -> Bytes {
     crate::amqp::body_bytes(&delivery.body).into()
 }

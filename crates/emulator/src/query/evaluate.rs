@@ -1,4 +1,4 @@
-//! Conditions on one device's values. What is not defined is neither true nor false.
+//! Evaluates conditions on one device's values. An undefined comparison is neither true nor false.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::tree::{Comparison, Condition, Operand, Operator};
 
-/// A value read for one device; none if the device has no such property.
+/// A value read for one device; `None` if the device has no such property.
 pub(crate) type Found<'a> = Option<Cow<'a, Value>>;
 
-/// Whether the condition holds, with `get` giving the values of the query's paths.
+/// Whether the condition holds; `None` if undefined. `get` returns the value of a query path.
 pub(crate) fn holds<'a>(
     condition: &'a Condition,
     get: &impl Fn(usize) -> Found<'a>,
@@ -72,8 +72,9 @@ fn value<'a>(operand: &'a Operand, get: &impl Fn(usize) -> Found<'a>) -> Found<'
     }
 }
 
-/// The result of an operator: an integer as long as it is one, and not defined for what are no numbers, or
-/// where there is none.
+/// Applies an operator. The result is an integer if both values are integers and the result is
+/// exact. The result is undefined for values other than numbers, and for operations without a
+/// result.
 fn calculate(left: &Value, operator: Operator, right: &Value) -> Found<'static> {
     if let (Some(left), Some(right)) = (left.as_i64(), right.as_i64()) {
         let exact = match operator {

@@ -1,4 +1,4 @@
-//! Groups of devices and what is told of them: `GROUP BY` with `COUNT`, `SUM`, `AVG`, `MIN` and `MAX`.
+//! Groups of devices and aggregates: `GROUP BY` with `COUNT`, `SUM`, `AVG`, `MIN` and `MAX`.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -8,15 +8,16 @@ use serde_json::{Map, Number, Value};
 use super::evaluate::order;
 use super::tree::{Aggregate, GroupColumn, GroupValue};
 
-/// The most groups that one answer may have; a row of a few hundred bytes each is some megabytes.
+/// The largest number of groups in one answer; with a few hundred bytes per row, the rows take some
+/// megabytes.
 const GROUPS_MAX: usize = 10_000;
 
-/// A query that makes too many groups.
+/// A query with too many groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the query makes more than {GROUPS_MAX} groups, which is all that the emulator holds")]
+#[error("the query result has more than {GROUPS_MAX} groups, the emulator's limit")]
 pub(crate) struct TooManyGroups;
 
-/// The groups found so far, in the order of their first devices.
+/// The groups found so far, ordered by each group's first device.
 pub(crate) struct Groups<'q> {
     keys: &'q [usize],
     columns: &'q [GroupColumn],
@@ -27,20 +28,20 @@ pub(crate) struct Groups<'q> {
 struct Group {
     keys: Vec<Option<Value>>,
     count: u64,
-    /// One for each column; unused where the column is no account of values.
-    accounts: Vec<Account>,
+    /// An aggregation per column; unused for keys and counts.
+    aggregations: Vec<Aggregation>,
 }
 
-/// What is known of the values of one column.
+/// The aggregated values of one column.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Account {
+struct Aggregation {
     sum: Sum,
     numbers: u64,
     least: Option<Value>,
     most: Option<Value>,
 }
 
-/// A sum, exact as long as it is one of integers.
+/// A sum, exact for integers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Sum {
     Integer(i64),
@@ -54,7 +55,7 @@ impl Default for Sum {
 }
 
 impl<'q> Groups<'q> {
-    /// No groups yet, of what a query wants; without keys there is one group, if only of no devices.
+    /// Creates the groups of a query. Without keys, a single group exists, even for no devices.
     pub(crate) fn new(keys: &'q [usize], columns: &'q [GroupColumn]) -> Self {
         let mut groups = Self {
             keys,
@@ -73,23 +74,23 @@ impl<'q> Groups<'q> {
         self.groups.push(Group {
             keys,
             count: 0,
-            accounts: vec![Account::default(); self.columns.len()],
+            aggregations: vec![Aggregation::default(); self.columns.len()],
         });
     }
 
-    /// The paths whose values are wanted of each device.
+    /// Returns the paths to read of each device.
     pub(crate) fn reads(&self) -> Vec<usize> {
-        let accounted = self.columns.iter().filter_map(|column| match column.value {
-            GroupValue::Of(_, path) => Some(path),
+        let aggregated = self.columns.iter().filter_map(|column| match column.value {
+            GroupValue::Aggregate(_, path) => Some(path),
             GroupValue::Key(_) | GroupValue::Count => None,
         });
-        let mut paths: Vec<usize> = self.keys.iter().copied().chain(accounted).collect();
+        let mut paths: Vec<usize> = self.keys.iter().copied().chain(aggregated).collect();
         paths.sort_unstable();
         paths.dedup();
         paths
     }
 
-    /// Adds a device, whose values `get` gives.
+    /// Adds a device; `get` returns the device's values.
     pub(crate) fn add<'v>(
         &mut self,
         get: &impl Fn(usize) -> Option<&'v Value>,
@@ -107,26 +108,26 @@ impl<'q> Groups<'q> {
         };
         let group = &mut self.groups[number];
         group.count += 1;
-        for (account, column) in group.accounts.iter_mut().zip(self.columns) {
-            if let GroupValue::Of(_, path) = column.value
+        for (aggregation, column) in group.aggregations.iter_mut().zip(self.columns) {
+            if let GroupValue::Aggregate(_, path) = column.value
                 && let Some(value) = get(path)
             {
-                account.add(value);
+                aggregation.add(value);
             }
         }
         Ok(())
     }
 
-    /// The rows. What is not defined is left out: a key that the devices do not have, or an account of no
-    /// values.
+    /// Returns the rows. Undefined values are left out: a key missing in the devices, or an
+    /// aggregate of no values.
     pub(crate) fn rows(&self) -> impl Iterator<Item = Value> + '_ {
         self.groups.iter().map(|group| {
             let mut row = Map::new();
-            for (account, column) in group.accounts.iter().zip(self.columns) {
+            for (aggregation, column) in group.aggregations.iter().zip(self.columns) {
                 let value = match column.value {
                     GroupValue::Key(key) => group.keys[key].clone(),
                     GroupValue::Count => Some(Value::from(group.count)),
-                    GroupValue::Of(aggregate, _) => account.value(aggregate),
+                    GroupValue::Aggregate(aggregate, _) => aggregation.value(aggregate),
                 };
                 if let Some(value) = value {
                     row.insert(column.name.clone(), value);
@@ -137,7 +138,8 @@ impl<'q> Groups<'q> {
     }
 }
 
-/// A text that is the same for equal keys only; numbers are equal as queries compare them.
+/// Returns a text unique to a combination of keys. Equal numbers, as compared by queries, give the
+/// same text.
 fn name_of(keys: &[Option<&Value>]) -> String {
     let mut name = String::new();
     for key in keys {
@@ -149,13 +151,13 @@ fn name_of(keys: &[Option<&Value>]) -> String {
             },
             Some(value) => name.push_str(&value.to_string()),
         }
-        // Outside of JSON texts, where it would be escaped.
+        // A separator outside of JSON texts, in which this character would be escaped.
         name.push('\0');
     }
     name
 }
 
-impl Account {
+impl Aggregation {
     fn add(&mut self, value: &Value) {
         if let Value::Number(number) = value {
             self.numbers += 1;

@@ -1,13 +1,13 @@
-//! Cuts a query into tokens that know where they stand.
+//! Splits a query into tokens with positions.
 
 use super::tree::QueryError;
 
-/// A piece of a query.
+/// A token of a query.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Token {
     /// A name or keyword, as written.
     Word(String),
-    /// A name in brackets, `[[name]]`, which may be a keyword and have any characters.
+    /// A name in brackets, `[[name]]`: may be a keyword and contain any characters.
     Name(String),
     /// A quoted text, unescaped.
     Text(String),
@@ -36,7 +36,7 @@ const SIGNS: [&str; 17] = [
     "!=", "<>", "<=", ">=", "(", ")", "[", "]", ",", ".", "*", "=", "<", "+", "-", "/", "%",
 ];
 
-/// The tokens of `text`, each with its position, counted in characters from 1.
+/// Returns the tokens of `text`, each with the position, counted in characters from 1.
 pub(crate) fn tokens(text: &str) -> Result<Vec<(Token, usize)>, QueryError> {
     let chars: Vec<char> = text.chars().collect();
     let mut tokens = Vec::new();
@@ -79,7 +79,8 @@ pub(crate) fn tokens(text: &str) -> Result<Vec<(Token, usize)>, QueryError> {
     Ok(tokens)
 }
 
-/// Whether what was read may be the left side of an operator, so that a minus is one and no number's sign.
+/// Whether the last token may end the left side of an operator. A minus after such a token is an
+/// operator, not the sign of a number.
 fn ends_operand(tokens: &[(Token, usize)]) -> bool {
     match tokens.last() {
         Some((Token::Word(word), _)) => !is_reserved(word),
@@ -89,7 +90,7 @@ fn ends_operand(tokens: &[(Token, usize)]) -> bool {
     }
 }
 
-/// Whether a word has a meaning of its own, so that no property is called like that.
+/// Whether a word is a keyword, and so not the name of a property.
 pub(super) fn is_reserved(word: &str) -> bool {
     const RESERVED: [&str; 13] = [
         "SELECT", "TOP", "FROM", "WHERE", "AS", "AND", "OR", "NOT", "IN", "NIN", "GROUP", "BY",

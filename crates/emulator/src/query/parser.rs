@@ -5,12 +5,12 @@ use serde_json::Value;
 use super::lexer::{Token, is_reserved, tokens};
 use super::tree::{Comparison, Condition, Operand, Operator, Query, QueryError};
 
-/// The longest query the hub takes, in characters.
+/// The longest query accepted by the hub, in characters.
 const QUERY_CHARS_MAX: usize = 8192;
-/// How deep conditions may nest.
+/// The deepest nesting of conditions.
 const DEPTH_MAX: u32 = 64;
 
-/// The properties at the root of a twin, which queries may name in any case.
+/// The properties at the root of a twin, which are case-insensitive in queries.
 const ROOT_PROPERTIES: [&str; 20] = [
     "deviceId",
     "moduleId",
@@ -77,7 +77,7 @@ impl Query {
     }
 }
 
-/// Tokens and the place up to which they are read.
+/// The tokens, and the position of the parser.
 pub(super) struct Parser {
     pub(super) tokens: Vec<(Token, usize)>,
     pub(super) at: usize,
@@ -85,7 +85,7 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    // The last token is always `End` and is never passed, so there is always a current one.
+    // The last token is always `End` and is never passed, so a current token always exists.
     pub(super) fn peek(&self) -> &Token {
         &self.tokens[self.at].0
     }
@@ -166,7 +166,7 @@ impl Parser {
                     .iter()
                     .any(|known| word.eq_ignore_ascii_case(known)) =>
             {
-                let problem = format!("this is an emulator, which has no devices.{word}, named");
+                let problem = format!("the emulator does not support devices.{word}, found");
                 Err(QueryError {
                     not_emulated: true,
                     ..QueryError::new(position, problem)
@@ -194,7 +194,7 @@ impl Parser {
         while self.take_sign(".") {
             path.push(self.name()?);
         }
-        // The collection may stand before its properties.
+        // The name of the collection may precede properties.
         if path.len() > 1 && path[0].eq_ignore_ascii_case("devices") {
             path.remove(0);
         }
@@ -260,7 +260,8 @@ impl Parser {
             .unwrap_or_else(|| self.comparison(depth))
     }
 
-    /// Whether a parenthesis opens here that holds a value and no condition: an operator follows its end.
+    /// Whether the parenthesis at this position encloses a value and not a condition: an operator
+    /// follows the closing parenthesis.
     fn opens_operand(&self) -> bool {
         let mut open = 0u32;
         for (at, (token, _)) in self.tokens.iter().enumerate().skip(self.at) {
@@ -345,7 +346,7 @@ impl Parser {
         Ok(Condition::Compare(operand, comparison, right))
     }
 
-    /// A sum of products.
+    /// Parses a sum of products.
     fn operand(&mut self, depth: u32) -> Result<Operand, QueryError> {
         const SUM: [(&str, Operator); 2] = [("+", Operator::Add), ("-", Operator::Subtract)];
         self.chain(SUM, |parser| {

@@ -1,4 +1,4 @@
-//! Runs a query over the fleet. Only the values that the query names are computed, so that a scan of a
+//! Runs a query over the fleet. Only values named by the query are computed, so that a scan of a
 //! million devices takes a fraction of a second.
 
 use std::borrow::Cow;
@@ -8,31 +8,33 @@ use serde_json::Value;
 use super::evaluate::{Found, holds};
 use super::group::{Groups, TooManyGroups};
 use super::tree::{GroupColumn, Projection, Query};
-use crate::fleet::{Conduct, DeviceRecord, Generator, Group, Registry, RegistryEntry, etag_of};
+use crate::fleet::{
+    DeviceRecord, Generator, Group, MessageBehaviour, Registry, RegistryEntry, etag_of,
+};
 use crate::hub::{ANSWER_PROPERTY as PROPERTY, Hub};
 
-/// How many devices are looked at before the registry's lock is given back, so that writers and sends
-/// never wait long: about a millisecond's work.
+/// The number of devices scanned under one lock of the registry: about a millisecond of work, so
+/// that writers and sends never wait long.
 const DEVICES_PER_LOCK: u32 = 8192;
 
 /// A page of a query's rows.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) rows: Vec<Value>,
-    /// Where the next page starts; none if there are no more rows.
+    /// The start of the next page; `None` after the last row.
     pub(crate) next: Option<Position>,
 }
 
-/// A place in a query's result.
+/// A position in a query's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
     /// The number of the next device.
     pub(crate) device: u32,
-    /// How many rows came before.
+    /// The number of earlier rows.
     pub(crate) rows: u64,
 }
 
-/// A query at work.
+/// A running query.
 pub(crate) struct Scan<'a> {
     hub: &'a Hub,
     query: &'a Query,
@@ -43,11 +45,11 @@ impl<'a> Scan<'a> {
         Self { hub, query }
     }
 
-    /// The page at `position` with at most `limit` rows.
+    /// Returns the page at `position` with at most `limit` rows.
     ///
     /// # Errors
     ///
-    /// If the query makes more groups than one answer may have.
+    /// The query makes more groups than one answer may have.
     pub(crate) fn page(&self, position: Position, limit: usize) -> Result<Page, TooManyGroups> {
         let left = self
             .query
@@ -69,7 +71,7 @@ impl<'a> Scan<'a> {
                 return false;
             }
             if rows.len() == limit {
-                // There is a further row, so there is a further page.
+                // A further row exists, so a further page exists.
                 next = Some(Position {
                     device: number,
                     rows: position.rows + rows.len() as u64,
@@ -82,7 +84,8 @@ impl<'a> Scan<'a> {
         Ok(Page { rows, next })
     }
 
-    /// A page of groups, which are computed anew for each page: their places are those of their first devices.
+    /// Returns a page of groups. The groups are computed anew for each page, in the order of each
+    /// group's first device.
     fn groups_page(
         &self,
         keys: &[usize],
@@ -115,7 +118,7 @@ impl<'a> Scan<'a> {
         Ok(Page { rows: page, next })
     }
 
-    /// Calls `found` with each device that meets the condition, until it returns false.
+    /// Calls `found` with each device that meets the condition, until `found` returns `false`.
     fn walk(&self, from: u32, mut found: impl FnMut(&Registry, u32) -> bool) {
         let mut at = from;
         loop {
@@ -125,7 +128,7 @@ impl<'a> Scan<'a> {
                 return;
             }
             while at < end {
-                let Some((group, position)) = registry.fleet().place(at) else {
+                let Some((group, position)) = registry.fleet().locate(at) else {
                     let until = end;
                     for number in at..until {
                         if self.changed_meets(&registry, number) && !found(&registry, number) {
@@ -182,7 +185,7 @@ impl<'a> Scan<'a> {
         true
     }
 
-    /// Whether a device that departs from the computed fleet exists and meets the condition.
+    /// Whether a device with an entry in the registry exists and meets the condition.
     fn changed_meets(&self, registry: &Registry, number: u32) -> bool {
         let Some(RegistryEntry::Changed(record)) = registry.entry(number) else {
             return false;
@@ -208,11 +211,13 @@ impl<'a> Scan<'a> {
         match binding {
             Binding::Undefined => None,
             Binding::DeviceId => Some(Cow::Owned(Value::String(group.id(position)))),
-            Binding::Status => text(if group.conduct(position) == Conduct::Disabled {
-                "disabled"
-            } else {
-                "enabled"
-            }),
+            Binding::Status => text(
+                if group.message_behaviour(position) == MessageBehaviour::Disabled {
+                    "disabled"
+                } else {
+                    "enabled"
+                },
+            ),
             Binding::Etag => text(&etag_of(2)),
             Binding::Generated(generator, rest) => generated(generator, rest, position),
             Binding::Reported { before, after } => {
@@ -248,16 +253,16 @@ impl<'a> Scan<'a> {
         Some(Value::Object(row.collect()))
     }
 
-    /// A device's values at these of the query's paths.
+    /// Returns a device's values at the given paths of the query.
     fn values(&self, registry: &Registry, number: u32, paths: &[usize]) -> Vec<Option<Value>> {
         if paths.is_empty() {
             return Vec::new();
         }
-        let place = registry
+        let located = registry
             .fleet()
-            .place(number)
+            .locate(number)
             .filter(|_| registry.entry(number).is_none());
-        if let Some((group, position)) = place {
+        if let Some((group, position)) = located {
             let value = |path: &usize| {
                 let binding = Binding::new(group, &self.query.paths[*path]);
                 let found = self.computed(registry, group, position, &binding, *path);
@@ -276,7 +281,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Where a path of the query leads in the devices of one group.
+/// The source of a query path's value in the devices of one group.
 #[derive(Clone, Copy)]
 enum Binding<'a> {
     Undefined,
@@ -288,9 +293,9 @@ enum Binding<'a> {
         before: Option<(&'a Generator, &'a [String])>,
         after: Option<(&'a Generator, &'a [String])>,
     },
-    /// Below the answer of a simulated device.
+    /// A path below the answer of a simulated device.
     Answer(&'a [String]),
-    /// Anything rarer is looked up in the whole twin.
+    /// A rarer path, read from the whole twin document.
     Document,
 }
 
@@ -317,7 +322,7 @@ impl<'a> Binding<'a> {
     }
 }
 
-/// Follows a path through nested objects as far as they go.
+/// Follows a path through nested objects, as far as the objects go.
 fn locate<'a>(
     generator: &'a Generator,
     path: &'a [String],

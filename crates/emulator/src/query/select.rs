@@ -1,10 +1,10 @@
-//! The select list and `GROUP BY`, and what they come to together.
+//! The select list and `GROUP BY`, and the resulting projection.
 
 use super::lexer::Token;
 use super::parser::Parser;
 use super::tree::{Aggregate, Column, GroupColumn, GroupValue, Projection, QueryError};
 
-/// A value as it is selected, before it is known whether there are groups.
+/// A selected value, before the query is known to have groups.
 #[derive(Debug)]
 pub(super) struct Selected {
     position: usize,
@@ -16,11 +16,11 @@ pub(super) struct Selected {
 enum SelectedValue {
     Path(usize),
     Count,
-    Of(Aggregate, usize),
+    Aggregate(Aggregate, usize),
 }
 
 impl Parser {
-    /// The select list; none if it is `*`.
+    /// Parses the select list; `None` for `*`.
     pub(super) fn selected(&mut self) -> Result<Option<Vec<Selected>>, QueryError> {
         if self.take_sign("*") {
             return Ok(None);
@@ -61,13 +61,13 @@ impl Parser {
         self.at += 2;
         let value = match aggregate {
             None => SelectedValue::Count,
-            Some(aggregate) => SelectedValue::Of(aggregate, self.path()?),
+            Some(aggregate) => SelectedValue::Aggregate(aggregate, self.path()?),
         };
         self.sign(")")?;
         Ok(Some(value))
     }
 
-    /// The paths of a `GROUP BY`; none if there is none.
+    /// Parses the paths of a `GROUP BY`; `None` without the clause.
     pub(super) fn group_by(&mut self) -> Result<Option<Vec<usize>>, QueryError> {
         if !self.take_keyword("GROUP") {
             return Ok(None);
@@ -114,7 +114,7 @@ impl Parser {
         for one in selected {
             let value = match one.value {
                 SelectedValue::Count => GroupValue::Count,
-                SelectedValue::Of(aggregate, path) => GroupValue::Of(aggregate, path),
+                SelectedValue::Aggregate(aggregate, path) => GroupValue::Aggregate(aggregate, path),
                 SelectedValue::Path(path) => {
                     let key = keys.iter().position(|key| *key == path).ok_or_else(|| {
                         let path = self.paths[path].join(".");

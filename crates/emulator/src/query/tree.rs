@@ -1,15 +1,15 @@
-//! Queries as trees: what the parser makes of a text, and what is evaluated.
+//! Queries as trees, the result of parsing and the input of evaluation.
 
 use serde_json::Value;
 
-/// What is wrong with a query, and where.
+/// The problem of a query, and the position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem} at position {position}")]
 pub(crate) struct QueryError {
-    /// In characters from 1.
+    /// In characters, counted from 1.
     pub(crate) position: usize,
     pub(crate) problem: String,
-    /// Whether the hub would take the query, and only the emulator does not.
+    /// Whether the real hub accepts the query, unlike the emulator.
     pub(crate) not_emulated: bool,
 }
 
@@ -29,18 +29,18 @@ pub(crate) struct Query {
     pub(crate) top: Option<u64>,
     pub(crate) projection: Projection,
     pub(crate) condition: Option<Condition>,
-    /// The paths that the query reads; conditions and columns refer to them by number.
+    /// The paths read by the query; conditions and columns refer to paths by number.
     pub(crate) paths: Vec<Vec<String>>,
 }
 
-/// What each row holds.
+/// The content of each row.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Projection {
     /// The whole twin.
     All,
-    /// These values.
+    /// Selected values.
     Columns(Vec<Column>),
-    /// A row for each combination of the values at these paths, or one row if there are none.
+    /// A row for each combination of the values at these paths; a single row without paths.
     Groups {
         keys: Vec<usize>,
         columns: Vec<GroupColumn>,
@@ -54,18 +54,18 @@ pub(crate) struct GroupColumn {
     pub(crate) value: GroupValue,
 }
 
-/// What a group tells.
+/// The value of a group's column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GroupValue {
-    /// One of the values that its devices share, by its place in the list of keys.
+    /// A value shared by all devices of the group, by position in the list of keys.
     Key(usize),
-    /// How many devices it has.
+    /// The number of devices.
     Count,
-    /// An account of the values at a path.
-    Of(Aggregate, usize),
+    /// An aggregate of the values at a path.
+    Aggregate(Aggregate, usize),
 }
 
-/// An account of many values.
+/// An aggregate function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Aggregate {
     Sum,
@@ -98,12 +98,12 @@ pub(crate) enum Condition {
     EndsWith(Operand, Operand),
 }
 
-/// One side of a comparison.
+/// An operand of a comparison.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Operand {
     Path(usize),
     Literal(Value),
-    /// A value, and what is done to it from left to right.
+    /// A value, and the operations applied from left to right.
     Arithmetic(Box<Operand>, Vec<(Operator, Operand)>),
 }
 

@@ -10,11 +10,11 @@ use super::devices::registry_full;
 use super::error::{ApiError, json_response};
 use super::identity::Identity;
 use super::serve::{Answer, Call, admit};
-use super::twins::{Manner, TwinPatch, is_current};
+use super::twins::{TwinPatch, UpdateMode, is_current};
 use crate::fleet::{Registry, Status, check_id};
-use crate::hub::{Ended, Operation};
+use crate::hub::{EndReason, Operation};
 
-/// How many devices one request may name.
+/// The largest number of devices in one request.
 const ITEMS_MAX: usize = 100;
 
 #[derive(Debug, Deserialize)]
@@ -35,10 +35,10 @@ struct Item {
     properties: Option<Value>,
 }
 
-/// One item's failure: code, name and text.
+/// The failure of one item: code, name and text.
 type Failure = (u32, &'static str, String);
 
-/// Carries the request's items out one by one.
+/// Processes the request's items in order.
 pub(crate) async fn run(call: &Call) -> Answer {
     let items: Vec<Item> = serde_json::from_slice(&call.body).map_err(|error| {
         ApiError::bad_request(format!("the body is not a list of devices: {error}"))
@@ -71,7 +71,7 @@ pub(crate) async fn run(call: &Call) -> Answer {
         }
     }
     let body = json!({ "isSuccessful": errors.is_empty(), "errors": errors, "warnings": [] });
-    // A request of which a part failed is answered 400 with the same body.
+    // A partly failed request is answered by 400 with the same body.
     let status = if errors.is_empty() {
         StatusCode::OK
     } else {
@@ -112,7 +112,7 @@ fn carry_out(call: &Call, registry: &mut Registry, item: Item) -> Result<(), Fai
         | "deleteifmatchetag"
         | "updatetwin"
         | "updatetwinifmatchetag" => present.ok_or_else(|| missing(&item))?,
-        _ => return Err(invalid(format!("the import mode '{mode}' is not known"))),
+        _ => return Err(invalid(format!("unknown import mode '{mode}'"))),
     };
     let twin_only = mode.starts_with("updatetwin");
     if if_match && found.is_some() {
@@ -138,13 +138,13 @@ fn carry_out(call: &Call, registry: &mut Registry, item: Item) -> Result<(), Fai
         let patch: TwinPatch =
             serde_json::from_value(patch).map_err(|error| invalid(error.to_string()))?;
         changed = patch
-            .apply(&mut record, Manner::Merge, now_ms)
+            .apply(&mut record, UpdateMode::Merge, now_ms)
             .map_err(|error| invalid(error.to_string()))?;
     }
     let (is_disabled, version) = (record.status == Status::Disabled, record.desired_version);
     let number = registry.put(record).ok_or_else(full)?;
     if is_disabled {
-        call.hub.disconnect(number, Ended::Disabled);
+        call.hub.disconnect(number, EndReason::Disabled);
     } else if let Some(changed) = changed {
         call.hub.push_desired(number, &changed, version);
     }

@@ -1,7 +1,7 @@
-//! `/devices/{id}/messages/…`: what devices do over HTTPS.
+//! `/devices/{id}/messages/…`: the operations of devices over HTTPS.
 //!
-//! A message that is received is locked for the device until it completes, rejects or abandons it with the lock token of
-//! its `ETag`, or the lock ends.
+//! A received message is locked for the device. The lock ends when the device completes, rejects or
+//! abandons the message with the lock token in the `ETag`, or after a time.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +16,7 @@ use super::error::{ApiError, empty_response};
 use super::serve::{Answer, Call, admit};
 use crate::amqp::{SystemFields, application_properties, body_bytes, field_text};
 use crate::fleet::iso_time;
-use crate::hub::{Delivery, DevicePass, Operation, Refusal, Settling};
+use crate::hub::{AuthenticatedDevice, Delivery, MessageSettlement, Operation, Refusal};
 
 /// The content type of a batch of messages.
 const BATCH: &str = "application/vnd.microsoft.iothub.json";
@@ -35,9 +35,9 @@ fn yes() -> bool {
     true
 }
 
-/// Takes a message of the device, or a batch of them.
-pub(crate) async fn send(call: &Call, pass: &DevicePass) -> Answer {
-    visit(call, pass)?;
+/// Accepts a message, or a batch of messages, from the device.
+pub(crate) async fn send(call: &Call, device: &AuthenticatedDevice) -> Answer {
+    record_activity(call, device)?;
     let kind = call.headers.get(header::CONTENT_TYPE);
     let is_batch = kind
         .and_then(|kind| kind.to_str().ok())
@@ -85,13 +85,13 @@ fn properties_size(headers: &HeaderMap) -> usize {
         .sum()
 }
 
-/// Answers with the next message, or that there is none.
-pub(crate) fn receive(call: &Call, pass: &DevicePass) -> Answer {
+/// Answers with the next message, or 204 without a message.
+pub(crate) fn receive(call: &Call, device: &AuthenticatedDevice) -> Answer {
     check_tier(call)?;
-    visit(call, pass)?;
-    match call.hub.receive(pass.device) {
+    record_activity(call, device)?;
+    match call.hub.receive(device.number) {
         None => Ok(empty_response(StatusCode::NO_CONTENT)),
-        Some(delivery) => Ok(message(&delivery, &pass.id)),
+        Some(delivery) => Ok(message(&delivery, &device.id)),
     }
 }
 
@@ -101,7 +101,8 @@ fn message(delivery: &Delivery, id: &str) -> http::Response<http_body_util::Full
     *response.body_mut() = body_bytes(&delivery.body).into();
     let headers = response.headers_mut();
     let mut set = |name: &str, value: &str| {
-        // A name or a value that is in no header is left out: there is no other place for it.
+        // A name or value invalid in a header is left out, since HTTP has no other place for a
+        // property.
         let name = HeaderName::from_bytes(name.as_bytes());
         let value = HeaderValue::from_bytes(value.as_bytes());
         if let (Ok(name), Ok(value)) = (name, value) {
@@ -136,35 +137,40 @@ fn message(delivery: &Delivery, id: &str) -> http::Response<http_body_util::Full
     response
 }
 
-/// Completes a message, or rejects it if the request's query says so.
-pub(crate) fn complete(call: &Call, pass: &DevicePass, token: &str) -> Answer {
+/// Completes a message, or rejects the message if the query contains `reject`.
+pub(crate) fn complete(call: &Call, device: &AuthenticatedDevice, token: &str) -> Answer {
     let mut names = call.query.split('&').filter_map(|p| p.split('=').next());
     let rejects = names.any(|name| name.eq_ignore_ascii_case("reject"));
-    let settling = if rejects {
-        Settling::Rejected
+    let settlement = if rejects {
+        MessageSettlement::Rejected
     } else {
-        Settling::Completed
+        MessageSettlement::Completed
     };
-    settle(call, pass, token, settling)
+    settle(call, device, token, settlement)
 }
 
-/// Gives a message back to its queue.
-pub(crate) fn abandon(call: &Call, pass: &DevicePass, token: &str) -> Answer {
-    settle(call, pass, token, Settling::Abandoned)
+/// Returns a message to the queue.
+pub(crate) fn abandon(call: &Call, device: &AuthenticatedDevice, token: &str) -> Answer {
+    settle(call, device, token, MessageSettlement::Abandoned)
 }
 
-fn settle(call: &Call, pass: &DevicePass, token: &str, settling: Settling) -> Answer {
+fn settle(
+    call: &Call,
+    device: &AuthenticatedDevice,
+    token: &str,
+    settlement: MessageSettlement,
+) -> Answer {
     check_tier(call)?;
-    visit(call, pass)?;
+    record_activity(call, device)?;
     let lock = token.trim_matches('"').parse::<Uuid>().ok();
-    if lock.is_some_and(|lock| call.hub.settle_lock(pass.device, lock, settling)) {
+    if lock.is_some_and(|lock| call.hub.settle_lock(device.number, lock, settlement)) {
         Ok(empty_response(StatusCode::NO_CONTENT))
     } else {
         Err((&Refusal::lock_lost(token)).into())
     }
 }
 
-fn visit(call: &Call, pass: &DevicePass) -> Result<(), ApiError> {
-    let visited = call.hub.visit(pass);
-    visited.map_err(|denial| (&Refusal::from(&denial)).into())
+fn record_activity(call: &Call, device: &AuthenticatedDevice) -> Result<(), ApiError> {
+    let recorded = call.hub.record_activity(device);
+    recorded.map_err(|error| (&Refusal::from(&error)).into())
 }

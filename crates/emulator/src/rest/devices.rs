@@ -9,12 +9,12 @@ use super::identity::Identity;
 use super::serve::{Answer, Call};
 use super::twins::{check_match, with_etag};
 use crate::fleet::{DeviceRecord, Status, check_id, device_document};
-use crate::hub::{Ended, MessageState, Refusal};
+use crate::hub::{EndReason, MessageState, Refusal};
 
-/// How many devices a list shows at most.
+/// The largest number of devices in a list.
 const LIST_MAX: usize = 1_000;
 
-/// The body of a request that creates or updates an identity.
+/// The body of a request to create or update an identity.
 #[derive(Debug, Deserialize)]
 struct Body {
     #[serde(rename = "deviceId")]
@@ -55,7 +55,7 @@ fn document(
     record: &DeviceRecord,
 ) -> Value {
     let pending = call.hub.state().store.pending(number);
-    device_document(record, pending, call.hub.contact(registry, number))
+    device_document(record, pending, call.hub.connection_info(registry, number))
 }
 
 /// Answers with an identity.
@@ -77,7 +77,7 @@ pub(crate) fn put(call: &Call, id: &str) -> Answer {
         .map_err(|error| ApiError::bad_request(format!("the body is not a device: {error}")))?;
     if body.device_id != id {
         return Err(ApiError::bad_request(
-            "the body's deviceId is not the one of the path",
+            "the deviceId in the body differs from the path",
         ));
     }
     let now_ms = call.hub.now_ms();
@@ -110,7 +110,7 @@ pub(crate) fn put(call: &Call, id: &str) -> Answer {
         .map_err(ApiError::bad_request)?;
     let number = registry.put(record.clone()).ok_or_else(registry_full)?;
     if record.status == Status::Disabled {
-        call.hub.disconnect(number, Ended::Disabled);
+        call.hub.disconnect(number, EndReason::Disabled);
     }
     Ok(with_etag(
         &document(call, &registry, number, &record),
@@ -122,15 +122,15 @@ pub(crate) fn registry_full() -> ApiError {
     ApiError::new(
         StatusCode::FORBIDDEN,
         "TooManyDevices",
-        "the registry holds as many devices as it can",
+        "the registry is full",
     )
 }
 
-/// Deletes an identity, and with it its messages.
+/// Deletes an identity together with the device's messages.
 pub(crate) fn delete(call: &Call, id: &str) -> Answer {
     if !call.headers.contains_key(header::IF_MATCH) {
         return Err(ApiError::bad_request(
-            "deleting a device takes an If-Match header; '*' will do",
+            "deleting a device requires an If-Match header; '*' matches any version",
         ));
     }
     let mut registry = call.hub.registry_mut();
@@ -157,7 +157,7 @@ pub(crate) fn purge(call: &Call, id: &str) -> Answer {
     Ok(json_response(StatusCode::OK, &body))
 }
 
-/// Refuses what belongs to messages to devices if the hub's tier has none.
+/// Refuses operations on messages to devices in a tier without this feature.
 pub(crate) fn check_tier(call: &Call) -> Result<(), ApiError> {
     if call.hub.config.tier.has_commands() {
         Ok(())
@@ -168,7 +168,7 @@ pub(crate) fn check_tier(call: &Call) -> Result<(), ApiError> {
 
 /// Answers with the number of devices.
 pub(crate) fn statistics(call: &Call) -> http::Response<http_body_util::Full<bytes::Bytes>> {
-    let (enabled, disabled) = call.hub.registry().census();
+    let (enabled, disabled) = call.hub.registry().count_by_status();
     let body = json!({
         "totalDeviceCount": enabled + disabled,
         "enabledDeviceCount": enabled,
@@ -184,7 +184,7 @@ pub(crate) fn service_statistics(
     let registry = call.hub.registry();
     let connected = registry
         .numbers(0)
-        .filter(|number| call.hub.contact(&registry, *number).connected)
+        .filter(|number| call.hub.connection_info(&registry, *number).connected)
         .count();
     json_response(
         StatusCode::OK,

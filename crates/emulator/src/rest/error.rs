@@ -1,4 +1,4 @@
-//! Errors as the hub words them over HTTP.
+//! Errors in the hub's wording over HTTP.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -51,7 +51,7 @@ impl ApiError {
         }
     }
 
-    /// The answer.
+    /// Returns the HTTP response.
     pub(crate) fn response(&self) -> Response<Full<Bytes>> {
         let body = json!({
             "Message": format!("ErrorCode:{};{}", self.name, self.text),
@@ -69,7 +69,7 @@ impl ApiError {
 
 impl From<&Refusal> for ApiError {
     fn from(refusal: &Refusal) -> Self {
-        // The codes begin with the status they go with.
+        // An error code begins with the HTTP status.
         let status = u16::try_from(refusal.code / 1000)
             .ok()
             .and_then(|code| StatusCode::from_u16(code).ok());

@@ -1,7 +1,8 @@
-//! `/messages/servicebound/…`: feedback over HTTPS, one batch at a time, as an alternative to the AMQP link.
+//! `/messages/servicebound/…`: feedback over HTTPS, one batch at a time, as an alternative to the
+//! AMQP link.
 //!
-//! A batch that is received is locked for its receiver until it completes, rejects or abandons it, with the
-//! lock token of its `ETag`, or the lock ends.
+//! A received batch is locked for the receiver. The lock ends when the receiver completes, rejects
+//! or abandons the batch with the lock token in the `ETag`, or after a time.
 
 use http::{HeaderValue, StatusCode, header};
 use uuid::Uuid;
@@ -11,9 +12,9 @@ use super::error::{ApiError, empty_response};
 use super::serve::{Answer, Call};
 use crate::amqp::FEEDBACK_CONTENT_TYPE;
 use crate::fleet::iso_time;
-use crate::hub::{Refusal, Settlement};
+use crate::hub::{FeedbackSettlement, Refusal};
 
-/// Answers with the oldest batch, or that there is none.
+/// Answers with the oldest batch, or 204 without a batch.
 pub(crate) fn receive(call: &Call) -> Answer {
     check_tier(call)?;
     let Some((token, batch)) = call.hub.lock_feedback() else {
@@ -31,7 +32,7 @@ pub(crate) fn receive(call: &Call) -> Answer {
         ("iothub-enqueuedtime", iso_time(batch.made_ms)),
         ("iothub-deliverycount", batch.deliveries.to_string()),
     ] {
-        // Digits, letters and punctuation alone.
+        // The values consist of digits, letters and punctuation.
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }
@@ -39,24 +40,24 @@ pub(crate) fn receive(call: &Call) -> Answer {
     Ok(response)
 }
 
-/// Completes a batch, or rejects it if the request's query says so.
+/// Completes a batch, or rejects the batch if the query contains `reject`.
 pub(crate) fn complete(call: &Call, token: &str) -> Answer {
     let mut names = call.query.split('&').filter_map(|p| p.split('=').next());
     let rejects = names.any(|name| name.eq_ignore_ascii_case("reject"));
     let settlement = if rejects {
-        Settlement::Rejected
+        FeedbackSettlement::Rejected
     } else {
-        Settlement::Completed
+        FeedbackSettlement::Completed
     };
     settle(call, token, settlement)
 }
 
-/// Gives a batch back, for whoever receives next.
+/// Returns a batch to the queue, for the next receiver.
 pub(crate) fn abandon(call: &Call, token: &str) -> Answer {
-    settle(call, token, Settlement::Abandoned)
+    settle(call, token, FeedbackSettlement::Abandoned)
 }
 
-fn settle(call: &Call, token: &str, settlement: Settlement) -> Answer {
+fn settle(call: &Call, token: &str, settlement: FeedbackSettlement) -> Answer {
     check_tier(call)?;
     let lock = token.trim_matches('"').parse::<Uuid>().ok();
     if lock.is_some_and(|lock| call.hub.settle_feedback(lock, settlement)) {
@@ -66,13 +67,13 @@ fn settle(call: &Call, token: &str, settlement: Settlement) -> Answer {
     }
 }
 
-/// Answers that there is no notification: they tell of files that devices have sent, and the emulator takes
-/// none.
+/// Answers without a notification: notifications are about uploaded files, and the emulator accepts
+/// no uploads.
 pub(crate) fn receive_file_notification() -> Answer {
     Ok(empty_response(StatusCode::NO_CONTENT))
 }
 
-/// The answer to whoever holds no lock on a message, or no longer does.
+/// Returns the answer to a client without a valid lock.
 pub(crate) fn lock_lost(token: &str) -> ApiError {
     (&Refusal::lock_lost(token)).into()
 }

@@ -1,4 +1,4 @@
-//! What a client says of a device's identity, alone or in bulk.
+//! The client's description of a device identity, alone or in bulk.
 
 use serde::Deserialize;
 
@@ -7,8 +7,9 @@ use crate::fleet::{AuthenticationBody, Credentials, DeviceRecord, Status};
 /// The longest reason for a status, in characters.
 const STATUS_REASON_CHARS_MAX: usize = 128;
 
-/// An identity as clients send it. It says all: what is not there has its default, with the exception of the
-/// authentication, which stays. What only the hub writes (`generationId`, `connectionState` ...) is not read.
+/// An identity as sent by clients. A missing field resets the value to the default, except for the
+/// authentication, which stays. Fields written by the hub alone (`generationId`, `connectionState`
+/// ...) are ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Identity {
@@ -27,7 +28,7 @@ struct Capabilities {
 }
 
 impl Identity {
-    /// Changes a record at `now_ms`; an error leaves it as it was.
+    /// Changes a record at `now_ms`. On an error, the record stays unchanged.
     pub(crate) fn apply(self, record: &mut DeviceRecord, now_ms: u64) -> Result<(), String> {
         let status = match self.status.as_deref() {
             None => Status::Enabled,

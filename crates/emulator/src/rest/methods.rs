@@ -1,4 +1,4 @@
-//! `/twins/{id}/methods`: a service calls a device.
+//! `/twins/{id}/methods`: direct methods called by services.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::error::{ApiError, empty_response};
 use super::serve::{Answer, Call, admit};
 use crate::hub::{Invocation, MethodAnswer, Operation, Refusal};
 
-/// The largest payload either way (`iot-hub-devguide-direct-methods`).
+/// The largest payload of a call or an answer (`iot-hub-devguide-direct-methods`).
 const PAYLOAD_BYTES_MAX: usize = 128 * 1024;
-/// What of a request counts as one operation.
+/// The number of bytes metered as one operation.
 const METER_BYTES: usize = 4 * 1024;
-/// How long a device may take for its answer, in seconds.
+/// The allowed times for a device's answer, in seconds.
 const RESPONSE_S: std::ops::RangeInclusive<u64> = 5..=300;
 const RESPONSE_S_DEFAULT: u64 = 30;
-/// How long a call may wait for the device to connect, in seconds. The hub's bound is not documented.
+/// The longest wait for the device to connect, in seconds. The hub's limit is not documented.
 const CONNECT_S_MAX: u64 = 300;
 
 #[derive(Debug, Deserialize)]
@@ -61,7 +61,7 @@ impl Body {
         };
         if name.is_empty() || !name.chars().all(allowed) {
             return bad(format!(
-                "the methodName '{name:.100}' has characters other than printable ASCII without separators, or none"
+                "the methodName '{name:.100}' must have one or more characters of printable ASCII without separators"
             ));
         }
         let response_s = self
@@ -95,7 +95,7 @@ impl Body {
     }
 }
 
-/// Calls a method and answers with what the device says.
+/// Calls a method and answers with the device's answer.
 pub(crate) async fn invoke(call: &Call, id: &str) -> Answer {
     let body: Body = serde_json::from_slice(&call.body)
         .map_err(|error| ApiError::bad_request(format!("the body is not a call: {error}")))?;
@@ -115,7 +115,8 @@ pub(crate) async fn invoke(call: &Call, id: &str) -> Answer {
     Ok(response)
 }
 
-/// The answer's digits stay as they are; what is not JSON is told as text.
+/// Builds the response body. A JSON payload is copied unchanged, including number formats; any
+/// other payload becomes a string.
 fn document(answer: &MethodAnswer) -> Bytes {
     let payload = match serde_json::from_slice::<Box<RawValue>>(&answer.payload) {
         Ok(payload) => payload.get().to_owned(),

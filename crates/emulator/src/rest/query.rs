@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{ApiError, json_response};
-use super::serve::{Answer, Call, off_loop};
+use super::serve::{Answer, Call, run_blocking};
 use crate::query::{Page, Position, Projection, Query, Scan};
 
 const CONTINUATION: &str = "x-ms-continuation";
@@ -46,7 +46,7 @@ pub(crate) async fn run(call: &Call) -> Answer {
         Some(token) => read_token(token, digest)?,
         None => Position { device: 0, rows: 0 },
     };
-    call.hub.tallies.query_pages.one();
+    call.hub.counters.query_pages.one();
     let item_type = if query.projection == Projection::All {
         "Twin"
     } else {
@@ -59,7 +59,7 @@ pub(crate) async fn run(call: &Call) -> Answer {
         }
     } else {
         let hub = Arc::clone(&call.hub);
-        off_loop(move || Scan::new(&hub, &query).page(position, limit))
+        run_blocking(move || Scan::new(&hub, &query).page(position, limit))
             .await?
             .map_err(|error| ApiError::bad_request(error.to_string()))?
     };
@@ -83,7 +83,7 @@ fn page_limit(headers: &HeaderMap, page_max: usize) -> Result<usize, ApiError> {
         .ok()
         .and_then(|text| text.trim().parse::<i64>().ok());
     match asked {
-        // SDKs send -1 for "as many as you like".
+        // SDKs send -1 for "no limit".
         Some(-1) => Ok(page_max),
         Some(count) if count > 0 => Ok(usize::try_from(count).unwrap_or(page_max).min(page_max)),
         _ => Err(ApiError::bad_request(format!(

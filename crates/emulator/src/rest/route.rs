@@ -1,11 +1,11 @@
-//! The routes of the service's REST interface: those that the emulator has, and those that only the hub has.
+//! The routes of the hub's REST interface, emulated or not.
 
 use http::Method;
 
 use crate::entra::Action;
 use crate::hub::Operation;
 
-/// A route that the emulator has.
+/// An emulated route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     Query,
@@ -21,7 +21,7 @@ pub(crate) enum Route<'a> {
     InvokeMethod(&'a str),
     SendEvent(&'a str),
     ReceiveMessage(&'a str),
-    /// The device and the lock.
+    /// The device and the lock token.
     CompleteMessage(&'a str, &'a str),
     AbandonMessage(&'a str, &'a str),
     DeviceStatistics,
@@ -33,24 +33,24 @@ pub(crate) enum Route<'a> {
     SettleFileNotification(&'a str),
 }
 
-/// Who may ask for something.
+/// The caller a route is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asker<'a> {
-    /// A service that may do this.
+pub(crate) enum Caller<'a> {
+    /// A service with permission for the action.
     Service(Action),
-    /// The device of that id.
+    /// The device with this id.
     Device(&'a str),
 }
 
-/// Where a request leads.
+/// The result of routing a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Destination<'a> {
-    Here(Route<'a>),
-    /// The hub has it, the emulator has not; what it belongs to.
+    Emulated(Route<'a>),
+    /// A route of the real hub missing in the emulator, with the name of the feature.
     NotEmulated(&'static str),
-    /// Another method would lead somewhere.
+    /// The path exists with another method.
     OtherMethod,
-    Nowhere,
+    NotFound,
 }
 
 /// The methods of the hub's interface.
@@ -63,7 +63,7 @@ const METHODS: [Method; 5] = [
 ];
 
 impl<'a> Destination<'a> {
-    /// The destination of a request. Names in paths are compared without regard to case, as the hub does.
+    /// Finds the destination of a request. Path names are case-insensitive, as on the hub.
     pub(crate) fn find(method: &Method, segments: &[&'a str]) -> Self {
         let names: Vec<String> = segments
             .iter()
@@ -71,7 +71,7 @@ impl<'a> Destination<'a> {
             .collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         if let Some(route) = Route::find(method, &names, segments) {
-            Self::Here(route)
+            Self::Emulated(route)
         } else if let Some(what) = not_emulated(&names) {
             Self::NotEmulated(what)
         } else if METHODS
@@ -80,20 +80,21 @@ impl<'a> Destination<'a> {
         {
             Self::OtherMethod
         } else {
-            Self::Nowhere
+            Self::NotFound
         }
     }
 }
 
-/// What a path belongs to that only the hub has, by its names in lower case.
+/// Returns the feature of a route of the real hub missing in the emulator. `names` are the path
+/// segments in lower case.
 fn not_emulated(names: &[&str]) -> Option<&'static str> {
     Some(match names {
         ["devices" | "twins", _, "modules", ..] => "modules",
         ["devices", _, "applyconfigurationcontent"] | ["configurations", ..] => "configurations",
-        ["devices", _, "files", ..] => "uploads of files",
+        ["devices", _, "files", ..] => "file uploads",
         ["jobs", ..] => "jobs",
         ["digitaltwins", ..] => "digital twins",
-        ["messages", "devicebound"] => "messages to devices over HTTPS; AMQP has them",
+        ["messages", "devicebound"] => "messages to devices over HTTPS; use AMQP",
         _ => return None,
     })
 }
@@ -144,13 +145,13 @@ impl<'a> Route<'a> {
         })
     }
 
-    /// Who may ask.
-    pub(crate) fn asker(self) -> Asker<'a> {
-        Asker::Service(match self {
+    /// Returns the caller the route is for.
+    pub(crate) fn caller(self) -> Caller<'a> {
+        Caller::Service(match self {
             Self::SendEvent(id)
             | Self::ReceiveMessage(id)
             | Self::CompleteMessage(id, _)
-            | Self::AbandonMessage(id, _) => return Asker::Device(id),
+            | Self::AbandonMessage(id, _) => return Caller::Device(id),
             Self::Query | Self::GetTwin(_) => Action::ReadTwins,
             Self::PatchTwin(_) | Self::PutTwin(_) => Action::WriteTwins,
             Self::Purge(_) => Action::PurgeQueue,
@@ -168,7 +169,8 @@ impl<'a> Route<'a> {
         })
     }
 
-    /// The throttle the route falls under; what counts devices, messages or bytes asks for its permits itself.
+    /// Returns the throttle of the route. Routes metered by devices, messages or bytes return
+    /// `None` and ask for permits in the handler.
     pub(crate) fn operation(self) -> Option<Operation> {
         match self {
             Self::Query => Some(Operation::Query),
@@ -202,73 +204,77 @@ mod tests {
 
     #[test]
     fn requests_lead_where_the_hub_has_them() {
-        use Destination::{Here, Nowhere, OtherMethod};
+        use Destination::{Emulated, NotFound, OtherMethod};
         let missing = |what| Destination::NotEmulated(what);
         for (method, path, expected) in [
-            ("GET", "devices", Here(Route::ListDevices)),
+            ("GET", "devices", Emulated(Route::ListDevices)),
             ("get", "devices", OtherMethod),
             (
                 "PUT",
                 "Devices/Fridge-1",
-                Here(Route::PutDevice("Fridge-1")),
+                Emulated(Route::PutDevice("Fridge-1")),
             ),
-            ("POST", "devices/query", Here(Route::Query)),
-            // A device may have that name.
-            ("GET", "devices/query", Here(Route::GetDevice("query"))),
+            ("POST", "devices/query", Emulated(Route::Query)),
+            // A device may have this name.
+            ("GET", "devices/query", Emulated(Route::GetDevice("query"))),
             ("PATCH", "devices/d", OtherMethod),
             (
                 "DELETE",
                 "devices/query",
-                Here(Route::DeleteDevice("query")),
+                Emulated(Route::DeleteDevice("query")),
             ),
-            ("DELETE", "devices/d/commands", Here(Route::Purge("d"))),
+            ("DELETE", "devices/d/commands", Emulated(Route::Purge("d"))),
             ("GET", "devices/d/commands", OtherMethod),
             (
                 "GET",
                 "messages/serviceBound/feedback",
-                Here(Route::ReceiveFeedback),
+                Emulated(Route::ReceiveFeedback),
             ),
             (
                 "DELETE",
                 "messages/servicebound/feedback/T-1",
-                Here(Route::CompleteFeedback("T-1")),
+                Emulated(Route::CompleteFeedback("T-1")),
             ),
             (
                 "POST",
                 "messages/serviceBound/feedback/T-1/abandon",
-                Here(Route::AbandonFeedback("T-1")),
+                Emulated(Route::AbandonFeedback("T-1")),
             ),
             ("POST", "messages/serviceBound/feedback", OtherMethod),
             (
                 "GET",
                 "messages/serviceBound/filenotifications",
-                Here(Route::ReceiveFileNotification),
+                Emulated(Route::ReceiveFileNotification),
             ),
             ("GET", "devices/d/modules", missing("modules")),
             ("PATCH", "twins/d/modules/m", missing("modules")),
             ("POST", "twins/d/modules/m/methods", missing("modules")),
-            ("POST", "twins/d/methods", Here(Route::InvokeMethod("d"))),
+            (
+                "POST",
+                "twins/d/methods",
+                Emulated(Route::InvokeMethod("d")),
+            ),
             ("GET", "twins/d/methods", OtherMethod),
-            ("POST", "devices/d/files", missing("uploads of files")),
+            ("POST", "devices/d/files", missing("file uploads")),
             (
                 "POST",
                 "devices/d/files/notifications",
-                missing("uploads of files"),
+                missing("file uploads"),
             ),
             (
                 "GET",
                 "devices/D/messages/deviceBound",
-                Here(Route::ReceiveMessage("D")),
+                Emulated(Route::ReceiveMessage("D")),
             ),
             (
                 "DELETE",
                 "devices/d/messages/devicebound/T-1",
-                Here(Route::CompleteMessage("d", "T-1")),
+                Emulated(Route::CompleteMessage("d", "T-1")),
             ),
             (
                 "POST",
                 "devices/d/messages/devicebound/T-1/abandon",
-                Here(Route::AbandonMessage("d", "T-1")),
+                Emulated(Route::AbandonMessage("d", "T-1")),
             ),
             ("PUT", "jobs/v2/j", missing("jobs")),
             ("GET", "jobs/v2/query", missing("jobs")),
@@ -282,17 +288,17 @@ mod tests {
             (
                 "POST",
                 "devices/d/messages/events",
-                Here(Route::SendEvent("d")),
+                Emulated(Route::SendEvent("d")),
             ),
             ("GET", "digitaltwins/d", missing("digital twins")),
             (
                 "POST",
                 "messages/deviceBound",
-                missing("messages to devices over HTTPS; AMQP has them"),
+                missing("messages to devices over HTTPS; use AMQP"),
             ),
-            ("GET", "nonsense", Nowhere),
-            ("GET", "", Nowhere),
-            ("GET", "messages", Nowhere),
+            ("GET", "nonsense", NotFound),
+            ("GET", "", NotFound),
+            ("GET", "messages", NotFound),
         ] {
             let segments: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
             let method = Method::from_bytes(method.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! HTTP connections and the way from a request to its handler.
+//! HTTP connections, and the routing of requests to handlers.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -19,24 +19,26 @@ use tokio_util::sync::CancellationToken;
 use twincast_tunnel::WebSocketBytes;
 
 use super::error::ApiError;
-use super::route::{Asker, Destination, Route};
+use super::route::{Caller, Destination, Route};
 use super::websocket::{Subprotocol, handshake};
 use super::{bulk, device, devices, feedback, methods, query, twins};
 use crate::entra::{self, Action};
 use crate::faults::HttpFault;
-use crate::hub::{Admission, ClientCertificate, DevicePass, Hub, Operation, Proof, Refusal};
-use crate::sas::Holder;
+use crate::hub::{
+    Admission, AuthenticatedDevice, ClientCertificate, Hub, Operation, Proof, Refusal,
+};
+use crate::sas::TokenHolder;
 use crate::{amqp, dps, lock, mqtt};
 
 /// The largest request body: a hundred devices with full twins fit.
 const BODY_BYTES_MAX: usize = 8 << 20;
-/// How long a client may take for the head of a request, and between two requests.
+/// The time allowed for the head of a request, and between two requests.
 const HEAD_TIME_OUT: Duration = Duration::from_secs(120);
 
 /// An answer of the REST interface.
 pub(crate) type Answer = Result<Response<Full<Bytes>>, ApiError>;
 
-/// A request that may be handled.
+/// An authorized request.
 pub(crate) struct Call {
     pub(crate) hub: Arc<Hub>,
     pub(crate) headers: HeaderMap,
@@ -44,15 +46,16 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
 }
 
-/// What all requests of a connection have in common.
+/// The state shared by all requests of a connection.
 struct Peer {
     hub: Arc<Hub>,
     certificate: Option<ClientCertificate>,
-    /// Set by a request that turns the connection into a WebSocket.
+    /// Set by a request to upgrade the connection to a WebSocket.
     upgrade: Mutex<Option<(Subprotocol, OnUpgrade)>>,
 }
 
-/// Serves one HTTP connection, and the WebSocket it may become, until it ends or the hub stops.
+/// Serves one HTTP connection, and a WebSocket after an upgrade, until the connection ends or the
+/// hub stops.
 pub(crate) async fn serve<S>(
     stream: S,
     certificate: Option<ClientCertificate>,
@@ -74,7 +77,7 @@ pub(crate) async fn serve<S>(
     let stream = match upgrade.await {
         Ok(upgraded) => WebSocketBytes::accepted(TokioIo::new(upgraded)).await,
         Err(error) => {
-            tracing::debug!(error = %error, "a WebSocket ended before it began");
+            tracing::debug!(error = %error, "WebSocket closed during the upgrade");
             return;
         }
     };
@@ -115,11 +118,11 @@ where
     }
 }
 
-/// Answers with the time on the hub's clock.
+/// Answers a request, with the hub's clock in the `Date` header.
 async fn handle(peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let mut response = if request.uri().path() == "/" {
-        // Nothing of the interface: asked by those who want the time.
-        ApiError::new(StatusCode::NOT_FOUND, "NotFound", "there is nothing here").response()
+        // Not part of the interface: clients request this path to read the hub's clock.
+        ApiError::new(StatusCode::NOT_FOUND, "NotFound", "path / not found").response()
     } else {
         handle_timeless(peer, request).await
     };
@@ -135,7 +138,7 @@ async fn handle(peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>
 
 async fn handle_timeless(peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let hub = &peer.hub;
-    hub.tallies.http_requests.one();
+    hub.counters.http_requests.one();
     let delay = hub.faults.http_delay();
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
@@ -181,23 +184,36 @@ async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
     }
     let (head, body) = request.into_parts();
     let query = head.uri.query().unwrap_or_default().to_owned();
-    if let Some(asked) = dps::path_of(&head.method, &segments) {
+    if let Some(resource) = dps::path_of(&head.method, &segments) {
         let body = read_body(body).await?;
         let certificate = peer.certificate.as_ref();
-        let answer = dps::answer(&peer.hub, asked, &query, &head.headers, certificate, &body);
+        let answer = dps::answer(
+            &peer.hub,
+            resource,
+            &query,
+            &head.headers,
+            certificate,
+            &body,
+        );
         return Ok(answer);
     }
     if let Some(issuer) = &peer.hub.issuer
-        && let Some(asked) = entra::path_of(&head.method, &segments)
+        && let Some(resource) = entra::path_of(&head.method, &segments)
     {
         let body = read_body(body).await?;
         let host = head.headers.get(http::header::HOST);
         let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
         let base = format!("https://{host}");
-        return Ok(entra::answer(issuer, asked, &base, &body, peer.hub.now_s()));
+        return Ok(entra::answer(
+            issuer,
+            resource,
+            &base,
+            &body,
+            peer.hub.now_s(),
+        ));
     }
     let route = match Destination::find(&head.method, &segments) {
-        Destination::Here(route) => route,
+        Destination::Emulated(route) => route,
         Destination::NotEmulated(what) => return Err((&Refusal::not_emulated(what)).into()),
         Destination::OtherMethod => {
             let text = format!("{path} does not support {}", head.method);
@@ -207,18 +223,18 @@ async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
                 text,
             ));
         }
-        Destination::Nowhere => {
-            let text = format!("there is no {path}");
+        Destination::NotFound => {
+            let text = format!("path {path} not found");
             return Err(ApiError::new(StatusCode::NOT_FOUND, "NotFound", text));
         }
     };
     let hub = Arc::clone(&peer.hub);
-    let pass = match route.asker() {
-        Asker::Service(action) => {
+    let device = match route.caller() {
+        Caller::Service(action) => {
             authorize(&hub, &head.method, &head.headers, &path, action)?;
             None
         }
-        Asker::Device(id) => Some(authenticate(peer, &head.headers, id)?),
+        Caller::Device(id) => Some(authenticate(peer, &head.headers, id)?),
     };
     check_api_version(&query)?;
     let body = read_body(body).await?;
@@ -231,24 +247,24 @@ async fn route(peer: &Peer, mut request: Request<Incoming>) -> Answer {
         query,
         body,
     };
-    match pass {
-        Some(pass) => answer_device(&call, &pass, route).await,
+    match device {
+        Some(device) => answer_device(&call, &device, route).await,
         None => answer(call, route).await,
     }
 }
 
-/// Answers what a device asks.
-async fn answer_device(call: &Call, pass: &DevicePass, route: Route<'_>) -> Answer {
+/// Answers a device's request.
+async fn answer_device(call: &Call, device: &AuthenticatedDevice, route: Route<'_>) -> Answer {
     match route {
-        Route::SendEvent(_) => device::send(call, pass).await,
-        Route::CompleteMessage(_, lock) => device::complete(call, pass, lock),
-        Route::AbandonMessage(_, lock) => device::abandon(call, pass, lock),
-        // There is no other that a device may ask: see `Route::asker`.
-        _ => device::receive(call, pass),
+        Route::SendEvent(_) => device::send(call, device).await,
+        Route::CompleteMessage(_, lock) => device::complete(call, device, lock),
+        Route::AbandonMessage(_, lock) => device::abandon(call, device, lock),
+        // The only other route for devices: see `Route::caller`.
+        _ => device::receive(call, device),
     }
 }
 
-/// Answers what a service asks.
+/// Answers a service's request.
 async fn answer(call: Call, route: Route<'_>) -> Answer {
     match route {
         Route::Query => query::run(&call).await,
@@ -259,10 +275,10 @@ async fn answer(call: Call, route: Route<'_>) -> Answer {
         Route::DeleteDevice(id) => devices::delete(&call, id),
         Route::Purge(id) => devices::purge(&call, id),
         Route::GetTwin(id) => twins::get(&call, id),
-        Route::PatchTwin(id) => twins::update(&call, id, twins::Manner::Merge),
-        Route::PutTwin(id) => twins::update(&call, id, twins::Manner::Replace),
-        Route::DeviceStatistics => off_loop(move || devices::statistics(&call)).await,
-        Route::ServiceStatistics => off_loop(move || devices::service_statistics(&call)).await,
+        Route::PatchTwin(id) => twins::update(&call, id, twins::UpdateMode::Merge),
+        Route::PutTwin(id) => twins::update(&call, id, twins::UpdateMode::Replace),
+        Route::DeviceStatistics => run_blocking(move || devices::statistics(&call)).await,
+        Route::ServiceStatistics => run_blocking(move || devices::service_statistics(&call)).await,
         Route::ReceiveFeedback => feedback::receive(&call),
         Route::CompleteFeedback(token) => feedback::complete(&call, token),
         Route::AbandonFeedback(token) => feedback::abandon(&call, token),
@@ -272,7 +288,9 @@ async fn answer(call: Call, route: Route<'_>) -> Answer {
         Route::SendEvent(_)
         | Route::ReceiveMessage(_)
         | Route::CompleteMessage(..)
-        | Route::AbandonMessage(..) => Err(ApiError::unauthorized("only a device may ask this")),
+        | Route::AbandonMessage(..) => Err(ApiError::unauthorized(
+            "only a device may send this request",
+        )),
     }
 }
 
@@ -282,8 +300,8 @@ async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
     Ok(body.to_bytes())
 }
 
-/// Runs something that looks at every device where it holds up nobody.
-pub(crate) async fn off_loop<T: Send + 'static>(
+/// Runs a scan of all devices on a blocking thread, off the event loop.
+pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
@@ -292,8 +310,8 @@ pub(crate) async fn off_loop<T: Send + 'static>(
     })
 }
 
-/// The versions of the interface that official SDKs and tools have asked for; the newest is what today's send.
-/// The hub publishes no list.
+/// The API versions requested by official SDKs and tools; the newest is sent by current SDKs. The
+/// hub publishes no list.
 const API_VERSIONS: [&str; 11] = [
     "2016-02-03",
     "2016-11-14",
@@ -308,7 +326,7 @@ const API_VERSIONS: [&str; 11] = [
     "2021-04-12",
 ];
 
-/// Checks the version that a request's query names.
+/// Checks the API version in a request's query.
 fn check_api_version(query: &str) -> Result<(), ApiError> {
     let found = query.split('&').find_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -318,7 +336,7 @@ fn check_api_version(query: &str) -> Result<(), ApiError> {
     let problem = match &found {
         None => "the request has no api-version".to_owned(),
         Some(version) if API_VERSIONS.contains(&&**version) => return Ok(()),
-        Some(version) => format!("there is no api-version '{version}'"),
+        Some(version) => format!("unknown api-version '{version}'"),
     };
     Err(ApiError::new(
         StatusCode::BAD_REQUEST,
@@ -330,7 +348,11 @@ fn check_api_version(query: &str) -> Result<(), ApiError> {
     ))
 }
 
-fn authenticate(peer: &Peer, headers: &HeaderMap, id: &str) -> Result<DevicePass, ApiError> {
+fn authenticate(
+    peer: &Peer,
+    headers: &HeaderMap,
+    id: &str,
+) -> Result<AuthenticatedDevice, ApiError> {
     let token = headers
         .get(http::header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
@@ -338,12 +360,12 @@ fn authenticate(peer: &Peer, headers: &HeaderMap, id: &str) -> Result<DevicePass
         (Some(token), _) => Proof::Token(token),
         (None, Some(certificate)) => Proof::Certificate(certificate),
         (None, None) => {
-            let text = "there is neither an Authorization header nor a client certificate";
+            let text = "the request has neither an Authorization header nor a client certificate";
             return Err(ApiError::unauthorized(text));
         }
     };
-    let pass = peer.hub.authenticate_device(id, proof);
-    pass.map_err(|denial| (&Refusal::from(&denial)).into())
+    let device = peer.hub.authenticate_device(id, proof);
+    device.map_err(|error| (&Refusal::from(&error)).into())
 }
 
 fn authorize(
@@ -356,7 +378,8 @@ fn authorize(
     let token = headers
         .get(http::header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
-    let token = token.ok_or_else(|| ApiError::unauthorized("there is no Authorization header"))?;
+    let token =
+        token.ok_or_else(|| ApiError::unauthorized("the request has no Authorization header"))?;
     let grant = hub
         .authenticate(token)
         .map_err(|error| ApiError::unauthorized(error.to_string()))?;
@@ -364,8 +387,8 @@ fn authorize(
         return Ok(());
     }
     Err(match &grant.holder {
-        // As seen from the real hub (github.com/Azure/azure-sdk-for-net/issues/21453).
-        Holder::Principal(principal) => ApiError::new(
+        // The real hub's answer (github.com/Azure/azure-sdk-for-net/issues/21453).
+        TokenHolder::Principal(principal) => ApiError::new(
             StatusCode::UNAUTHORIZED,
             "IotHubUnauthorized",
             format!(
@@ -373,30 +396,30 @@ fn authorize(
                 principal.object_id
             ),
         ),
-        Holder::Policy { name, .. } => {
-            ApiError::unauthorized(format!("the policy '{name}' does not allow this"))
+        TokenHolder::Policy { name, .. } => {
+            ApiError::unauthorized(format!("the policy '{name}' does not allow this request"))
         }
     })
 }
 
-/// Waits for the throttle's permit.
+/// Waits for a permit of the throttle.
 pub(crate) async fn admit(hub: &Hub, operation: Operation, count: u64) -> Result<(), ApiError> {
     match hub.admit(operation, count) {
         Admission::Now => Ok(()),
         Admission::After(wait) => {
-            hub.tallies.http_shaped.one();
+            hub.counters.http_shaped.one();
             tokio::time::sleep(wait).await;
             Ok(())
         }
         Admission::Refused => {
-            hub.tallies.http_throttled.one();
+            hub.counters.http_throttled.one();
             let retry_after_s = hub.faults.get().retry_after_s;
             Err(ApiError::throttled(operation.name(), retry_after_s))
         }
     }
 }
 
-/// A stream of which something was already read.
+/// A stream with bytes already read.
 #[derive(Debug)]
 pub(crate) struct Prefixed<S> {
     prefix: BytesMut,
@@ -466,9 +489,9 @@ mod tests {
         for (query, hint) in [
             ("", "has no api-version"),
             ("top=5&apiversion=2021-04-12", "has no api-version"),
-            ("api-version", "no api-version ''"),
-            ("api-version=", "no api-version ''"),
-            ("api-version=2021-04-13", "no api-version '2021-04-13'"),
+            ("api-version", "unknown api-version ''"),
+            ("api-version=", "unknown api-version ''"),
+            ("api-version=2021-04-13", "unknown api-version '2021-04-13'"),
             (
                 "api-version=2021-04-12-preview",
                 "preview'; the newest is 2021-04-12",

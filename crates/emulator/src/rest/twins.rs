@@ -10,12 +10,12 @@ use crate::fleet::{
     DESIRED_BYTES_MAX, DeviceRecord, Stamp, TAGS_BYTES_MAX, check_section, etag_of, merge, touch,
 };
 
-/// How an update treats what it does not mention.
+/// How an update treats values missing in the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Manner {
-    /// It stays; null deletes.
+pub(crate) enum UpdateMode {
+    /// Missing values stay; null deletes a value.
     Merge,
-    /// It goes.
+    /// Missing values are deleted.
     Replace,
 }
 
@@ -46,8 +46,8 @@ pub(crate) fn get(call: &Call, id: &str) -> Answer {
     ))
 }
 
-/// Changes a twin and answers with it.
-pub(crate) fn update(call: &Call, id: &str, manner: Manner) -> Answer {
+/// Changes a twin and answers with the new twin.
+pub(crate) fn update(call: &Call, id: &str, mode: UpdateMode) -> Answer {
     let patch: TwinPatch = serde_json::from_slice(&call.body)
         .map_err(|error| ApiError::bad_request(format!("the body is not a twin: {error}")))?;
     let mut registry = call.hub.registry_mut();
@@ -56,10 +56,10 @@ pub(crate) fn update(call: &Call, id: &str, manner: Manner) -> Answer {
         .record(number)
         .ok_or_else(|| ApiError::not_found(id))?;
     check_match(&call.headers, record.version)?;
-    let changed = patch.apply(&mut record, manner, call.hub.now_ms())?;
+    let changed = patch.apply(&mut record, mode, call.hub.now_ms())?;
     registry.put(record.clone());
     if let Some(changed) = changed {
-        // Under the registry's lock, so that a device hears of changes in their order.
+        // Under the registry's lock, so that devices receive changes in order.
         call.hub
             .push_desired(number, &changed, record.desired_version);
     }
@@ -70,15 +70,15 @@ pub(crate) fn update(call: &Call, id: &str, manner: Manner) -> Answer {
 }
 
 impl TwinPatch {
-    /// Changes a record at `now_ms`, unless the result would break the hub's limits. Returns what a device is told, if the
-    /// desired properties are changed: a replacement removes what it does not name.
+    /// Changes a record at `now_ms`, if the result keeps the hub's limits. Returns the patch for
+    /// the device if the desired properties change: a replacement sets missing properties to null.
     pub(crate) fn apply(
         self,
         record: &mut DeviceRecord,
-        manner: Manner,
+        mode: UpdateMode,
         now_ms: u64,
     ) -> Result<Option<Map<String, Value>>, ApiError> {
-        let replaces = manner == Manner::Replace;
+        let replaces = mode == UpdateMode::Replace;
         let (mut tags, mut desired) = if replaces {
             (Map::new(), Map::new())
         } else {
@@ -87,7 +87,7 @@ impl TwinPatch {
         let changes_desired = self.properties.desired.is_some() || replaces;
         merge(&mut tags, self.tags.unwrap_or_default());
         let mut wanted = self.properties.desired.unwrap_or_default();
-        // A twin that was read and is written back carries these.
+        // Present in a twin that a client has read and writes back.
         wanted.retain(|key, _| !matches!(key.as_str(), "$metadata" | "$version"));
         merge(&mut desired, wanted.clone());
         check_section("tags", &tags, TAGS_BYTES_MAX)
@@ -119,7 +119,7 @@ impl TwinPatch {
     }
 }
 
-/// Checks `If-Match` against a version. No header, or `*`, matches everything.
+/// Checks `If-Match` against a version. A missing header and `*` match every version.
 pub(crate) fn check_match(headers: &HeaderMap, version: u64) -> Result<(), ApiError> {
     let Some(wanted) = headers.get(header::IF_MATCH) else {
         return Ok(());
@@ -134,14 +134,15 @@ pub(crate) fn check_match(headers: &HeaderMap, version: u64) -> Result<(), ApiEr
     }
 }
 
-/// Whether an entity tag, weak or strong, in quotes or not, is that of a version; `*` always is.
+/// Whether an entity tag, weak or strong, with or without quotes, matches a version; `*` always
+/// matches.
 pub(crate) fn is_current(etag: &str, version: u64) -> bool {
     let etag = etag.trim();
     let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
     etag == "*" || etag == etag_of(version)
 }
 
-/// A document with its ETag.
+/// Returns a document with the ETag of the version.
 pub(crate) fn with_etag(
     document: &Value,
     version: u64,

@@ -1,4 +1,4 @@
-//! `/$iothub/websocket`: MQTT and AMQP over WebSockets, on the port of everything else.
+//! `/$iothub/websocket`: MQTT and AMQP over WebSockets, on the ports that serve HTTPS.
 
 use bytes::Bytes;
 use http::header::{
@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::error::{ApiError, empty_response};
 
-/// What goes over a WebSocket.
+/// The protocol inside a WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subprotocol {
     Mqtt,
@@ -26,14 +26,15 @@ impl Subprotocol {
     }
 }
 
-/// Judges a handshake: what is to be spoken, and the answer.
+/// Checks a handshake. Returns the subprotocol and the response.
 pub(crate) fn handshake(
     headers: &HeaderMap,
 ) -> Result<(Subprotocol, Response<Full<Bytes>>), ApiError> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let is_upgrade = text(UPGRADE).is_some_and(|value| value.eq_ignore_ascii_case("websocket"));
     let key = text(SEC_WEBSOCKET_KEY).filter(|_| is_upgrade);
-    let key = key.ok_or_else(|| ApiError::bad_request("the request is no WebSocket handshake"))?;
+    let key =
+        key.ok_or_else(|| ApiError::bad_request("the request is not a WebSocket handshake"))?;
     let asked = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
     let asked: Vec<&str> = asked
         .filter_map(|value| value.to_str().ok())

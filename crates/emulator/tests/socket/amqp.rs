@@ -104,7 +104,7 @@ async fn refusals_carry_the_hubs_conditions_and_codes() {
         let outcome = sender.send(message).await.unwrap();
         assert_eq!(rejection(&outcome), (condition.to_owned(), code));
     }
-    // The largest that fits, in two frames.
+    // The largest allowed message, in two frames.
     let outcome = sender
         .send(message_to(to, "1", "none", &[0; 65_000]))
         .await
@@ -203,12 +203,12 @@ async fn nodes_are_found_in_every_spelling_and_others_are_not() {
 async fn without_a_good_token_nothing_attaches() {
     let hub = plain_hub(1).await;
     let bad = "SharedAccessSignature sr=localhost&sig=x&se=1&skn=service".to_owned();
-    // A fresh connection each: the client library does not survive a refused link on its session for sure.
+    // A new connection each time: the client library may not survive a refused link on a session.
     for (token, status, attaches) in [
         (None, 0, false),
         (Some(bad), 401, false),
         (Some(token(&hub, "service", 1)), 401, false),
-        // Good, for something else.
+        // Valid, without the required permission.
         (Some(token(&hub, "registryRead", FAR_FUTURE_S)), 200, false),
         (Some(token(&hub, "service", FAR_FUTURE_S)), 200, true),
     ] {
@@ -273,7 +273,7 @@ async fn a_link_ends_with_its_token_unless_that_is_renewed() {
 
 #[tokio::test]
 async fn too_fast_is_slowed_first() {
-    // 83 a second, of which a quarter of a second may be early.
+    // The tier allows 83 sends a second, and the sends of a quarter of a second may be early.
     let fleet = Fleet::plain(1000, "d{index}").unwrap();
     let config = HubConfig {
         tier: Tier::S3,

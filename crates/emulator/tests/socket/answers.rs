@@ -1,4 +1,4 @@
-//! What simulated devices answer in their twins, and when queries show it.
+//! Answers of simulated devices in twins, and the time until queries show them.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn send_to_all(hub: &RunningHub, id: &str) {
     }
 }
 
-/// The query for how many devices have answered what, to messages whose ids begin like this.
+/// Returns a query for the number of answers by state, to messages with this id prefix.
 fn by_state(prefix: &str) -> String {
     format!(
         "SELECT properties.reported.update.state AS s, COUNT() AS n FROM devices WHERE \

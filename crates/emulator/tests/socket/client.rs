@@ -1,4 +1,4 @@
-//! A small AMQP client for the tests, on fe2o3-amqp, and the TLS below it.
+//! A small AMQP client for the tests, on fe2o3-amqp, with the TLS connection.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use twincast_emulator::{Fleet, HubConfig, RunningHub, sign_token, start};
 
-/// A token that outlives every test.
+/// An expiry after the end of every test.
 pub(crate) const FAR_FUTURE_S: u64 = 4_000_000_000;
 
-/// A hub with `count` devices `d0`, `d1`, … and no throttles.
+/// Starts a hub with `count` devices `d0`, `d1`, … and no throttles.
 pub(crate) async fn plain_hub(count: u32) -> RunningHub {
     let fleet = Fleet::plain(count, "d{index}").unwrap();
     start(HubConfig {
@@ -29,7 +29,7 @@ pub(crate) async fn plain_hub(count: u32) -> RunningHub {
     .unwrap()
 }
 
-/// A hub with this fleet file and no throttles.
+/// Starts a hub with this fleet file and no throttles.
 pub(crate) async fn hub_with(yaml: &str, change: impl FnOnce(&mut HubConfig)) -> RunningHub {
     let mut config = HubConfig {
         unlimited: true,
@@ -39,7 +39,7 @@ pub(crate) async fn hub_with(yaml: &str, change: impl FnOnce(&mut HubConfig)) ->
     start(config).await.unwrap()
 }
 
-/// A token of one of the hub's policies.
+/// Signs a token of one of the hub's policies.
 pub(crate) fn token(hub: &RunningHub, policy: &str, expires_s: u64) -> String {
     let connection_string = hub.connection_string_for(policy).unwrap();
     let key = connection_string.split_once("SharedAccessKey=").unwrap().1;
@@ -140,7 +140,7 @@ impl Cbs {
 
     /// Puts a token for an audience and returns the status.
     pub(crate) async fn put_for(&mut self, audience: &str, token: &str) -> Result<i32> {
-        // A number, as Python sends: the answer must carry a number too.
+        // A number, as sent by Python: the answer must carry a number too.
         let id = MessageId::Ulong(self.requests);
         self.requests += 1;
         let message = Message::builder()
@@ -172,7 +172,7 @@ impl Cbs {
     }
 }
 
-/// A message for a device.
+/// Returns a message for a device.
 pub(crate) fn message(device: &str, id: &str, ack: &str) -> Message<Data> {
     message_to(
         &format!("/devices/{device}/messages/devicebound"),
@@ -182,7 +182,7 @@ pub(crate) fn message(device: &str, id: &str, ack: &str) -> Message<Data> {
     )
 }
 
-/// A message for any address.
+/// Returns a message for any address.
 pub(crate) fn message_to(to: &str, id: &str, ack: &str, body: &[u8]) -> Message<Data> {
     Message::builder()
         .properties(
@@ -201,7 +201,7 @@ pub(crate) fn message_to(to: &str, id: &str, ack: &str, body: &[u8]) -> Message<
         .build()
 }
 
-/// The condition and the hub's error code of a rejection.
+/// Returns the condition and the hub's error code of a rejection.
 pub(crate) fn rejection(outcome: &Outcome) -> (String, i32) {
     let Outcome::Rejected(rejected) = outcome else {
         panic!("{outcome:?}")

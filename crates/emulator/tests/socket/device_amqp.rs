@@ -1,4 +1,5 @@
-//! Devices over AMQP, where that goes beyond what an official SDK does: several on a connection, and refusals.
+//! Devices over AMQP, beyond the use by the official SDKs: several devices on a connection, and
+//! refusals.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ async fn receiver(client: &mut Client, device: &str) -> Result<Receiver, String>
     attached.map_err(|error| format!("{error:?}"))
 }
 
-/// A connection on which these devices have shown their tokens.
+/// Opens a connection with a token for each device.
 async fn connected(hub: &RunningHub, devices: &[&str]) -> Client {
     let mut client = Client::connect(hub).await.unwrap();
     let mut cbs = Cbs::attach(&mut client).await.unwrap();
@@ -35,13 +36,13 @@ async fn send(hub: &RunningHub, device: &str, id: &str) {
     assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
 }
 
-/// The next message, which stays unsettled.
+/// Receives the next message, which stays unsettled.
 async fn next(receiver: &mut Receiver) -> fe2o3_amqp::Delivery<Body<Value>> {
     let received = tokio::time::timeout(SOON, receiver.recv::<Body<Value>>());
     received.await.expect("a message in time").unwrap()
 }
 
-/// Waits until a device's only message is in a state.
+/// Waits for a state of a device's only message.
 async fn until(hub: &RunningHub, device: &str, state: MessageState) {
     let waiting = async {
         while hub.hub().messages(device).unwrap()[0].state != state {
@@ -89,7 +90,7 @@ async fn only_a_device_has_its_links() {
     let refused = receiver(&mut client, "d1").await.unwrap_err();
     let refused = refused.to_ascii_lowercase();
     assert!(refused.contains("unauthorized"), "{refused}");
-    // Nothing is sent where messages come from.
+    // A device cannot send to the node of messages to the device.
     let wrong_way = Sender::attach(&mut client.session, "x", "/devices/d0/messages/devicebound");
     assert!(wrong_way.await.is_err());
     hub.shutdown().await;
@@ -104,7 +105,7 @@ async fn devices_that_share_a_connection_get_their_own_messages() {
     assert_eq!(hub.hub().summary().connected_devices, 2);
     send(&hub, "d1", "for d1").await;
     send(&hub, "d0", "for d0").await;
-    // What is released comes again, and counts.
+    // A released message comes again, and the delivery counts.
     let released = next(&mut first).await;
     first.release(&released).await.unwrap();
     let again = next(&mut first).await;
@@ -114,7 +115,7 @@ async fn devices_that_share_a_connection_get_their_own_messages() {
     let rejected = next(&mut second).await;
     second.reject(&rejected, None).await.unwrap();
     until(&hub, "d1", MessageState::Rejected).await;
-    // What a link leaves behind goes back, and comes to the next one.
+    // A message unsettled at the end of a link returns, and the next link receives the message.
     send(&hub, "d0", "second").await;
     let _left = next(&mut first).await;
     first.close().await.unwrap();

@@ -1,4 +1,4 @@
-//! A device as a test plays it: MQTT packet by packet, with a codec that is not the emulator's.
+//! A test device: MQTT packet by packet, with a codec independent of the emulator's codec.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use twincast_emulator::{RunningHub, Summary, sign_device_token};
 
 use crate::client::{Client, FAR_FUTURE_S};
 
-/// Nothing takes longer, unless it is broken.
+/// The time limit for every step; only a defect takes longer.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// A certificate chain and its key.
+/// A certificate chain and the private key.
 pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -36,8 +36,8 @@ pub(crate) struct Device {
     id: String,
 }
 
-/// How a device connects, if not as most do.
-pub(crate) struct Way {
+/// The connection parameters of a device.
+pub(crate) struct ConnectOptions {
     pub(crate) user_name: String,
     pub(crate) client_id: String,
     pub(crate) password: String,
@@ -47,8 +47,8 @@ pub(crate) struct Way {
     pub(crate) identity: Option<Identity>,
 }
 
-impl Way {
-    /// With a token of the device's own, and a session that lasts.
+impl ConnectOptions {
+    /// Returns the default parameters: a token of the device's own, and a persistent session.
     pub(crate) fn of(hub: &RunningHub, id: &str) -> Self {
         Self {
             user_name: format!("localhost/{id}/?api-version=2021-04-12"),
@@ -62,7 +62,7 @@ impl Way {
     }
 }
 
-/// A device's token.
+/// Signs a token of a device.
 pub(crate) fn token_of(hub: &RunningHub, id: &str, ends_s: u64) -> String {
     let connection_string = hub.device_connection_string(id).unwrap();
     let key = connection_string.split_once("SharedAccessKey=").unwrap().1;
@@ -70,7 +70,7 @@ pub(crate) fn token_of(hub: &RunningHub, id: &str, ends_s: u64) -> String {
     sign_device_token(&format!("localhost/devices/{id}"), &key, ends_s)
 }
 
-/// TLS to one of the hub's ports.
+/// Opens a TLS connection to one of the hub's ports.
 pub(crate) async fn dial(
     hub: &RunningHub,
     address: std::net::SocketAddr,
@@ -98,34 +98,36 @@ pub(crate) async fn dial(
 }
 
 impl Device {
-    /// Connects, and says whether the hub still had the session.
+    /// Connects. Also returns whether the hub still had the session.
     pub(crate) async fn connect(hub: &RunningHub, id: &str) -> (Self, bool) {
-        Self::connect_as(hub, Way::of(hub, id)).await.unwrap()
+        Self::connect_as(hub, ConnectOptions::of(hub, id))
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn connect_as(
         hub: &RunningHub,
-        mut way: Way,
+        mut options: ConnectOptions,
     ) -> Result<(Self, bool), ConnectReturnCode> {
-        let stream = dial(hub, hub.mqtt_addr(), way.identity.take()).await;
-        Self::connect_over(stream, way).await
+        let stream = dial(hub, hub.mqtt_addr(), options.identity.take()).await;
+        Self::connect_over(stream, options).await
     }
 
     pub(crate) async fn connect_over(
         stream: impl Stream + 'static,
-        way: Way,
+        options: ConnectOptions,
     ) -> Result<(Self, bool), ConnectReturnCode> {
-        let mut connect = Connect::new(way.client_id.clone());
-        connect.clean_session = way.clean;
-        connect.keep_alive = way.keep_alive;
-        connect.login = Some(Login::new(way.user_name, way.password));
-        connect.last_will = way.will.map(|topic| {
+        let mut connect = Connect::new(options.client_id.clone());
+        connect.clean_session = options.clean;
+        connect.keep_alive = options.keep_alive;
+        connect.login = Some(Login::new(options.user_name, options.password));
+        connect.last_will = options.will.map(|topic| {
             rumqttc::mqttbytes::v4::LastWill::new(topic, b"gone".to_vec(), QoS::AtLeastOnce, false)
         });
         let mut device = Self {
             stream: Box::new(stream),
             input: BytesMut::new(),
-            id: way.client_id,
+            id: options.client_id,
         };
         device.write(|out| connect.write(out).map(drop)).await;
         match device.next().await {
@@ -147,12 +149,12 @@ impl Device {
     ) {
         let mut out = BytesMut::new();
         encode(&mut out).unwrap();
-        // The hub may have closed already, which the next read shows.
+        // The hub may have closed already; the next read reports the end.
         let _ = self.stream.write_all(&out).await;
         let _ = self.stream.flush().await;
     }
 
-    /// The next packet; none if the connection has ended.
+    /// Returns the next packet, or `None` after the end of the connection.
     pub(crate) async fn next(&mut self) -> Option<Packet> {
         let waiting = async {
             loop {
@@ -191,7 +193,7 @@ impl Device {
         assert_eq!(answer.return_codes.len(), 1);
     }
 
-    /// The next packet, which must be a publication.
+    /// Returns the next packet, which must be a publication.
     pub(crate) async fn publication(&mut self) -> Publish {
         match self.next().await {
             Some(Packet::Publish(publish)) => publish,
@@ -221,7 +223,7 @@ impl Device {
         assert_eq!(self.next().await, None);
     }
 
-    /// Waits until everything sent so far has been dealt with.
+    /// Waits until the hub has processed all earlier packets.
     pub(crate) async fn settle(&mut self) {
         self.ping().await;
         assert_eq!(self.next().await, Some(Packet::PingResp));
@@ -258,7 +260,7 @@ pub(crate) async fn send(
     assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
 }
 
-/// Waits until the hub's account is as wanted.
+/// Waits until the hub's summary satisfies `wanted`.
 pub(crate) async fn until(hub: &RunningHub, wanted: impl Fn(&Summary) -> bool) -> Summary {
     let waiting = async {
         loop {
@@ -273,7 +275,7 @@ pub(crate) async fn until(hub: &RunningHub, wanted: impl Fn(&Summary) -> bool) -
     found.unwrap_or_else(|_| panic!("{:#?}", hub.hub().summary()))
 }
 
-/// A publication's payload as text.
+/// Returns a publication's payload as text.
 pub(crate) fn text(payload: &Bytes) -> &str {
     std::str::from_utf8(payload).unwrap()
 }

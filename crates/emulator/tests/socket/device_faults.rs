@@ -1,4 +1,4 @@
-//! What goes wrong between a device and the hub, on request.
+//! Injected faults between a device and the hub.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use rumqttc::mqttbytes::v4::ConnectReturnCode;
 use twincast_emulator::{Chance, Faults, HubConfig, Limits, Tier};
 
 use crate::client::{hub_with, plain_hub};
-use crate::device_client::{Device, Way, send, text, until};
+use crate::device_client::{ConnectOptions, Device, send, text, until};
 
 const FLEET: &str = "groups: [{count: 2, id: 'd{index}'}]";
 
@@ -26,7 +26,7 @@ async fn a_connection_is_refused_on_request() {
         Err(NotAuthorized),
         Ok(()),
     ] {
-        let found = Device::connect_as(&hub, Way::of(&hub, "d1")).await;
+        let found = Device::connect_as(&hub, ConnectOptions::of(&hub, "d1")).await;
         assert_eq!(found.map(drop), expected);
     }
     hub.shutdown().await;
@@ -113,7 +113,8 @@ async fn devices_are_throttled_as_the_tier_has_it() {
         });
     })
     .await;
-    // One passes at once, the next ones wait, and then there is no room.
+    // The first connection passes at once, the next connections wait, and the remaining connections
+    // are refused.
     let mut codes = Vec::new();
     let mut devices = Vec::new();
     let mut connecting = tokio::task::JoinSet::new();
@@ -121,9 +122,9 @@ async fn devices_are_throttled_as_the_tier_has_it() {
     for _ in 0..6 {
         let hub = std::sync::Arc::clone(&hub);
         connecting.spawn(async move {
-            let mut way = Way::of(&hub, "d1");
-            way.clean = true;
-            Device::connect_as(&hub, way).await
+            let mut options = ConnectOptions::of(&hub, "d1");
+            options.clean = true;
+            Device::connect_as(&hub, options).await
         });
     }
     while let Some(connected) = connecting.join_next().await {
@@ -143,7 +144,7 @@ async fn devices_are_throttled_as_the_tier_has_it() {
     drop(devices);
     until(&hub, |summary| summary.connected_devices == 0).await;
     let connected = loop {
-        if let Ok((device, _)) = Device::connect_as(&hub, Way::of(&hub, "d0")).await {
+        if let Ok((device, _)) = Device::connect_as(&hub, ConnectOptions::of(&hub, "d0")).await {
             break device;
         }
     };
@@ -162,7 +163,7 @@ async fn devices_are_throttled_as_the_tier_has_it() {
     }
     let count = |status: &str| statuses.iter().filter(|it| *it == status).count();
     assert!(count("200") >= 2 && count("429") >= 2, "{statuses:?}");
-    // There is no answer for telemetry but the end of the connection.
+    // For telemetry, the only answer is the end of the connection.
     for _ in 0..6 {
         device
             .publish("devices/d0/messages/events/", QoS::AtMostOnce, "x")

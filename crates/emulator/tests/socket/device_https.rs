@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use twincast_emulator::RunningHub;
 
 use crate::client::{FAR_FUTURE_S, hub_with, plain_hub};
-use crate::device_client::{Device, Way, dial, send, text, token_of, until};
+use crate::device_client::{ConnectOptions, Device, dial, send, text, token_of, until};
 use crate::http::{Rest, error_name};
 
 const MESSAGES: &str = "/devices/d1/messages/devicebound";
@@ -158,7 +158,8 @@ async fn mqtt_goes_over_websockets_in_frames_of_any_size() {
         .insert("Sec-WebSocket-Protocol", protocol);
     let (mut frames, answer) = tokio_tungstenite::client_async(request, tls).await.unwrap();
     assert_eq!(answer.headers()["Sec-WebSocket-Protocol"], "mqtt");
-    // The test's device speaks bytes: this carries them, one byte a frame to the hub.
+    // The test device reads and writes bytes. This task carries the bytes, with one byte per frame
+    // to the hub.
     let (near, far) = tokio::io::duplex(64 * 1024);
     let carrying = tokio::spawn(async move {
         let (mut reader, mut writer) = tokio::io::split(far);
@@ -183,7 +184,7 @@ async fn mqtt_goes_over_websockets_in_frames_of_any_size() {
             }
         }
     });
-    let (mut device, _) = Device::connect_over(near, Way::of(&hub, "d1"))
+    let (mut device, _) = Device::connect_over(near, ConnectOptions::of(&hub, "d1"))
         .await
         .unwrap();
     device.subscribe_messages(QoS::AtLeastOnce).await;

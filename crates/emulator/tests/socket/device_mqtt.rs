@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use twincast_emulator::{HubConfig, RunningHub, start};
 
 use crate::client::{FAR_FUTURE_S, hub_with, plain_hub, token};
-use crate::device_client::{Device, Identity, Way, send, text, token_of, until};
+use crate::device_client::{ConnectOptions, Device, Identity, send, text, token_of, until};
 use crate::http::{Rest, error_name};
 
-async fn refused(hub: &RunningHub, change: impl FnOnce(&mut Way)) -> ConnectReturnCode {
-    let mut way = Way::of(hub, "d1");
-    change(&mut way);
-    match Device::connect_as(hub, way).await {
+async fn refused(hub: &RunningHub, change: impl FnOnce(&mut ConnectOptions)) -> ConnectReturnCode {
+    let mut options = ConnectOptions::of(hub, "d1");
+    change(&mut options);
+    match Device::connect_as(hub, options).await {
         Ok(_) => ConnectReturnCode::Success,
         Err(code) => code,
     }
@@ -33,13 +33,16 @@ async fn a_connection_is_judged_as_the_hub_does() {
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(refused(&hub, |_| {}).await, Success);
     assert_eq!(
-        refused(&hub, |way| way.user_name =
+        refused(&hub, |options| options.user_name =
             "LOCALHOST:8883/d1/api-version=2019-10-01&x=y".to_owned())
         .await,
         Success
     );
     let policy = token(&hub, "device", FAR_FUTURE_S);
-    assert_eq!(refused(&hub, |way| way.password = policy).await, Success);
+    assert_eq!(
+        refused(&hub, |options| options.password = policy).await,
+        Success
+    );
     let service = token(&hub, "service", FAR_FUTURE_S);
     let expired = token_of(&hub, "d1", 1_000);
     let other = token_of(&hub, "d0", FAR_FUTURE_S);
@@ -47,41 +50,56 @@ async fn a_connection_is_judged_as_the_hub_does() {
     let as_device = |id: &str| {
         let id = id.to_owned();
         let name = user_name(&id);
-        move |way: &mut Way| {
-            way.user_name = name;
-            way.client_id = id;
+        move |options: &mut ConnectOptions| {
+            options.user_name = name;
+            options.client_id = id;
         }
     };
     for (code, change) in [
         (
             NotAuthorized,
-            Box::new(move |way: &mut Way| way.password = service) as Box<dyn FnOnce(&mut Way)>,
+            Box::new(move |options: &mut ConnectOptions| options.password = service)
+                as Box<dyn FnOnce(&mut ConnectOptions)>,
         ),
-        (NotAuthorized, Box::new(move |way| way.password = expired)),
-        (NotAuthorized, Box::new(move |way| way.password = other)),
-        (NotAuthorized, Box::new(|way| way.password = String::new())),
+        (
+            NotAuthorized,
+            Box::new(move |options| options.password = expired),
+        ),
+        (
+            NotAuthorized,
+            Box::new(move |options| options.password = other),
+        ),
+        (
+            NotAuthorized,
+            Box::new(|options| options.password = String::new()),
+        ),
         (NotAuthorized, Box::new(as_device("nobody"))),
         (NotAuthorized, Box::new(as_device("d1/module"))),
         (
             NotAuthorized,
-            Box::new(|way| way.will = Some("devices/d0/messages/events/".to_owned())),
-        ),
-        (BadClientId, Box::new(|way| way.client_id = "d0".to_owned())),
-        (
-            BadUserNamePassword,
-            Box::new(|way| way.user_name = "d1".to_owned()),
+            Box::new(|options| options.will = Some("devices/d0/messages/events/".to_owned())),
         ),
         (
+            BadClientId,
+            Box::new(|options| options.client_id = "d0".to_owned()),
+        ),
+        (
             BadUserNamePassword,
-            Box::new(|way| way.user_name = "elsewhere/d1/?api-version=2021-04-12".to_owned()),
+            Box::new(|options| options.user_name = "d1".to_owned()),
+        ),
+        (
+            BadUserNamePassword,
+            Box::new(|options| {
+                options.user_name = "elsewhere/d1/?api-version=2021-04-12".to_owned()
+            }),
         ),
     ] {
         assert_eq!(refused(&hub, change).await, code);
     }
     let password = token_of(&hub, "d2", FAR_FUTURE_S);
-    let change = |way: &mut Way| {
-        as_device("d2")(way);
-        way.password = password;
+    let change = |options: &mut ConnectOptions| {
+        as_device("d2")(options);
+        options.password = password;
     };
     assert_eq!(refused(&hub, change).await, NotAuthorized);
     let summary = until(&hub, |summary| summary.connected_devices == 0).await;
@@ -98,7 +116,7 @@ async fn a_message_arrives_with_its_properties_and_is_acknowledged() {
     let (mut device, present) = Device::connect(&hub, "d1").await;
     assert!(!present);
     send(&hub, "d1", "m-1", &[("odd /+&=ü", "a b%")], b"{\"x\":1}").await;
-    // Only from the subscription on.
+    // Delivery starts with the subscription.
     device.settle().await;
     device.subscribe_messages(QoS::ExactlyOnce).await;
     let publish = device.publication().await;
@@ -132,11 +150,11 @@ async fn a_message_arrives_with_its_properties_and_is_acknowledged() {
     device.settle().await;
     let summary = hub.hub().summary();
     assert_eq!((summary.delivered, summary.feedback_made), (1, 1));
-    // Acknowledged twice, or never sent: nothing happens.
+    // A second acknowledgement has no effect.
     device.acknowledge(&publish).await;
     device.settle().await;
     assert_eq!(hub.hub().summary().delivered, 1);
-    // Simulated devices go on as before.
+    // Simulated devices are unaffected.
     send(&hub, "d0", "m-2", &[], b"").await;
     let summary = until(&hub, |summary| summary.delivered == 2).await;
     assert_eq!((summary.real_devices, summary.deliveries), (1, 1));
@@ -155,7 +173,8 @@ async fn a_session_is_taken_up_with_its_messages() {
     first.publication().await;
     first.acknowledge(&held).await;
     first.settle().await;
-    // A second connection ends the first, without a packet, and goes on at once with what was not acknowledged.
+    // A second connection ends the first without a packet, and receives the unacknowledged messages
+    // at once.
     let (mut second, present) = Device::connect(&hub, "d1").await;
     assert!(present);
     assert_eq!(first.next().await, None);
@@ -164,7 +183,7 @@ async fn a_session_is_taken_up_with_its_messages() {
     second.acknowledge(&again).await;
     second.settle().await;
     assert_eq!(hub.hub().summary().device_replacements, 1);
-    // Away without a word, and messages in the meantime.
+    // The device disappears without a DISCONNECT, and a message arrives in the meantime.
     drop(second);
     until(&hub, |summary| summary.connected_devices == 0).await;
     send(&hub, "d1", "c", &[], b"c").await;
@@ -176,15 +195,15 @@ async fn a_session_is_taken_up_with_its_messages() {
     );
     third.acknowledge(&publish).await;
     third.settle().await;
-    // A clean session forgets.
-    let mut clean = Way::of(&hub, "d1");
+    // A clean session drops the subscriptions.
+    let mut clean = ConnectOptions::of(&hub, "d1");
     clean.clean = true;
     let (device, present) = Device::connect_as(&hub, clean).await.unwrap();
     assert!(!present);
     device.disconnect().await;
     let (mut device, present) = Device::connect(&hub, "d1").await;
     assert!(!present);
-    // A subscription without acknowledgements completes as it sends.
+    // A subscription without acknowledgements completes each message on delivery.
     device.subscribe_messages(QoS::AtMostOnce).await;
     send(&hub, "d1", "d", &[], b"d").await;
     assert_eq!(device.publication().await.qos, QoS::AtMostOnce);
@@ -196,20 +215,20 @@ async fn a_session_is_taken_up_with_its_messages() {
 #[tokio::test]
 async fn a_token_and_silence_end_a_connection() {
     let hub = plain_hub(2).await;
-    let mut way = Way::of(&hub, "d1");
+    let mut options = ConnectOptions::of(&hub, "d1");
     let now_s = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_secs();
-    way.password = token_of(&hub, "d1", now_s + 2);
-    let (mut ends, _) = Device::connect_as(&hub, way).await.unwrap();
-    let mut way = Way::of(&hub, "d0");
-    way.keep_alive = 1;
-    way.will = Some("devices/d0/messages/events/a=b".to_owned());
-    let (mut silent, _) = Device::connect_as(&hub, way).await.unwrap();
+    options.password = token_of(&hub, "d1", now_s + 2);
+    let (mut ends, _) = Device::connect_as(&hub, options).await.unwrap();
+    let mut options = ConnectOptions::of(&hub, "d0");
+    options.keep_alive = 1;
+    options.will = Some("devices/d0/messages/events/a=b".to_owned());
+    let (mut silent, _) = Device::connect_as(&hub, options).await.unwrap();
     assert_eq!(ends.next().await, None);
     assert_eq!(silent.next().await, None);
-    // Its will is a message of the device.
+    // The will counts as a message from the device.
     let summary = until(&hub, |summary| summary.connected_devices == 0).await;
     assert_eq!(summary.telemetry_messages, 1);
     hub.shutdown().await;
@@ -312,7 +331,7 @@ async fn a_twin_is_read_reported_and_pushed() {
         rest.get("/twins/d0").await["properties"]["reported"]["firmware"],
         "1"
     );
-    // Queries see what real devices report, among simulated ones.
+    // Queries show the properties of real devices among simulated devices.
     let query = "SELECT deviceId FROM devices WHERE properties.reported.firmware = '2'";
     assert_eq!(
         rest.rows(query, None).await.0,
@@ -342,7 +361,7 @@ async fn a_twin_is_read_reported_and_pushed() {
     let push = device.publication().await;
     let body: Value = serde_json::from_slice(&push.payload).unwrap();
     assert_eq!(body, json!({ "other": 1, "update": null, "$version": 3 }));
-    // A change of the tags is none of the device's business.
+    // A device receives no changes of tags.
     rest.request(Method::PATCH, "/twins/d1")
         .json(&json!({ "tags": { "x": 1 } }))
         .send()
@@ -383,7 +402,7 @@ async fn a_method_is_called_and_answered() {
         device
             .publish(&topic, QoS::AtMostOnce, "{\"eta\":1.50}")
             .await;
-        // Once more: nobody waits for it, which is no mistake.
+        // A second answer finds no caller, and is not an error.
         device.publish(&topic, QoS::AtMostOnce, "null").await;
     };
     let (answer, ()) = tokio::join!(call("d1", body.clone()), answering);
@@ -393,7 +412,7 @@ async fn a_method_is_called_and_answered() {
         answer.text().await.unwrap(),
         "{\"status\":202,\"payload\":{\"eta\":1.50}}"
     );
-    // The connection ends with the call in the device's hands.
+    // The connection ends while the device holds the call.
     let leaving = async {
         device.publication().await;
         drop(device);
@@ -478,10 +497,7 @@ async fn certificates_open_the_door_for_their_devices() {
         ..HubConfig::default()
     };
     let refused = start(bad).await.map(drop).unwrap_err().to_string();
-    assert!(
-        refused.contains("text 2: there is no certificate"),
-        "{refused}"
-    );
+    assert!(refused.contains("text 2: no PEM certificate"), "{refused}");
     let hub = hub_with("groups: [{count: 3, id: 'd{index}'}]", |config| {
         config.device_ca_pem = vec![factory.1.clone()];
     })
@@ -503,7 +519,7 @@ async fn certificates_open_the_door_for_their_devices() {
         );
     }
     let connect = async |id: &str, identity: Option<Identity>| {
-        let way = Way {
+        let options = ConnectOptions {
             user_name: format!("localhost/{id}/?api-version=2021-04-12"),
             client_id: id.to_owned(),
             password: String::new(),
@@ -512,7 +528,7 @@ async fn certificates_open_the_door_for_their_devices() {
             will: None,
             identity,
         };
-        Device::connect_as(&hub, way).await.map(drop)
+        Device::connect_as(&hub, options).await.map(drop)
     };
     let denied = Err(ConnectReturnCode::NotAuthorized);
     let strange = certificate(&authority(), "d2");

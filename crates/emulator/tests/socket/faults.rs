@@ -38,7 +38,7 @@ async fn answers_can_be_other_than_accepted() {
     assert_eq!(rejection(&outcomes[3]).1, 429_001);
     assert_eq!(rejection(&outcomes[4]).1, 408_000);
     assert!(matches!(outcomes[5], Outcome::Accepted(_)), "{outcomes:?}");
-    // The one that timed out is enqueued all the same.
+    // The timed-out message is enqueued nevertheless.
     let summary = hub.hub().summary();
     assert_eq!(
         (summary.accepted, summary.released, summary.modified),
@@ -113,7 +113,8 @@ async fn links_detach_and_connections_end_after_so_many_transfers() {
                 Err(_) => break,
             }
         }
-        // The client library leaves sends without an answer when their connection ends, so the link is asked.
+        // The client library never completes sends after the end of the connection, so the test
+        // waits for the detach.
         tokio::time::timeout(SOON, sender.on_detach())
             .await
             .expect(name);
@@ -126,7 +127,7 @@ async fn links_detach_and_connections_end_after_so_many_transfers() {
             "{name}: {summary:?}"
         );
         if name == "detach" {
-            // The connection lives on, and takes a new link.
+            // The connection survives, and accepts a new link.
             let mut sender = client.sender("/messages/deviceBound").await.unwrap();
             let outcome = sender.send(message("d50", "1", "none")).await.unwrap();
             assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");

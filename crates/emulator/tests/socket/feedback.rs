@@ -129,7 +129,7 @@ async fn a_full_batch_has_sixty_four_records_and_comes_back_when_released_or_los
     receiver.release(&delivery).await.unwrap();
     let (_, second) = next(&mut receiver).await;
     assert_eq!(first, second);
-    // This one is lost with its connection, and another service gets it.
+    // The batch is lost with the connection, and another service receives the batch.
     drop(receiver);
     drop(client);
     let mut client = Client::authorised(&hub).await.unwrap();

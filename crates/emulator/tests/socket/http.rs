@@ -6,7 +6,7 @@ use twincast_emulator::RunningHub;
 
 use crate::client::{FAR_FUTURE_S, token};
 
-/// The REST interface, as a client with the rights of a policy sees it.
+/// The REST interface, with the permissions of a policy.
 pub(crate) struct Rest<'a> {
     pub(crate) hub: &'a RunningHub,
     pub(crate) http: reqwest::Client,
@@ -30,12 +30,12 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// A request in the version of the interface that today's SDKs speak.
+    /// Returns a request with the API version of current SDKs.
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.raw(method, &format!("{path}?api-version=2021-04-12"))
     }
 
-    /// A request with the path and query as they are.
+    /// Returns a request with unmodified path and query.
     pub(crate) fn raw(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let port = self.hub.https_addr().port();
         self.http
@@ -43,14 +43,14 @@ impl<'a> Rest<'a> {
             .header("Authorization", token(self.hub, self.policy, FAR_FUTURE_S))
     }
 
-    /// What is at `path`.
+    /// Returns the document at `path`.
     pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.request(Method::GET, path).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{path}");
         answer.json().await.unwrap()
     }
 
-    /// Sends a device's identity, as a new one or, with an ETag, as an update.
+    /// Sends a device's identity: a new identity, or with an ETag an update.
     pub(crate) async fn put_device(&self, device: &Value, etag: Option<&str>) -> Response {
         let id = device["deviceId"].as_str().unwrap();
         let mut request = self
@@ -80,7 +80,7 @@ impl<'a> Rest<'a> {
         request.send().await.unwrap()
     }
 
-    /// All rows, and how many pages they came in.
+    /// Returns all rows, and the number of pages.
     pub(crate) async fn rows(&self, query: &str, page: Option<i64>) -> (Vec<Value>, usize) {
         let (mut rows, mut pages, mut continuation) = (Vec::new(), 0, None);
         loop {
@@ -99,7 +99,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// The status, the error's name, and its text.
+/// Returns the status, the error's name and the text.
 pub(crate) async fn error_name(answer: Response) -> (StatusCode, String, String) {
     let status = answer.status();
     let name = answer.headers()["iothub-errorcode"]

@@ -1,4 +1,4 @@
-//! What goes beyond what the client library does.
+//! Protocol details beyond the client library.
 
 use anyhow::Result;
 use fe2o3_amqp_types::definitions::{Handle, Role};
@@ -81,7 +81,7 @@ async fn sender(hub: &RunningHub) -> Result<Wire> {
         handle: Handle(3),
         role: Role::Sender,
         snd_settle_mode: Default::default(),
-        // What Python asks for; the hub settles first all the same.
+        // As requested by Python; the hub settles first nevertheless.
         rcv_settle_mode: fe2o3_amqp_types::definitions::ReceiverSettleMode::Second,
         source: Some(Box::new(Source::default())),
         target: Some(Box::new(TargetArchetype::Target(target))),
@@ -161,7 +161,7 @@ async fn messages_in_pieces_aborted_and_settled_in_advance() {
         (flow.next_incoming_id, flow.incoming_window),
         (Some(u32::MAX - 1), 5000)
     );
-    // Three pieces.
+    // A message in three pieces.
     let whole = encoded(message("d0", "pieces", "none"));
     let (first, rest) = whole.split_at(10);
     let (second, third) = rest.split_at(20);
@@ -178,7 +178,7 @@ async fn messages_in_pieces_aborted_and_settled_in_advance() {
         (answer.role, answer.first, answer.settled),
         (Role::Receiver, 0, true)
     );
-    // Begun and taken back: never answered.
+    // Begun and aborted: never answered.
     wire.frame(0, &transfer(1, true), first).await.unwrap();
     wire.frame(
         0,
@@ -190,7 +190,7 @@ async fn messages_in_pieces_aborted_and_settled_in_advance() {
     )
     .await
     .unwrap();
-    // Settled in advance: enqueued, never answered.
+    // A message settled in advance: enqueued, never answered.
     let settled = Transfer {
         settled: Some(true),
         ..transfer(2, false)
@@ -198,7 +198,7 @@ async fn messages_in_pieces_aborted_and_settled_in_advance() {
     wire.frame(0, &settled, &encoded(message("d1", "settled", "none")))
         .await
         .unwrap();
-    // Two good ones in one write are answered together.
+    // A single disposition answers two valid messages sent in one write.
     wire.frame(
         0,
         &transfer(3, false),
@@ -309,7 +309,7 @@ async fn nonsense_ends_the_connection_and_nothing_else() {
         let close: Close = read(&wire.receive_until(CLOSE).await.unwrap());
         assert!(close.error.is_some(), "{nonsense:02x?}");
     }
-    // And one that is not AMQP at all, beyond its first four bytes.
+    // Input other than AMQP after the first four bytes.
     let mut wire = Wire::dial(&hub).await.unwrap();
     wire.bytes(b"AMQP\x07\x07\x07\x07").await.unwrap();
     assert_eq!(wire.header().await.unwrap(), AMQP);

@@ -1,4 +1,4 @@
-//! Identities over REST: what is kept, what is refused, and how it is told.
+//! Identities over REST: stored fields, refused requests, and returned documents.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn each_authentication_is_kept_in_identity_twin_and_queries() {
         let query = format!("SELECT deviceId FROM devices WHERE authenticationType = '{kind}'");
         assert_eq!(rest.rows(&query, None).await.0, [json!({ "deviceId": id })]);
     }
-    // Keys are made for whom brings none, and stay.
+    // Missing keys are generated, and stay.
     let device = json!({ "deviceId": "made" });
     let made: Value = rest.put_device(&device, None).await.json().await.unwrap();
     assert_eq!(made["authentication"]["type"], "sas");
@@ -113,7 +113,7 @@ async fn what_is_refused_leaves_nothing_behind() {
             );
         }
         if body.get("capabilities").is_some() {
-            // In bulk a list that cannot be read is refused as one.
+            // In bulk, an unreadable list is refused as a whole.
             continue;
         }
         let mut item = body.clone();
@@ -125,7 +125,7 @@ async fn what_is_refused_leaves_nothing_behind() {
         let answer: Value = answer.json().await.unwrap();
         assert_eq!(answer["errors"][0]["errorCode"], 400_004, "{body}");
     }
-    // A tag that is refused takes the whole item along.
+    // A refused tag refuses the whole item.
     let item =
         json!({ "id": "new", "importMode": "create", "tags": { "n": 4_503_599_627_370_496u64 } });
     let answer = rest.request(Method::POST, "/devices").json(&json!([item]));
@@ -163,7 +163,7 @@ async fn an_update_replaces_what_it_does_not_name() {
     assert_ne!(made["statusUpdatedTime"], "0001-01-01T00:00:00Z");
     let query = "SELECT deviceId FROM devices WHERE capabilities.iotEdge = true AND statusReason = 'stolen'";
     assert_eq!(rest.rows(query, None).await.0.len(), 1);
-    // Its child names it.
+    // A child device names the parent's scope.
     let child = json!({ "deviceId": "child", "deviceScope": scope });
     let child: Value = rest.put_device(&child, None).await.json().await.unwrap();
     assert_eq!(child["parentScopes"], json!([scope]));
@@ -185,7 +185,7 @@ async fn an_update_replaces_what_it_does_not_name() {
             );
             assert_eq!(updated["deviceScope"], "");
         } else {
-            // It was current until the first update.
+            // This ETag was current until the first update.
             assert_eq!(answer.status(), StatusCode::PRECONDITION_FAILED);
         }
     }
@@ -256,7 +256,7 @@ async fn in_bulk_each_device_has_its_own_answer() {
         rest.rows(query, None).await.0,
         [json!({ "deviceId": "d0" }), json!({ "deviceId": "a" })]
     );
-    // A name that is there needs its ETag.
+    // An existing name needs the matching ETag.
     for (etag, ok) in [
         (json!(null), false),
         (json!("AAAAAAAAAAk="), false),

@@ -143,7 +143,7 @@ async fn devices_come_change_and_go() {
         .await
         .unwrap();
     assert_eq!(bad.status(), StatusCode::BAD_REQUEST);
-    // A device of the computed fleet changes too, and is found by its new tag.
+    // A device of the computed fleet changes too, and a query finds the new tag.
     let twin = rest
         .request(Method::GET, "/twins/fridge-007")
         .send()
@@ -238,7 +238,7 @@ async fn queries_are_throttled_and_disturbed() {
     };
     let hub = start(config).await.unwrap();
     let rest = Rest::new(&hub);
-    // One on time, one as early as is tolerated, and one too many.
+    // The first query is on time, the second early within the tolerance, and the third too early.
     for expected in [
         StatusCode::OK,
         StatusCode::OK,
@@ -276,7 +276,7 @@ async fn queries_are_throttled_and_disturbed() {
             expected
         );
     }
-    // The empty page has a continuation, which leads to everything.
+    // The empty page has a continuation, which leads to all rows.
     let (rows, pages) = rest.rows("SELECT * FROM devices", None).await;
     assert_eq!((rows.len(), pages), (3, 2));
     hub.shutdown().await;

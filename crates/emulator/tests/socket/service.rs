@@ -1,4 +1,4 @@
-//! The service's REST interface as a whole: its versions, what the emulator has of it, and feedback.
+//! The service's REST interface as a whole: API versions, emulated routes, and feedback.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ async fn what_only_the_hub_has_is_said() {
         (Method::POST, "/jobs/create", "jobs"),
         (Method::GET, "/configurations", "configurations"),
         (Method::GET, "/digitaltwins/d0", "digital twins"),
-        (Method::POST, "/devices/d0/files", "uploads of files"),
+        (Method::POST, "/devices/d0/files", "file uploads"),
     ] {
         let answer = rest.request(method, path).send().await.unwrap();
         let (status, name, text) = error_name(answer).await;
@@ -112,7 +112,7 @@ async fn send(hub: &RunningHub, devices: std::ops::Range<u32>) {
     sender.close().await.unwrap();
 }
 
-/// The next batch: its lock token, and the devices that it is about.
+/// Returns the next batch: the lock token, and the devices in the batch.
 async fn next(rest: &Rest<'_>) -> (String, Vec<String>) {
     let waited = async {
         loop {
@@ -166,7 +166,7 @@ async fn feedback_is_received_abandoned_rejected_and_completed() {
     assert_eq!(devices.len(), 2);
     let (second, others) = next(&service).await;
     assert_ne!(devices, others);
-    // What is locked waits for its receiver.
+    // A locked batch waits for the receiver.
     let nothing = service.request(Method::GET, PATH).send().await.unwrap();
     assert_eq!(nothing.status(), StatusCode::NO_CONTENT);
     let waiting = || hub.hub().summary().feedback_waiting;
@@ -176,7 +176,7 @@ async fn feedback_is_received_abandoned_rejected_and_completed() {
     let (again, same) = next(&service).await;
     assert_eq!(same, devices);
     assert_ne!(again, first);
-    // With the quotes of the ETag and the switch in its place.
+    // With the quotes of the ETag, and the switch in the query.
     let rejected = ask(
         &service,
         Method::DELETE,
@@ -300,7 +300,7 @@ async fn there_are_no_file_notifications() {
     let token = format!("{path}/91ba2d2a-5d8c-4c7e-9ad3-4d0d3a4a4b6e");
     let gone = rest.request(Method::DELETE, &token).send().await.unwrap();
     assert_eq!(error_name(gone).await.1, "DeviceMessageLockLost");
-    // Over AMQP the link opens and stays, as at a hub to which no device has sent a file.
+    // Over AMQP the link opens and stays open, as on a hub without uploaded files.
     let mut client = Client::authorised(&hub).await.unwrap();
     let address = "/messages/serviceBound/filenotifications";
     let receiver = fe2o3_amqp::Receiver::attach(&mut client.session, "files", address);

@@ -1,4 +1,4 @@
-//! Twins over REST: their bounds, their metadata, and queries for them.
+//! Twins over REST: limits, metadata and queries.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ async fn integers_sizes_and_depths_have_bounds_and_nothing_is_half_taken() {
         }
     }
     assert_eq!(rest.get("/twins/d0").await, before);
-    // Eight kilobytes of tags, as the hub counts them; punctuation does not count.
+    // Eight kilobytes of tags, as counted by the hub; punctuation does not count.
     let tags = |last: usize| {
         let mut tags = serde_json::Map::new();
         for (key, length) in [("a", 4095), ("b", last)] {
@@ -91,7 +91,7 @@ async fn desired_properties_know_their_last_update() {
     assert_eq!(metadata["fan"]["$lastUpdatedVersion"], 3);
     assert_eq!(metadata["fan"]["speed"]["$lastUpdatedVersion"], 2);
     assert_eq!(metadata["fan"].get("on"), None);
-    // A twin that was read and is written back has them anew, not twice.
+    // A twin written back after a read gets new metadata, without duplicates.
     let third = desired(Method::PUT, second).await;
     assert_eq!(third["$version"], 4);
     assert_eq!(third["$metadata"]["fan"]["speed"]["$lastUpdatedVersion"], 4);
@@ -143,14 +143,14 @@ async fn reported_properties_know_it_too() {
         rest.rows(&query, None).await.0,
         [json!({ "deviceId": "bare-0" })]
     );
-    // One that is made anew has reported nothing.
+    // A recreated device has reported nothing.
     let delete = rest.request(Method::DELETE, "/devices/bare-0");
     delete.header("If-Match", "*").send().await.unwrap();
     rest.put_device(&json!({ "deviceId": "bare-0" }), None)
         .await;
     let anew = rest.get("/twins/bare-0").await["properties"]["reported"].clone();
     assert_eq!((anew.get("firmware"), &anew["$version"]), (None, &json!(1)));
-    // One that goes back has what it had, with the time at which it went.
+    // A reverting device has the earlier values again, with the time of the reversal.
     let back = rest.get("/twins/d-000").await["properties"]["reported"].clone();
     assert_eq!(
         (
@@ -183,13 +183,13 @@ async fn groups_are_counted_over_computed_and_changed_devices() {
         json!({ "n": 2 }),
     ];
     assert_eq!((rows.as_slice(), pages), (&expected[..], 1));
-    // Page by page, and only so many.
+    // In pages, and with a limited number of rows.
     let (rows, pages) = rest.rows(query, Some(2)).await;
     assert_eq!((rows.as_slice(), pages), (&expected[..], 3));
     let top = query.replace("SELECT", "SELECT TOP 4");
     let (rows, pages) = rest.rows(&top, Some(2)).await;
     assert_eq!((rows.as_slice(), pages), (&expected[..4], 2));
-    // Two keys, a condition, and a value that not all have.
+    // Two keys, a condition, and a value missing in some devices.
     let query = "SELECT tags.floor, tags.room, SUM(properties.reported.load) AS s FROM devices WHERE tags.floor <= 2 AND tags.room != 'roof' GROUP BY tags.room, tags.floor";
     let (rows, _) = rest.rows(query, None).await;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Frames by hand, for what no client library would send.
+//! Hand-made frames that no client library would send.
 
 use anyhow::{Result, bail};
 use bytes::BytesMut;
@@ -11,7 +11,7 @@ use twincast_emulator::RunningHub;
 
 use crate::client::dial;
 
-/// A connection on which bytes are bytes.
+/// A connection for raw bytes.
 pub(crate) struct Wire {
     stream: TlsStream<TcpStream>,
     input: BytesMut,
@@ -61,7 +61,8 @@ impl Wire {
         Ok(self.input.split_to(8)[..].try_into()?)
     }
 
-    /// Receives a frame: its performative's code (none if it is empty) and its body.
+    /// Receives a frame. Returns the code of the performative (`None` for an empty frame) and the
+    /// body.
     pub(crate) async fn receive(&mut self) -> Result<(Option<u8>, Vec<u8>)> {
         self.fill(4).await?;
         let size = u32::from_be_bytes(self.input[..4].try_into()?) as usize;
@@ -70,7 +71,7 @@ impl Wire {
         Ok((frame.get(10).copied(), frame[8..].to_vec()))
     }
 
-    /// Receives frames until one with this code.
+    /// Receives frames until a frame with this code.
     pub(crate) async fn receive_until(&mut self, code: u8) -> Result<Vec<u8>> {
         loop {
             let (found, body) = self.receive().await?;
@@ -81,7 +82,7 @@ impl Wire {
     }
 }
 
-/// A message as it stands in transfers.
+/// Encodes a message in the form for transfers.
 pub(crate) fn encoded(message: Message<Data>) -> Vec<u8> {
     serde_amqp::to_vec(&fe2o3_amqp_types::messaging::message::__private::Serializable(message))
         .unwrap()

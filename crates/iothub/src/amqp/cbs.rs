@@ -1,10 +1,11 @@
-//! Claims-based security: putting a token on a connection, and putting a new one in time.
+//! Claims-based security: the first token of a connection, and renewals in time.
 //!
-//! One session, two links on the node `$cbs`; the request carries `operation`, `type` and `name`, the body is the
-//! token. The answer's `status-code` is 200 (or 202); its `correlation-id` is the request's `message-id`.
+//! One session with two links to the node `$cbs`. A request carries `operation`, `type` and `name`;
+//! the body is the token. The answer's `status-code` is 200 (or 202), and its `correlation-id`
+//! equals the request's `message-id`.
 //!
-//! What an answer means: 401 and 403 are about the key, and a first one is forgiven, since the token may have run out on
-//! the hub's clock. Everything else passes.
+//! Statuses 401 and 403 concern the key. After the first such refusal a new token is tried, since
+//! the old token may have expired on the hub's clock. All other failures are transient.
 
 use std::mem;
 use std::sync::Arc;
@@ -29,13 +30,13 @@ use crate::hub_message::cut;
 
 use super::connection::{broken, receiver_attach_failure, sender_attach_failure};
 
-/// The node for tokens.
+/// The hub's node for tokens.
 const NODE: &str = "$cbs";
 
-/// A sleep is cut into pieces of this length, so that a clock that is set forward is noticed.
-const LONGEST_NAP: Duration = Duration::from_secs(60);
+/// Longest single sleep, so that a forward step of the clock is noticed.
+const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// The two links for tokens of one connection.
+/// The two token links of one connection.
 pub(crate) struct Cbs {
     sender: Sender,
     receiver: Receiver,
@@ -58,13 +59,14 @@ impl Cbs {
         })
     }
 
-    /// Puts the current token on the connection, within the client's time-out for it; a new one if that is refused.
+    /// Puts the current token on the connection, within the client's token time-out; retries with a
+    /// new token after a refusal.
     pub(crate) async fn put_token(
         &mut self,
         client: &ClientInner,
     ) -> Result<HubToken, ConnectionFailure> {
         let limit = client.options.token_timeout;
-        let mut forgiven = false;
+        let mut retried = false;
         loop {
             let token = client
                 .credentials
@@ -73,14 +75,14 @@ impl Cbs {
                 .map_err(ConnectionFailure::NoToken)?;
             let answer = timeout(limit, self.exchange(client, &token)).await;
             let (status, description) = answer.map_err(|_| ConnectionFailure::Timeout {
-                stage: "putting the token",
+                stage: "sending the token",
                 limit,
             })??;
             match status {
                 Some(200 | 202) => return Ok(token),
                 Some(status @ (401 | 403)) => {
                     client.credentials.refused();
-                    if mem::replace(&mut forgiven, true) {
+                    if mem::replace(&mut retried, true) {
                         return Err(ConnectionFailure::Unauthorised {
                             identity: client.credentials.identity(),
                             status,
@@ -98,7 +100,7 @@ impl Cbs {
         }
     }
 
-    /// One request; the status and the text of its answer.
+    /// Sends one request; returns the answer's status and text.
     async fn exchange(
         &mut self,
         client: &ClientInner,
@@ -127,11 +129,11 @@ impl Cbs {
             .sender
             .send(message)
             .await
-            .map_err(|error| broken("putting the token", &error))?;
+            .map_err(|error| broken("sending the token", &error))?;
         if !matches!(outcome, Outcome::Accepted(_)) {
             return Err(ConnectionFailure::Broken {
-                stage: "putting the token",
-                detail: "request was not accepted".to_owned(),
+                stage: "sending the token",
+                detail: "the hub did not accept the request".to_owned(),
             });
         }
         loop {
@@ -141,39 +143,39 @@ impl Cbs {
                     (delivery, Some(answer))
                 }
                 Err(RecvError::MessageDecode(error)) => (error.info, None),
-                Err(error) => return Err(broken("putting the token", &error)),
+                Err(error) => return Err(broken("sending the token", &error)),
             };
             self.receiver
                 .accept(delivery)
                 .await
-                .map_err(|error| broken("putting the token", &error))?;
+                .map_err(|error| broken("sending the token", &error))?;
             let Some(answer) = answer else {
-                return Ok((None, "an answer that cannot be read".to_owned()));
+                return Ok((None, "the answer cannot be decoded".to_owned()));
             };
             let properties = answer.properties.as_ref();
             if properties.and_then(|p| p.correlation_id.as_ref()) == Some(&id) {
                 return Ok(status(&answer));
             }
-            // The answer to a request that was given up.
+            // An answer to an abandoned request.
         }
     }
 }
 
-/// Keeps the token of a connection fresh until it cannot; then tells why, once. What passes is tried again for as long
-/// as the last token lives.
+/// Renews the token of a connection until renewal fails; then reports the failure once. Transient
+/// failures are retried while the last token lives.
 ///
-/// `now` asks for a renewal at once, for use when the hub refuses a token before its time.
-pub(crate) async fn keep_fresh(
+/// `renew_now` requests an immediate renewal, for a token refused by the hub before its expiry.
+pub(crate) async fn renew_loop(
     mut cbs: Cbs,
     client: Arc<ClientInner>,
     mut token: HubToken,
-    now: Arc<Notify>,
+    renew_now: Arc<Notify>,
     failed: oneshot::Sender<ConnectionFailure>,
 ) {
     loop {
         tokio::select! {
             () = until(token.renew_at) => {}
-            () = now.notified() => client.credentials.refused(),
+            () = renew_now.notified() => client.credentials.refused(),
         }
         let policy = &client.options.reconnect;
         let mut delays = policy.delays();
@@ -187,7 +189,7 @@ pub(crate) async fn keep_fresh(
                 let _ = failed.send(failure);
                 return;
             }
-            debug!(error = %failure, ?wait, "token not renewed yet");
+            debug!(error = %failure, ?wait, "failed to renew the token; retrying");
             tokio::time::sleep(wait).await;
         };
         debug!("token renewed on the open connection");
@@ -199,7 +201,7 @@ async fn until(time: SystemTime) {
         if left.is_zero() {
             return;
         }
-        tokio::time::sleep(left.min(LONGEST_NAP)).await;
+        tokio::time::sleep(left.min(MAX_SLEEP)).await;
     }
 }
 
@@ -213,7 +215,7 @@ pub(crate) fn status(answer: &Message<Body<Value>>) -> (Option<i32>, String) {
     (get("status-code").and_then(integer), description)
 }
 
-/// An integer of any type.
+/// Reads an integer of any AMQP type.
 fn integer(value: &SimpleValue) -> Option<i32> {
     match value {
         SimpleValue::Ubyte(value) => Some((*value).into()),

@@ -1,4 +1,5 @@
-//! Dialling a hub: TCP, TLS, AMQP open, session, token. Every stage has a name and all of them share one time-out.
+//! Connecting to a hub: TCP, TLS, AMQP open, session, token. Every stage has a name, and all stages
+//! share one time-out.
 
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,37 +20,39 @@ use crate::c2d::{ConnectionFailure, symbol};
 use crate::client::ClientInner;
 use crate::hub_message::{HubMessage, cut};
 
-use super::cbs::{Cbs, keep_fresh};
-use super::dial::{Wire, dial};
-use super::frames::LARGEST_FRAME;
-use super::stream::{FAREWELL, HubStream, Kill};
+use super::cbs::{Cbs, renew_loop};
+use super::dial::{AmqpStream, dial};
+use super::frames::MAX_FRAME_BYTES;
+use super::stream::{CLOSE_TIMEOUT, HubStream, KillSwitch};
 
 /// An open, authorised connection with one session.
 ///
-/// Dropping it cuts the connection at once; [`farewell`](Self::farewell) gives it a moment to close politely. The
-/// library's own `end` and `close` are never called: they wait, on a busy core, for a peer that may never answer.
+/// Dropping the value cuts the connection at once;
+/// [`close_in_background`](Self::close_in_background) allows a moment for an orderly close. The
+/// library's own `end` and `close` are never called: they wait, keeping a core busy, for a peer
+/// that may never answer.
 pub(crate) struct HubConnection {
     pub(crate) session: SessionHandle<()>,
-    /// Asks for a new token at once.
+    /// Requests a new token at once.
     pub(crate) renew: Arc<Notify>,
-    /// Gets the failure when the token could not be renewed; dropped if its task has met a defect.
+    /// Receives the failure of a token renewal; the sender is dropped if the renewal task panics.
     token_lost: oneshot::Receiver<ConnectionFailure>,
     _connection: ConnectionHandle<()>,
     guard: Guard,
 }
 
-/// What is under way, to be named when it takes too long.
+/// The stage under way, named in a time-out error.
 pub(super) struct Stage(Mutex<&'static str>);
 
 struct Guard {
-    kill: Arc<Kill>,
+    kill: Arc<KillSwitch>,
     renewal: Option<AbortHandle>,
-    polite: bool,
+    is_orderly: bool,
 }
 
 impl HubConnection {
-    /// Dials and authorises, for the one link that the caller attaches next. `purpose` is part of the container id,
-    /// for the hub's logs.
+    /// Connects and authorises, for the single link attached next by the caller. `purpose` becomes
+    /// part of the container id, for the hub's logs.
     pub(crate) async fn open(
         client: &Arc<ClientInner>,
         purpose: &str,
@@ -57,8 +60,9 @@ impl HubConnection {
         if let Some(before_link) = &client.options.before_link {
             before_link.wait().await;
         }
-        // Before the token is made, which expires by the hub's clock.
-        client.look_at_clock().await;
+        // The clock is checked before the token is signed, because the token expires by the hub's
+        // clock.
+        client.refresh_clock().await;
         let limit = client.options.connect_timeout;
         let stage = Stage::new("resolving the hub's name");
         match timeout(limit, Self::open_unbounded(client, purpose, &stage)).await {
@@ -75,14 +79,14 @@ impl HubConnection {
         purpose: &str,
         stage: &Stage,
     ) -> Result<Self, ConnectionFailure> {
-        let wire = dial(client, stage)
+        let stream = dial(client, stage)
             .await
             .map_err(ConnectionFailure::Connect)?;
-        let (stream, kill) = HubStream::new(wire, client.options.idle_timeout);
+        let (stream, kill) = HubStream::new(stream, client.options.idle_timeout);
         let guard = Guard {
             kill: Arc::clone(&kill),
             renewal: None,
-            polite: false,
+            is_orderly: false,
         };
         let opening = Self::open_over(client, purpose, stage, stream, guard);
         while_alive(&kill, || stage.get(), opening).await
@@ -92,7 +96,7 @@ impl HubConnection {
         client: &Arc<ClientInner>,
         purpose: &str,
         stage: &Stage,
-        stream: HubStream<Wire>,
+        stream: HubStream<AmqpStream>,
         mut guard: Guard,
     ) -> Result<Self, ConnectionFailure> {
         stage.set("opening the AMQP connection");
@@ -103,7 +107,7 @@ impl HubConnection {
             .hostname(client.host_name.as_str())
             .scheme("amqp")
             .sasl_profile(SaslProfile::Anonymous)
-            .max_frame_size(LARGEST_FRAME as u32)
+            .max_frame_size(MAX_FRAME_BYTES as u32)
             .idle_time_out(idle)
             .open_with_stream(stream)
             .await
@@ -114,11 +118,11 @@ impl HubConnection {
             .map_err(|error| broken("beginning the AMQP session", &error))?;
         stage.set("attaching the token links");
         let mut cbs = Cbs::attach(&mut session).await?;
-        stage.set("putting the token");
+        stage.set("sending the token");
         let token = cbs.put_token(client).await?;
         let (failed, token_lost) = oneshot::channel();
         let renew = Arc::new(Notify::new());
-        let renewal = tokio::spawn(keep_fresh(
+        let renewal = tokio::spawn(renew_loop(
             cbs,
             Arc::clone(client),
             token,
@@ -135,33 +139,35 @@ impl HubConnection {
         })
     }
 
-    /// Waits until the connection has ended, or its token cannot be renewed any more, and tells why as far as that is
-    /// known. Links mostly know better why a connection has ended, and are given the time to tell.
+    /// Waits until the connection has ended, or until the token can no longer be renewed. Returns
+    /// the cause, as far as known. Links mostly report a more precise cause, so the method leaves
+    /// links a moment to report first.
     ///
-    /// Cancel safe. Must not be called again after it has returned.
+    /// Cancel safe. Must not be called again after returning.
     pub(crate) async fn ended(&mut self) -> ConnectionFailure {
         tokio::select! {
             lost = &mut self.token_lost => lost.unwrap_or_else(|_| ConnectionFailure::Broken {
                 stage: "renewing the token",
-                detail: "the task that renews it has ended".to_owned(),
+                detail: "the renewal task has ended".to_owned(),
             }),
-            () = self.guard.kill.ended() => self.explained(gone("waiting on the connection")),
+            () = self.guard.kill.ended() => self.with_fault(gone("waiting for the hub")),
         }
     }
 
-    /// The same failure, or what was wrong with the hub's bytes if the connection has ended because of these.
-    pub(crate) fn explained(&self, failure: ConnectionFailure) -> ConnectionFailure {
-        explained(&self.guard.kill, failure)
+    /// Returns `failure`; a [`Broken`](ConnectionFailure::Broken) failure gets the stream's fault
+    /// as detail, if known.
+    pub(crate) fn with_fault(&self, failure: ConnectionFailure) -> ConnectionFailure {
+        with_fault(&self.guard.kill, failure)
     }
 
-    /// The switch of the stream below, for work that borrows the session.
-    pub(crate) fn kill(&self) -> Arc<Kill> {
+    /// The kill switch of the underlying stream, for work borrowing the session.
+    pub(crate) fn kill(&self) -> Arc<KillSwitch> {
         Arc::clone(&self.guard.kill)
     }
 
-    /// Lets the connection close politely in the background, for two seconds at most.
-    pub(crate) fn farewell(mut self) {
-        self.guard.polite = true;
+    /// Allows an orderly close in the background, for two seconds at most.
+    pub(crate) fn close_in_background(mut self) {
+        self.guard.is_orderly = true;
     }
 }
 
@@ -172,9 +178,9 @@ impl Drop for Guard {
         }
         let kill = Arc::clone(&self.kill);
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if self.polite => {
+            Ok(runtime) if self.is_orderly => {
                 runtime.spawn(async move {
-                    tokio::time::sleep(FAREWELL).await;
+                    tokio::time::sleep(CLOSE_TIMEOUT).await;
                     kill.now();
                 });
             }
@@ -197,9 +203,9 @@ impl Stage {
     }
 }
 
-/// Attaches a link in `stage`, within `limit` and for as long as the connection lives.
+/// Attaches a link in `stage`, within `limit` and while the connection lives.
 pub(crate) async fn attached<T>(
-    kill: &Kill,
+    kill: &KillSwitch,
     stage: &'static str,
     limit: Duration,
     attach: impl Future<Output = Result<T, ConnectionFailure>>,
@@ -210,9 +216,9 @@ pub(crate) async fn attached<T>(
     }
 }
 
-/// Works for as long as the connection lives.
+/// Runs `work` while the connection lives.
 async fn while_alive<T>(
-    kill: &Kill,
+    kill: &KillSwitch,
     stage: impl Fn() -> &'static str,
     work: impl Future<Output = Result<T, ConnectionFailure>>,
 ) -> Result<T, ConnectionFailure> {
@@ -221,7 +227,7 @@ async fn while_alive<T>(
         done = work => done,
         () = kill.ended() => Err(gone(stage())),
     };
-    done.map_err(|failure| explained(kill, failure))
+    done.map_err(|failure| with_fault(kill, failure))
 }
 
 fn gone(stage: &'static str) -> ConnectionFailure {
@@ -231,7 +237,7 @@ fn gone(stage: &'static str) -> ConnectionFailure {
     }
 }
 
-fn explained(kill: &Kill, failure: ConnectionFailure) -> ConnectionFailure {
+fn with_fault(kill: &KillSwitch, failure: ConnectionFailure) -> ConnectionFailure {
     match (failure, kill.fault()) {
         (ConnectionFailure::Broken { stage, .. }, Some(fault)) => ConnectionFailure::Broken {
             stage,
@@ -248,27 +254,28 @@ fn open_failure(error: &OpenError) -> ConnectionFailure {
     }
 }
 
-/// A failure that the hub explains.
-pub(crate) fn ended(what: &'static str, error: &AmqpError) -> ConnectionFailure {
+/// A failure explained by the hub.
+pub(crate) fn ended(scope: &'static str, error: &AmqpError) -> ConnectionFailure {
     let message = HubMessage::parse(error.description.as_deref().unwrap_or(""));
     let tracking = message.tracking_id.map(|id| format!(" [tracking id {id}]"));
     ConnectionFailure::Ended {
-        what,
+        scope,
         condition: symbol(error),
         description: format!("{}{}", message.text, tracking.unwrap_or_default()),
     }
 }
 
-/// A failure that only the library explains. Its texts hold no secrets: they name states and conditions.
+/// A failure explained only by the library. The library's texts hold no secrets: they name states
+/// and conditions.
 pub(crate) fn broken(stage: &'static str, error: &dyn Error) -> ConnectionFailure {
     ConnectionFailure::Broken {
         stage,
-        detail: cut(&in_words(error)),
+        detail: cut(&describe(error)),
     }
 }
 
-/// An error with its causes; one that only repeats what was said is left out.
-pub(crate) fn in_words(error: &dyn Error) -> String {
+/// Describes an error with its causes; a cause already contained in the text is skipped.
+pub(crate) fn describe(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -304,7 +311,8 @@ pub(crate) fn receiver_attach_failure(
     }
 }
 
-/// What the official SDKs tell the hub on every link for data: who calls.
+/// The link property with the client's name and version, sent by the official SDKs on every data
+/// link.
 pub(crate) fn link_properties(client: &ClientInner) -> Fields {
     let mut properties = Fields::new();
     let version = Value::String(client.options.agent());
@@ -338,7 +346,7 @@ mod tests {
         let mut open = HubConnection::open(&client.inner, "test").await.unwrap();
         let renew_at = client.inner.credentials.token().await.unwrap().renew_at;
         open.renew.notify_one();
-        // The next token has its own moment of renewal, drawn anew.
+        // The next token's renewal time is drawn anew.
         let renewed = async {
             while client.inner.credentials.token().await.unwrap().renew_at == renew_at {
                 tokio::task::yield_now().await;

@@ -1,4 +1,5 @@
-//! The byte stream of an AMQP connection: TLS on the port of AMQP, or a WebSocket on the port of HTTPS.
+//! The byte stream of an AMQP connection: TLS on the port of AMQP, or a WebSocket on the port of
+//! HTTPS.
 
 use std::io;
 use std::pin::Pin;
@@ -19,61 +20,61 @@ use crate::client::{ClientInner, Target};
 use crate::connect_error::ConnectError;
 use crate::options::Transport;
 
-/// Where a hub takes WebSockets, and the subprotocol of AMQP (Microsoft's reference of IoT Hub endpoints; all official
-/// SDKs).
+/// The hub's WebSocket path, and the subprotocol of AMQP (Microsoft's reference of IoT Hub
+/// endpoints; all official SDKs).
 const PATH: &str = "/$iothub/websocket";
 const SUBPROTOCOL: &str = "AMQPWSB10";
 
-/// How long the first of two transports may take to connect, before the other one is tried: a firewall that drops packets
-/// says nothing.
+/// Time limit of the first of two transports, before the other transport is tried: a firewall that
+/// drops packets gives no error.
 const FIRST_WITHIN: Duration = Duration::from_secs(8);
 
-/// What carries AMQP.
-pub(crate) enum Wire {
+/// The connected transport below AMQP.
+pub(crate) enum AmqpStream {
     Tls(Box<TlsStream<TcpStream>>),
     WebSocket(Box<WebSocketBytes<TlsStream<TcpStream>>>),
 }
 
-/// Which transport led to the hub last, for a client that may use either.
+/// The latest successful transport, for a client free to use either.
 #[derive(Debug, Default)]
-pub(crate) struct Remembered(Mutex<Option<Transport>>);
+pub(crate) struct LastTransport(Mutex<Option<Transport>>);
 
-impl Remembered {
+impl LastTransport {
     pub(crate) fn get(&self) -> Option<Transport> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `true` if it is news.
+    /// Stores the transport; returns `true` on a change.
     fn set(&self, transport: Transport) -> bool {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held.replace(transport) != Some(transport)
     }
 }
 
-/// Connects by the transport that the options name, or by the first of both that leads to the hub.
-pub(super) async fn dial(client: &ClientInner, stage: &Stage) -> Result<Wire, ConnectError> {
-    let (first, second) = match (client.options.transport, client.remembered.get()) {
+/// Connects by the transport named in the options, or by the first of the two to reach the hub.
+pub(super) async fn dial(client: &ClientInner, stage: &Stage) -> Result<AmqpStream, ConnectError> {
+    let (first, second) = match (client.options.transport, client.last_transport.get()) {
         (Transport::Auto, Some(Transport::AmqpWs)) => (Transport::AmqpWs, Some(Transport::Amqp)),
         (Transport::Auto, _) => (Transport::Amqp, Some(Transport::AmqpWs)),
         (only, _) => (only, None),
     };
     let Some(second) = second else {
-        return by(client, first, stage).await;
+        return dial_transport(client, first, stage).await;
     };
     let within = FIRST_WITHIN.min(client.options.connect_timeout / 2);
-    let failed = match timeout(within, by(client, first, stage)).await {
-        Ok(Ok(wire)) => return Ok(remember(client, first, wire, None)),
+    let failed = match timeout(within, dial_transport(client, first, stage)).await {
+        Ok(Ok(stream)) => return Ok(record_transport(client, first, stream, None)),
         Ok(Err(error)) => error,
         Err(_) => ConnectError::Timeout {
             stage: stage.get(),
             limit: within,
         },
     };
-    if !failed.may_be_the_ports() {
+    if !failed.another_port_may_help() {
         return Err(failed);
     }
-    match by(client, second, stage).await {
-        Ok(wire) => Ok(remember(client, second, wire, Some(&failed))),
+    match dial_transport(client, second, stage).await {
+        Ok(stream) => Ok(record_transport(client, second, stream, Some(&failed))),
         Err(other) => Err(ConnectError::Both {
             first: Box::new(failed),
             second: Box::new(other),
@@ -81,15 +82,15 @@ pub(super) async fn dial(client: &ClientInner, stage: &Stage) -> Result<Wire, Co
     }
 }
 
-/// Tells which transport is used, the first time and when it changes.
-fn remember(
+/// Logs the transport in use, the first time and after every change.
+fn record_transport(
     client: &ClientInner,
     transport: Transport,
-    wire: Wire,
+    stream: AmqpStream,
     failed: Option<&ConnectError>,
-) -> Wire {
-    if client.remembered.set(transport) {
-        let failed = failed.map(|error| super::connection::in_words(error));
+) -> AmqpStream {
+    if client.last_transport.set(transport) {
+        let failed = failed.map(|error| super::connection::describe(error));
         info!(
             hub = %client.host_name,
             transport = transport.name(),
@@ -98,7 +99,7 @@ fn remember(
             "AMQP transport chosen"
         );
     }
-    wire
+    stream
 }
 
 fn target(client: &ClientInner, transport: Transport) -> &Target {
@@ -108,16 +109,16 @@ fn target(client: &ClientInner, transport: Transport) -> &Target {
     }
 }
 
-async fn by(
+async fn dial_transport(
     client: &ClientInner,
     transport: Transport,
     stage: &Stage,
-) -> Result<Wire, ConnectError> {
+) -> Result<AmqpStream, ConnectError> {
     let target = target(client, transport);
     stage.set("connecting");
     let tcp = twincast_tunnel::connect(&target.host, target.port, &client.options.proxy);
     let tcp = tcp.await.map_err(ConnectError::from_dial)?;
-    stage.set("the TLS handshake");
+    stage.set("performing the TLS handshake");
     let host = || client.host_name.clone();
     let name = ServerName::try_from(host()).map_err(|error| ConnectError::Tls {
         host: host(),
@@ -129,9 +130,9 @@ async fn by(
         .await
         .map_err(|source| ConnectError::from_tls(host(), source))?;
     if transport != Transport::AmqpWs {
-        return Ok(Wire::Tls(Box::new(tls)));
+        return Ok(AmqpStream::Tls(Box::new(tls)));
     }
-    stage.set("the WebSocket handshake");
+    stage.set("performing the WebSocket handshake");
     let authority = match target.port {
         443 => host(),
         port => format!("{}:{port}", client.host_name),
@@ -141,10 +142,10 @@ async fn by(
         host: host(),
         source: Arc::new(source),
     })?;
-    Ok(Wire::WebSocket(Box::new(stream)))
+    Ok(AmqpStream::WebSocket(Box::new(stream)))
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for AmqpStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -157,7 +158,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for AmqpStream {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

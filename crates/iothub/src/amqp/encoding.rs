@@ -1,13 +1,15 @@
-//! Values of the AMQP 1.0 type system as bytes: where a value ends, whether it is well-formed, and simple reads and
-//! writes. No value is decoded into memory: the cost of every function is bounded by the bytes at hand, whatever sizes
-//! and counts these bytes claim.
+//! Values of the AMQP 1.0 type system as bytes: finding a value's end, checking well-formedness,
+//! simple reads and writes. No value is decoded into memory: the cost of every function is bounded
+//! by the bytes at hand, whatever sizes and counts these bytes claim.
 //!
-//! Encodings: AMQP 1.0, part 1, section 1.6. The high half of a constructor gives the width of what follows.
+//! Encodings: AMQP 1.0, part 1, section 1.6. The high half of a constructor gives the width of the
+//! data.
 
 use std::ops::Range;
 
-/// The deepest nesting that is accepted. Deeper than every frame and message of a hub, and far from exhausting a stack.
-const DEEPEST: usize = 16;
+/// Maximum accepted nesting. Deeper than every frame and message of a hub, and far from exhausting
+/// a stack.
+const MAX_NESTING: usize = 16;
 
 pub(crate) const NULL: u8 = 0x40;
 pub(crate) const TRUE: u8 = 0x41;
@@ -20,10 +22,10 @@ const MAP32: u8 = 0xd1;
 const STRING32: u8 = 0xb1;
 const SYMBOL32: u8 = 0xb3;
 
-/// The length of the value that `bytes` starts with. `None` if the value is not complete, not well-formed, or nested
-/// too deeply.
+/// Returns the length of the value at the start of `bytes`. `None` if the value is incomplete,
+/// malformed, or nested too deeply.
 pub(crate) fn length(bytes: &[u8]) -> Option<usize> {
-    value(bytes, DEEPEST)
+    value(bytes, MAX_NESTING)
 }
 
 fn value(bytes: &[u8], depth: usize) -> Option<usize> {
@@ -37,7 +39,7 @@ fn value(bytes: &[u8], depth: usize) -> Option<usize> {
     }
 }
 
-/// The length of what follows the constructor `code`.
+/// Returns the length of the data after the constructor `code`.
 fn body(code: u8, bytes: &[u8], depth: usize) -> Option<usize> {
     let (width, size) = match code >> 4 {
         0x4 => return Some(0),
@@ -58,7 +60,8 @@ fn body(code: u8, bytes: &[u8], depth: usize) -> Option<usize> {
         1 => (usize::from(*content.first()?), &content[1..]),
         _ => (number(content)?, &content[4..]),
     };
-    // Every entry of a list or map takes at least a byte. Entries of an array may take none, and then tell nothing.
+    // Every entry of a list or map takes at least one byte. Array entries may be empty, but then
+    // carry no information.
     if count > rest.len() {
         return None;
     }
@@ -75,7 +78,7 @@ fn body(code: u8, bytes: &[u8], depth: usize) -> Option<usize> {
     rest.is_empty().then_some(end)
 }
 
-/// `Some` if `count` entries of one constructor fill `rest`.
+/// `Some` if `count` entries with one constructor fill `rest`.
 fn array(count: usize, rest: &[u8], depth: usize) -> Option<()> {
     if rest.is_empty() {
         return Some(());
@@ -96,8 +99,8 @@ fn number(bytes: &[u8]) -> Option<usize> {
     Some(u32::from_be_bytes(*bytes.first_chunk()?) as usize)
 }
 
-/// The entries of the list or map at `at`, as ranges of `bytes`; of a map the keys and values in turn. Ends early where
-/// `bytes` ends or is not well-formed.
+/// Returns the entries of the list or map at `at` as ranges of `bytes`; a map gives keys and values
+/// in turn. Ends early where `bytes` ends or is malformed.
 pub(crate) fn entries(bytes: &[u8], at: usize) -> Option<Entries<'_>> {
     let rest = bytes.get(at + 1..)?;
     let (at, left) = match bytes[at] {
@@ -127,7 +130,7 @@ impl Iterator for Entries<'_> {
     }
 }
 
-/// The descriptor of the described value at `at`, and where the value itself starts.
+/// Returns the descriptor of the described value at `at`, and the start of the value itself.
 pub(crate) fn described(bytes: &[u8], at: usize) -> Option<(Descriptor<'_>, usize)> {
     if *bytes.get(at)? != DESCRIBED {
         return None;
@@ -148,7 +151,7 @@ pub(crate) enum Descriptor<'a> {
     Name(&'a str),
 }
 
-/// The integer that `bytes` starts with, of any of the integer types.
+/// Reads an integer of any integer type at the start of `bytes`.
 pub(crate) fn integer(bytes: &[u8]) -> Option<i128> {
     let (code, rest) = bytes.split_first()?;
     Some(match code {
@@ -165,7 +168,7 @@ pub(crate) fn integer(bytes: &[u8]) -> Option<i128> {
     })
 }
 
-/// The `uint` that `bytes` starts with.
+/// Reads the `uint` at the start of `bytes`.
 pub(crate) fn uint(bytes: &[u8]) -> Option<u32> {
     matches!(bytes.first()?, 0x43 | 0x52 | &UINT)
         .then(|| integer(bytes))
@@ -178,7 +181,7 @@ pub(crate) fn is_true(bytes: &[u8]) -> bool {
     matches!(bytes, [TRUE, ..] | [0x56, 1, ..])
 }
 
-/// The string or symbol that `bytes` starts with.
+/// Reads the string or symbol at the start of `bytes`.
 pub(crate) fn text(bytes: &[u8]) -> Option<&str> {
     let text = match *bytes.first()? {
         0xa1 | 0xa3 => bytes.get(2..2 + usize::from(*bytes.get(1)?))?,
@@ -188,35 +191,35 @@ pub(crate) fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(text).ok()
 }
 
-/// A `uint`.
+/// Encodes a `uint`.
 pub(crate) fn write_uint(value: u32) -> Vec<u8> {
     let mut bytes = vec![UINT];
     bytes.extend(value.to_be_bytes());
     bytes
 }
 
-/// A string.
+/// Encodes a string.
 pub(crate) fn write_string(text: &str) -> Vec<u8> {
     variable(STRING32, text.as_bytes())
 }
 
-/// A symbol; what is not ASCII in `text` is left out.
+/// Encodes a symbol; non-ASCII bytes of `text` are dropped.
 pub(crate) fn write_symbol(text: &str) -> Vec<u8> {
     let ascii: Vec<u8> = text.bytes().filter(u8::is_ascii).collect();
     variable(SYMBOL32, &ascii)
 }
 
-/// A list of encoded values.
+/// Encodes a list of encoded values.
 pub(crate) fn write_list(entries: &[Vec<u8>]) -> Vec<u8> {
     compound(LIST32, entries)
 }
 
-/// A map of encoded keys and values in turn.
+/// Encodes a map of encoded keys and values in turn.
 pub(crate) fn write_map(entries: &[Vec<u8>]) -> Vec<u8> {
     compound(MAP32, entries)
 }
 
-/// A described value with a numeric descriptor.
+/// Encodes a described value with a numeric descriptor.
 pub(crate) fn write_described(code: u8, mut value: Vec<u8>) -> Vec<u8> {
     value.splice(..0, [DESCRIBED, 0x53, code]);
     value
@@ -276,7 +279,7 @@ mod tests {
             assert_eq!(length(&longer), Some(bytes.len()));
         }
         let lies: [&[u8]; 10] = [
-            // Sizes that do not even hold the count.
+            // Sizes too small to hold the count.
             &[0xc0, 0, 0],
             &[0xd0, 0, 0, 0, 3, 0, 0, 0, 0],
             &[0xe0, 0, 0],
@@ -288,7 +291,7 @@ mod tests {
             &[0xc1, 2, 1, 0x40],
             &[0xc0, 2, 2, 0x40, 0x40],
             &[0xc0, 3, 1, 0x40, 0x40],
-            // No such constructor.
+            // An undefined constructor.
             &[0x10],
         ];
         for bytes in lies {
@@ -313,9 +316,9 @@ mod tests {
             },
         ];
         for wrap in forms {
-            let shallow = nested(DEEPEST - 1, wrap);
+            let shallow = nested(MAX_NESTING - 1, wrap);
             assert_eq!(length(&shallow), Some(shallow.len()));
-            assert_eq!(length(&nested(DEEPEST, wrap)), None);
+            assert_eq!(length(&nested(MAX_NESTING, wrap)), None);
         }
         assert_eq!(length(&[0; 65_536]), None);
     }

@@ -1,4 +1,4 @@
-//! Cuts the bytes of a connection into frames, and refuses what is not AMQP 1.0.
+//! Splits the bytes of a connection into frames, and refuses bytes other than AMQP 1.0.
 //!
 //! ```text
 //! protocol header (SASL) ─▶ SASL frames ─▶ protocol header (AMQP) ─▶ OPEN ─▶ frames
@@ -9,19 +9,19 @@ use thiserror::Error;
 
 use super::encoding::{DESCRIBED, Descriptor, described, entries, length};
 
-/// The frame size that hubs announce themselves, and that is announced to them.
-pub(crate) const LARGEST_FRAME: usize = 65_536;
+/// The frame size announced by hubs and to hubs.
+pub(crate) const MAX_FRAME_BYTES: usize = 65_536;
 
 /// A protocol header and a frame header have the same length.
 pub(crate) const HEADER: usize = 8;
 
-/// A frame without a body: it only tells that the peer is there.
+/// A frame without a body, sent only as a sign of life.
 pub(crate) const EMPTY: [u8; HEADER] = [0, 0, 0, 8, 2, 0, 0, 0];
 
 const AMQP: u8 = 0;
 const SASL: u8 = 1;
 
-/// The hub sent what AMQP 1.0 does not allow. Nothing after it can be read.
+/// The hub violated AMQP 1.0. All later bytes are unreadable.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("hub sent bytes that are not AMQP 1.0: {0}")]
 pub(crate) struct Malformed(String);
@@ -60,17 +60,17 @@ const PERFORMATIVES: [(Performative, &str); 9] = [
     (Performative::Close, "amqp:close:list"),
 ];
 
-/// Where things are in an AMQP frame whose header has eight bytes.
+/// Positions in an AMQP frame with an eight-byte header.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head {
     pub(crate) performative: Performative,
     pub(crate) channel: u16,
-    /// Where the performative's list starts.
+    /// The start of the performative's list.
     pub(crate) list: usize,
 }
 
 impl Head {
-    /// Reads the start of a frame. `None` if it holds no performative.
+    /// Parses the start of a frame. `None` for a frame without a performative.
     pub(crate) fn read(frame: &[u8]) -> Option<Self> {
         let (descriptor, list) = described(frame, HEADER)?;
         let is_it = |(performative, name): &&(Performative, &str)| match descriptor {
@@ -87,7 +87,7 @@ impl Head {
     }
 }
 
-/// Where in the life of a connection the incoming bytes are.
+/// The connection's phase, as seen in the incoming bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Phase {
     #[default]
@@ -97,7 +97,7 @@ enum Phase {
     Open,
 }
 
-/// The incoming direction: whole frames, each checked.
+/// The incoming direction: splits and checks whole frames.
 #[derive(Debug, Default)]
 pub(crate) struct Incoming {
     held: Vec<u8>,
@@ -105,13 +105,13 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Takes bytes of the hub. Every whole AMQP frame with a body goes through `mend`, which may change it; what the
-    /// library shall see is appended to `out`.
+    /// Takes bytes of the hub. Every whole AMQP frame with a body goes through `sanitize`, which
+    /// may change the frame. The bytes for the library are appended to `out`.
     pub(crate) fn take(
         &mut self,
         mut input: &[u8],
         out: &mut Vec<u8>,
-        mut mend: impl FnMut(Head, Vec<u8>, &mut Vec<u8>) -> Result<(), Malformed>,
+        mut sanitize: impl FnMut(Head, Vec<u8>, &mut Vec<u8>) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
         while !input.is_empty() {
             let size = match self.held.first_chunk() {
@@ -127,13 +127,13 @@ impl Incoming {
             };
             if whole {
                 let frame = std::mem::take(&mut self.held);
-                self.whole(frame, out, &mut mend)?;
+                self.whole(frame, out, &mut sanitize)?;
             }
         }
         Ok(())
     }
 
-    /// The size of a frame or protocol header.
+    /// Returns the size of a frame or protocol header.
     fn size(&self, header: &[u8; HEADER]) -> Result<usize, Malformed> {
         if header.starts_with(b"AMQP") && self.phase != Phase::Open {
             return Ok(HEADER);
@@ -144,8 +144,8 @@ impl Incoming {
         match self.phase {
             Phase::Start => malformed(format!("{header:02x?} instead of a protocol header")),
             _ if size < HEADER => malformed(format!("a frame of {size} bytes")),
-            _ if size > LARGEST_FRAME => malformed(format!(
-                "a frame of {size} bytes, {LARGEST_FRAME} are allowed"
+            _ if size > MAX_FRAME_BYTES => malformed(format!(
+                "a frame of {size} bytes; at most {MAX_FRAME_BYTES} are allowed"
             )),
             _ if data < HEADER || data > size => malformed(format!(
                 "a frame of {size} bytes with its data at byte {data}"
@@ -161,7 +161,7 @@ impl Incoming {
         &mut self,
         mut frame: Vec<u8>,
         out: &mut Vec<u8>,
-        mend: &mut impl FnMut(Head, Vec<u8>, &mut Vec<u8>) -> Result<(), Malformed>,
+        sanitize: &mut impl FnMut(Head, Vec<u8>, &mut Vec<u8>) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
         if frame.starts_with(b"AMQP") && self.phase != Phase::Open {
             self.phase = match (self.phase, frame[4]) {
@@ -177,7 +177,7 @@ impl Incoming {
         }
         drop_extended_header(&mut frame);
         if self.phase == Phase::Sasl {
-            // The library reads sizes wherever it is led, and takes memory for them.
+            // The library trusts every size inside and allocates memory accordingly.
             let body = &frame[HEADER..];
             if !body.starts_with(&[DESCRIBED]) || length(body) != Some(body.len()) {
                 return Err(Malformed::new("a SASL frame without a well-formed body"));
@@ -199,11 +199,12 @@ impl Incoming {
             return Err(Malformed::new(what));
         }
         self.phase = Phase::Open;
-        mend(head, frame, out)
+        sanitize(head, frame, out)
     }
 }
 
-/// Removes what a frame's header has beyond eight bytes: its meaning is not defined, and the library refuses it.
+/// Removes the part of a frame's header beyond eight bytes: its meaning is undefined, and the
+/// library refuses it.
 fn drop_extended_header(frame: &mut Vec<u8>) {
     let data = usize::from(frame[4]) * 4;
     frame.drain(HEADER..data);
@@ -217,26 +218,28 @@ pub(crate) fn set_size(frame: &mut [u8]) {
     frame[..4].copy_from_slice(&size.to_be_bytes());
 }
 
-/// Bytes of an outgoing frame that are looked at: enough for the descriptor and the first fields of BEGIN and TRANSFER.
-const LOOKED_AT: usize = 64;
+/// Bytes inspected in an outgoing frame: enough for the descriptor and the first fields of BEGIN
+/// and TRANSFER.
+const INSPECTED_BYTES: usize = 64;
 
-/// The outgoing direction: the library's frames, of which only the starts are looked at.
+/// The outgoing direction: the library's frames, inspected only at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     held: Vec<u8>,
-    /// Bytes of the current frame that pass without a look.
-    passing: usize,
+    /// Remaining bytes of the current frame, passed without inspection.
+    skip: usize,
 }
 
 impl Outgoing {
-    /// Sees bytes that the library writes; `saw` gets the start of every frame with a performative.
-    pub(crate) fn take(&mut self, mut input: &[u8], mut saw: impl FnMut(Head, &[u8])) {
+    /// Observes bytes written by the library; `on_frame` receives the start of every frame with a
+    /// performative.
+    pub(crate) fn take(&mut self, mut input: &[u8], mut on_frame: impl FnMut(Head, &[u8])) {
         while !input.is_empty() {
-            let passing = self.passing.min(input.len());
-            self.passing -= passing;
-            input = &input[passing..];
+            let skip = self.skip.min(input.len());
+            self.skip -= skip;
+            input = &input[skip..];
             let wanted = match self.held.first_chunk::<HEADER>() {
-                Some(header) => size_of_own(header).min(LOOKED_AT),
+                Some(header) => size_of_own(header).min(INSPECTED_BYTES),
                 None => HEADER,
             };
             let now = wanted.saturating_sub(self.held.len()).min(input.len());
@@ -246,19 +249,19 @@ impl Outgoing {
                 continue;
             };
             let size = size_of_own(header);
-            if self.held.len() < size.min(LOOKED_AT) {
+            if self.held.len() < size.min(INSPECTED_BYTES) {
                 continue;
             }
             if let Some(head) = Head::read(&self.held) {
-                saw(head, &self.held);
+                on_frame(head, &self.held);
             }
-            self.passing = size.saturating_sub(self.held.len());
+            self.skip = size.saturating_sub(self.held.len());
             self.held.clear();
         }
     }
 }
 
-/// The size of a frame of our own, or of a protocol header.
+/// Returns the size of an outgoing frame or protocol header.
 fn size_of_own(header: &[u8; HEADER]) -> usize {
     if header.starts_with(b"AMQP") {
         return HEADER;

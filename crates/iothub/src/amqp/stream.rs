@@ -1,17 +1,20 @@
-//! The byte stream under an AMQP connection: TLS with repaired frames, gathered writes and a kill switch.
+//! The byte stream under an AMQP connection: TLS with repaired frames, gathered writes and a kill
+//! switch.
 //!
-//! *Gathered writes.* The protocol library flushes after every frame, which would make every transfer a TLS record and
-//! a system call of its own. Here a flush is only noted; the bytes leave when the connection's task has nothing else to
-//! write (it polls for reading twice with no write in between) or when [`GATHER`] bytes wait. That is safe because the
-//! library always reads after it has written: there is no state in which it waits without polling the read side.
+//! *Gathered writes.* The protocol library flushes after every frame, which would make every
+//! transfer a TLS record and a system call of its own. Here a flush is only noted. The bytes leave
+//! when the connection's task has no more to write (it polls for reading twice with no write in
+//! between), or when [`GATHER`] bytes have accumulated. This is safe because the library always
+//! reads after writing: it never waits without polling the read side.
 //!
-//! *Kill switch.* The library's own ways to end a connection wait for the peer, some of them while burning a core.
-//! [`Kill::now`] makes the stream end in both directions, so its tasks stop at once whatever the peer does.
+//! *Kill switch.* The library's own ways to end a connection wait for the peer, some of them while
+//! burning a core. [`KillSwitch::now`] ends the stream in both directions, so the library's tasks
+//! stop at once, whatever the peer does.
 //!
-//! *Ends by itself.* The stream ends in both directions when the peer has closed its side, failed, or sent what is not
-//! AMQP; when the library has ended the session or the connection and the peer does not follow within [`FAREWELL`]; and
-//! when the peer takes no bytes for so long that it counts as silent. The library waits without a bound in each of
-//! these.
+//! *Automatic end.* The stream ends in both directions when the peer has closed its side, failed,
+//! or sent bytes other than AMQP; when the library has ended the session or the connection and the
+//! peer does not follow within [`CLOSE_TIMEOUT`]; and when the peer accepts no bytes for so long
+//! that it counts as silent. The library would wait without a bound in each of these cases.
 
 use std::fmt;
 use std::future::Future as _;
@@ -26,40 +29,40 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use super::filter::FrameFilter;
 use super::frames::Malformed;
-use super::repair::Repair;
 
-/// How long a connection may take to say good-bye before it is cut.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+/// Time allowed for an orderly close before the connection is cut.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes that may wait for being written. Two TLS records: more would only add latency.
+/// Most bytes waiting to be written. Two TLS records; more would only add latency.
 const GATHER: usize = 32 * 1024;
 
 /// Bytes read from TLS at once: one record.
 const READ: usize = 16 * 1024;
 
-/// How long the library may take to tell why a connection has ended.
-const LAST_WORDS: Duration = Duration::from_millis(250);
+/// Time allowed for the library to report why a connection has ended.
+const REPORT_GRACE: Duration = Duration::from_millis(250);
 
-/// Ends a stream from outside, and tells of its end.
+/// Ends a stream from outside, and signals the stream's end.
 #[derive(Default)]
-pub(crate) struct Kill {
+pub(crate) struct KillSwitch {
     killed: OnceLock<Instant>,
     reader: AtomicWaker,
     ended: Notify,
     fault: OnceLock<String>,
 }
 
-impl Kill {
-    /// The stream reads its end and refuses writes from now on.
+impl KillSwitch {
+    /// Ends the stream: reads return end-of-file and writes fail from now on.
     pub(crate) fn now(&self) {
         self.killed.get_or_init(Instant::now);
         self.reader.wake();
         self.ended.notify_waiters();
     }
 
-    /// Returns a moment after the stream has ended, in which the library tells why, if it does at all: some of its
-    /// calls wait for ever for what cannot come any more.
+    /// Returns [`REPORT_GRACE`] after the end of the stream. In the meantime the library may report
+    /// a cause; some of its calls never return after the end.
     ///
     /// Cancel safe.
     pub(crate) async fn ended(&self) {
@@ -71,16 +74,17 @@ impl Kill {
                 None => ended.await,
             }
         };
-        sleep_until(at + LAST_WORDS).await;
+        sleep_until(at + REPORT_GRACE).await;
     }
 
-    /// What was wrong with the peer, if the stream ended because of that. The library does not pass it on.
+    /// The peer's fault, if the stream ended because of one. The library does not pass the fault
+    /// on.
     pub(crate) fn fault(&self) -> Option<&str> {
         self.fault.get().map(String::as_str)
     }
 
-    /// Ends the stream for a reason.
-    fn because(&self, fault: &dyn fmt::Display) {
+    /// Ends the stream and records the fault.
+    fn fail(&self, fault: &dyn fmt::Display) {
         _ = self.fault.set(fault.to_string());
         self.now();
     }
@@ -93,35 +97,35 @@ impl Kill {
 /// See the module's documentation.
 pub(crate) struct HubStream<S> {
     inner: S,
-    kill: Arc<Kill>,
-    repair: Repair,
+    kill: Arc<KillSwitch>,
+    filter: FrameFilter,
     scratch: Box<[u8]>,
     /// Repaired bytes for the library, from `ready_from` on.
     ready: Vec<u8>,
     ready_from: usize,
-    /// What the peer sent after these.
+    /// The malformed input after the bytes in `ready`.
     malformed: Option<Malformed>,
-    /// Bytes from the library that are not written yet, from `gathered_from` on.
+    /// Unwritten bytes from the library, from `gathered_from` on.
     gathered: Vec<u8>,
     gathered_from: usize,
-    /// Something was written since the read side was last polled.
+    /// Set by a write, cleared by a poll of the read side.
     wrote: bool,
-    /// The inner stream has bytes that it was not asked to flush.
+    /// The inner stream holds bytes not yet flushed.
     unflushed: bool,
-    /// How long the peer may take no bytes.
-    patience: Duration,
-    /// When the peer has taken none for too long, or has had time enough to say good-bye.
+    /// Longest time without a byte accepted by the peer.
+    write_timeout: Duration,
+    /// Ends the stream: set while the peer accepts no bytes, and during an orderly close.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
-    /// A stream that ends when the peer takes no bytes for `patience`.
-    pub(crate) fn new(inner: S, patience: Duration) -> (Self, Arc<Kill>) {
-        let kill = Arc::new(Kill::default());
+    /// Wraps `inner` into a stream that ends when the peer accepts no bytes for `write_timeout`.
+    pub(crate) fn new(inner: S, write_timeout: Duration) -> (Self, Arc<KillSwitch>) {
+        let kill = Arc::new(KillSwitch::default());
         let stream = Self {
             inner,
             kill: Arc::clone(&kill),
-            repair: Repair::default(),
+            filter: FrameFilter::default(),
             scratch: vec![0; READ].into_boxed_slice(),
             ready: Vec::with_capacity(READ),
             ready_from: 0,
@@ -130,34 +134,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
             gathered_from: 0,
             wrote: false,
             unflushed: false,
-            patience,
+            write_timeout,
             deadline: None,
         };
         (stream, kill)
     }
 
-    /// Ends the stream if its deadline is over.
+    /// Ends the stream if the deadline has passed.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) {
         let is_over = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
         if self.deadline.as_mut().is_some_and(is_over) {
             self.deadline = None;
             self.kill
-                .because(&"hub took no bytes, or did not answer a good-bye, in time");
+                .fail(&"hub did not accept data, or did not answer the close, in time");
         }
     }
 
-    /// Writes what is gathered and flushes it.
+    /// Writes and flushes the gathered bytes.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let sent = self.poll_drain(cx);
         if sent.is_ready() {
-            if !self.repair.left() {
+            if !self.filter.has_ended() {
                 self.deadline = None;
             }
             return sent;
         }
-        let patience = self.patience;
+        let write_timeout = self.write_timeout;
         self.deadline
-            .get_or_insert_with(|| Box::pin(sleep(patience)));
+            .get_or_insert_with(|| Box::pin(sleep(write_timeout)));
         self.poll_deadline(cx);
         match self.kill.is_killed() {
             true => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
@@ -174,7 +178,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
             }
             self.gathered_from += written;
             self.unflushed = true;
-            if !self.repair.left() {
+            if !self.filter.has_ended() {
                 self.deadline = None;
             }
         }
@@ -187,13 +191,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HubStream<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Lets gathered bytes go if the library has nothing more to write for now.
+    /// Sends gathered bytes if the library has no more to write for now.
     fn send_when_idle(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.gathered.is_empty() && !self.unflushed {
             return Ok(());
         }
         if std::mem::take(&mut self.wrote) {
-            // It may be about to write more. Come back when it has done what it can.
+            // The library may be about to write more. Poll again after the library's turn.
             cx.waker().wake_by_ref();
             return Ok(());
         }
@@ -229,7 +233,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for HubStream<S> {
                 return Poll::Ready(Ok(()));
             }
             if let Some(malformed) = this.malformed.take() {
-                this.kill.because(&malformed);
+                this.kill.fail(&malformed);
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, malformed)));
             }
             this.ready.clear();
@@ -240,11 +244,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for HubStream<S> {
                 this.kill.now();
                 return Poll::Ready(read);
             }
-            let before = this.repair.repaired_flows();
-            // What came before it is still good.
-            let repaired = this.repair.incoming(scratch.filled(), &mut this.ready);
+            let before = this.filter.repaired_flows();
+            // Bytes before a malformed frame are still good.
+            let repaired = this.filter.incoming(scratch.filled(), &mut this.ready);
             this.malformed = repaired.err();
-            if before == 0 && this.repair.repaired_flows() > 0 {
+            if before == 0 && this.filter.repaired_flows() > 0 {
                 tracing::debug!("hub sends flow frames without next-incoming-id; repairing them");
             }
         }
@@ -265,10 +269,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HubStream<S> {
             ready!(this.poll_send(cx))?;
         }
         this.gathered.extend_from_slice(buf);
-        let had_left = this.repair.left();
-        this.repair.outgoing(buf);
-        if this.repair.left() && !had_left {
-            this.deadline = Some(Box::pin(sleep(FAREWELL)));
+        let had_ended = this.filter.has_ended();
+        this.filter.outgoing(buf);
+        if this.filter.has_ended() && !had_ended {
+            this.deadline = Some(Box::pin(sleep(CLOSE_TIMEOUT)));
         }
         this.wrote = true;
         Poll::Ready(Ok(buf.len()))
@@ -312,12 +316,12 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
     async fn writes_are_gathered_and_leave_when_the_reader_is_idle() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut stream, _kill) = HubStream::new(near, PATIENCE);
+        let (mut stream, _kill) = HubStream::new(near, WRITE_TIMEOUT);
         stream.write_all(b"AMQP\x00\x01\x00\x00").await.unwrap();
         stream.flush().await.unwrap();
         let mut buffer = [0; 8];
@@ -333,7 +337,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_gathering_leaves_by_itself() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut stream, _kill) = HubStream::new(near, PATIENCE);
+        let (mut stream, _kill) = HubStream::new(near, WRITE_TIMEOUT);
         let mut frame = vec![0; GATHER];
         frame[..8].copy_from_slice(&[0, 0, 0x80, 0, 2, 1, 0, 0]);
         stream.write_all(&frame).await.unwrap();
@@ -344,7 +348,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_killed_stream_ends_in_both_directions() {
         let (near, _far) = duplex(64);
-        let (mut stream, kill) = HubStream::new(near, PATIENCE);
+        let (mut stream, kill) = HubStream::new(near, WRITE_TIMEOUT);
         let waiting = tokio::spawn(async move {
             let end = stream.read(&mut [0; 8]).await;
             (end.unwrap(), stream.write(b"x").await.is_err())
@@ -354,11 +358,12 @@ mod tests {
         assert_eq!(waiting.await.unwrap(), (0, true));
     }
 
-    /// A hub that announces an idle time-out of 90 s, and what reaches it in the ten minutes after.
+    /// The hub announces an idle time-out of 90 s; the test counts the frames of the ten minutes
+    /// after.
     #[tokio::test(start_paused = true)]
     async fn empty_frames_come_well_within_half_of_the_peers_idle_time_out() {
         let (near, mut far) = duplex(1 << 16);
-        let (stream, _kill) = HubStream::new(near, PATIENCE);
+        let (stream, _kill) = HubStream::new(near, WRITE_TIMEOUT);
         let client = tokio::spawn(async move {
             let builder = fe2o3_amqp::Connection::builder()
                 .container_id("c")
@@ -393,11 +398,11 @@ mod tests {
         client.abort();
     }
 
-    /// A hub that opens and then never says a word again: our own idle time-out ends the connection.
+    /// A hub opens and then stays silent: the client's own idle time-out ends the connection.
     #[tokio::test(start_paused = true)]
     async fn a_silent_peer_is_left_after_our_idle_time_out() {
         let (near, mut far) = duplex(1 << 16);
-        let (stream, _kill) = HubStream::new(near, PATIENCE);
+        let (stream, _kill) = HubStream::new(near, WRITE_TIMEOUT);
         let client = tokio::spawn(async move {
             let builder = fe2o3_amqp::Connection::builder()
                 .container_id("c")

@@ -1,4 +1,5 @@
-//! The task behind a [`C2dSender`](super::C2dSender): it owns the link and everything in flight.
+//! The task behind a [`C2dSender`](super::C2dSender), owner of the link and of all deliveries in
+//! flight.
 //!
 //! ```text
 //!            ┌────────────── lost (jittered wait) ◀───────────────┐
@@ -9,12 +10,14 @@
 //!    Failed (credentials, certificate)                  Closed (handle dropped)
 //! ```
 //!
-//! A command is in one of four places, and leaves each exactly once: the channel; `waiting` (taken, not handed over,
-//! oldest first); the head (being handed over, waiting for credit); `flights` (handed over). Handed over counts as
-//! *left*: its fate is unknown when the connection goes. Everything before may be tried on the next connection.
+//! A command passes through up to four places and leaves each exactly once: the channel; `waiting`
+//! (taken from the channel, not handed over, oldest first); the head (being handed over, waiting
+//! for credit); `flights` (handed over). A handed-over message counts as *left*: its fate is
+//! unknown when the connection is lost. Commands in the first three places may be sent over the
+//! next connection.
 //!
-//! Deadlines need no timer per message: all sends have the same time-out, so `waiting` is in deadline order, and a
-//! sweep a few times per time-out looks at the rest.
+//! Deadlines need no timer per message: all sends have the same time-out, so `waiting` is in
+//! deadline order. Several sweeps per time-out check `waiting` and `flights`.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -32,30 +35,30 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::amqp::connection::HubConnection;
-use crate::amqp::reconnects::Reconnects;
+use crate::amqp::reconnect_backoff::ReconnectBackoff;
 use crate::amqp::supervise::supervised;
 use crate::client::ClientInner;
 
 use super::link::{Delivery, Link, Prepared, detach_failure, read_answer, read_refused_handover};
 use super::message::C2dMessage;
-use super::outcome::{ConnectionFailure, Lost, NotSent, SendOutcome};
+use super::outcome::{ConnectionFailure, NotSent, SendOutcome, UnknownCause};
 use super::sender::{LinkState, SendReport};
 
-/// Deadlines are looked at this often per send time-out, so a send is at most 5 % late.
+/// Number of deadline sweeps per send time-out, so a send is at most 5 % late.
 const SWEEPS_PER_TIMEOUT: u32 = 20;
 
-/// The slowest sweep: the stall watchdog should not be later than this.
-const SLOWEST_SWEEP: Duration = Duration::from_millis(250);
+/// Longest sweep interval, and thereby the longest delay of the stall watchdog.
+const MAX_SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Answers that are taken in a row before new messages are looked at, so that neither starves the other.
+/// Answers settled in a row before new messages are taken, so that neither starves the other.
 const SETTLE_AT_ONCE: usize = 64;
 
-/// One message and where its outcome goes.
+/// One message and the destination of the outcome.
 pub(crate) struct Command {
     pub(crate) message: C2dMessage,
-    /// When it is to have left.
+    /// Latest moment for the message to leave.
     pub(crate) leave_by: Instant,
-    /// When it is to be answered.
+    /// Latest moment for the answer.
     pub(crate) deadline: Instant,
     pub(crate) reply: oneshot::Sender<SendReport>,
 }
@@ -66,28 +69,28 @@ pub(crate) struct Engine {
     commands: mpsc::Receiver<Command>,
     state: watch::Sender<LinkState>,
     waiting: VecDeque<Command>,
-    /// The handle is gone: nothing more will come.
+    /// The handle is dropped: no more commands will arrive.
     closing: bool,
     prepared: Prepared,
-    reconnects: Reconnects,
+    backoff: ReconnectBackoff,
 }
 
-/// Why a connection was left.
-enum End {
+/// Why a connection was abandoned.
+enum LinkEnd {
     Closed,
     Lost(Arc<ConnectionFailure>),
 }
 
-impl End {
+impl LinkEnd {
     fn lost(failure: ConnectionFailure) -> Self {
         Self::Lost(Arc::new(failure))
     }
 }
 
-/// A delivery that has left, until the hub answers.
+/// A delivery that has left and awaits the hub's answer.
 struct Flight {
     delivery: Delivery,
-    /// Taken when the outcome is told; a flight without it only waits to be forgotten.
+    /// Taken when the outcome is reported; a flight without a waiter only awaits removal.
     waiter: Option<Waiter>,
 }
 
@@ -107,13 +110,13 @@ impl Future for Flight {
     }
 }
 
-/// What is known of one connection while it lasts.
-struct Drive {
+/// The state of one connection.
+struct LinkRun {
     flights: FuturesUnordered<Flight>,
-    /// Flights whose waiter was told "unknown" because no answer came in time.
-    forgotten: usize,
-    /// When the hub last did something for us: an answer, or credit that was waited for. Or when it was first owed
-    /// something.
+    /// Flights already reported as unknown because no answer came in time.
+    timed_out: usize,
+    /// Moment of the hub's latest progress (an answer, or credit after a wait), or the start of the
+    /// current busy period if later.
     progress: Instant,
 }
 
@@ -124,7 +127,7 @@ impl Engine {
         state: watch::Sender<LinkState>,
     ) -> Self {
         Self {
-            reconnects: Reconnects::new(&client.options.reconnect),
+            backoff: ReconnectBackoff::new(&client.options.reconnect),
             client,
             commands,
             state,
@@ -134,7 +137,7 @@ impl Engine {
         }
     }
 
-    /// Lives as long as the handle, unless the hub refuses us for good.
+    /// Runs until the handle is dropped, or until a permanent failure.
     pub(crate) async fn run(mut self, mut link: Option<Link>) {
         let mut since = SystemTime::now();
         let mut last_error = None;
@@ -149,14 +152,18 @@ impl Engine {
             let Some(connected) = connected else { break };
             self.state.send_replace(LinkState::Connected);
             let connected_at = Instant::now();
-            // What was in flight when a defect was met is told as closed by its reply's end.
-            let driven = supervised("sending", async { Ok(self.drive(connected).await) });
-            match driven.await.unwrap_or_else(End::lost) {
-                End::Closed => break,
-                End::Lost(failure) => {
+            // A panic in `run_link` drops the reply senders of all flights, so their sends report
+            // `UnknownCause::Closed`.
+            let running = supervised("sending", async { Ok(self.run_link(connected).await) });
+            match running.await.unwrap_or_else(LinkEnd::lost) {
+                LinkEnd::Closed => break,
+                LinkEnd::Lost(failure) => {
                     warn!(hub = %self.client.host_name, error = %failure, "c2d link lost");
-                    self.reconnects.lost(connected_at.elapsed());
-                    if self.reconnects.gives_up(&failure, &self.client.credentials) {
+                    self.backoff.record_loss(connected_at.elapsed());
+                    if self
+                        .backoff
+                        .should_give_up(&failure, &self.client.credentials)
+                    {
                         return self.fail(&failure);
                     }
                     since = SystemTime::now();
@@ -170,17 +177,18 @@ impl Engine {
         self.state.send_replace(LinkState::Closed);
     }
 
-    /// Tries until there is a link (`Some`), the handle is gone and nobody waits (`None`), or trying is of no use.
+    /// Retries until a link is open (`Some`), until the handle is dropped and no command waits
+    /// (`None`), or until a permanent failure.
     async fn reconnect(
         &mut self,
         since: SystemTime,
         mut last_error: Option<Arc<ConnectionFailure>>,
     ) -> Result<Option<Link>, ConnectionFailure> {
-        // The first attempt ever is made at once; after a loss even the first one is jittered, so that a crowd that
-        // was thrown out together does not return together.
+        // The very first attempt is immediate. After a loss even the first attempt is jittered, so
+        // that clients disconnected together do not return together.
         let mut wait = last_error
             .as_ref()
-            .map(|_| self.reconnects.next_wait())
+            .map(|_| self.backoff.next_delay())
             .unwrap_or_default();
         let mut attempts = 0;
         loop {
@@ -205,22 +213,24 @@ impl Engine {
                 }
                 Some(Ok(_)) => return Ok(None),
                 Some(Err(failure))
-                    if self.reconnects.gives_up(&failure, &self.client.credentials) =>
+                    if self
+                        .backoff
+                        .should_give_up(&failure, &self.client.credentials) =>
                 {
                     return Err(failure);
                 }
                 Some(Err(failure)) => {
-                    debug!(hub = %self.client.host_name, error = %failure, attempts, "c2d link not attached");
+                    debug!(hub = %self.client.host_name, error = %failure, attempts, "failed to attach the c2d link; retrying");
                     attempts += 1;
                     last_error = Some(Arc::new(failure));
                 }
             }
-            wait = self.reconnects.next_wait();
+            wait = self.backoff.next_delay();
         }
     }
 
-    /// Waits for `what` while taking commands in and telling those whose time is up. `None` and `false` when the handle
-    /// is gone and nobody waits any more.
+    /// Awaits `what` while taking commands in and reporting expired commands. `None` and `false`
+    /// when the handle is dropped and no command waits any more.
     async fn wait_while<T>(
         &mut self,
         what: impl Future<Output = T>,
@@ -254,7 +264,7 @@ impl Engine {
             .min(self.client.options.stall_timeout)
             .min(self.client.options.leave_timeout)
             / SWEEPS_PER_TIMEOUT;
-        let mut sweep = interval(period.clamp(Duration::from_millis(1), SLOWEST_SWEEP));
+        let mut sweep = interval(period.clamp(Duration::from_millis(1), MAX_SWEEP_INTERVAL));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         sweep
     }
@@ -275,9 +285,9 @@ impl Engine {
         }
     }
 
-    /// Tells everyone, now and in the channel, that there is no use.
+    /// Reports a permanent failure to all commands, waiting or still in the channel.
     fn fail(mut self, failure: &Arc<ConnectionFailure>) {
-        warn!(hub = %self.client.host_name, error = %failure, "c2d link failed for good");
+        warn!(hub = %self.client.host_name, error = %failure, "c2d link failed permanently");
         self.state
             .send_replace(LinkState::Failed(Arc::clone(failure)));
         self.commands.close();
@@ -291,68 +301,70 @@ impl Engine {
         }
     }
 
-    /// Sends over `link` until it is lost or everything is done.
-    async fn drive(&mut self, mut link: Link) -> End {
-        let mut drive = Drive {
+    /// Sends over `link` until the link is lost, or until the handle is dropped and all commands
+    /// are done.
+    async fn run_link(&mut self, mut link: Link) -> LinkEnd {
+        let mut run = LinkRun {
             flights: FuturesUnordered::new(),
-            forgotten: 0,
+            timed_out: 0,
             progress: Instant::now(),
         };
-        let end = match self.drive_link(&mut link, &mut drive).await {
-            End::Lost(failure) => match Arc::try_unwrap(failure) {
-                Ok(failure) => End::lost(link.connection.explained(failure)),
-                Err(shared) => End::Lost(shared),
+        let end = match self.run_link_inner(&mut link, &mut run).await {
+            LinkEnd::Lost(failure) => match Arc::try_unwrap(failure) {
+                Ok(failure) => LinkEnd::lost(link.connection.with_fault(failure)),
+                Err(shared) => LinkEnd::Lost(shared),
             },
             closed => closed,
         };
-        drive.abandon(&end);
-        if matches!(end, End::Closed) {
+        run.abandon(&end);
+        if matches!(end, LinkEnd::Closed) {
             let Link { sender, connection } = link;
             drop(sender);
-            connection.farewell();
+            connection.close_in_background();
         }
         end
     }
 
-    async fn drive_link(&mut self, link: &mut Link, drive: &mut Drive) -> End {
+    async fn run_link_inner(&mut self, link: &mut Link, run: &mut LinkRun) -> LinkEnd {
         let most = self.client.options.max_in_flight;
         let mut sweep = self.sweeps();
         loop {
-            // What is ready is done without waiting for anything, some of each kind in turn.
+            // Ready work is done without waiting, answers and new messages in turn.
             for _ in 0..SETTLE_AT_ONCE {
-                match drive.flights.next().now_or_never() {
-                    Some(Some((answer, waiter))) => self.settle(link, drive, answer, waiter),
+                match run.flights.next().now_or_never() {
+                    Some(Some((answer, waiter))) => self.settle(link, run, answer, waiter),
                     _ => break,
                 }
             }
-            while drive.in_flight() < most
+            while run.in_flight() < most
                 && let Some(command) = self.take()
             {
-                if let Err(end) = self.hand_over(link, drive, &mut sweep, command).await {
+                if let Err(end) = self.hand_over(link, run, &mut sweep, command).await {
                     return end;
                 }
             }
-            if self.closing && self.waiting.is_empty() && drive.in_flight() == 0 {
-                return End::Closed;
+            if self.closing && self.waiting.is_empty() && run.in_flight() == 0 {
+                return LinkEnd::Closed;
             }
             tokio::select! {
-                Some((answer, waiter)) = drive.flights.next(), if !drive.flights.is_empty() => {
-                    self.settle(link, drive, answer, waiter);
+                Some((answer, waiter)) = run.flights.next(), if !run.flights.is_empty() => {
+                    self.settle(link, run, answer, waiter);
                 }
-                command = self.commands.recv(), if !self.closing && drive.in_flight() < most => {
+                command = self.commands.recv(), if !self.closing && run.in_flight() < most => {
                     match command {
-                        // Commands are put behind those that wait since before the connection.
+                        // Commands from the channel go behind commands waiting since before the
+                        // connection.
                         Some(command) => self.waiting.push_back(command),
                         None => self.closing = true,
                     }
                 }
                 _ = sweep.tick() => {
-                    if let Err(end) = self.sweep(drive, Instant::now(), false) {
+                    if let Err(end) = self.sweep(run, Instant::now(), false) {
                         return end;
                     }
                 }
-                error = link.sender.on_detach() => return End::lost(detach_failure(&error)),
-                failure = link.connection.ended() => return End::lost(failure),
+                error = link.sender.on_detach() => return LinkEnd::lost(detach_failure(&error)),
+                failure = link.connection.ended() => return LinkEnd::lost(failure),
             }
         }
     }
@@ -363,62 +375,57 @@ impl Engine {
             .or_else(|| self.commands.try_recv().ok())
     }
 
-    /// Waits for credit and hands one message over, while everything else goes on.
+    /// Waits for credit and hands one message over; answers and sweeps are handled meanwhile.
     async fn hand_over(
         &mut self,
         link: &mut Link,
-        drive: &mut Drive,
+        run: &mut LinkRun,
         sweep: &mut tokio::time::Interval,
         command: Command,
-    ) -> Result<(), End> {
+    ) -> Result<(), LinkEnd> {
         if command.reply.is_closed() {
             return Ok(());
         }
         let too_late = || SendReport::not_sent(NotSent::Timeout { connection: None });
         if Instant::now() >= command.leave_by {
-            // It grew old in the channel, behind a head that waited for credit.
+            // The command expired in the channel, behind a head waiting for credit.
             let _ = command.reply.send(too_late());
             return Ok(());
         }
-        if drive.in_flight() == 0 {
-            drive.progress = Instant::now();
+        if run.in_flight() == 0 {
+            run.progress = Instant::now();
         }
         let mut prepared = std::mem::take(&mut self.prepared);
         let (result, waited) = {
             let hub_now = self.client.clock.hub_time(SystemTime::now());
             let sendable = prepared.get(&command.message, hub_now);
             let handing = pin!(link.sender.send_batchable_ref(sendable));
-            self.until_handed_over(
-                handing,
-                &mut link.connection,
-                drive,
-                sweep,
-                command.leave_by,
-            )
-            .await
+            self.until_handed_over(handing, &mut link.connection, run, sweep, command.leave_by)
+                .await
         };
         self.prepared = prepared;
         let report = match result {
             Ok(Ok(delivery)) => {
                 let left_at = Instant::now();
                 if waited {
-                    // The hub has given credit. To write, on the other hand, is no sign of the hub.
-                    drive.progress = left_at;
+                    // The hub has given credit. A mere write, on the other hand, proves no progress
+                    // of the hub.
+                    run.progress = left_at;
                 }
                 let waiter = Some(Waiter {
                     reply: command.reply,
                     left_at,
                     deadline: command.deadline,
                 });
-                drive.flights.push(Flight { delivery, waiter });
+                run.flights.push(Flight { delivery, waiter });
                 return Ok(());
             }
             Ok(Err(error)) => {
                 let refused = read_refused_handover(&error);
-                refused.map(SendReport::not_sent).map_err(End::lost)
+                refused.map(SendReport::not_sent).map_err(LinkEnd::lost)
             }
-            // Its own time is up; the link is fine.
-            Err(End::Closed) => Ok(too_late()),
+            // Only this message's time is up; the link is fine.
+            Err(LinkEnd::Closed) => Ok(too_late()),
             Err(lost) => Err(lost),
         };
         match report {
@@ -427,40 +434,41 @@ impl Engine {
                 Ok(())
             }
             Err(end) => {
-                // It had not left: the next connection may have it.
+                // The message has not left: the next connection may send it.
                 self.waiting.push_front(command);
                 Err(end)
             }
         }
     }
 
-    /// Waits until a link takes a message, while everything else goes on. [`End::Closed`] when the message has waited until
-    /// `leave_by`. Also tells whether it has waited for credit.
+    /// Waits until the link takes a message; answers and sweeps are handled meanwhile.
+    /// [`LinkEnd::Closed`] when `leave_by` passes first. The flag is `true` if the handover had to
+    /// wait for credit.
     async fn until_handed_over<T>(
         &mut self,
         mut handing: Pin<&mut impl Future<Output = T>>,
         connection: &mut HubConnection,
-        drive: &mut Drive,
+        run: &mut LinkRun,
         sweep: &mut tokio::time::Interval,
         leave_by: Instant,
-    ) -> (Result<T, End>, bool) {
+    ) -> (Result<T, LinkEnd>, bool) {
         let mut waited = false;
         loop {
             tokio::select! {
                 biased;
                 handed = &mut handing => return (Ok(handed), waited),
-                failure = connection.ended() => return (Err(End::lost(failure)), waited),
-                Some((answer, waiter)) = drive.flights.next(), if !drive.flights.is_empty() => {
-                    self.settle_answer(&connection.renew, drive, answer, waiter);
+                failure = connection.ended() => return (Err(LinkEnd::lost(failure)), waited),
+                Some((answer, waiter)) = run.flights.next(), if !run.flights.is_empty() => {
+                    self.settle_answer(&connection.renew, run, answer, waiter);
                 }
                 _ = sweep.tick() => {
                     waited = true;
                     let now = Instant::now();
-                    if let Err(end) = self.sweep(drive, now, true) {
+                    if let Err(end) = self.sweep(run, now, true) {
                         return (Err(end), waited);
                     }
                     if now >= leave_by {
-                        return (Err(End::Closed), waited);
+                        return (Err(LinkEnd::Closed), waited);
                     }
                 }
             }
@@ -470,38 +478,39 @@ impl Engine {
     fn settle(
         &mut self,
         link: &Link,
-        drive: &mut Drive,
+        run: &mut LinkRun,
         answer: Result<Outcome, SendError>,
         waiter: Option<Waiter>,
     ) {
-        self.settle_answer(&link.connection.renew, drive, answer, waiter);
+        self.settle_answer(&link.connection.renew, run, answer, waiter);
     }
 
     fn settle_answer(
         &mut self,
         renew: &tokio::sync::Notify,
-        drive: &mut Drive,
+        run: &mut LinkRun,
         answer: Result<Outcome, SendError>,
         waiter: Option<Waiter>,
     ) {
         let answered = answer.is_ok();
         let now = Instant::now();
         if answered {
-            drive.progress = now;
-            self.reconnects.served();
+            run.progress = now;
+            self.backoff.record_service();
         }
         let Some(waiter) = waiter else {
-            drive.forgotten -= 1;
+            run.timed_out -= 1;
             return;
         };
         let outcome = match read_answer(answer) {
             SendOutcome::Accepted => {
-                self.reconnects.token_accepted();
+                self.backoff.token_accepted();
                 SendOutcome::Accepted
             }
-            // The first refusal of our token is answered by a new one; if that is refused too, it is the hub's word.
+            // The first refusal of the token triggers a renewal. A refusal of the renewed token is
+            // reported as the outcome.
             SendOutcome::Refused(refusal)
-                if refusal.is_unauthorised() && self.reconnects.forgives_token() =>
+                if refusal.is_unauthorised() && self.backoff.take_token_retry() =>
             {
                 renew.notify_one();
                 SendOutcome::NotSent(NotSent::TokenRefused(refusal))
@@ -515,35 +524,37 @@ impl Engine {
         });
     }
 
-    /// Tells those whose time is up; gives the connection up when nothing moves.
-    fn sweep(&mut self, drive: &mut Drive, now: Instant, head_waits: bool) -> Result<(), End> {
+    /// Reports expired commands and late flights; abandons the connection when the hub makes no
+    /// progress.
+    fn sweep(&mut self, run: &mut LinkRun, now: Instant, head_waits: bool) -> Result<(), LinkEnd> {
         self.sweep_waiting(now, &None);
-        drive.forget_late(now);
+        run.expire_late(now);
         let stall = self.client.options.stall_timeout;
-        let busy = head_waits || drive.in_flight() > 0;
+        let busy = head_waits || run.in_flight() > 0;
         if !busy {
-            drive.progress = now;
-        } else if now - drive.progress >= stall {
-            return Err(End::lost(ConnectionFailure::Stalled(stall)));
+            run.progress = now;
+        } else if now - run.progress >= stall {
+            return Err(LinkEnd::lost(ConnectionFailure::Stalled(stall)));
         }
-        // So many lost answers are the connection's fault, and each still holds memory in the library.
-        if drive.forgotten > self.client.options.max_in_flight {
-            return Err(End::lost(ConnectionFailure::Stalled(stall)));
+        // So many lost answers indicate a broken connection, and each still holds memory in the
+        // library.
+        if run.timed_out > self.client.options.max_in_flight {
+            return Err(LinkEnd::lost(ConnectionFailure::Stalled(stall)));
         }
         Ok(())
     }
 }
 
-impl Drive {
+impl LinkRun {
     fn in_flight(&self) -> usize {
-        self.flights.len() - self.forgotten
+        self.flights.len() - self.timed_out
     }
 
-    fn forget_late(&mut self, now: Instant) {
+    fn expire_late(&mut self, now: Instant) {
         for flight in &mut self.flights {
             if let Some(waiter) = flight.waiter.take_if(|waiter| waiter.deadline <= now) {
-                self.forgotten += 1;
-                let outcome = SendOutcome::Unknown(Lost::Timeout);
+                self.timed_out += 1;
+                let outcome = SendOutcome::Unknown(UnknownCause::Timeout);
                 let _ = waiter.reply.send(SendReport {
                     outcome,
                     hub_latency: None,
@@ -552,11 +563,11 @@ impl Drive {
         }
     }
 
-    /// Tells everyone in flight what is known: the answers that are already there, unknown for the rest.
-    fn abandon(&mut self, end: &End) {
+    /// Reports the outcome of every flight: answers already received, unknown for the rest.
+    fn abandon(&mut self, end: &LinkEnd) {
         let lost = match end {
-            End::Closed => Lost::Closed,
-            End::Lost(failure) => Lost::Disconnected(Arc::clone(failure)),
+            LinkEnd::Closed => UnknownCause::Closed,
+            LinkEnd::Lost(failure) => UnknownCause::Disconnected(Arc::clone(failure)),
         };
         while let Some(Some((answer, waiter))) = self.flights.next().now_or_never() {
             let Some(waiter) = waiter else { continue };

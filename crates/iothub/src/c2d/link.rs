@@ -1,4 +1,5 @@
-//! One attached C2D link: encoding messages, handing them to the protocol library, reading the hub's answers.
+//! One attached C2D link: encoding messages, handing them to the protocol library, reading the
+//! hub's answers.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,19 +18,20 @@ use crate::amqp::connection::{
 };
 use crate::amqp::supervise::supervised;
 use crate::client::ClientInner;
-use crate::credentials::Right;
+use crate::credentials::Permission;
 
-use super::message::{Ack, C2dMessage, C2dTemplate, EXPIRY_MARGIN, Expiry, LONGEST_TTL};
-use super::outcome::{ConnectionFailure, Lost, NotSent, SendOutcome};
+use super::message::{Ack, C2dMessage, C2dTemplate, EXPIRY_MARGIN, Expiry, MAX_TTL};
+use super::outcome::{ConnectionFailure, NotSent, SendOutcome, UnknownCause};
 use super::refusal::Refusal;
 
-/// The hub's address for messages to all devices; `to` names the device.
+/// The hub's address for messages to all devices; the `to` property names the device.
 const TARGET: &str = "/messages/devicebound";
 
-/// Encoded templates that are kept. A worker has a few rollouts at once; more only cost a copy of the body.
+/// Number of cached encoded templates. A worker handles few rollouts at once; a cache miss only
+/// costs a copy of the body.
 const PREPARED: usize = 8;
 
-/// The characters that stay as they are in the device id of `to`: unreserved ones of RFC 3986.
+/// Encodes all but the unreserved characters of RFC 3986 in the device id of `to`.
 const ENCODED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -45,7 +47,7 @@ pub(crate) struct Link {
     pub(crate) connection: HubConnection,
 }
 
-/// Messages by template, ready but for what differs.
+/// Encoded messages by template, complete except for the fields of the single message.
 #[derive(Default)]
 pub(crate) struct Prepared(Vec<(Arc<C2dTemplate>, Sendable<Data>)>);
 
@@ -71,7 +73,10 @@ impl Link {
             .attach(&mut connection.session);
         let (stage, limit) = ("attaching the C2D link", client.options.connect_timeout);
         let attach = attach.map_err(|error| {
-            client.with_needs(sender_attach_failure(stage, &error), Right::SendMessages)
+            client.with_missing_permission(
+                sender_attach_failure(stage, &error),
+                Permission::SendMessages,
+            )
         });
         let sender = attached(&kill, stage, limit, attach).await?;
         Ok(Self { sender, connection })
@@ -79,7 +84,7 @@ impl Link {
 }
 
 impl Prepared {
-    /// The encoded form of `message`, to be sent by reference. `now` is what the hub's clock shows.
+    /// Returns the encoded form of `message`, to be sent by reference. `now` is the hub's time.
     pub(crate) fn get(&mut self, message: &C2dMessage, now: SystemTime) -> &Sendable<Data> {
         let found = self
             .0
@@ -95,7 +100,7 @@ impl Prepared {
         });
         let sendable = &mut self.0[index].1;
         let properties = sendable.message.properties.get_or_insert_default();
-        // The text of the last message is overwritten in place: no allocation of its own.
+        // The previous message's text is overwritten in place, without a new allocation.
         let to = properties.to.get_or_insert_default();
         to.clear();
         to.push_str("/devices/");
@@ -109,7 +114,7 @@ impl Prepared {
             other => *other = Some(MessageId::String(message.message_id.clone())),
         }
         if let Expiry::After(ttl) = message.template.expiry() {
-            let ttl = ttl.min(LONGEST_TTL - EXPIRY_MARGIN);
+            let ttl = ttl.min(MAX_TTL - EXPIRY_MARGIN);
             properties.absolute_expiry_time = Some(timestamp(now + ttl));
         }
         sendable
@@ -149,31 +154,34 @@ fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// What the library's answer to a delivery that had left means.
+/// Interprets the library's answer to a delivery that has left.
 pub(crate) fn read_answer(answer: Result<Outcome, SendError>) -> SendOutcome {
     match answer {
         Ok(Outcome::Accepted(_)) => SendOutcome::Accepted,
         Ok(Outcome::Rejected(rejected)) => SendOutcome::Refused(Refusal::from_amqp(rejected.error)),
-        Ok(Outcome::Released(_)) => SendOutcome::GivenBack {
+        Ok(Outcome::Released(_)) => SendOutcome::Released {
             undeliverable: false,
         },
-        Ok(Outcome::Modified(modified)) => SendOutcome::GivenBack {
+        Ok(Outcome::Modified(modified)) => SendOutcome::Released {
             undeliverable: modified.undeliverable_here.unwrap_or(false)
                 || modified.delivery_failed.unwrap_or(false),
         },
         Err(SendError::NonTerminalDeliveryState | SendError::IllegalDeliveryState) => {
-            SendOutcome::Unknown(Lost::BadAnswer)
+            SendOutcome::Unknown(UnknownCause::BadAnswer)
         }
-        Err(error) => SendOutcome::Unknown(Lost::Disconnected(Arc::new(send_failure(&error)))),
+        Err(error) => {
+            SendOutcome::Unknown(UnknownCause::Disconnected(Arc::new(send_failure(&error))))
+        }
         #[allow(
             unreachable_patterns,
             reason = "a feature of the library adds an outcome"
         )]
-        Ok(_) => SendOutcome::Unknown(Lost::BadAnswer),
+        Ok(_) => SendOutcome::Unknown(UnknownCause::BadAnswer),
     }
 }
 
-/// What an error before a message was handed over means: an outcome for the message alone, or the link's end.
+/// Interprets an error before the handover: an outcome for the message alone, or the end of the
+/// link.
 pub(crate) fn read_refused_handover(error: &SendError) -> Result<NotSent, ConnectionFailure> {
     match error {
         SendError::MessageSizeExceeded(limit) => Ok(NotSent::TooLarge {
@@ -183,7 +191,7 @@ pub(crate) fn read_refused_handover(error: &SendError) -> Result<NotSent, Connec
     }
 }
 
-/// Why a link is of no use any more.
+/// Why a link has become unusable.
 pub(crate) fn send_failure(error: &SendError) -> ConnectionFailure {
     match error {
         SendError::LinkStateError(
@@ -203,7 +211,7 @@ pub(crate) fn detach_failure(error: &DetachError) -> ConnectionFailure {
             ended("link", error)
         }
         DetachError::SessionStopped(reason) => stopped(reason),
-        error => broken("waiting on the link", error),
+        error => broken("waiting for the hub", error),
     }
 }
 
@@ -214,11 +222,11 @@ fn stopped(reason: &SessionStopReason) -> ConnectionFailure {
             fe2o3_amqp::connection::ConnectionStopReason::RemoteClosedWithError(error),
         ) => ended("connection", error),
         reason => ConnectionFailure::Broken {
-            stage: "waiting on the connection",
+            stage: "waiting for the hub",
             detail: match reason {
                 SessionStopReason::RemoteEnded => "the hub has ended the session",
-                SessionStopReason::ConnectionStopped(_) => "the connection is over",
-                _ => "the session was ended here",
+                SessionStopReason::ConnectionStopped(_) => "the connection has ended",
+                _ => "the session was ended by this client",
             }
             .to_owned(),
         },
@@ -264,12 +272,9 @@ mod tests {
     #[test]
     fn the_longest_life_stays_a_margin_within_what_the_hub_takes() {
         for (ttl, sent) in [
-            (LONGEST_TTL, LONGEST_TTL - EXPIRY_MARGIN),
-            (LONGEST_TTL - EXPIRY_MARGIN / 2, LONGEST_TTL - EXPIRY_MARGIN),
-            (
-                LONGEST_TTL - EXPIRY_MARGIN * 2,
-                LONGEST_TTL - EXPIRY_MARGIN * 2,
-            ),
+            (MAX_TTL, MAX_TTL - EXPIRY_MARGIN),
+            (MAX_TTL - EXPIRY_MARGIN / 2, MAX_TTL - EXPIRY_MARGIN),
+            (MAX_TTL - EXPIRY_MARGIN * 2, MAX_TTL - EXPIRY_MARGIN * 2),
             (Duration::from_secs(120), Duration::from_secs(120)),
         ] {
             let template = C2dTemplate::builder("x").expiry(Expiry::After(ttl));

@@ -1,4 +1,4 @@
-//! What is sent: a template shared by many messages, and the two things that differ.
+//! Messages: a template shared by many messages, plus device id and message id.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,22 +8,22 @@ use thiserror::Error;
 use twincast_hub_limits::{MessageSize, encoded_id, property};
 
 pub use twincast_hub_limits::{
-    LARGEST_MESSAGE, LONGEST_DEVICE_ID, LONGEST_MESSAGE_ID, LONGEST_TTL,
+    MAX_DEVICE_ID_BYTES, MAX_MESSAGE_BYTES, MAX_MESSAGE_ID_BYTES, MAX_TTL,
 };
 
-/// How far within [`LONGEST_TTL`] a message is made to expire: the hub judges that by its own clock, and refuses the
-/// message for good if it is beyond.
+/// Minimum distance between the time to live of [`Expiry::After`] and [`MAX_TTL`]. The hub
+/// checks the limit by its own clock, and permanently refuses a message beyond the limit.
 pub const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
-/// Which feedback the hub shall produce.
+/// The feedback requested from the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Ack {
     /// None.
     #[default]
     None,
-    /// When the device has completed the message.
+    /// When the device completes the message.
     Positive,
-    /// When the message ended in any other way: expired, rejected, delivered too often, purged.
+    /// When the message ends in any other way: expired, rejected, delivered too often, purged.
     Negative,
     /// In both cases.
     Full,
@@ -42,23 +42,23 @@ impl Ack {
     }
 }
 
-/// When the hub gives a message up that no device fetched.
+/// When the hub discards a message not fetched by the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Expiry {
     /// After the hub's own default (1 h unless configured).
     #[default]
     HubDefault,
-    /// So long after it is handed to the link, by the hub's clock as far as that is known; less [`EXPIRY_MARGIN`] of
-    /// the longest time to live.
+    /// This long after the handover to the link, by the hub's clock as far as known. Capped at
+    /// [`MAX_TTL`] less [`EXPIRY_MARGIN`].
     After(Duration),
     /// At this time.
     At(SystemTime),
 }
 
-/// Everything that the messages of one rollout share. Immutable; pass it around in an [`Arc`].
+/// The shared part of the messages of one rollout. Immutable; pass it around in an [`Arc`].
 ///
-/// The sender keeps the encoded form of the last few templates, told apart by their address, so share one `Arc` rather
-/// than making equal templates.
+/// The sender caches the encoded form of the last few templates, keyed by address. Share one `Arc`
+/// instead of building equal templates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct C2dTemplate {
     body: Bytes,
@@ -70,26 +70,26 @@ pub struct C2dTemplate {
     expiry: Expiry,
 }
 
-/// Collects what a [`C2dTemplate`] holds; [`build`](C2dTemplateBuilder::build) checks it.
+/// Builds a [`C2dTemplate`]; [`build`](C2dTemplateBuilder::build) validates the fields.
 #[derive(Debug, Clone)]
-#[must_use = "a template is made by build()"]
+#[must_use = "call build() to create the template"]
 pub struct C2dTemplateBuilder(C2dTemplate);
 
 /// Why a template or a message was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidMessage {
-    /// Body, properties and ids are larger than the hub takes.
+    /// Body, properties and ids exceed the hub's limit.
     #[error(
-        "message has {found} bytes with its properties and ids, the hub takes {}",
-        LARGEST_MESSAGE
+        "message has {found} bytes, including properties and ids; the hub accepts at most {}",
+        MAX_MESSAGE_BYTES
     )]
     TooLarge {
         /// Bytes counted.
         found: usize,
     },
     /// The time to live is zero or longer than the hub allows.
-    #[error("time to live {found:?} is not above zero and at most 48 h")]
+    #[error("time to live is {found:?}; must be above zero and at most 48 h")]
     Ttl {
         /// The time to live.
         found: Duration,
@@ -97,48 +97,42 @@ pub enum InvalidMessage {
     /// A property has no name.
     #[error("application property {position} has no name")]
     EmptyPropertyName {
-        /// Which one, from one.
+        /// The property's position, counted from one.
         position: usize,
     },
-    /// A property name is the hub's own.
+    /// A property name is reserved for the hub.
     #[error("application property {name:?} is reserved for the hub")]
     ReservedProperty {
-        /// Its name.
+        /// The property's name.
         name: String,
     },
     /// A property name is given twice.
     #[error("application property {name:?} is given twice")]
     RepeatedProperty {
-        /// Its name.
+        /// The property's name.
         name: String,
     },
     /// Content type or encoding is not ASCII, as AMQP symbols must be.
     #[error("{field} is not ASCII")]
     NotAscii {
-        /// Which field.
+        /// The field's name.
         field: &'static str,
     },
     /// A device id is empty or too long.
-    #[error(
-        "device id of {found} bytes is not between 1 and {}",
-        LONGEST_DEVICE_ID
-    )]
+    #[error("device id has {found} bytes; must be 1 to {}", MAX_DEVICE_ID_BYTES)]
     DeviceId {
-        /// Its length in bytes.
+        /// The id's length in bytes.
         found: usize,
     },
     /// A message id is empty or too long.
-    #[error(
-        "message id of {found} bytes is not between 1 and {}",
-        LONGEST_MESSAGE_ID
-    )]
+    #[error("message id has {found} bytes; must be 1 to {}", MAX_MESSAGE_ID_BYTES)]
     MessageId {
-        /// Its length in bytes.
+        /// The id's length in bytes.
         found: usize,
     },
 }
 
-/// One message to one device: the template and what is its own.
+/// One message to one device: the template, the device id and the message id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct C2dMessage {
     pub(crate) device_id: String,
@@ -190,20 +184,21 @@ impl C2dTemplate {
         &self.properties
     }
 
-    /// Which feedback is asked for.
+    /// The requested feedback.
     #[must_use]
     pub fn ack(&self) -> Ack {
         self.ack
     }
 
-    /// When the hub gives the message up.
+    /// When the hub discards an undelivered message.
     #[must_use]
     pub fn expiry(&self) -> Expiry {
         self.expiry
     }
 
-    /// From above, what the hub counts against [`LARGEST_MESSAGE`] of a message with ids of so many bytes, that of the
-    /// device percent-encoded.
+    /// Returns an upper bound of the size counted by the hub against [`MAX_MESSAGE_BYTES`], for a
+    /// message with ids of the given lengths in bytes. The device id's length is the length after
+    /// percent-encoding.
     fn size(&self, device_id: usize, message_id: usize) -> usize {
         let length = |value: &Option<String>| value.as_ref().map(String::len);
         let properties = self.properties.iter();
@@ -240,39 +235,39 @@ impl C2dTemplateBuilder {
         self
     }
 
-    /// Adds an application property. The hub takes texts only.
+    /// Adds an application property. The hub accepts only text values.
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.properties.push((name.into(), value.into()));
         self
     }
 
-    /// Sets which feedback is asked for.
+    /// Sets the requested feedback.
     pub fn ack(mut self, ack: Ack) -> Self {
         self.0.ack = ack;
         self
     }
 
-    /// Sets when the hub gives the message up.
+    /// Sets when the hub discards an undelivered message.
     pub fn expiry(mut self, expiry: Expiry) -> Self {
         self.0.expiry = expiry;
         self
     }
 
-    /// Checks all of it.
+    /// Validates the template.
     ///
     /// # Errors
     ///
-    /// When it is too large for the hub, a property is nameless, repeated or the hub's own, the time to live is out of
-    /// bounds, or a symbol is not ASCII.
+    /// When the template is too large for the hub, a property is nameless, repeated or reserved for
+    /// the hub, the time to live is out of bounds, or a symbol is not ASCII.
     pub fn build(self) -> Result<Arc<C2dTemplate>, InvalidMessage> {
         let template = self.0;
-        // With the shortest ids; those of each message are counted when it is made.
+        // Counted with the shortest ids; [`C2dMessage::new`] counts the real ids.
         let found = template.size(1, 1);
-        if found > LARGEST_MESSAGE {
+        if found > MAX_MESSAGE_BYTES {
             return Err(InvalidMessage::TooLarge { found });
         }
         if let Expiry::After(found) = template.expiry
-            && (found.is_zero() || found > LONGEST_TTL)
+            && (found.is_zero() || found > MAX_TTL)
         {
             return Err(InvalidMessage::Ttl { found });
         }
@@ -305,32 +300,34 @@ impl C2dTemplateBuilder {
 }
 
 impl C2dMessage {
-    /// One message of `template` to `device_id`, with `message_id` to find its feedback by.
+    /// Creates a message of `template` to `device_id`. Feedback refers to the message by
+    /// `message_id`.
     ///
-    /// The device id is percent-encoded on the wire, so every character is allowed here; whether such a device exists
-    /// is for the hub to say.
+    /// The device id is percent-encoded on the wire, so every character is allowed here. The hub
+    /// decides whether the device exists.
     ///
     /// # Errors
     ///
-    /// When an id is empty or longer than 128 bytes, or the message with these ids is larger than the hub takes.
+    /// When an id is empty or longer than 128 bytes, or the message with these ids exceeds the
+    /// hub's limit.
     pub fn new(
         device_id: impl Into<String>,
         message_id: impl Into<String>,
         template: Arc<C2dTemplate>,
     ) -> Result<Self, InvalidMessage> {
         let (device_id, message_id) = (device_id.into(), message_id.into());
-        if device_id.is_empty() || device_id.len() > LONGEST_DEVICE_ID {
+        if device_id.is_empty() || device_id.len() > MAX_DEVICE_ID_BYTES {
             return Err(InvalidMessage::DeviceId {
                 found: device_id.len(),
             });
         }
-        if message_id.is_empty() || message_id.len() > LONGEST_MESSAGE_ID {
+        if message_id.is_empty() || message_id.len() > MAX_MESSAGE_ID_BYTES {
             return Err(InvalidMessage::MessageId {
                 found: message_id.len(),
             });
         }
         let found = template.size(encoded_id(&device_id), message_id.len());
-        if found > LARGEST_MESSAGE {
+        if found > MAX_MESSAGE_BYTES {
             return Err(InvalidMessage::TooLarge { found });
         }
         Ok(Self {
@@ -340,19 +337,19 @@ impl C2dMessage {
         })
     }
 
-    /// The device it is for.
+    /// The id of the target device.
     #[must_use]
     pub fn device_id(&self) -> &str {
         &self.device_id
     }
 
-    /// Its id, repeated in feedback.
+    /// The message id, repeated in feedback.
     #[must_use]
     pub fn message_id(&self) -> &str {
         &self.message_id
     }
 
-    /// What it shares with others.
+    /// The shared template.
     #[must_use]
     pub fn template(&self) -> &Arc<C2dTemplate> {
         &self.template
@@ -368,7 +365,7 @@ mod tests {
         use InvalidMessage as E;
         let build = |b: C2dTemplateBuilder| b.build().unwrap_err();
         let body = || C2dTemplate::builder("x");
-        // 90 bytes are an address, a message id and sections, at the least.
+        // Address, message id and sections take at least 90 bytes.
         let found = 65_447 + 90;
         assert_eq!(
             build(C2dTemplate::builder(vec![0; 65_447])),
@@ -389,7 +386,7 @@ mod tests {
             }
         );
         assert!(matches!(
-            build(body().expiry(Expiry::After(LONGEST_TTL * 2))),
+            build(body().expiry(Expiry::After(MAX_TTL * 2))),
             E::Ttl { .. }
         ));
         assert_eq!(

@@ -1,9 +1,9 @@
-//! What became of a send, and what to do about it.
+//! The outcome of a send, and the caller's next step.
 //!
-//! [`SendOutcome`] says what happened in the hub's words, [`SendOutcome::disposition`] answers the one question that
-//! callers have. The rules follow the official SDKs' error maps (Node `common-amqp` and `azure-iothub`, C#
-//! `AmqpErrorMapper` and `ErrorCode`): the AMQP condition decides first, since the same numeric code means different
-//! things in different sources, then the code, then the text.
+//! [`SendOutcome`] reports the hub's answer, [`SendOutcome::disposition`] derives the caller's next
+//! step. The rules follow the official SDKs' error maps (Node `common-amqp` and `azure-iothub`, C#
+//! `AmqpErrorMapper` and `ErrorCode`): the AMQP condition decides first, since the same numeric
+//! code means different things in different sources, then the code, then the text.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,159 +14,163 @@ use crate::credentials::CredentialsError;
 
 use super::refusal::Refusal;
 
-/// How long to leave a hub alone that says it is throttling: its own text says ten seconds.
+/// Pause of all sends to a throttling hub. The hub's own error text names ten seconds.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(10);
 
-/// What became of one send. Exactly one is given for every [`C2dSender::send`](crate::C2dSender::send).
+/// The outcome of one send. Every [`C2dSender::send`](crate::C2dSender::send) gives exactly one
+/// outcome.
 #[derive(Debug, Clone)]
-#[must_use = "a send that was not accepted must be dealt with"]
+#[must_use = "a send may have failed: handle the outcome"]
 #[non_exhaustive]
 pub enum SendOutcome {
-    /// The hub has stored the message in the device's queue. It is not delivered yet.
+    /// The hub has stored the message in the device's queue. The message is not delivered yet.
     Accepted,
-    /// The hub has refused the message: not stored (except where the disposition says unknown).
+    /// The hub has refused the message: not stored (except where the disposition is `Unknown`).
     Refused(Refusal),
-    /// The hub gave the message back (`released` or `modified`): not stored. Some official SDKs report this as success.
-    GivenBack {
-        /// Whether the hub says that it counts as a failed delivery, or cannot be delivered here.
+    /// The hub gave the message back (`released` or `modified`): not stored. Some official SDKs
+    /// report this as success.
+    Released {
+        /// Whether the hub counts this as a failed delivery, or cannot deliver the message here.
         undeliverable: bool,
     },
-    /// The message never left: trying again cannot duplicate it.
+    /// The message never left: a retry cannot duplicate it.
     NotSent(NotSent),
-    /// The message left and its fate is not known: trying again may duplicate it.
-    Unknown(Lost),
+    /// The message left and its fate is unknown: a retry may duplicate it.
+    Unknown(UnknownCause),
 }
 
 /// Why a message never left.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum NotSent {
-    /// No free slot, no credit or no connection before the send's time was up.
+    /// The send's time ran out before a free slot, credit or a connection was available.
     Timeout {
-        /// Why there is no connection, if there is none.
+        /// Why no connection is open, if none is.
         connection: Option<Arc<ConnectionFailure>>,
     },
     /// The sender is closed.
     Closed,
-    /// The sender has failed for good (credentials or certificates); see its state.
+    /// The sender has failed permanently (credentials or certificates); see the sender's state.
     Failed(Arc<ConnectionFailure>),
-    /// The message is larger than the link takes.
+    /// The message exceeds the link's limit.
     TooLarge {
-        /// Most bytes of an encoded message that the hub announced for the link.
+        /// The link's limit for an encoded message in bytes, as announced by the hub.
         limit: u64,
     },
-    /// The hub refused our token for this message; a new token is being put, so one more try may work.
+    /// The hub refused the client's token for this message. The token is being renewed, so one more
+    /// try may succeed.
     TokenRefused(Refusal),
 }
 
-/// Why the fate of a message that left is not known.
+/// Why the fate of a message is unknown.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub enum Lost {
+pub enum UnknownCause {
     /// The connection, session or link ended before the hub answered.
     Disconnected(Arc<ConnectionFailure>),
     /// The hub did not answer in time.
     Timeout,
     /// The sender was closed or dropped before the hub answered.
     Closed,
-    /// The hub's answer is not one that AMQP allows here.
+    /// AMQP does not allow the hub's answer here.
     BadAnswer,
 }
 
-/// Why a connection ended or could not be made.
+/// Why a connection ended or could not be established.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionFailure {
-    /// Name, TCP, TLS.
+    /// Name resolution, TCP or TLS failed.
     #[error("failed to connect to the hub")]
     Connect(#[source] ConnectError),
-    /// There is nothing to show to the hub.
+    /// No token could be obtained.
     #[error("no credentials for the hub")]
     NoToken(#[source] CredentialsError),
-    /// The hub refused our credentials. Not retried.
+    /// The hub refused the client's credentials. Not retried.
     #[error("hub refused the credentials of {identity} with status {status}: {description}")]
     Unauthorised {
-        /// Who the client is: a policy or an identity.
+        /// The client's policy or identity.
         identity: String,
         /// The put-token status, or 401 if a link was refused.
         status: i32,
-        /// What the hub says.
+        /// The hub's description.
         description: String,
     },
-    /// The hub took no token just now, for a reason that is not the key's: busy, throttled, failing over.
-    #[error("hub did not take the token: status {}: {description}", status.map_or("unknown".to_owned(), |s| s.to_string()))]
+    /// The hub did not take the token for a transient reason unrelated to the key: busy, throttled,
+    /// failing over.
+    #[error("hub did not accept the token: status {}: {description}", status.map_or("unknown".to_owned(), |s| s.to_string()))]
     TokenNotTaken {
-        /// The put-token status, if there was one that can be read.
+        /// The put-token status, if readable.
         status: Option<i32>,
-        /// What the hub says.
+        /// The hub's description.
         description: String,
     },
     /// A stage of opening took too long.
     #[error("{stage} took longer than {limit:?}")]
     Timeout {
-        /// What was under way.
+        /// The stage under way.
         stage: &'static str,
-        /// Its bound.
+        /// The stage's time limit.
         limit: Duration,
     },
-    /// The hub ended the connection, session or link and says why.
-    #[error("hub ended the {what}: {condition}: {description}")]
+    /// The hub ended the connection, session or link and gave a reason.
+    #[error("hub ended the {scope}: {condition}: {description}")]
     Ended {
         /// `connection`, `session` or `link`.
-        what: &'static str,
+        scope: &'static str,
         /// The AMQP condition.
         condition: String,
         /// The hub's text.
         description: String,
     },
-    /// The connection broke without a word.
-    #[error("connection broke during {stage}: {detail}")]
+    /// The connection broke without a reason from the hub.
+    #[error("connection broke while {stage}: {detail}")]
     Broken {
-        /// What was under way.
+        /// The stage under way.
         stage: &'static str,
-        /// What the protocol library says.
+        /// The protocol library's description.
         detail: String,
     },
-    /// Deliveries were in flight and nothing moved for too long.
+    /// No progress for too long while deliveries were in flight.
     #[error("hub made no progress for {0:?} with deliveries in flight")]
     Stalled(Duration),
 }
 
-/// What to do about a send.
+/// The caller's next step after a send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disposition {
-    /// Nothing: it is stored.
+    /// None: the message is stored.
     Accepted,
-    /// Give this device up for this message; trying again does not help before something changes.
+    /// Give up on this message for this device; a retry cannot succeed before something changes.
     PermanentForDevice(DeviceReason),
-    /// Try again after a short, jittered wait; it is not stored.
+    /// Retry after a short, jittered wait; the message is not stored.
     Retry,
-    /// Try again, and slow every send to this hub down: pause all of them for so long.
+    /// Retry, and slow down every send to this hub: pause all sends for `retry_after`.
     SlowHubDown {
-        /// The least pause.
+        /// The minimum pause.
         retry_after: Duration,
     },
-    /// Stop sending to this hub; it is not stored.
-    HubShut {
-        /// Why.
-        reason: HubShutReason,
-        /// When it may work again, if that is known.
+    /// Stop sending to this hub; the message is not stored.
+    HubUnavailable {
+        /// The reason.
+        reason: HubUnavailableReason,
+        /// When the hub may work again, if known.
         until: Option<SystemTime>,
     },
-    /// It may be stored: trying again may duplicate it.
+    /// The message may be stored: a retry may duplicate it.
     Unknown,
 }
 
-/// Why a device cannot have this message.
+/// Why a device cannot receive this message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceReason {
-    /// There is no such device (or module).
+    /// The device (or module) does not exist.
     NotFound,
-    /// Its queue is full (50 messages).
+    /// The device's queue is full (50 messages).
     QueueFull,
     /// Anything else: too large, bad argument, disabled.
     Refused {
-        /// The hub's numeric code, if it gave one.
+        /// The hub's numeric code, if given.
         code: Option<u32>,
         /// The AMQP condition.
         condition: String,
@@ -176,35 +180,35 @@ pub enum DeviceReason {
 /// Why a hub takes no messages at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum HubShutReason {
-    /// The daily quota is used up; it starts afresh at midnight UTC.
+pub enum HubUnavailableReason {
+    /// The daily quota is used up; a new quota starts at midnight UTC.
     DailyQuota,
     /// The hub is suspended.
     Suspended,
-    /// There is no such hub.
+    /// The hub does not exist.
     NotFound,
-    /// Our credentials are refused.
+    /// The client's credentials are refused.
     Unauthorised,
     /// The hub's tier (Basic) has no C2D messages.
     NotInTier,
-    /// The certificate of the hub is not one that we believe.
+    /// The hub's certificate is not trusted.
     Untrusted,
 }
 
 impl SendOutcome {
-    /// What to do about it, with the system's clock for "until midnight".
+    /// Returns the caller's next step, with the system's clock for "until midnight".
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         self.disposition_at(SystemTime::now())
     }
 
-    /// What to do about it, at `now`. Pure.
+    /// Returns the caller's next step at `now`. Pure.
     #[must_use]
     pub fn disposition_at(&self, now: SystemTime) -> Disposition {
         match self {
             Self::Accepted => Disposition::Accepted,
             Self::Refused(refusal) => refusal.disposition_at(now),
-            Self::GivenBack { .. } => Disposition::Retry,
+            Self::Released { .. } => Disposition::Retry,
             Self::NotSent(NotSent::Failed(failure)) => failure.disposition(),
             Self::NotSent(NotSent::TooLarge { .. }) => {
                 Disposition::PermanentForDevice(DeviceReason::Refused {
@@ -219,7 +223,7 @@ impl SendOutcome {
         }
     }
 
-    /// Whether the hub has stored the message for sure.
+    /// Whether the hub has certainly stored the message.
     #[must_use]
     pub fn is_accepted(&self) -> bool {
         matches!(self, Self::Accepted)
@@ -227,8 +231,8 @@ impl SendOutcome {
 }
 
 impl ConnectionFailure {
-    /// Whether connecting again without changing anything can help. False for refused credentials and for
-    /// certificates that we do not believe.
+    /// Whether a new connection without any change can help. False for refused credentials and
+    /// untrusted certificates.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -245,24 +249,30 @@ impl ConnectionFailure {
         }
     }
 
-    /// Whether the hub refused a link, session or connection for its token.
+    /// Whether the hub refused a link, session or connection because of the token.
     pub(crate) fn is_refused_link(&self) -> bool {
         matches!(self, Self::Ended { condition, .. } if condition == "amqp:unauthorized-access")
     }
 
     fn disposition(&self) -> Disposition {
-        let shut = |reason| Disposition::HubShut {
+        let unavailable = |reason| Disposition::HubUnavailable {
             reason,
             until: None,
         };
         match self {
-            Self::Unauthorised { .. } => shut(HubShutReason::Unauthorised),
-            Self::NoToken(error) if !error.is_transient() => shut(HubShutReason::Unauthorised),
-            Self::Connect(error) if !error.is_transient() => shut(HubShutReason::Untrusted),
+            Self::Unauthorised { .. } => unavailable(HubUnavailableReason::Unauthorised),
+            Self::NoToken(error) if !error.is_transient() => {
+                unavailable(HubUnavailableReason::Unauthorised)
+            }
+            Self::Connect(error) if !error.is_transient() => {
+                unavailable(HubUnavailableReason::Untrusted)
+            }
             Self::Ended { condition, .. } => match condition.as_str() {
-                "amqp:unauthorized-access" => shut(HubShutReason::Unauthorised),
-                "com.microsoft:iot-hub-suspended" => shut(HubShutReason::Suspended),
-                "com.microsoft:iot-hub-not-found-error" => shut(HubShutReason::NotFound),
+                "amqp:unauthorized-access" => unavailable(HubUnavailableReason::Unauthorised),
+                "com.microsoft:iot-hub-suspended" => unavailable(HubUnavailableReason::Suspended),
+                "com.microsoft:iot-hub-not-found-error" => {
+                    unavailable(HubUnavailableReason::NotFound)
+                }
                 _ => Disposition::Retry,
             },
             _ => Disposition::Retry,
@@ -275,12 +285,12 @@ impl fmt::Display for SendOutcome {
         match self {
             Self::Accepted => f.write_str("accepted"),
             Self::Refused(refusal) => write!(f, "refused: {refusal}"),
-            Self::GivenBack {
+            Self::Released {
                 undeliverable: false,
-            } => f.write_str("given back"),
-            Self::GivenBack {
+            } => f.write_str("released by the hub"),
+            Self::Released {
                 undeliverable: true,
-            } => f.write_str("given back as undeliverable"),
+            } => f.write_str("released by the hub as undeliverable"),
             Self::NotSent(NotSent::Timeout { connection: None }) => {
                 f.write_str("not sent: no slot or credit in time")
             }
@@ -297,15 +307,17 @@ impl fmt::Display for SendOutcome {
             Self::NotSent(NotSent::TokenRefused(refusal)) => {
                 write!(f, "not sent: token refused: {refusal}")
             }
-            Self::Unknown(Lost::Disconnected(failure)) => write!(f, "unknown: {failure}"),
-            Self::Unknown(Lost::Timeout) => f.write_str("unknown: no answer in time"),
-            Self::Unknown(Lost::Closed) => f.write_str("unknown: sender closed before the answer"),
-            Self::Unknown(Lost::BadAnswer) => f.write_str("unknown: answer makes no sense"),
+            Self::Unknown(UnknownCause::Disconnected(failure)) => write!(f, "unknown: {failure}"),
+            Self::Unknown(UnknownCause::Timeout) => f.write_str("unknown: no answer in time"),
+            Self::Unknown(UnknownCause::Closed) => {
+                f.write_str("unknown: sender closed before the answer")
+            }
+            Self::Unknown(UnknownCause::BadAnswer) => f.write_str("unknown: answer is not valid"),
         }
     }
 }
 
-/// The first midnight UTC after `now`: when the hub's daily quota starts afresh.
+/// Returns the first midnight UTC after `now`, the start of the hub's next daily quota.
 pub(crate) fn next_utc_midnight(now: SystemTime) -> SystemTime {
     const DAY: u64 = 24 * 60 * 60;
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -335,13 +347,13 @@ mod tests {
         let table = [
             (SendOutcome::Accepted, Disposition::Accepted),
             (
-                SendOutcome::GivenBack {
+                SendOutcome::Released {
                     undeliverable: false,
                 },
                 Disposition::Retry,
             ),
             (
-                SendOutcome::GivenBack {
+                SendOutcome::Released {
                     undeliverable: true,
                 },
                 Disposition::Retry,
@@ -353,18 +365,27 @@ mod tests {
             ),
             (
                 SendOutcome::NotSent(NotSent::Failed(refused)),
-                Disposition::HubShut {
-                    reason: HubShutReason::Unauthorised,
+                Disposition::HubUnavailable {
+                    reason: HubUnavailableReason::Unauthorised,
                     until: None,
                 },
             ),
-            (SendOutcome::Unknown(Lost::Timeout), Disposition::Unknown),
             (
-                SendOutcome::Unknown(Lost::Disconnected(failure)),
+                SendOutcome::Unknown(UnknownCause::Timeout),
                 Disposition::Unknown,
             ),
-            (SendOutcome::Unknown(Lost::Closed), Disposition::Unknown),
-            (SendOutcome::Unknown(Lost::BadAnswer), Disposition::Unknown),
+            (
+                SendOutcome::Unknown(UnknownCause::Disconnected(failure)),
+                Disposition::Unknown,
+            ),
+            (
+                SendOutcome::Unknown(UnknownCause::Closed),
+                Disposition::Unknown,
+            ),
+            (
+                SendOutcome::Unknown(UnknownCause::BadAnswer),
+                Disposition::Unknown,
+            ),
         ];
         for (outcome, disposition) in table {
             assert_eq!(outcome.disposition(), disposition, "{outcome}");

@@ -1,7 +1,8 @@
-//! A rejected delivery in the hub's words: reading it, and deciding what it means.
+//! Rejected deliveries: parsing the hub's error and deriving the disposition.
 //!
-//! The hub gives a condition symbol, a description that is sometimes JSON and sometimes prose, and an info map with
-//! `com.microsoft:tracking-id` and `com.microsoft:error-code` (seen in traces in the SDKs' issue trackers).
+//! The hub gives a condition symbol, a description in JSON or prose, and an info map with
+//! `com.microsoft:tracking-id` and `com.microsoft:error-code` (seen in traces in the SDKs' issue
+//! trackers).
 
 use std::fmt;
 use std::time::SystemTime;
@@ -11,24 +12,26 @@ use serde_amqp::Value;
 
 use crate::hub_message::HubMessage;
 
-use super::outcome::{DeviceReason, Disposition, HubShutReason, THROTTLE_PAUSE, next_utc_midnight};
+use super::outcome::{
+    DeviceReason, Disposition, HubUnavailableReason, THROTTLE_PAUSE, next_utc_midnight,
+};
 
 /// Why the hub refused one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// The AMQP condition, e.g. `amqp:not-found`; empty if the hub gave none.
+    /// The AMQP condition, e.g. `amqp:not-found`; empty if missing.
     pub condition: String,
     /// The numeric code, e.g. 404001, from the info map or the description.
     pub code: Option<u32>,
     /// The hub's text, cut to 1024 bytes.
     pub description: String,
-    /// The hub's id of the incident, for its support.
+    /// The incident's id for the hub's support.
     pub tracking_id: Option<String>,
 }
 
 impl Refusal {
-    /// Puts one together from a condition and the description as the hub gave it (JSON or prose).
+    /// Creates a refusal from a condition and the hub's description (JSON or prose).
     #[must_use]
     pub fn new(condition: impl Into<String>, description: &str, code: Option<u32>) -> Self {
         let message = HubMessage::parse(description);
@@ -60,15 +63,16 @@ impl Refusal {
         refusal
     }
 
-    /// What to do about it, at `now`. Pure. The condition decides first, then the code, then the text.
+    /// Returns the caller's next step at `now`. Pure. The condition decides first, then the code,
+    /// then the text.
     #[must_use]
     pub fn disposition_at(&self, now: SystemTime) -> Disposition {
-        let shut = |reason| Disposition::HubShut {
+        let unavailable = |reason| Disposition::HubUnavailable {
             reason,
             until: None,
         };
-        let quota = || Disposition::HubShut {
-            reason: HubShutReason::DailyQuota,
+        let quota = || Disposition::HubUnavailable {
+            reason: HubUnavailableReason::DailyQuota,
             until: Some(next_utc_midnight(now)),
         };
         let slow = Disposition::SlowHubDown {
@@ -78,7 +82,7 @@ impl Refusal {
             "amqp:not-found" => match self.code {
                 // The hub is failing over to another region: the device will be found again.
                 Some(404_012) => Disposition::Retry,
-                // The address of the link, not the device.
+                // The code concerns the address of the link, not the device.
                 Some(404_006) => self.refused(),
                 _ => Disposition::PermanentForDevice(DeviceReason::NotFound),
             },
@@ -94,10 +98,12 @@ impl Refusal {
             "com.microsoft:quota-exceeded" => quota(),
             "com.microsoft:device-container-throttled" | "com.microsoft:server-busy" => slow,
             "amqp:unauthorized-access" => match self.code {
-                Some(403_010) => shut(HubShutReason::NotInTier),
-                _ => shut(HubShutReason::Unauthorised),
+                Some(403_010) => unavailable(HubUnavailableReason::NotInTier),
+                _ => unavailable(HubUnavailableReason::Unauthorised),
             },
-            "amqp:not-allowed" if self.code == Some(403_010) => shut(HubShutReason::NotInTier),
+            "amqp:not-allowed" if self.code == Some(403_010) => {
+                unavailable(HubUnavailableReason::NotInTier)
+            }
             "amqp:not-allowed"
             | "amqp:link:message-size-exceeded"
             | "com.microsoft:argument-error"
@@ -109,34 +115,37 @@ impl Refusal {
                 Disposition::Unknown
             }
             "amqp:internal-error" => Disposition::Retry,
-            "com.microsoft:iot-hub-suspended" => shut(HubShutReason::Suspended),
-            "com.microsoft:iot-hub-not-found-error" => shut(HubShutReason::NotFound),
+            "com.microsoft:iot-hub-suspended" => unavailable(HubUnavailableReason::Suspended),
+            "com.microsoft:iot-hub-not-found-error" => unavailable(HubUnavailableReason::NotFound),
             _ => self.disposition_by_code(now),
         }
     }
 
-    /// Whether the hub refused our credentials rather than the message.
+    /// Whether the hub refused the client's credentials rather than the message.
     #[must_use]
     pub fn is_unauthorised(&self) -> bool {
         matches!(
             self.disposition_at(SystemTime::UNIX_EPOCH),
-            Disposition::HubShut {
-                reason: HubShutReason::Unauthorised,
+            Disposition::HubUnavailable {
+                reason: HubUnavailableReason::Unauthorised,
                 ..
             }
         )
     }
 
     fn disposition_by_code(&self, now: SystemTime) -> Disposition {
-        let shut = |reason, until| Disposition::HubShut { reason, until };
+        let unavailable = |reason, until| Disposition::HubUnavailable { reason, until };
         match self.code {
-            Some(403_002) => shut(HubShutReason::DailyQuota, Some(next_utc_midnight(now))),
+            Some(403_002) => unavailable(
+                HubUnavailableReason::DailyQuota,
+                Some(next_utc_midnight(now)),
+            ),
             Some(403_004 | 403_007) => Disposition::PermanentForDevice(DeviceReason::QueueFull),
-            Some(403_010) => shut(HubShutReason::NotInTier, None),
+            Some(403_010) => unavailable(HubUnavailableReason::NotInTier, None),
             Some(404_001 | 404_010) => Disposition::PermanentForDevice(DeviceReason::NotFound),
             Some(404_012) => Disposition::Retry,
             Some(code) => match code / 1_000 {
-                401 => shut(HubShutReason::Unauthorised, None),
+                401 => unavailable(HubUnavailableReason::Unauthorised, None),
                 408 | 504 => Disposition::Unknown,
                 429 => Disposition::SlowHubDown {
                     retry_after: THROTTLE_PAUSE,
@@ -214,16 +223,16 @@ mod tests {
         Disposition::PermanentForDevice(reason)
     }
 
-    fn shut(reason: HubShutReason) -> Disposition {
-        let until = (reason == HubShutReason::DailyQuota).then(|| next_utc_midnight(NOW));
-        Disposition::HubShut { reason, until }
+    fn unavailable(reason: HubUnavailableReason) -> Disposition {
+        let until = (reason == HubUnavailableReason::DailyQuota).then(|| next_utc_midnight(NOW));
+        Disposition::HubUnavailable { reason, until }
     }
 
     #[test]
     fn every_known_refusal_has_its_disposition() {
         use DeviceReason::{NotFound, QueueFull};
         use Disposition::{Retry, Unknown};
-        use HubShutReason as H;
+        use HubUnavailableReason as H;
         let slow = || Disposition::SlowHubDown {
             retry_after: Duration::from_secs(10),
         };
@@ -256,20 +265,20 @@ mod tests {
                 "amqp:resource-limit-exceeded",
                 Some(403_002),
                 "",
-                shut(H::DailyQuota),
+                unavailable(H::DailyQuota),
             ),
             (
                 "amqp:resource-limit-exceeded",
                 None,
                 "Total number of messages exceeded the allocated quota",
-                shut(H::DailyQuota),
+                unavailable(H::DailyQuota),
             ),
             ("amqp:resource-limit-exceeded", Some(429_002), "", slow()),
             (
                 "com.microsoft:quota-exceeded",
                 Some(403_002),
                 "",
-                shut(H::DailyQuota),
+                unavailable(H::DailyQuota),
             ),
             (
                 "com.microsoft:device-container-throttled",
@@ -282,13 +291,13 @@ mod tests {
                 "amqp:unauthorized-access",
                 Some(401_002),
                 "",
-                shut(H::Unauthorised),
+                unavailable(H::Unauthorised),
             ),
             (
                 "amqp:unauthorized-access",
                 Some(401_003),
                 "",
-                shut(H::Unauthorised),
+                unavailable(H::Unauthorised),
             ),
             (
                 "amqp:not-allowed",
@@ -296,7 +305,12 @@ mod tests {
                 "",
                 refused(Some(400_003), "amqp:not-allowed"),
             ),
-            ("amqp:not-allowed", Some(403_010), "", shut(H::NotInTier)),
+            (
+                "amqp:not-allowed",
+                Some(403_010),
+                "",
+                unavailable(H::NotInTier),
+            ),
             (
                 "amqp:not-allowed",
                 Some(403_012),
@@ -341,18 +355,23 @@ mod tests {
                 "com.microsoft:iot-hub-suspended",
                 Some(400_020),
                 "",
-                shut(H::Suspended),
+                unavailable(H::Suspended),
             ),
             (
                 "com.microsoft:iot-hub-not-found-error",
                 Some(401_001),
                 "",
-                shut(H::NotFound),
+                unavailable(H::NotFound),
             ),
             ("amqp:link:detach-forced", None, "", Unknown),
             ("amqp:connection:forced", None, "", Unknown),
-            // Conditions that no source lists are read by their code.
-            ("com.microsoft:new", Some(403_002), "", shut(H::DailyQuota)),
+            // Conditions missing from all sources are classified by the code.
+            (
+                "com.microsoft:new",
+                Some(403_002),
+                "",
+                unavailable(H::DailyQuota),
+            ),
             ("com.microsoft:new", Some(403_004), "", device(QueueFull)),
             ("com.microsoft:new", Some(403_007), "", device(QueueFull)),
             (
@@ -366,7 +385,7 @@ mod tests {
                 "com.microsoft:new",
                 Some(401_003),
                 "",
-                shut(H::Unauthorised),
+                unavailable(H::Unauthorised),
             ),
             ("com.microsoft:new", Some(429_003), "", slow()),
             ("com.microsoft:new", Some(408_001), "", Unknown),
@@ -397,7 +416,10 @@ mod tests {
         assert_eq!(refusal.code, Some(403_002));
         assert_eq!(refusal.tracking_id.as_deref(), Some("T-1"));
         assert_eq!(refusal.description, "over");
-        assert_eq!(refusal.disposition_at(NOW), shut(HubShutReason::DailyQuota));
+        assert_eq!(
+            refusal.disposition_at(NOW),
+            unavailable(HubUnavailableReason::DailyQuota)
+        );
     }
 
     #[test]

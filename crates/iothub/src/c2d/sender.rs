@@ -1,4 +1,4 @@
-//! The handle through which messages are sent. The work is done by one task per sender, see `engine`.
+//! The handle for sending messages. One task per sender does the work, see `engine`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,48 +12,51 @@ use crate::client::Client;
 
 use super::engine::{Command, Engine};
 use super::message::C2dMessage;
-use super::outcome::{ConnectionFailure, Lost, NotSent, SendOutcome};
+use super::outcome::{ConnectionFailure, NotSent, SendOutcome, UnknownCause};
 
-/// How a long-lived link is doing. Watched through [`C2dSender::state`] and
+/// The state of a long-lived link. Watched through [`C2dSender::state`] and
 /// [`FeedbackReceiver::state`](crate::FeedbackReceiver::state).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LinkState {
     /// Attached and authorised.
     Connected,
-    /// Not connected; trying again for as long as it takes.
+    /// Not connected; attempts continue without limit.
     Reconnecting {
-        /// Since when.
+        /// Start of the outage.
         since: std::time::SystemTime,
         /// Failed attempts so far.
         attempts: u32,
         /// Why the last connection or attempt ended; `None` before the first attempt has ended.
         last_error: Option<Arc<ConnectionFailure>>,
     },
-    /// Given up: credentials or certificates are refused. A new sender or receiver is needed.
+    /// Permanently failed: credentials or certificates are refused. A new sender or receiver is
+    /// needed.
     Failed(Arc<ConnectionFailure>),
-    /// Closed by us.
+    /// Closed by the client.
     Closed,
 }
 
-/// What became of a send, and how long the hub took.
+/// The outcome of a send, and the hub's latency.
 #[derive(Debug, Clone)]
-#[must_use = "a send that was not accepted must be dealt with"]
+#[must_use = "a send may have failed: handle the outcome"]
 #[non_exhaustive]
 pub struct SendReport {
-    /// What became of it.
+    /// The outcome.
     pub outcome: SendOutcome,
-    /// From handing the message to the link until the hub's answer; `None` if it never left or was never answered.
-    /// The hub queues before it refuses: when this grows, it is being overrun.
+    /// Time from handing the message to the link until the hub's answer; `None` if the message
+    /// never left or was never answered. The hub queues before refusing, so a growing latency means
+    /// an overloaded hub.
     pub hub_latency: Option<Duration>,
 }
 
 /// One long-lived C2D link to a hub, with many sends in flight.
 ///
-/// A task of its own keeps the link: it connects, renews tokens, reconnects with jitter, and tells every send its
-/// outcome. Link opens are throttled by the hub, so keep one sender per hub and process.
+/// A task of its own maintains the link: the task connects, renews tokens, reconnects with jitter,
+/// and reports the outcome of every send. The hub throttles link opens, so keep one sender per hub
+/// and process.
 ///
-/// Dropping it closes it in the background.
+/// Dropping the sender closes the link in the background.
 #[derive(Debug)]
 pub struct C2dSender {
     commands: mpsc::Sender<Command>,
@@ -64,21 +67,22 @@ pub struct C2dSender {
 }
 
 impl C2dSender {
-    /// Connects, and returns when the link is attached. One attempt: its failure is the caller's to show or retry.
+    /// Connects, and returns when the link is attached. Makes one attempt; the caller may retry.
     ///
     /// # Errors
     ///
-    /// Why it could not be connected.
+    /// The reason of the failed connection.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the half-made connection.
+    /// Dropping the future drops the unfinished connection.
     pub async fn connect(client: &Client) -> Result<Self, ConnectionFailure> {
         let link = super::link::Link::open(&client.inner).await?;
         Ok(Self::spawn(client, Some(link)))
     }
 
-    /// Starts without waiting: the first connection is made in the background, with retries. Watch [`state`](Self::state).
+    /// Starts without waiting: the first connection is opened in the background, with retries.
+    /// Watch [`state`](Self::state).
     ///
     /// Must be called inside a Tokio runtime.
     #[must_use]
@@ -87,7 +91,8 @@ impl C2dSender {
     }
 
     fn spawn(client: &Client, link: Option<super::link::Link>) -> Self {
-        // As many may wait as may be in flight: enough to refill the link at once, few enough to be told quickly.
+        // The channel holds as many commands as may be in flight: enough to refill the link at
+        // once, few enough to fail quickly.
         let (commands, received) = mpsc::channel(client.options().max_in_flight);
         let first = match link {
             Some(_) => LinkState::Connected,
@@ -97,9 +102,9 @@ impl C2dSender {
                 last_error: None,
             },
         };
-        let (told, state) = watch::channel(first);
+        let (state_sender, state) = watch::channel(first);
         let clock = Arc::clone(&client.inner);
-        let engine = Engine::new(Arc::clone(&client.inner), received, told);
+        let engine = Engine::new(Arc::clone(&client.inner), received, state_sender);
         Self {
             commands,
             state,
@@ -108,29 +113,32 @@ impl C2dSender {
             task: tokio::spawn(async move {
                 tokio::select! {
                     () = engine.run(link) => {}
-                    never = clock.keep_looking_at_clock() => match never {},
+                    never = clock.refresh_clock_forever() => match never {},
                 }
             }),
         }
     }
 
-    /// Sends one message and tells what became of it, within the client's `send_timeout`. Exactly one outcome, never a
-    /// hang.
+    /// Sends one message and returns the outcome within the client's `send_timeout`. Every call
+    /// ends with exactly one outcome.
     ///
-    /// Call it from as many futures at once as are wanted in flight: each waits for a slot, the link's credit and the
-    /// hub's answer. Order is kept between calls that were first polled in that order.
+    /// Call it from as many concurrent futures as there shall be sends in flight: each waits for a
+    /// slot, the link's credit and the hub's answer. Messages leave in the order of the futures'
+    /// first polls.
     ///
-    /// Transient refusals are not retried here: that is the caller's, who knows its rate limits. While the link
-    /// reconnects, messages that have not left wait; those that had left are [`SendOutcome::Unknown`].
+    /// Transient refusals are not retried: the caller knows its rate limits and decides. While the
+    /// link reconnects, messages not yet handed over wait; messages already handed over become
+    /// [`SendOutcome::Unknown`].
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the outcome unknown: the message may be sent or not, then or later.
+    /// Dropping the future leaves the outcome unknown: the message may be sent at any later time or
+    /// never.
     pub async fn send(&self, message: C2dMessage) -> SendOutcome {
         self.send_timed(message).await.outcome
     }
 
-    /// Like [`send`](Self::send), and also tells how long the hub took.
+    /// Like [`send`](Self::send), plus the hub's latency.
     ///
     /// # Cancel safety
     ///
@@ -146,7 +154,7 @@ impl C2dSender {
             deadline,
             reply,
         };
-        // Only a send that finds the channel full pays for a timer.
+        // Only a send into a full channel needs a timer.
         let command = match self.commands.try_send(command) {
             Ok(()) => None,
             Err(mpsc::error::TrySendError::Full(command)) => Some(command),
@@ -162,24 +170,25 @@ impl C2dSender {
                 }
             }
         }
-        // The task answers every command that it has taken, and if it should die, so do its replies.
+        // The task answers every command taken; if the task dies, the reply senders are dropped.
         answer.await.unwrap_or(SendReport {
-            outcome: SendOutcome::Unknown(Lost::Closed),
+            outcome: SendOutcome::Unknown(UnknownCause::Closed),
             hub_latency: None,
         })
     }
 
-    /// How the link is doing, now and from now on.
+    /// Watches the link's state, beginning with the current one.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
     }
 
-    /// Closes: takes nothing more, waits for the answers to what is in flight (at most `send_timeout`), says good-bye.
+    /// Closes the sender: refuses new messages, waits for the answers to deliveries in flight (at
+    /// most `send_timeout`), closes the link.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future lets the closing go on in the background.
+    /// Dropping the future lets the close continue in the background.
     pub async fn close(self) {
         let Self { commands, task, .. } = self;
         drop(commands);

@@ -1,7 +1,8 @@
-//! The link that feedback comes over: one batch after the other, each settled when the caller says so.
+//! The feedback link: receives batches one after the other; the caller settles each batch
+//! explicitly.
 //!
-//! All applications of a hub share one feedback queue: a record can be eaten by another application, so feedback is an
-//! addition to one's own time-outs and never the only path.
+//! All applications of a hub share one feedback queue, and another application may consume a
+//! record. So feedback supplements the application's own time-outs and never replaces them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,13 +21,13 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::amqp::connection::{
-    HubConnection, attached, broken, ended, in_words, link_properties, receiver_attach_failure,
+    HubConnection, attached, broken, describe, ended, link_properties, receiver_attach_failure,
 };
-use crate::amqp::reconnects::Reconnects;
+use crate::amqp::reconnect_backoff::ReconnectBackoff;
 use crate::amqp::supervise::supervised;
 use crate::c2d::{ConnectionFailure, LinkState};
 use crate::client::{Client, ClientInner};
-use crate::credentials::Right;
+use crate::credentials::Permission;
 use crate::hub_message::cut;
 
 use super::record::{FeedbackRecord, UnreadableRecord, read_records};
@@ -34,18 +35,19 @@ use super::record::{FeedbackRecord, UnreadableRecord, read_records};
 /// The hub's address for feedback.
 const SOURCE: &str = "/messages/serviceBound/feedback";
 
-/// Messages that are asked for at a time, each of up to 64 records. The queue is shared, and the hub locks a message for
-/// the one it was handed to, so few are on their way that are not taken; over a link of 50 ms this is some 300 a second.
+/// The link's credit in messages, each with up to 64 records. The queue is shared, and the hub
+/// locks a message for its recipient, so only few untaken messages should be in transit. Over a
+/// link with 50 ms latency this credit allows some 300 messages a second.
 const CREDIT: u32 = 16;
 
-/// How long the hub may take to answer a good-bye.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Time limit of the hub's answer to a detach.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Receives feedback, reconnecting for as long as it takes.
+/// Receives feedback, and reconnects without limit.
 pub struct FeedbackReceiver {
     client: Arc<ClientInner>,
     link: Option<FeedbackLink>,
-    reconnects: Reconnects,
+    backoff: ReconnectBackoff,
     attempts: u32,
     connections: u64,
     lost: Option<(SystemTime, Arc<ConnectionFailure>)>,
@@ -53,7 +55,7 @@ pub struct FeedbackReceiver {
     state: watch::Sender<LinkState>,
 }
 
-/// A message, or why it is none.
+/// A message, or the decoding error.
 type Decoded = Result<Message<Body<Value>>, serde_amqp::Error>;
 
 struct FeedbackLink {
@@ -64,46 +66,47 @@ struct FeedbackLink {
 
 /// The records of one feedback message.
 ///
-/// The hub keeps the message until [`complete`](Self::complete), and gives it to someone again after
-/// [`release`](Self::release), or when neither is called before its lock is over (60 s unless configured).
+/// The hub keeps the message until [`complete`](Self::complete). The hub hands it out again after
+/// [`release`](Self::release), or when the lock expires (60 s unless configured) with neither call
+/// made.
 #[derive(Debug)]
-#[must_use = "the hub sends a batch again that is not completed"]
+#[must_use = "the hub sends the batch again unless it is completed"]
 #[non_exhaustive]
 pub struct FeedbackBatch {
-    /// Its records.
+    /// The batch's records.
     pub records: Vec<FeedbackRecord>,
     /// Elements that are not records.
     pub unreadable: Vec<UnreadableRecord>,
-    /// When the hub has put the message into the feedback queue, if it says so.
+    /// When the hub put the message into the feedback queue, if stated.
     pub enqueued_time: Option<SystemTime>,
     settle: Settle,
 }
 
-/// A feedback message that is not an AMQP message with a JSON array.
+/// A feedback message in any form other than an AMQP message with a JSON array.
 #[derive(Debug, Error)]
 #[error("feedback message is not an array of records")]
 #[non_exhaustive]
 pub struct UnparsableFeedback {
-    /// Its body as text, cut to 1024 bytes.
+    /// The body as text, cut to 1024 bytes.
     pub raw: String,
-    /// What is wrong with it.
+    /// The decoding error.
     pub source: Box<dyn std::error::Error + Send + Sync>,
     settle: Settle,
 }
 
-/// Why there is no batch.
+/// Why no batch could be returned.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FeedbackError {
-    /// A message came that cannot be read. Settle it, then go on: the link is fine.
+    /// A message is unreadable. Settle it, then go on: the link is fine.
     #[error("failed to read a feedback message")]
     Unparsable(#[source] Box<UnparsableFeedback>),
-    /// Credentials or certificates are refused: trying again is of no use.
-    #[error("feedback link failed for good")]
+    /// Credentials or certificates are refused: a retry is useless.
+    #[error("feedback link failed permanently")]
     Failed(#[source] Arc<ConnectionFailure>),
 }
 
-/// Why a message could not be settled: its link is gone, and the hub will send it again.
+/// Why a message could not be settled: its link is gone, and the hub will send the message again.
 #[derive(Debug, Error)]
 #[error("failed to settle a feedback message: {0}")]
 pub struct SettleError(String);
@@ -119,7 +122,7 @@ impl FeedbackReceiver {
     ///
     /// # Errors
     ///
-    /// Why it could not be connected.
+    /// The reason of the failed connection.
     pub async fn connect(client: &Client) -> Result<Self, ConnectionFailure> {
         let mut receiver = Self::new(client);
         receiver.link = Some(FeedbackLink::open(&receiver.client).await?);
@@ -128,7 +131,7 @@ impl FeedbackReceiver {
         Ok(receiver)
     }
 
-    /// A receiver that connects at the first call of [`next`](Self::next).
+    /// Creates a receiver. The first call of [`next`](Self::next) connects.
     #[must_use]
     pub fn new(client: &Client) -> Self {
         let since = SystemTime::now();
@@ -140,7 +143,7 @@ impl FeedbackReceiver {
         Self {
             client: Arc::clone(&client.inner),
             link: None,
-            reconnects: Reconnects::new(&client.options().reconnect),
+            backoff: ReconnectBackoff::new(&client.options().reconnect),
             attempts: 0,
             connections: 0,
             lost: None,
@@ -149,42 +152,44 @@ impl FeedbackReceiver {
         }
     }
 
-    /// How the link is doing, now and from now on.
+    /// Watches the link's state, beginning with the current one.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.subscribe()
     }
 
-    /// The next batch. Waits for as long as none comes, reconnecting in between. A few messages
-    /// may be on their way when it returns, see [`rest`](Self::rest).
+    /// Returns the next batch. Waits without limit, reconnecting if necessary. A few messages may
+    /// still be in transit when the call returns, see [`pause`](Self::pause).
     ///
     /// # Errors
     ///
-    /// A message that cannot be read (call again after settling it), or refused credentials or certificates.
+    /// An unreadable message (call again after settling it), or refused credentials or
+    /// certificates.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing for good: a message that was just arriving is sent again by the hub when its
-    /// lock is over, and a connection that was being made is made again.
+    /// Dropping the future loses no message permanently: the hub sends an arriving message again
+    /// when its lock expires, and the next call restarts an interrupted connection attempt.
     pub async fn next(&mut self) -> Result<FeedbackBatch, FeedbackError> {
         loop {
-            // Far longer than any connection lives.
+            // Far longer than the life of any connection.
             if let Some(batch) = self.next_within(Duration::from_secs(3600)).await? {
                 return Ok(batch);
             }
         }
     }
 
-    /// Like [`next`](Self::next), but `None` when the link was attached for all of `quiet` and the hub gave nothing: the
-    /// queue was empty when this was called, as far as a message takes less than `quiet` to come from the hub.
+    /// Like [`next`](Self::next), but returns `None` when the link was attached for all of `quiet`
+    /// and the hub sent no message. The queue was then empty at the time of the call, provided that
+    /// a message takes less than `quiet` to arrive from the hub.
     ///
     /// # Errors
     ///
-    /// As [`next`](Self::next).
+    /// Like [`next`](Self::next).
     ///
     /// # Cancel safety
     ///
-    /// As [`next`](Self::next).
+    /// Like [`next`](Self::next).
     pub async fn next_within(
         &mut self,
         quiet: Duration,
@@ -198,13 +203,13 @@ impl FeedbackReceiver {
                 Some(link) => match tokio::time::timeout(quiet, link.receive()).await {
                     Err(_) => return Ok(None),
                     Ok(Ok((settle, message))) => {
-                        self.reconnects.served();
-                        self.reconnects.token_accepted();
+                        self.backoff.record_service();
+                        self.backoff.token_accepted();
                         return read(settle, message).map(Some);
                     }
                     Ok(Err(failure)) => {
                         warn!(hub = %self.client.host_name, error = %failure, "feedback link lost");
-                        self.reconnects.lost(link.opened_at.elapsed());
+                        self.backoff.record_loss(link.opened_at.elapsed());
                         self.link = None;
                         self.attempts = 0;
                         self.lost = None;
@@ -212,9 +217,11 @@ impl FeedbackReceiver {
                     }
                 },
             };
-            let gives_up = self.reconnects.gives_up(&failure, &self.client.credentials);
+            let should_give_up = self
+                .backoff
+                .should_give_up(&failure, &self.client.credentials);
             let failure = Arc::new(failure);
-            if gives_up {
+            if should_give_up {
                 self.state
                     .send_replace(LinkState::Failed(Arc::clone(&failure)));
                 return Err(FeedbackError::Failed(failure));
@@ -231,28 +238,30 @@ impl FeedbackReceiver {
                 attempts,
                 last_error,
             });
-            self.wait = self.reconnects.next_wait();
+            self.wait = self.backoff.next_delay();
         }
     }
 
-    /// How many connections it has had. With each new one, messages that were on their way over the one before are lost,
-    /// and the hub hands them out again when its locks on them are over.
+    /// The number of connections so far. A new connection loses the messages in transit over the
+    /// previous one; the hub hands them out again when their locks expire.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.connections
     }
 
-    /// Asks for no more messages until the next call of [`next`](Self::next). Those on their way come with that call.
-    pub async fn rest(&mut self) {
+    /// Requests no more messages until the next call of [`next`](Self::next), which also returns
+    /// messages in transit.
+    pub async fn pause(&mut self) {
         if let Some(link) = &mut self.link {
-            // A link that is gone asks for nothing, which the next call finds out.
+            // A lost link delivers no messages anyway; the next call detects the loss.
             _ = link.receiver.set_credit(0).await;
         }
     }
 
-    /// Says good-bye, in the background. Batches that were settled stay settled; the others are sent again by the hub.
+    /// Closes the link in the background. Settled batches stay settled; the hub sends all others
+    /// again.
     ///
-    /// Call it on the runtime; elsewhere the connection is cut.
+    /// Must be called on the runtime; elsewhere the connection is cut.
     pub fn close(mut self) {
         if let (Some(link), Ok(runtime)) = (self.link.take(), tokio::runtime::Handle::try_current())
         {
@@ -275,7 +284,7 @@ impl FeedbackReceiver {
                 Ok(())
             }
             Err(failure) => {
-                debug!(hub = %self.client.host_name, error = %failure, "feedback link not attached");
+                debug!(hub = %self.client.host_name, error = %failure, "failed to attach the feedback link");
                 self.attempts += 1;
                 Err(failure)
             }
@@ -304,7 +313,7 @@ impl FeedbackLink {
         );
         let attach = attach.map_err(|error| {
             let failure = receiver_attach_failure(stage, &error);
-            client.with_needs(failure, Right::ReceiveFeedback)
+            client.with_missing_permission(failure, Permission::ReceiveFeedback)
         });
         let receiver = attached(&kill, stage, limit, attach).await?;
         Ok(Self {
@@ -316,21 +325,21 @@ impl FeedbackLink {
 
     async fn receive(&mut self) -> Result<(Settle, Decoded), ConnectionFailure> {
         let received = supervised("receiving feedback", self.receive_any()).await;
-        received.map_err(|failure| self.connection.explained(failure))
+        received.map_err(|failure| self.connection.with_fault(failure))
     }
 
     async fn receive_any(&mut self) -> Result<(Settle, Decoded), ConnectionFailure> {
         let receiver = &mut self.receiver;
         let received = async {
-            // An absolute number: what an earlier call asked for and did not wait for is not asked for twice.
+            // An absolute number, so an earlier call's unused credit is not granted twice.
             let granted = receiver.set_credit(CREDIT).await;
-            granted.map_err(|error| broken("asking for feedback", &error))?;
+            granted.map_err(|error| broken("requesting feedback", &error))?;
             let (delivery, message) = match receiver.recv::<Body<Value>>().await {
                 Ok(delivery) => {
                     let (info, message) = delivery.into_parts();
                     (info, Ok(message))
                 }
-                // The message alone is at fault; the link goes on.
+                // Only the message is at fault; the link stays usable.
                 Err(RecvError::MessageDecode(error)) => (error.info, Err(error.source)),
                 Err(error) => return Err(receive_failure(&error)),
             };
@@ -343,16 +352,16 @@ impl FeedbackLink {
         }
     }
 
-    /// Detaches, and waits for the hub to have seen that: it comes after what was settled last, which would be lost
-    /// with the connection if that was cut at once.
+    /// Detaches, and waits for the hub's confirmation. The detach follows the last settlements on
+    /// the wire; cutting the connection at once would lose these settlements.
     async fn close(self) {
         let Self {
             receiver,
             connection,
             ..
         } = self;
-        let _ = tokio::time::timeout(FAREWELL, receiver.close()).await;
-        connection.farewell();
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, receiver.close()).await;
+        connection.close_in_background();
     }
 }
 
@@ -361,16 +370,16 @@ impl FeedbackBatch {
     ///
     /// # Errors
     ///
-    /// When the link it came over is gone: the hub will send it again.
+    /// When the message's link is gone: the hub will send the message again.
     pub async fn complete(self) -> Result<(), SettleError> {
         self.settle.complete().await
     }
 
-    /// Puts the message back into the hub's feedback queue, for anyone.
+    /// Puts the message back into the hub's feedback queue, for any receiver.
     ///
     /// # Errors
     ///
-    /// When the link it came over is gone: the hub will send it again anyway.
+    /// When the message's link is gone: the hub will send the message again anyway.
     pub async fn release(self) -> Result<(), SettleError> {
         self.settle.release().await
     }
@@ -381,16 +390,16 @@ impl UnparsableFeedback {
     ///
     /// # Errors
     ///
-    /// When the link it came over is gone: the hub will send it again.
+    /// When the message's link is gone: the hub will send the message again.
     pub async fn complete(self) -> Result<(), SettleError> {
         self.settle.complete().await
     }
 
-    /// Puts the message back into the hub's feedback queue, for anyone.
+    /// Puts the message back into the hub's feedback queue, for any receiver.
     ///
     /// # Errors
     ///
-    /// When the link it came over is gone: the hub will send it again anyway.
+    /// When the message's link is gone: the hub will send the message again anyway.
     pub async fn release(self) -> Result<(), SettleError> {
         self.settle.release().await
     }
@@ -399,12 +408,12 @@ impl UnparsableFeedback {
 impl Settle {
     async fn complete(self) -> Result<(), SettleError> {
         let settled = self.disposer.accept(self.delivery).await;
-        settled.map_err(|error| SettleError(in_words(&error)))
+        settled.map_err(|error| SettleError(describe(&error)))
     }
 
     async fn release(self) -> Result<(), SettleError> {
         let settled = self.disposer.release(self.delivery).await;
-        settled.map_err(|error| SettleError(in_words(&error)))
+        settled.map_err(|error| SettleError(describe(&error)))
     }
 }
 
@@ -438,7 +447,7 @@ fn read(settle: Settle, message: Decoded) -> Result<FeedbackBatch, FeedbackError
     }
 }
 
-/// The bytes of a body that is data, text or binary; else none.
+/// Returns the bytes of a data, text or binary body; empty for other bodies.
 pub(crate) fn body(message: &Message<Body<Value>>) -> Vec<u8> {
     match &message.body {
         Body::Data(sections) => sections
@@ -469,7 +478,7 @@ pub(crate) fn enqueued_time(message: &Message<Body<Value>>) -> Option<SystemTime
 
 fn receive_failure(error: &RecvError) -> ConnectionFailure {
     use fe2o3_amqp::link::LinkStateError as L;
-    let explained = |what, error: &AmqpError| ended(what, error);
+    let explained = |scope, error: &AmqpError| ended(scope, error);
     match error {
         RecvError::LinkStateError(
             L::RemoteDetachedWithError(error) | L::RemoteClosedWithError(error),

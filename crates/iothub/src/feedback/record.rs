@@ -8,21 +8,21 @@ use serde_json::Value;
 
 use crate::hub_message::cut;
 
-/// What became of one message.
+/// The fate of one message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FeedbackStatus {
-    /// The device has completed it.
+    /// The device has completed the message.
     Success,
-    /// Its time was up before a device fetched it.
+    /// The message expired before a device fetched it.
     Expired,
-    /// The device gave it back too often.
+    /// The device gave the message back too often.
     DeliveryCountExceeded,
-    /// The device refused it.
+    /// The device rejected the message.
     Rejected,
-    /// It was purged from the queue.
+    /// The message was purged from the queue.
     Purged,
-    /// A word that this version does not know, as the hub wrote it.
+    /// A status unknown to this version, as written by the hub.
     Other(String),
 }
 
@@ -30,17 +30,19 @@ pub enum FeedbackStatus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FeedbackRecord {
-    /// The id that the message was sent with.
+    /// The id of the sent message.
     pub original_message_id: String,
-    /// When this became of it, by the hub's clock; `None` if the hub's text is not a time.
+    /// When the message reached this status, by the hub's clock; `None` if the hub's text is not a
+    /// time.
     pub enqueued_time: Option<SystemTime>,
-    /// What became of it.
+    /// The message's fate.
     pub status: FeedbackStatus,
     /// The hub's text.
     pub description: String,
     /// The device.
     pub device_id: String,
-    /// Tells devices of the same id apart that were deleted and created anew.
+    /// The device's generation: distinguishes a device from an earlier, deleted device with the
+    /// same id.
     pub generation: String,
 }
 
@@ -50,7 +52,7 @@ pub struct FeedbackRecord {
 pub struct UnreadableRecord {
     /// The element's JSON, cut to 1024 bytes.
     pub raw: String,
-    /// What is wrong with it.
+    /// The parse error.
     pub error: serde_json::Error,
 }
 
@@ -68,7 +70,8 @@ struct Raw {
     device_generation_id: Option<String>,
 }
 
-/// Reads the body of a feedback message: the records, and what is not one. Fails when it is not an array at all.
+/// Parses the body of a feedback message into records and unreadable elements. Fails when the body
+/// is not an array.
 pub(crate) fn read_records(
     body: &[u8],
 ) -> Result<(Vec<FeedbackRecord>, Vec<UnreadableRecord>), serde_json::Error> {
@@ -127,7 +130,7 @@ impl fmt::Display for FeedbackStatus {
     }
 }
 
-/// ISO 8601; the hub writes a `Z`, but not always.
+/// Parses ISO 8601; the hub mostly, but not always, writes a `Z`.
 fn time(text: &str) -> Option<SystemTime> {
     let stamp = text.parse::<jiff::Timestamp>().ok();
     let stamp = stamp.or_else(|| {

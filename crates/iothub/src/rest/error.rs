@@ -1,4 +1,4 @@
-//! What can go wrong with a REST request, in the hub's words.
+//! Errors of REST requests.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use crate::connect_error::ConnectError;
 use crate::credentials::CredentialsError;
 use crate::hub_message::HubMessage;
 
-/// An answer of the hub that says no.
+/// An error response of the hub.
 ///
-/// The name comes from the header `iothub-errorcode`, else from the body; the rest from the body, which has one of
-/// several forms; the status decides when neither says anything.
+/// The name comes from the header `iothub-errorcode`, else from the body. The other fields come
+/// from the body, which has one of several forms. The status decides when header and body carry no
+/// information.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("hub answered {status} {}{}: {message}{}", name.as_deref().unwrap_or(""), code_text(*code), tracking_text(tracking_id.as_deref()))]
 #[non_exhaustive]
@@ -24,9 +25,9 @@ pub struct ApiError {
     pub code: Option<u32>,
     /// The hub's text, cut to 1024 bytes.
     pub message: String,
-    /// The hub's id of the incident, for its support.
+    /// The incident's id for the hub's support.
     pub tracking_id: Option<String>,
-    /// What the answer's `Retry-After` asks for.
+    /// The value of the response's `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
@@ -37,42 +38,42 @@ pub enum RestError {
     /// No connection.
     #[error("failed to connect to the hub")]
     Connect(#[source] ConnectError),
-    /// There is nothing to show to the hub.
+    /// No token could be obtained.
     #[error("no credentials for the hub")]
     NoToken(#[source] CredentialsError),
-    /// The token that an identity service gave is not printable ASCII.
-    #[error("token for the hub has characters that no token has")]
+    /// The identity service's token is not printable ASCII.
+    #[error("token for the hub contains characters other than printable ASCII")]
     TokenNotAscii,
-    /// The request or its answer broke or took too long on the way.
+    /// The request or the response broke or took too long in transit.
     #[error("request to the hub failed in transit")]
     Transit(#[source] reqwest::Error),
-    /// The hub says no.
+    /// The hub answered with an error.
     #[error("hub refused the request")]
     Api(#[source] ApiError),
-    /// The hub refused the page that its own continuation leads to: the query is fine, the continuation is not, e.g.
-    /// because it is too old.
-    #[error("hub does not go on with a query that it has begun to answer")]
+    /// The hub refused a page named by its own continuation. The query is valid but the
+    /// continuation is not, e.g. because of its age.
+    #[error("hub refused the continuation of a query")]
     Continuation(#[source] ApiError),
-    /// The answer is not what the interface promises.
-    #[error("hub's answer to {request} is not understood")]
+    /// The response does not have the documented form.
+    #[error("hub's answer to {request} does not have the expected form")]
     Answer {
-        /// Which request.
+        /// The kind of request.
         request: &'static str,
-        /// What is wrong with it.
+        /// The parse error.
         source: serde_json::Error,
     },
-    /// The answer is larger than anything the interface sends.
+    /// The response is larger than any documented response.
     #[error("hub's answer is larger than {limit} bytes")]
     TooLarge {
-        /// The bound.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// The query is longer than the hub takes.
-    #[error("query of {found} characters is longer than the hub's {limit}")]
+    /// The query exceeds the hub's limit.
+    #[error("query has {found} characters; the hub allows at most {limit}")]
     QueryTooLong {
         /// Characters found.
         found: usize,
-        /// The bound.
+        /// The limit in characters.
         limit: usize,
     },
     /// A query keeps giving empty pages with a continuation.
@@ -81,7 +82,7 @@ pub enum RestError {
 }
 
 impl RestError {
-    /// The hub's answer, if it gave one.
+    /// Returns the hub's error response of an [`Api`](Self::Api) error.
     #[must_use]
     pub fn api(&self) -> Option<&ApiError> {
         match self {
@@ -90,19 +91,19 @@ impl RestError {
         }
     }
 
-    /// Whether the hub says that there is no such thing.
+    /// Whether the hub reports the device or resource as missing.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.api().is_some_and(|error| error.status == 404)
     }
 
-    /// Whether the hub refused our credentials.
+    /// Whether the hub refused the client's credentials.
     #[must_use]
     pub fn is_unauthorised(&self) -> bool {
         self.api().is_some_and(ApiError::is_unauthorised)
     }
 
-    /// Whether the same request may succeed later without anyone changing anything.
+    /// Whether the same request may succeed later without any change.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -116,13 +117,13 @@ impl RestError {
 }
 
 impl ApiError {
-    /// Whether the hub refused our credentials, or what they allow.
+    /// Whether the hub refused the client's credentials or permissions.
     #[must_use]
     pub fn is_unauthorised(&self) -> bool {
         self.status == 401
     }
 
-    /// Reads an answer: header first, then body, then status.
+    /// Parses a response: header first, then body, then status.
     pub(crate) fn read(
         status: u16,
         header: Option<&str>,
@@ -147,7 +148,7 @@ impl ApiError {
         }
     }
 
-    /// Whether it is the hub's throttle that says no.
+    /// Whether the hub throttled the request.
     #[must_use]
     pub fn is_throttled(&self) -> bool {
         self.status == 429 || self.code.is_some_and(|code| code / 1_000 == 429)

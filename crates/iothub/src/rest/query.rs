@@ -1,8 +1,9 @@
 //! Twin queries, page by page.
 //!
-//! `POST /devices/query` answers one page; the header `x-ms-continuation` leads to the next one, and only its absence
-//! ends the query: short and empty pages in between are legal. Every page counts as one query against the hub's
-//! throttle (20 a minute on one S1 unit), so each is asked for only when it is wanted.
+//! `POST /devices/query` answers one page, and the header `x-ms-continuation` leads to the next.
+//! Only a missing header ends the query: short and empty pages in between are legal. Every page
+//! counts as one query against the hub's throttle (20 a minute on one S1 unit), so each page is
+//! requested only on demand.
 
 use bytes::Bytes;
 use futures::stream::{Stream, try_unfold};
@@ -13,29 +14,30 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::credentials::Right;
+use crate::credentials::Permission;
 
 use super::error::RestError;
 use super::transport::Request;
 
-/// The most items of a page, as IoT Hub documents it. The hub may give fewer.
-pub const LARGEST_PAGE: u32 = 100;
+/// The most items of a page, as documented by IoT Hub. The hub may return fewer.
+pub const MAX_PAGE_ITEMS: u32 = 100;
 
-/// The longest query, in characters, as IoT Hub documents it.
-pub const LONGEST_QUERY: usize = 8_192;
+/// The longest query in characters, as documented by IoT Hub.
+pub const MAX_QUERY_CHARS: usize = 8_192;
 
-/// After so many empty pages in a row a query is given up: it would never end.
-const MOST_EMPTY_PAGES: u32 = 1_000;
+/// Limit of empty pages in a row. A query beyond the limit fails, because such a query would never
+/// end.
+const MAX_EMPTY_PAGES: u32 = 1_000;
 
-/// One page of a query's answer.
+/// One page of a query's result.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Page<T = Value> {
-    /// Its items; may be fewer than asked for, may be none.
+    /// The items; possibly fewer than requested, possibly none.
     pub items: Vec<T>,
     /// The hub's `x-ms-item-type`: `Twin`, `Raw`, `DeviceJob`, `JobResponse`.
     pub item_type: Option<String>,
-    /// Whether it is the last one.
+    /// Whether this is the query's last page.
     pub is_last: bool,
 }
 
@@ -43,10 +45,10 @@ pub struct Page<T = Value> {
 ///
 /// # Cancel safety
 ///
-/// Dropping a call of [`next_page`](Self::next_page) before it is done loses nothing: the next call asks for the same
-/// page again. After an error, too.
+/// Dropping an unfinished call of [`next_page`](Self::next_page) loses nothing: the next call
+/// requests the same page again. The same holds after an error.
 #[derive(Debug)]
-#[must_use = "nothing is asked before next_page() or one of the streams is polled"]
+#[must_use = "no request is sent before next_page() or one of the streams is polled"]
 pub struct QueryPages {
     client: Client,
     body: Bytes,
@@ -57,37 +59,37 @@ pub struct QueryPages {
 }
 
 impl Client {
-    /// Starts a query; nothing is sent before the first page is asked for.
+    /// Starts a query; no request is sent before the first page is polled.
     ///
-    /// `sql` is IoT Hub's query language, at most [`LONGEST_QUERY`] characters; `page_size` is cut to 1 to
-    /// [`LARGEST_PAGE`]. Values from outside must be quoted by the caller.
+    /// `sql` is IoT Hub's query language, at most [`MAX_QUERY_CHARS`] characters; `page_size` is
+    /// clamped to 1 to [`MAX_PAGE_ITEMS`]. The caller must quote values from outside.
     ///
     /// # Errors
     ///
     /// [`RestError::QueryTooLong`].
     pub fn query(&self, sql: &str, page_size: u32) -> Result<QueryPages, RestError> {
         let found = sql.chars().count();
-        if found > LONGEST_QUERY {
+        if found > MAX_QUERY_CHARS {
             return Err(RestError::QueryTooLong {
                 found,
-                limit: LONGEST_QUERY,
+                limit: MAX_QUERY_CHARS,
             });
         }
         Ok(QueryPages {
             client: self.clone(),
             body: serde_json::json!({ "query": sql }).to_string().into(),
-            page_size: page_size.clamp(1, LARGEST_PAGE),
+            page_size: page_size.clamp(1, MAX_PAGE_ITEMS),
             continuation: None,
             ended: false,
             empty_pages: 0,
         })
     }
 
-    /// How many devices satisfy `condition` (what would follow `WHERE`), or how many there are at all.
+    /// Counts the devices satisfying `condition` (the text after `WHERE`), or all devices.
     ///
     /// # Errors
     ///
-    /// Those of a query.
+    /// The errors of a query.
     pub async fn count(&self, condition: Option<&str>) -> Result<u64, RestError> {
         #[derive(Deserialize)]
         struct Count {
@@ -104,20 +106,21 @@ impl Client {
 }
 
 impl QueryPages {
-    /// The next page, or `None` after the last one. Retries as the client's options say.
+    /// Returns the next page, or `None` after the last page. Retries as configured in the client's
+    /// options.
     ///
     /// # Errors
     ///
-    /// Those of a request; the same page can be asked for again.
+    /// The errors of a request; the same page can be requested again.
     pub async fn next_page(&mut self) -> Result<Option<Page>, RestError> {
         self.next_page_as().await
     }
 
-    /// Like [`next_page`](Self::next_page), with the items read as `T`.
+    /// Like [`next_page`](Self::next_page), with the items parsed as `T`.
     ///
     /// # Errors
     ///
-    /// Those of a request, and [`RestError::Answer`] when an item is not a `T`.
+    /// The errors of a request, and [`RestError::Answer`] when an item is not a `T`.
     pub async fn next_page_as<T: DeserializeOwned>(
         &mut self,
     ) -> Result<Option<Page<T>>, RestError> {
@@ -134,7 +137,7 @@ impl QueryPages {
             path: "/devices/query",
             headers,
             body: Some(self.body.clone()),
-            right: Right::ReadTwins,
+            permission: Permission::ReadTwins,
         };
         let answer = self.client.inner.request(&request).await;
         let answer = answer.map_err(|error| match error {
@@ -143,7 +146,7 @@ impl QueryPages {
             }
             error => error,
         })?;
-        // Bytes that are no text spoil the item that has them, not the page.
+        // Invalid UTF-8 spoils only its item, not the page.
         let text = String::from_utf8_lossy(&answer.body);
         let items: Vec<T> = serde_json::from_str(&text).map_err(|source| RestError::Answer {
             request: "query",
@@ -162,7 +165,7 @@ impl QueryPages {
         } else {
             0
         };
-        if self.empty_pages > MOST_EMPTY_PAGES {
+        if self.empty_pages > MAX_EMPTY_PAGES {
             return Err(RestError::EndlessPaging(self.empty_pages));
         }
         self.ended = continuation.is_none();
@@ -174,14 +177,15 @@ impl QueryPages {
         }))
     }
 
-    /// All pages as a stream that ends after the last page or the first error.
+    /// Returns all pages as a stream, which ends after the last page or the first error.
     pub fn into_pages<T: DeserializeOwned>(self) -> impl Stream<Item = Result<Page<T>, RestError>> {
         try_unfold(self, |mut pages| async move {
             Ok(pages.next_page_as().await?.map(|page| (page, pages)))
         })
     }
 
-    /// All items as a stream that ends after the last item or the first error. Holds one page in memory.
+    /// Returns all items as a stream, which ends after the last item or the first error. Holds one
+    /// page in memory.
     pub fn into_items<T: DeserializeOwned>(self) -> impl Stream<Item = Result<T, RestError>> {
         let start = (self, Vec::new().into_iter());
         try_unfold(

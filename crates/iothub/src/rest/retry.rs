@@ -1,4 +1,5 @@
-//! When a REST request is tried again, and after how long. The decision is pure; the loop is in `transport`.
+//! When to retry a REST request, and after which delay. The decision is pure; the loop is in
+//! `transport`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,35 +12,36 @@ use crate::options::ClientOptions;
 
 use super::error::RestError;
 
-/// Why a request is tried again.
+/// Why a request is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RetryReason {
-    /// The hub's throttle refused it.
+    /// The hub throttled the request.
     Throttled,
-    /// The hub answered with a passing error.
+    /// The hub answered with a transient error.
     ServerError,
-    /// It failed on the way.
+    /// The request failed in transit.
     Transit,
-    /// The hub refused the token; a new one is signed. At most once per request.
+    /// The hub refused the token; a new token is signed. At most once per request.
     TokenRefused,
 }
 
-/// One retry that is about to be waited for.
+/// A retry, reported before its delay.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RetryNotice<'a> {
-    /// Why.
+    /// The reason.
     pub reason: RetryReason,
-    /// How long the wait is.
+    /// The delay.
     pub wait: Duration,
-    /// How many retries came before it in this request.
+    /// The number of earlier retries of this request.
     pub attempt: u32,
-    /// What went wrong.
+    /// The error of the last try.
     pub error: &'a RestError,
 }
 
-/// Called before the wait of every retry of a REST request, e.g. to count or to slow others down. Must not block.
+/// Called before the delay of every retry of a REST request, e.g. to count retries or to slow other
+/// requests down. Must not block.
 #[derive(Clone)]
 pub struct RetryHook(Arc<dyn Fn(&RetryNotice<'_>) + Send + Sync>);
 
@@ -60,11 +62,12 @@ impl fmt::Debug for RetryHook {
     }
 }
 
-/// The retries of one request. Bounded by both policies' limits; one refused token is forgiven.
+/// The retries of one request. Bounded by the limits of both policies; one refused token is
+/// retried.
 pub(crate) struct Retries {
     transient: Delays,
     throttled: Delays,
-    longest_retry_after: Duration,
+    max_retry_after: Duration,
     token_refused: bool,
     attempts: u32,
 }
@@ -74,18 +77,18 @@ impl Retries {
         Self {
             transient: options.http_transient.delays(),
             throttled: options.throttled.delays(),
-            longest_retry_after: options.longest_retry_after,
+            max_retry_after: options.max_retry_after,
             token_refused: false,
             attempts: 0,
         }
     }
 
-    /// How many retries there were.
+    /// The number of retries so far.
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// Whether and after how long to try again after `error`.
+    /// Returns the reason and delay of the next try after `error`; `None` to give up.
     pub(crate) fn decide(&mut self, error: &RestError) -> Option<(RetryReason, Duration)> {
         if error.is_unauthorised() && !self.token_refused {
             self.token_refused = true;
@@ -100,13 +103,14 @@ impl Retries {
             Some(api) => (RetryReason::ServerError, api.retry_after),
             None => (RetryReason::Transit, None),
         };
-        // The policy is asked even when the hub names a time, so that its limit on attempts always binds.
+        // The policy's delay is drawn even when the hub names a time, so that the policy's limit on
+        // attempts always applies.
         let own = match reason {
             RetryReason::Throttled => self.throttled.next_delay()?,
             _ => self.transient.next_delay()?,
         };
         let wait = asked.unwrap_or(own);
-        if wait > self.longest_retry_after {
+        if wait > self.max_retry_after {
             return None;
         }
         self.attempts += 1;
@@ -114,8 +118,8 @@ impl Retries {
     }
 }
 
-/// Reads a `Retry-After` header: seconds, or an HTTP date seen from `now` on the hub's clock (a date in the past means
-/// at once).
+/// Parses a `Retry-After` header: seconds, or an HTTP date relative to `now` on the hub's clock (a
+/// past date means at once).
 pub(crate) fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
     let header = header.trim();
     if let Ok(seconds) = header.parse::<u64>() {

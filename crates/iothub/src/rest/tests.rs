@@ -1,4 +1,4 @@
-//! The REST half against a scripted HTTP server.
+//! The REST client against a scripted HTTP server.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -43,7 +43,7 @@ fn page(items: Value, continuation: Option<&str>) -> ResponseTemplate {
     }
 }
 
-/// A page that is refused is the query's fault only if it is the first one.
+/// Only a refused first page is the query's fault.
 #[tokio::test]
 async fn a_refused_continuation_is_no_bad_query_and_can_be_asked_for_again() {
     let server = MockServer::start().await;
@@ -205,10 +205,10 @@ async fn throttling_is_retried_as_asked_and_every_retry_is_told() {
         .respond_with(page(json!([{"n": 123}]), None))
         .mount(&server)
         .await;
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let notices = Arc::new(Mutex::new(Vec::new()));
     let hook = {
-        let told = Arc::clone(&told);
-        RetryHook::new(move |notice| told.lock().unwrap().push((notice.reason, notice.wait)))
+        let notices = Arc::clone(&notices);
+        RetryHook::new(move |notice| notices.lock().unwrap().push((notice.reason, notice.wait)))
     };
     let options = ClientOptions {
         on_retry: Some(hook),
@@ -221,10 +221,10 @@ async fn throttling_is_retried_as_asked_and_every_retry_is_told() {
             .unwrap(),
         123
     );
-    let told = told.lock().unwrap();
-    assert_eq!(told.len(), 3);
-    assert_eq!(told[0], (RetryReason::Throttled, Duration::ZERO));
-    assert_eq!(told[2].0, RetryReason::ServerError);
+    let notices = notices.lock().unwrap();
+    assert_eq!(notices.len(), 3);
+    assert_eq!(notices[0], (RetryReason::Throttled, Duration::ZERO));
+    assert_eq!(notices[2].0, RetryReason::ServerError);
 }
 
 #[tokio::test]
@@ -310,7 +310,9 @@ async fn a_twin_is_read_with_its_id_encoded_and_a_missing_one_is_told() {
 async fn a_query_that_is_too_long_is_not_sent() {
     let server = MockServer::start().await;
     let client = client(&server, quick_options());
-    let error = client.query(&"x".repeat(LONGEST_QUERY + 1), 1).unwrap_err();
+    let error = client
+        .query(&"x".repeat(MAX_QUERY_CHARS + 1), 1)
+        .unwrap_err();
     assert!(matches!(
         error,
         RestError::QueryTooLong { found: 8_193, .. }

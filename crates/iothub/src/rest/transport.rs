@@ -1,4 +1,4 @@
-//! One request to the hub: address, token, time-outs, retries, and errors told apart.
+//! One request to the hub: address, token, time-outs, retries, and error classification.
 
 use std::convert::Infallible;
 use std::io;
@@ -17,19 +17,20 @@ use tracing::debug;
 
 use crate::client::{ClientInner, Target};
 use crate::connect_error::{ConnectError, causes};
-use crate::credentials::Right;
+use crate::credentials::Permission;
 use crate::options::ClientOptions;
 
 use super::error::{ApiError, RestError};
 use super::retry::{Retries, RetryNotice, RetryReason, retry_after};
 
-/// The interface version that all official SDKs ask for.
+/// The interface version requested by all official SDKs.
 const API_VERSION: &str = "2021-04-12";
 
-/// The largest answer read into memory. A page has at most 100 twins of at most ~100 KB; this is several times that.
-const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
+/// The largest response body read into memory. A page has at most 100 twins of at most ~100 KB;
+/// this is several times as much.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// The HTTP half of a client.
+/// The HTTP part of a client.
 pub(crate) struct Http {
     http: reqwest::Client,
     host: String,
@@ -37,18 +38,18 @@ pub(crate) struct Http {
     target: Target,
 }
 
-/// One request, described so that it can be made again.
+/// The description of a request, repeatable for retries.
 pub(crate) struct Request<'a> {
     pub(crate) method: Method,
     /// Starts with `/`; already encoded.
     pub(crate) path: &'a str,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Option<Bytes>,
-    /// What the hub asks of whoever makes it.
-    pub(crate) right: Right,
+    /// The permission needed for the request.
+    pub(crate) permission: Permission,
 }
 
-/// The hub's `2xx`.
+/// The hub's `2xx` response.
 pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
@@ -62,7 +63,8 @@ struct ResolveError {
     source: io::Error,
 }
 
-/// Resolves the hub's name to the one that is dialled, which may differ; a proxy's name is resolved as it is.
+/// Resolves the hub's name to the configured address, which may differ; resolves a proxy's name as
+/// usual.
 struct Resolver {
     host: String,
     target: Target,
@@ -75,7 +77,7 @@ impl reqwest::dns::Resolve for Resolver {
         } else {
             Target {
                 host: name.as_str().to_owned(),
-                // The library puts its own in place of it.
+                // The library replaces the port by the URL's port.
                 port: 0,
             }
         };
@@ -126,7 +128,7 @@ impl Http {
         })
     }
 
-    /// Where HTTPS is dialled.
+    /// The address dialled for HTTPS.
     pub(crate) fn target(&self) -> &Target {
         &self.target
     }
@@ -137,7 +139,11 @@ impl Http {
         self.base = base;
     }
 
-    async fn once(&self, client: &ClientInner, request: &Request<'_>) -> Result<Answer, RestError> {
+    async fn send_once(
+        &self,
+        client: &ClientInner,
+        request: &Request<'_>,
+    ) -> Result<Answer, RestError> {
         let join = if request.path.contains('?') { '&' } else { '?' };
         let url = format!(
             "{}{}{join}api-version={API_VERSION}",
@@ -150,7 +156,7 @@ impl Http {
             .map_err(RestError::NoToken)?;
         let mut token =
             HeaderValue::try_from(token.text.expose()).map_err(|_| RestError::TokenNotAscii)?;
-        // Keeps the token out of every Debug output of the HTTP libraries.
+        // Keeps the token out of the HTTP libraries' `Debug` output.
         token.set_sensitive(true);
         let mut builder = self
             .http
@@ -168,9 +174,9 @@ impl Http {
         let asked_at = SystemTime::now();
         let response = match builder.send().await {
             Ok(response) => response,
-            Err(error) => return Err(self.explain(error, client).await),
+            Err(error) => return Err(self.classify_error(error, client).await),
         };
-        client.note_time(asked_at, response.headers());
+        client.record_time(asked_at, response.headers());
         let (status, headers) = (response.status(), response.headers().clone());
         let body = read_body(response).await?;
         if status.is_success() {
@@ -182,22 +188,23 @@ impl Http {
         let body = String::from_utf8_lossy(&body);
         let mut error = ApiError::read(status.as_u16(), text("iothub-errorcode"), &body, after);
         if error.is_unauthorised() {
-            let needs = client.credentials.needs(request.right);
-            error.message = format!("{}; {needs}", error.message);
+            let missing = client.credentials.missing_permission(request.permission);
+            error.message = format!("{}; {missing}", error.message);
         }
         Err(RestError::Api(error))
     }
 
-    /// Asks for nothing but an answer, whose `Date` is what is wanted: any will do. Without a token, which the hub would
-    /// judge, and of a path that no quota is for.
-    async fn ask_time(&self) -> Result<HeaderMap, reqwest::Error> {
+    /// Requests the hub's time: any response will do, because only the `Date` header matters. The
+    /// request carries no token, because a token is subject to the hub's clock check, and its path
+    /// counts against no quota.
+    async fn request_time(&self) -> Result<HeaderMap, reqwest::Error> {
         let url = format!("{}/?api-version={API_VERSION}", self.base);
         Ok(self.http.get(url).send().await?.headers().clone())
     }
 
-    /// Turns the HTTP library's error into one that says what to do. What a proxy has answered, the library keeps to
-    /// itself: the proxy is asked again.
-    async fn explain(&self, error: reqwest::Error, client: &ClientInner) -> RestError {
+    /// Converts the HTTP library's error into an actionable one. The library hides the proxy's
+    /// response, so this method dials the proxy once more.
+    async fn classify_error(&self, error: reqwest::Error, client: &ClientInner) -> RestError {
         let options = &client.options;
         let port = self.target.port;
         let is_on_the_way = error.is_connect() || error.is_request();
@@ -207,11 +214,11 @@ impl Http {
                 return RestError::Connect(ConnectError::from_dial(refused));
             }
         }
-        self.sort(error, client)
+        self.classify_without_proxy(error, client)
     }
 
-    /// Sorts what happened without a proxy, or behind it.
-    fn sort(&self, error: reqwest::Error, client: &ClientInner) -> RestError {
+    /// Classifies an error without a proxy, or from beyond the proxy.
+    fn classify_without_proxy(&self, error: reqwest::Error, client: &ClientInner) -> RestError {
         let error = error.without_url();
         if !error.is_connect() {
             return RestError::Transit(error);
@@ -245,51 +252,53 @@ impl Http {
     }
 }
 
-/// How often it is looked whether the hub should be asked for the time: soon after this machine's clock was set.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
+/// Interval of the check whether a time request is due; short, to react soon after this machine's
+/// clock was set.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long the hub may take to say what time it is.
-const TIME_WITHIN: Duration = Duration::from_secs(3);
+/// Time limit of a time request.
+const CLOCK_QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl ClientInner {
-    /// Asks the hub what time it is, unless that is known since a few minutes. A hub that does not say is not asked
-    /// again before a few minutes have passed.
+    /// Requests the hub's time, unless known for less than a few minutes. After a failed request,
+    /// the next request follows only after the same few minutes.
     ///
-    /// Cancel safety: if dropped, the time is not known.
-    pub(crate) async fn look_at_clock(&self) {
-        if !self.clock.is_to_be_asked() {
+    /// Cancel safety: a dropped call leaves the time unknown.
+    pub(crate) async fn refresh_clock(&self) {
+        if !self.clock.begin_query_if_due() {
             return;
         }
         let asked_at = SystemTime::now();
-        match timeout(TIME_WITHIN, self.http.ask_time()).await {
-            Ok(Ok(headers)) => self.note_time(asked_at, &headers),
+        match timeout(CLOCK_QUERY_TIMEOUT, self.http.request_time()).await {
+            Ok(Ok(headers)) => self.record_time(asked_at, &headers),
             Ok(Err(error)) => {
                 let error = error.without_url();
-                debug!(hub = %self.host_name, %error, "the hub does not say what time it is");
+                debug!(hub = %self.host_name, %error, "failed to get the hub's time");
             }
-            Err(_) => debug!(hub = %self.host_name, "the hub does not say in time what time it is"),
+            Err(_) => debug!(hub = %self.host_name, "request for the hub's time timed out"),
         }
     }
 
-    /// Looks at the hub's clock now and then, for ever.
-    pub(crate) async fn keep_looking_at_clock(&self) -> Infallible {
+    /// Calls [`refresh_clock`](Self::refresh_clock) periodically, for ever.
+    pub(crate) async fn refresh_clock_forever(&self) -> Infallible {
         loop {
-            tokio::time::sleep(LOOK_AT_CLOCK).await;
-            self.look_at_clock().await;
+            tokio::time::sleep(CLOCK_CHECK_INTERVAL).await;
+            self.refresh_clock().await;
         }
     }
 
-    fn note_time(&self, asked_at: SystemTime, headers: &HeaderMap) {
+    fn record_time(&self, asked_at: SystemTime, headers: &HeaderMap) {
         if let Some(date) = headers.get(DATE).and_then(|date| date.to_str().ok()) {
             self.clock.observe(&self.host_name, asked_at, date);
         }
     }
 
-    /// Makes `request`, again and again as the policies allow. All requests of this crate are safe to repeat.
+    /// Sends `request`, with retries as the policies allow. All requests of this crate are safe to
+    /// repeat.
     pub(crate) async fn request(&self, request: &Request<'_>) -> Result<Answer, RestError> {
         let mut retries = Retries::new(&self.options);
         loop {
-            let error = match self.http.once(self, request).await {
+            let error = match self.http.send_once(self, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -321,9 +330,9 @@ async fn read_body(mut response: Response) -> Result<Bytes, RestError> {
         .await
         .map_err(|error| RestError::Transit(error.without_url()))?
     {
-        if body.len() + chunk.len() > LARGEST_ANSWER {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(RestError::TooLarge {
-                limit: LARGEST_ANSWER,
+                limit: MAX_ANSWER_BYTES,
             });
         }
         body.extend_from_slice(&chunk);

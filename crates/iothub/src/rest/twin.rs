@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::client::Client;
-use crate::credentials::Right;
+use crate::credentials::Permission;
 
 use super::error::RestError;
 use super::transport::Request;
 
-/// A device's twin document. Fields that are not listed here are in `other`.
+/// A device's twin document. Fields missing here are in `other`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -44,7 +44,7 @@ pub struct Twin {
     /// Desired and reported properties.
     #[serde(default)]
     pub properties: TwinProperties,
-    /// Everything else.
+    /// All other fields.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -52,10 +52,10 @@ pub struct Twin {
 /// The two halves of a twin's properties, with their `$metadata` and `$version`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TwinProperties {
-    /// What the service wants.
+    /// The properties desired by the service.
     #[serde(default)]
     pub desired: Map<String, Value>,
-    /// What the device says.
+    /// The properties reported by the device.
     #[serde(default)]
     pub reported: Map<String, Value>,
 }
@@ -67,9 +67,9 @@ pub struct TwinProperties {
 pub struct DeviceStatistics {
     /// Registered devices.
     pub total_device_count: u64,
-    /// Those that may connect.
+    /// Devices allowed to connect.
     pub enabled_device_count: u64,
-    /// Those that may not.
+    /// Devices not allowed to connect.
     pub disabled_device_count: u64,
 }
 
@@ -87,10 +87,10 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Those of a request; [`RestError::is_not_found`] tells that there is no such device.
+    /// The errors of a request; [`RestError::is_not_found`] identifies a missing device.
     pub async fn twin(&self, device_id: &str) -> Result<Twin, RestError> {
         let id = utf8_percent_encode(device_id, NON_ALPHANUMERIC);
-        self.get("twin", &format!("/twins/{id}"), Right::ReadTwins)
+        self.get("twin", &format!("/twins/{id}"), Permission::ReadTwins)
             .await
     }
 
@@ -98,12 +98,12 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Those of a request.
+    /// The errors of a request.
     pub async fn statistics(&self) -> Result<DeviceStatistics, RestError> {
         self.get(
             "device statistics",
             "/statistics/devices",
-            Right::ReadStatistics,
+            Permission::ReadStatistics,
         )
         .await
     }
@@ -112,12 +112,12 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Those of a request.
+    /// The errors of a request.
     pub async fn service_statistics(&self) -> Result<ServiceStatistics, RestError> {
         self.get(
             "service statistics",
             "/statistics/service",
-            Right::ReadStatistics,
+            Permission::ReadStatistics,
         )
         .await
     }
@@ -126,14 +126,14 @@ impl Client {
         &self,
         name: &'static str,
         path: &str,
-        right: Right,
+        permission: Permission,
     ) -> Result<T, RestError> {
         let request = Request {
             method: Method::GET,
             path,
             headers: HeaderMap::new(),
             body: None,
-            right,
+            permission,
         };
         let answer = self.inner.request(&request).await?;
         serde_json::from_slice(&answer.body).map_err(|source| RestError::Answer {

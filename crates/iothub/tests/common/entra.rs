@@ -1,4 +1,4 @@
-//! A hub that knows identities of Microsoft Entra ID, and a client with one.
+//! A hub with a directory of Microsoft Entra ID identities, and a client with such an identity.
 
 use twincast_emulator::{Directory, Faults, HubConfig, RunningHub};
 use twincast_entra::{HUB_SCOPE, Identity, Proof, Tokens};
@@ -7,7 +7,7 @@ use twincast_secret::{Secret, SecretSource};
 
 use super::{config, options};
 
-/// A hub that takes no keys, and knows one client with a secret.
+/// A hub without shared access keys, and with one client secret.
 pub(crate) async fn entra_hub(token_lifetime_s: u64, roles: &str) -> RunningHub {
     let directory = format!(
         "tenantId: t\ntokenLifetimeSeconds: {token_lifetime_s}\nprincipals:\n  - clientId: c\n    clientSecrets: [s3cr3t]\n    roles: [{roles}]"

@@ -1,4 +1,4 @@
-//! A hub emulator on a loopback socket, and a client of it.
+//! A hub emulator on a loopback socket, and a client for the emulator.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod entra;
@@ -32,7 +32,7 @@ pub(crate) async fn hub(devices: u32, faults: Faults) -> RunningHub {
         .unwrap()
 }
 
-/// Options for tests: the hub's authority, and reconnecting without long waits.
+/// Test options: the hub's certificate authority, and short reconnect delays.
 pub(crate) fn options(hub: &RunningHub) -> ClientOptions {
     let mut options = ClientOptions::default();
     options.roots = Roots::Only(hub.ca_pem().to_owned());
@@ -66,7 +66,7 @@ pub(crate) fn message(template: &Arc<C2dTemplate>, device: u64, id: u64) -> C2dM
     .unwrap()
 }
 
-/// How many outcomes there were of each kind.
+/// Number of outcomes by kind.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) accepted: u64,

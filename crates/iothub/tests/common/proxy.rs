@@ -1,4 +1,5 @@
-//! Stands between a client and the emulator, and changes what the hub says: a hub that plays hostile or odd behaviour.
+//! A proxy between a client and the emulator that tampers with the hub's bytes, to simulate hostile
+//! or odd hubs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,20 +13,20 @@ use twincast_emulator::RunningHub;
 use twincast_iothub::{Client, ClientOptions, ConnectionString, Endpoint, Roots};
 use twincast_tls::client_config;
 
-/// What becomes of a frame or protocol header of the hub; the bytes are sent instead.
+/// Maps a frame or protocol header of the hub to the bytes sent in its place.
 pub(crate) type Tamper = Box<dyn FnMut(Vec<u8>) -> Vec<u8> + Send>;
 
 /// A proxy on a loopback socket.
 pub(crate) struct Proxy {
     port: u16,
     ca: String,
-    /// Connections that were made through it.
+    /// The number of connections made through the proxy.
     connections: Arc<AtomicU64>,
-    /// All that clients said.
+    /// All bytes from clients.
     pub(crate) said: Arc<Mutex<Vec<u8>>>,
 }
 
-/// A proxy to `hub`; `tamper` gets the number of each connection, from one.
+/// Starts a proxy to `hub`; `tamper` receives the number of each connection, counted from one.
 pub(crate) async fn proxy(
     hub: &RunningHub,
     tamper: impl Fn(u64) -> Tamper + Send + 'static,
@@ -54,7 +55,7 @@ pub(crate) async fn proxy(
             let (acceptor, connector) = (acceptor.clone(), connector.clone());
             let (heard, tamper) = (Arc::clone(&heard), tamper(number));
             tokio::spawn(async move {
-                // A connection that ends is none of the proxy's business.
+                // The end of a connection is no error of the proxy.
                 _ = relay(client, upstream, &acceptor, &connector, &heard, tamper).await;
             });
         }
@@ -113,7 +114,7 @@ async fn relay(
 }
 
 impl Proxy {
-    /// A client that is led through the proxy.
+    /// A client connecting through the proxy.
     pub(crate) fn client(&self, hub: &RunningHub, mut options: ClientOptions) -> Client {
         options.roots = Roots::Only(format!("{}{}", hub.ca_pem(), self.ca));
         options.amqp = Endpoint {
@@ -129,12 +130,12 @@ impl Proxy {
     }
 }
 
-/// Frames pass unchanged.
+/// Passes frames unchanged.
 pub(crate) fn honest() -> Tamper {
     Box::new(|piece| piece)
 }
 
-/// The code of an AMQP frame's performative; `None` for anything else.
+/// Returns the code of an AMQP frame's performative; `None` for other input.
 pub(crate) fn code(piece: &[u8]) -> Option<u8> {
     match piece {
         [b'A', b'M', b'Q', b'P', ..] => None,
@@ -164,7 +165,7 @@ pub(crate) fn code(piece: &[u8]) -> Option<u8> {
     }
 }
 
-/// An AMQP frame with this body on the channel of `like`.
+/// Builds an AMQP frame with this body on the channel of `like`.
 pub(crate) fn frame(like: &[u8], body: &[u8]) -> Vec<u8> {
     let mut frame = (8 + body.len() as u32).to_be_bytes().to_vec();
     frame.extend([2, 0, like[6], like[7]]);

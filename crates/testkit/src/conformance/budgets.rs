@@ -1,4 +1,4 @@
-//! Cases: budgets, which hold batches back.
+//! Conformance cases about budgets, which limit the batches handed out.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use twincast_core::rollout::{Adding, Event, PlanId};
 use super::Subject;
 use crate::assert_refused;
 use crate::build::{
-    TTL, batch, batch_on, hub, lease_request, leased, name, plan_completed, planning, report,
-    running, step,
+    TTL, apply, batch, batch_on, hub, lease_request, leased, name, plan_completed, planning,
+    report, running,
 };
 
-/// After so many milliseconds the groups of these cases give up on silent devices.
+/// The time after which the budget groups of these cases stop counting silent devices.
 const SILENT: Duration = Duration::from_secs(600);
 
 fn group(group: &str, limit: Limit) -> BudgetGroup {
@@ -27,7 +27,8 @@ fn group(group: &str, limit: Limit) -> BudgetGroup {
     }
 }
 
-/// A batch of `devices` devices in groups of which each may have three in progress.
+/// Returns a batch of `devices` devices in budget groups with at most three devices in progress
+/// each.
 fn threes(id: u32, devices: u32, groups: &[&str]) -> Batch {
     let groups = groups.iter().map(|name| group(name, Limit::Devices(3)));
     with(batch(id, devices), groups.collect())
@@ -38,7 +39,7 @@ fn with(mut batch: Batch, groups: Vec<BudgetGroup>) -> Batch {
     batch
 }
 
-async fn is_given(store: &dyn Store, batch: u32) -> bool {
+async fn is_granted(store: &dyn Store, batch: u32) -> bool {
     let request = lease_request(&name("r"), batch, &format!("w-{batch}"));
     match store.lease(&request).await.unwrap() {
         LeaseReply::Granted(_) => true,
@@ -47,7 +48,7 @@ async fn is_given(store: &dyn Store, batch: u32) -> bool {
     }
 }
 
-/// Records the same outcome for the first devices of a batch that is held.
+/// Records `Enqueued` for the first devices of a batch, by the batch's holder.
 async fn sent(store: &dyn Store, batch: u32, devices: u32) {
     let lease = leased(store, &name("r"), batch, &format!("w-{batch}")).await;
     let reports: Vec<_> = (0..devices)
@@ -56,7 +57,7 @@ async fn sent(store: &dyn Store, batch: u32, devices: u32) {
     store.record(&lease, &reports, TTL).await.unwrap();
 }
 
-async fn heard(store: &dyn Store, batch: u32, index: u32, outcome: Outcome) {
+async fn merge_feedback(store: &dyn Store, batch: u32, index: u32, outcome: Outcome) {
     let reports = [report(index, outcome)];
     let merged = store
         .merge(
@@ -76,8 +77,9 @@ async fn in_progress(store: &dyn Store, groups: &[BudgetGroup]) -> Vec<(u64, u64
     progress.into_iter().map(pair).collect()
 }
 
-/// A batch is given when all of it fits; what was sent counts until it is confirmed or has failed.
-pub async fn a_batch_is_given_when_its_group_has_room(subject: Subject) {
+/// A batch is handed out if all its devices fit into the budget. A sent device counts until
+/// confirmed or failed.
+pub async fn a_batch_is_leased_when_its_group_has_room(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![
         threes(0, 2, &["site=1"]),
@@ -87,46 +89,53 @@ pub async fn a_batch_is_given_when_its_group_has_room(subject: Subject) {
         batch(4, 9),
     ];
     running(store, "r", batches).await;
-    assert!(is_given(store, 0).await);
-    assert!(!is_given(store, 1).await, "two and two are four");
-    assert!(is_given(store, 3).await, "another group");
-    assert!(is_given(store, 4).await, "no group");
-    assert!(is_given(store, 2).await);
+    assert!(is_granted(store, 0).await);
+    assert!(!is_granted(store, 1).await, "two and two are four");
+    assert!(is_granted(store, 3).await, "another group");
+    assert!(is_granted(store, 4).await, "no group");
+    assert!(is_granted(store, 2).await);
     sent(store, 0, 2).await;
     sent(store, 2, 1).await;
-    assert!(!is_given(store, 1).await, "nobody has confirmed");
-    heard(store, 0, 0, Outcome::Delivered).await;
-    assert!(!is_given(store, 1).await, "one of three has room for one");
-    heard(store, 2, 0, Outcome::Rejected).await;
-    assert!(is_given(store, 1).await);
+    assert!(!is_granted(store, 1).await, "nobody has confirmed");
+    merge_feedback(store, 0, 0, Outcome::Delivered).await;
+    assert!(!is_granted(store, 1).await, "one of three has room for one");
+    merge_feedback(store, 2, 0, Outcome::Rejected).await;
+    assert!(is_granted(store, 1).await);
     let open = store
         .open_batches(&name("r"), &hub("a"), StageIndex(0), 9)
         .await
         .unwrap();
-    let begun: Vec<_> = open.iter().map(|it| (it.header.id.0, it.begun)).collect();
-    assert_eq!(begun, [(1, true), (3, true), (4, false)]);
+    let counted: Vec<_> = open
+        .iter()
+        .map(|it| (it.header.id.0, it.is_counted))
+        .collect();
+    assert_eq!(counted, [(1, true), (3, true), (4, false)]);
 }
 
-/// A crash frees nothing: what a lost worker had may have been sent. Its batch is given again.
-pub async fn what_a_lost_worker_had_counts(subject: Subject) {
+/// A crash frees no budget: the lost worker may have sent the messages. The worker's batch is
+/// handed out again.
+pub async fn the_sends_of_a_lost_worker_count(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![threes(0, 3, &["site=1"]), threes(1, 1, &["site=1"])];
     running(store, "r", batches).await;
     let first = leased(store, &name("r"), 0, "lost").await;
     subject.clock.advance(SILENT * 3);
-    assert!(!is_given(store, 1).await, "what is to be sent never lapses");
+    assert!(
+        !is_granted(store, 1).await,
+        "what is to be sent never lapses"
+    );
     let again = leased(store, &name("r"), 0, "next").await;
     let one = [report(0, Outcome::Enqueued)];
     assert_refused!(store.record(&first, &one, TTL).await, Superseded);
     store.record(&again, &one, TTL).await.unwrap();
     store.release(&again).await.unwrap();
-    heard(store, 0, 0, Outcome::Delivered).await;
-    assert!(is_given(store, 1).await, "two of three");
-    assert!(is_given(store, 0).await, "what is begun is always given");
+    merge_feedback(store, 0, 0, Outcome::Delivered).await;
+    assert!(is_granted(store, 1).await, "two of three");
+    assert!(is_granted(store, 0).await, "what is begun is always given");
 }
 
-/// Silent devices are given up on, counted from the last send of their batch.
-pub async fn silence_ends(subject: Subject) {
+/// Silent devices stop counting after a time, measured from the last send of the batch.
+pub async fn silent_devices_stop_counting(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![threes(0, 3, &["site=1"]), threes(1, 3, &["site=1"])];
     running(store, "r", batches).await;
@@ -134,18 +143,19 @@ pub async fn silence_ends(subject: Subject) {
     subject.clock.advance(SILENT / 2);
     sent(store, 0, 3).await;
     subject.clock.advance(SILENT - Duration::from_millis(1));
-    assert!(!is_given(store, 1).await);
+    assert!(!is_granted(store, 1).await);
     let site = [group("site=1", Limit::Devices(3))];
     assert_eq!(in_progress(store, &site).await, [(6, 3)]);
     subject.clock.advance(Duration::from_millis(1));
     assert_eq!(in_progress(store, &site).await, [(6, 0)]);
-    assert!(is_given(store, 1).await);
-    // Late news change nothing.
-    heard(store, 0, 0, Outcome::Delivered).await;
+    assert!(is_granted(store, 1).await);
+    // Late feedback changes nothing.
+    merge_feedback(store, 0, 0, Outcome::Delivered).await;
     assert_eq!(in_progress(store, &site).await, [(6, 3)]);
 }
 
-/// A per cent is of the group's devices in all stages and hubs, rounded down, and at least one.
+/// A percentage refers to the group's devices in all stages and hubs, is rounded down, and gives at
+/// least one device.
 pub async fn a_per_cent_is_of_the_whole_group(subject: Subject) {
     let store = &*subject.store;
     let fifth = || vec![group("site=1", Limit::Millionths(200_000))];
@@ -161,42 +171,42 @@ pub async fn a_per_cent_is_of_the_whole_group(subject: Subject) {
     running(store, "r", batches).await;
     let groups = [fifth(), small(), vec![group("site=3", Limit::Devices(1))]].concat();
     assert_eq!(in_progress(store, &groups).await, [(14, 0), (2, 0), (0, 0)]);
-    assert!(is_given(store, 0).await);
-    assert!(is_given(store, 1).await);
-    assert!(!is_given(store, 2).await, "2.8 are 2");
-    assert!(is_given(store, 5).await, "0.4 are 1");
-    assert!(!is_given(store, 4).await);
+    assert!(is_granted(store, 0).await);
+    assert!(is_granted(store, 1).await);
+    assert!(!is_granted(store, 2).await, "2.8 are 2");
+    assert!(is_granted(store, 5).await, "0.4 are 1");
+    assert!(!is_granted(store, 4).await);
     assert_eq!(in_progress(store, &groups).await, [(14, 2), (2, 1), (0, 0)]);
     sent(store, 5, 1).await;
-    heard(store, 5, 0, Outcome::Delivered).await;
-    assert!(is_given(store, 4).await);
+    merge_feedback(store, 5, 0, Outcome::Delivered).await;
+    assert!(is_granted(store, 4).await);
 }
 
-/// A batch needs room in all of its groups, and takes it in all of them or in none.
+/// A batch needs room in all its budget groups, and takes room in all groups or in none.
 pub async fn all_budgets_hold_at_once(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![
         threes(0, 2, &["site=1", "region=eu"]),
         threes(1, 2, &["site=2", "region=eu"]),
         threes(2, 2, &["site=2", "region=us"]),
-        // A name that begins like another one.
+        // A group name beginning with the name of another group.
         threes(3, 3, &["site=22"]),
     ];
     running(store, "r", batches).await;
-    assert!(is_given(store, 0).await);
-    assert!(!is_given(store, 1).await, "region=eu has room for one");
+    assert!(is_granted(store, 0).await);
+    assert!(!is_granted(store, 1).await, "region=eu has room for one");
     let groups = ["site=1", "site=2", "region=eu", "site=22"];
     let groups = groups.map(|name| group(name, Limit::Devices(3)));
     let now = in_progress(store, &groups).await;
     assert_eq!(now, [(2, 2), (4, 0), (4, 2), (3, 0)]);
-    assert!(is_given(store, 2).await);
-    assert!(is_given(store, 3).await);
+    assert!(is_granted(store, 2).await);
+    assert!(is_granted(store, 3).await);
     let now = in_progress(store, &groups).await;
     assert_eq!(now, [(2, 2), (4, 2), (4, 2), (3, 3)]);
 }
 
-/// A new try at planning begins with empty groups.
-pub async fn a_new_try_has_empty_groups(subject: Subject) {
+/// A new planning attempt begins with empty budget groups.
+pub async fn a_new_planning_attempt_has_empty_groups(subject: Subject) {
     let store = &*subject.store;
     let first = planning(store, "r").await;
     let old = vec![threes(0, 2, &["site=1"]), threes(1, 1, &["site=1"])];
@@ -204,22 +214,22 @@ pub async fn a_new_try_has_empty_groups(subject: Subject) {
         .add_batches(&name("r"), Adding::Plan(PlanId(1)), old.clone())
         .await
         .unwrap();
-    // Made again, it counts once.
+    // A repeated call counts once.
     store
         .add_batches(&name("r"), Adding::Plan(PlanId(1)), old)
         .await
         .unwrap();
     let site = [group("site=1", Limit::Devices(3))];
     assert_eq!(in_progress(store, &site).await, [(3, 0)]);
-    let second = step(store, &first, Event::PlanningStarted).await;
+    let second = apply(store, &first, Event::PlanningStarted).await;
     assert_eq!(in_progress(store, &site).await, [(0, 0)]);
     let new = vec![threes(0, 1, &["site=1"])];
     store
         .add_batches(&name("r"), Adding::Plan(PlanId(2)), new)
         .await
         .unwrap();
-    step(store, &second, plan_completed(1)).await;
+    apply(store, &second, plan_completed(1)).await;
     assert_eq!(in_progress(store, &site).await, [(1, 0)]);
-    assert!(is_given(store, 0).await);
+    assert!(is_granted(store, 0).await);
     assert_refused!(store.in_progress(&name("nobody"), &site).await, NotFound);
 }

@@ -1,23 +1,25 @@
-//! Cases: a change of a batch is committed on what was read, and on nothing else.
+//! Conformance cases about commits: a change of a batch is committed only on the state read before.
 
 use twincast_core::batch::Batch;
 use twincast_core::budget::{BudgetGroup, Limit};
 use twincast_core::ids::{Attempt, BatchId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{
-    Begins, Change, Committed, Disposition, Loaded, Operation, Part, Store, Tally,
+    BudgetEntry, Change, Committed, Disposition, Loaded, Operation, Part, Store, Tally,
 };
 
 use twincast_core::time::Timestamp;
 
 use super::Subject;
-use crate::build::{TTL, batch, lease_request, leased, name, paused, report, running, step};
+use crate::build::{
+    TTL, apply, batch, lease_request, leased, name, pause_requested, report, running,
+};
 
 async fn read(store: &dyn Store, part: Part) -> Loaded {
     store.batch(&name("r"), BatchId(0), part).await.unwrap()
 }
 
-/// A change that merges one report.
+/// Returns a change merging a single report.
 fn merging(from: &Loaded, index: u32, outcome: Outcome) -> Change {
     let reports = vec![report(index, outcome)];
     let mut next = from.batch.clone();
@@ -26,7 +28,7 @@ fn merging(from: &Loaded, index: u32, outcome: Outcome) -> Change {
         operation: Operation::Merge(Attempt::FIRST, reports),
         next,
         under: None,
-        begins: None,
+        budget_entry: None,
     }
 }
 
@@ -35,31 +37,31 @@ async fn commit(store: &dyn Store, from: &Loaded, change: &Change) -> Committed 
 }
 
 async fn is_overtaken(store: &dyn Store, from: &Loaded, change: &Change) {
-    let is = read(store, Part::State).await;
+    let is = read(store, Part::WithoutDevices).await;
     let tallies = store.tallies(&name("r")).await.unwrap();
-    let Committed::Overtaken(told) = commit(store, from, change).await else {
+    let Committed::Overtaken(newer) = commit(store, from, change).await else {
         panic!("it has changed since");
     };
-    if let Some(told) = told {
+    if let Some(newer) = newer {
         assert_eq!(
             Loaded {
                 now: is.now,
-                ..*told
+                ..*newer
             },
             is
         );
     }
-    assert_eq!(read(store, Part::State).await.batch, is.batch);
+    assert_eq!(read(store, Part::WithoutDevices).await.batch, is.batch);
     assert_eq!(store.tallies(&name("r")).await.unwrap(), tallies);
 }
 
-/// What is read back is what was committed, in a version that there was not before.
-pub async fn what_is_committed_is_read(subject: Subject) {
+/// A committed state is read back, with a version never used before.
+pub async fn a_committed_change_is_read_back(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 3), batch(1, 2)]).await;
     let mut versions = Vec::new();
     for (index, outcome) in [(0, Outcome::Enqueued), (2, Outcome::Refused)] {
-        let from = read(store, Part::State).await;
+        let from = read(store, Part::WithoutDevices).await;
         assert_eq!(from.devices, None);
         versions.push(from.version);
         let mut change = merging(&from, index, outcome);
@@ -69,7 +71,7 @@ pub async fn what_is_committed_is_read(subject: Subject) {
         let Committed::Done { version, .. } = commit(store, &from, &change).await else {
             panic!("nobody has changed it");
         };
-        let now = read(store, Part::Whole).await;
+        let now = read(store, Part::WithDevices).await;
         assert_eq!((&now.batch, now.version), (&change.next, version));
         assert_eq!(now.devices, Some(batch(0, 3).devices));
         versions.push(version);
@@ -84,35 +86,36 @@ pub async fn what_is_committed_is_read(subject: Subject) {
     assert_eq!(counts.get(Outcome::Refused), 1);
 }
 
-/// Whoever comes second reads again: what the first one has changed is not lost.
-pub async fn a_change_of_what_has_changed_is_overtaken(subject: Subject) {
+/// The second of two concurrent changes is overtaken: the first change is not lost.
+pub async fn a_change_of_a_changed_batch_is_overtaken(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 3)]).await;
-    let from = read(store, Part::State).await;
+    let from = read(store, Part::WithoutDevices).await;
     let first = merging(&from, 0, Outcome::Enqueued);
     let second = merging(&from, 1, Outcome::Enqueued);
     commit(store, &from, &first).await;
     is_overtaken(store, &from, &second).await;
-    // The very same again, too.
+    // A repetition of the first change is overtaken too.
     is_overtaken(store, &from, &first).await;
-    // A lease changes nothing of its devices, and is a change all the same.
-    let from = read(store, Part::State).await;
+    // A lease changes no outcome, but counts as a change.
+    let from = read(store, Part::WithoutDevices).await;
     let lease = leased(store, &name("r"), 0, "w").await;
     is_overtaken(store, &from, &merging(&from, 1, Outcome::Enqueued)).await;
-    let from = read(store, Part::State).await;
+    let from = read(store, Part::WithoutDevices).await;
     store.record(&lease, &[], TTL).await.unwrap();
     is_overtaken(store, &from, &merging(&from, 1, Outcome::Enqueued)).await;
 }
 
-/// What depends on the rollout's record is overtaken by the next record, and by that alone.
-pub async fn a_change_holds_under_the_record_that_was_read(subject: Subject) {
+/// A change bound to the rollout's record is overtaken by the next record; an unbound change is
+/// not.
+pub async fn a_change_requires_the_record_that_was_read(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 3)]).await;
-    let from = read(store, Part::State).await;
-    assert_eq!(from.rollout, rollout.stance());
+    let from = read(store, Part::WithoutDevices).await;
+    assert_eq!(from.rollout, rollout.control());
     let mut bound = merging(&from, 0, Outcome::Enqueued);
     bound.under = Some(from.rollout.revision);
-    step(store, &rollout, paused()).await;
+    apply(store, &rollout, pause_requested()).await;
     is_overtaken(store, &from, &bound).await;
     let free = Change {
         under: None,
@@ -122,7 +125,7 @@ pub async fn a_change_holds_under_the_record_that_was_read(subject: Subject) {
     assert!(matches!(committed, Committed::Done { .. }));
 }
 
-/// Two batches that were read while a budget had room do not both begin.
+/// Of two batches read while a budget had room, only the first begins, and the second is overtaken.
 pub async fn budgets_begin_to_count_one_batch_at_a_time(subject: Subject) {
     let store = &*subject.store;
     let batches = [0, 1].map(|id| {
@@ -136,19 +139,21 @@ pub async fn budgets_begin_to_count_one_batch_at_a_time(subject: Subject) {
     });
     running(store, "r", batches.into()).await;
     let begin = async |id: u32| {
-        let from = store.batch(&name("r"), BatchId(id), Part::State).await;
+        let from = store
+            .batch(&name("r"), BatchId(id), Part::WithoutDevices)
+            .await;
         let from = from.unwrap();
         let mut next = from.batch.clone();
-        next.begun.given();
-        let begins = Begins {
-            seen: from.begun,
-            over: Vec::new(),
+        next.budget_usage.on_lease();
+        let budget_entry = BudgetEntry {
+            stamp: from.budget_stamp,
+            finished: Vec::new(),
         };
         let change = Change {
             operation: Operation::Merge(Attempt::FIRST, Vec::new()),
             next,
             under: None,
-            begins: Some(begins),
+            budget_entry: Some(budget_entry),
         };
         (from, change)
     };
@@ -162,11 +167,11 @@ pub async fn budgets_begin_to_count_one_batch_at_a_time(subject: Subject) {
     assert!(matches!(committed, Committed::Done { .. }));
 }
 
-/// A batch of no rollout, and one that is not in the plan.
-pub async fn a_change_of_what_is_gone_is_overtaken(subject: Subject) {
+/// A change of a batch without a rollout, or of a batch outside of the plan, is overtaken.
+pub async fn a_change_of_a_missing_batch_is_overtaken(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 2)]).await;
-    let from = read(store, Part::State).await;
+    let from = read(store, Part::WithoutDevices).await;
     let change = merging(&from, 0, Outcome::Enqueued);
     let elsewhere = store.commit(&name("nobody"), &from, &change).await;
     assert_eq!(elsewhere.unwrap(), Committed::Overtaken(None));
@@ -180,26 +185,30 @@ pub async fn a_change_of_what_is_gone_is_overtaken(subject: Subject) {
     assert_eq!(counts, Counts::pending(2));
 }
 
-/// A worker records while the hub's feedback overtakes it, and the other way round.
+/// A worker's records and the hub's feedback overtake each other without a loss.
 pub async fn no_change_is_lost_to_another(subject: Subject) {
     const DEVICES: u32 = 60;
     let store = &*subject.store;
     running(store, "r", vec![batch(0, DEVICES)]).await;
-    let id = read(store, Part::State).await.rollout.id;
+    let id = read(store, Part::WithoutDevices).await.rollout.id;
     let request = lease_request(&name("r"), 0, "w");
-    let mut leased = store.take(&request, Part::State).await.unwrap().unwrap();
-    // Whoever is overtaken again and again is told so, and comes again.
+    let mut leased = store
+        .lease_for_work(&request, Part::WithoutDevices)
+        .await
+        .unwrap()
+        .unwrap();
+    // A call overtaken too often fails with the disposition `Retry`, and is repeated.
     let recording = async {
         for index in 0..DEVICES {
             let sent = [report(index, Outcome::Enqueued)];
             while let Err(error) = store
-                .record_taken(&mut leased, &sent, TTL, Timestamp(0))
+                .record_leased(&mut leased, &sent, TTL, Timestamp(0))
                 .await
             {
                 assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
             }
         }
-        while let Err(error) = store.release_taken(&mut leased, Timestamp(0)).await {
+        while let Err(error) = store.release_leased(&mut leased, Timestamp(0)).await {
             assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
         }
     };
@@ -215,7 +224,7 @@ pub async fn no_change_is_lost_to_another(subject: Subject) {
         }
     };
     futures::join!(recording, merging(0), merging(1));
-    let outcomes = read(store, Part::State).await.batch.outcomes;
+    let outcomes = read(store, Part::WithoutDevices).await.batch.outcomes;
     let lost: Vec<_> = (0..)
         .zip(outcomes.iter())
         .filter(|(_, it)| *it != Outcome::Delivered)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use twincast_core::evidence::FORGOTTEN;
+use twincast_core::evidence::REPORT_RETENTION;
 use twincast_core::ids::Holder;
 use twincast_core::link::{LinkReport, LinkState, LinkStatus};
 use twincast_core::ports::{HubTrouble, Store};
@@ -29,7 +29,8 @@ async fn links(store: &dyn Store, name: &str) -> Vec<LinkStatus> {
     links
 }
 
-/// A report is stored unchanged, whatever the characters, replaces the worker's last one, and its ages grow.
+/// A report is stored unchanged, with any characters, and replaces the worker's last report. The
+/// ages in a report grow.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
@@ -60,16 +61,16 @@ pub async fn a_link_is_known_by_its_newest_report(subject: Subject) {
     assert_eq!(listeners, [], "of feedback");
 }
 
-/// A store may delete reports older than [`FORGOTTEN`], and keeps newer reports.
+/// A store may delete reports older than [`REPORT_RETENTION`], and keeps newer reports.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
-pub async fn links_of_long_ago_do_not_pile_up(subject: Subject) {
+pub async fn old_links_are_deleted(subject: Subject) {
     let Subject { store, clock, .. } = &subject;
     for n in 0..20 {
         let report = report(&format!("w{n}"), 0, LinkState::Open);
         store.report_link(&hub("a"), &report).await.unwrap();
-        clock.advance(FORGOTTEN / 4);
+        clock.advance(REPORT_RETENTION / 4);
     }
     let known = links(&**store, "a").await.len();
     assert!((4..=5).contains(&known), "{known}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use twincast_core::evidence::{FORGOTTEN, ListenerReport, ListenerState, ListenerStatus};
+use twincast_core::evidence::{ListenerReport, ListenerState, ListenerStatus, REPORT_RETENTION};
 use twincast_core::ids::Holder;
 use twincast_core::ports::Store;
 
@@ -35,7 +35,7 @@ async fn listeners(store: &dyn Store, name: &str) -> Vec<ListenerStatus> {
     listeners
 }
 
-/// A report is stored unchanged, and its ages grow.
+/// A report is stored unchanged. The ages in a report grow.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
@@ -62,11 +62,11 @@ pub async fn a_listener_is_known_by_its_newest_report(subject: Subject) {
     assert_eq!(listeners(&**store, "b").await, [], "of another hub");
 }
 
-/// A listener's trouble is stored unchanged, whatever the characters.
+/// A listener's trouble is stored unchanged, with any characters.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
-pub async fn a_listener_says_why_it_does_not_hear(subject: Subject) {
+pub async fn a_listener_reports_its_trouble(subject: Subject) {
     let store = &*subject.store;
     let mut report = report("l1", None, 0);
     report.state.listening = false;
@@ -78,17 +78,17 @@ pub async fn a_listener_says_why_it_does_not_hear(subject: Subject) {
     assert_eq!((known.heard_ago, known.state), (None, report.state));
 }
 
-/// A store may delete reports older than [`FORGOTTEN`], and keeps newer reports.
+/// A store may delete reports older than [`REPORT_RETENTION`], and keeps newer reports.
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
-pub async fn old_reports_do_not_pile_up(subject: Subject) {
+pub async fn old_reports_are_deleted(subject: Subject) {
     let Subject { store, clock, .. } = &subject;
     for n in 0..20 {
         let name = format!("l{n}");
         let report = report(&name, Some(0), 0);
         store.report_listener(&hub("a"), &report).await.unwrap();
-        clock.advance(FORGOTTEN / 4);
+        clock.advance(REPORT_RETENTION / 4);
     }
     let known = listeners(&**store, "a").await.len();
     assert!((4..=5).contains(&known), "{known}");

@@ -1,4 +1,4 @@
-//! Cases: permits.
+//! Conformance cases about permits.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use twincast_core::permits::{
-    BLOCK, CLIMB_PER_SECOND, CUT, Grant, HORIZON, HubPermits, KEEP, LimiterState, Links,
-    PermitRequest, THROTTLE_PAUSE,
+    BLOCK, CLIMB_PER_SECOND, CUT, Grant, HORIZON, HubPermits, LimiterState, Links, PermitRequest,
+    THROTTLE_PAUSE, TURN_GRACE,
 };
 use twincast_core::ports::Clock;
 
@@ -25,7 +25,7 @@ fn request(on: &str, wanted: u32, per_minute: f64) -> PermitRequest {
     }
 }
 
-/// Takes what it can get for a minute; gives how much that was.
+/// Takes as many permits as possible for a minute. Returns the number of permits.
 async fn a_minute(subject: &Subject, request: &PermitRequest) -> u32 {
     let mut taken = 0;
     let mut left = Duration::from_secs(60);
@@ -33,7 +33,7 @@ async fn a_minute(subject: &Subject, request: &PermitRequest) -> u32 {
         let grant = subject.store.take_permits(request).await.unwrap();
         assert!(grant.permits <= request.wanted);
         taken += grant.permits;
-        // The clock has milliseconds; a wait below one would not move it.
+        // The clock has milliseconds: a shorter wait would not move the clock.
         let ask_again = grant.wait.max(Duration::from_millis(1));
         subject.clock.advance(ask_again);
         match left.checked_sub(ask_again) {
@@ -43,7 +43,7 @@ async fn a_minute(subject: &Subject, request: &PermitRequest) -> u32 {
     }
 }
 
-/// The rate is kept: neither more, nor much less.
+/// The permits use almost the whole quota, and do not exceed it.
 pub async fn the_quota_is_used_and_not_exceeded(subject: Subject) {
     for per_minute in [60.0, 4_950.0, 49_500.0] {
         let on = format!("hub-{per_minute}");
@@ -58,7 +58,7 @@ pub async fn the_quota_is_used_and_not_exceeded(subject: Subject) {
     }
 }
 
-/// One hub's senders do not hold up another's.
+/// The senders of a hub do not delay the senders of another hub.
 pub async fn hubs_have_quotas_of_their_own(subject: Subject) {
     let store = &*subject.store;
     let full = async |on: &str| {
@@ -75,7 +75,8 @@ pub async fn hubs_have_quotas_of_their_own(subject: Subject) {
     assert!(other.permits > 0 && other.wait.is_zero());
 }
 
-/// Below the hub's, on each hub, and without taking from others what it does not use.
+/// A rollout's own limit below the hub's quota holds on each hub, and leaves the unused quota to
+/// other rollouts.
 pub async fn a_rollout_keeps_to_its_own_limit(subject: Subject) {
     let limited = PermitRequest {
         rollout: name("limited"),
@@ -90,7 +91,7 @@ pub async fn a_rollout_keeps_to_its_own_limit(subject: Subject) {
     assert!(all >= 5_940, "{all} of 6000 for another rollout");
 }
 
-/// For as long as the hub says, and more slowly after it.
+/// After a throttle, permits stop for the time named by the hub, and are fewer afterwards.
 pub async fn a_throttle_holds_everyone_back(subject: Subject) {
     let store = &*subject.store;
     let pause = Duration::from_secs(7);
@@ -104,20 +105,21 @@ pub async fn a_throttle_holds_everyone_back(subject: Subject) {
     assert!((4_200..5_990).contains(&slower), "{slower} of 6000");
 }
 
-/// The factor falls by the cut, and climbs back; nothing is given meanwhile. Another hub's limiter stays as it was.
-pub async fn a_throttle_shows_until_it_is_made_up_for(subject: Subject) {
+/// A throttle lowers the factor to [`CUT`], and the factor climbs back. No permits are granted
+/// during the pause. The limiter of another hub stays unchanged.
+pub async fn a_throttle_lowers_the_factor_until_recovery(subject: Subject) {
     let store = &*subject.store;
     let state = async |on: &str| store.limiter(&hub(on)).await.unwrap();
     let unused = LimiterState::default();
     assert_eq!(state("a").await, unused, "a hub that nobody has used");
     store.take_permits(&request("a", 9, 600.0)).await.unwrap();
     let used = state("a").await;
-    assert_eq!((used.factor, used.shut_for(600.0)), (1.0, None));
+    assert_eq!((used.factor, used.paused_for(600.0)), (1.0, None));
     store.throttled(&hub("a"), None).await.unwrap();
     let close = |found: f64, expected: f64| (found - expected).abs() < 1e-9;
     let cut = state("a").await;
     assert!(close(cut.factor, CUT), "{cut:?}");
-    assert_eq!(cut.shut_for(600.0), Some(THROTTLE_PAUSE));
+    assert_eq!(cut.paused_for(600.0), Some(THROTTLE_PAUSE));
     assert_eq!(state("b").await, unused);
     subject.clock.advance(THROTTLE_PAUSE);
     let later = state("a").await;
@@ -125,13 +127,13 @@ pub async fn a_throttle_shows_until_it_is_made_up_for(subject: Subject) {
         close(later.factor, CUT + 10.0 * CLIMB_PER_SECOND),
         "{later:?}"
     );
-    assert_eq!(later.shut_for(600.0), None);
+    assert_eq!(later.paused_for(600.0), None);
     subject.clock.advance(Duration::from_secs(60));
     assert_eq!(state("a").await, unused);
 }
 
-/// Reservations show, and whose they are, for as long as they matter.
-pub async fn a_limiter_tells_who_asks_and_how_far_it_is_given_away(subject: Subject) {
+/// The state of a limiter shows the reservations and their rollouts, for as long as these matter.
+pub async fn a_limiter_shows_its_reservations(subject: Subject) {
     let store = &*subject.store;
     let full = HORIZON + BLOCK;
     for rollout in ["b", "a"] {
@@ -144,13 +146,13 @@ pub async fn a_limiter_tells_who_asks_and_how_far_it_is_given_away(subject: Subj
     let state = store.limiter(&hub("h")).await.unwrap();
     assert_eq!(state.asking, [name("a"), name("b")]);
     assert!(state.ahead > HORIZON && state.ahead <= full, "{state:?}");
-    assert_eq!(state.shut_for(6_000.0), None);
-    subject.clock.advance(full + KEEP + BLOCK);
+    assert_eq!(state.paused_for(6_000.0), None);
+    subject.clock.advance(full + TURN_GRACE + BLOCK);
     let later = store.limiter(&hub("h")).await.unwrap();
     assert_eq!(later, LimiterState::default());
 }
 
-/// Two that want all get what their weights say, and together the whole.
+/// Two rollouts asking for all permits share by weight, and use the whole quota together.
 pub async fn rollouts_share_by_weight(subject: Subject) {
     let rollouts = [("big", 1), ("urgent", 4)].map(|(rollout, weight)| PermitRequest {
         rollout: name(rollout),
@@ -176,7 +178,7 @@ pub async fn rollouts_share_by_weight(subject: Subject) {
     assert!((5_940.0..=6_120.0).contains(&all), "{all} of 6000");
 }
 
-/// A few dozen at once, then slowly; each hub has its own.
+/// Links open in a burst of a few dozen, then slowly. Each hub has a separate budget.
 pub async fn links_have_a_budget(subject: Subject) {
     let (store, mut model) = (&*subject.store, Links::default());
     for n in 0..Links::BURST + 5 {
@@ -190,7 +192,7 @@ pub async fn links_have_a_budget(subject: Subject) {
     assert!(store.open_link(&hub("b")).await.unwrap().is_zero());
 }
 
-/// The first host name under an alias stays, and other aliases are not concerned.
+/// The first host name under an alias stays. Other aliases are independent.
 pub async fn a_hub_is_bound_once(subject: Subject) {
     let store = &*subject.store;
     for (alias, configured, bound) in [
@@ -204,7 +206,7 @@ pub async fn a_hub_is_bound_once(subject: Subject) {
     }
 }
 
-/// Whatever is asked for and when, every grant is that of [`HubPermits`].
+/// For any requests at any times, every grant equals the grant of [`HubPermits`].
 pub async fn agrees_with_the_arithmetic(subject: Subject) {
     let asks = prop::collection::vec(
         (

@@ -1,17 +1,17 @@
-//! Cases: rollouts, their records and their plans.
+//! Conformance cases about rollouts, records and plans.
 
 use twincast_core::account::Activity;
 use twincast_core::ids::{BatchId, Revision, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, Outcome, OutcomeList};
-use twincast_core::plan::{Batch, Checksum, Group, Place};
+use twincast_core::plan::{Batch, Checksum, SortKey, TagGroup};
 use twincast_core::ports::{Clock as _, Created, Skip, Store};
-use twincast_core::rollout::{Adding, Event, Phase, PlanId, Wanted, Word};
+use twincast_core::rollout::{Adding, Attribution, Directive, Event, Phase, PlanId};
 
 use super::Subject;
 use crate::assert_refused;
 use crate::build::{
-    TTL, aborted, accepted, after, batch, batch_on, hub, lease_request, leased, name, paused,
-    plan_completed, planning, report, running, step,
+    TTL, abort_requested, accepted, after, apply, batch, batch_on, hub, lease_request, leased,
+    name, pause_requested, plan_completed, planning, report, running,
 };
 
 async fn ids(store: &dyn Store, after: Option<u32>, limit: usize) -> Vec<u32> {
@@ -30,12 +30,12 @@ async fn open(store: &dyn Store, on: &str, limit: usize) -> Vec<u32> {
     ids.collect()
 }
 
-/// The second one of a name is not stored, and gets the first.
+/// A second rollout with the same name is not stored; the caller gets the first rollout.
 pub async fn creating_twice_keeps_the_first(subject: Subject) {
     let store = &*subject.store;
     let first = accepted("r");
     assert_eq!(store.create(&first).await.unwrap(), Created::New);
-    let running = step(store, &first, Event::PlanningStarted).await;
+    let running = apply(store, &first, Event::PlanningStarted).await;
     let mut second = accepted("r");
     second.spec.description = Some("another".into());
     assert_eq!(
@@ -47,8 +47,8 @@ pub async fn creating_twice_keeps_the_first(subject: Subject) {
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
 }
 
-/// Reading nothing is `None`; working on nothing is `NotFound`.
-pub async fn what_is_not_there_is_told(subject: Subject) {
+/// Reading a missing rollout gives `None`; working on a missing rollout or batch gives `NotFound`.
+pub async fn missing_records_are_reported(subject: Subject) {
     let store = &*subject.store;
     let nobody = name("nobody");
     assert_eq!(store.rollout(&nobody).await.unwrap(), None);
@@ -74,7 +74,10 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
     assert_eq!(store.revision(&nobody).await.unwrap(), None);
     assert_refused!(store.load(&nobody, BatchId(0)).await, NotFound);
     assert_refused!(store.tallies(&nobody).await, NotFound);
-    assert_refused!(store.skip(&nobody, BatchId(0), &Skip::Rest).await, NotFound);
+    assert_refused!(
+        store.skip(&nobody, BatchId(0), &Skip::Remaining).await,
+        NotFound
+    );
 
     running(store, "r", vec![batch(0, 1)]).await;
     let there = name("r");
@@ -82,7 +85,7 @@ pub async fn what_is_not_there_is_told(subject: Subject) {
     assert_refused!(store.load(&there, BatchId(1)).await, NotFound);
 }
 
-/// All names, ascending.
+/// All names are listed in ascending order.
 pub async fn names_ascend(subject: Subject) {
     for text in ["m", "b", "b-2", "B", "b.1"] {
         subject.store.create(&accepted(text)).await.unwrap();
@@ -92,22 +95,23 @@ pub async fn names_ascend(subject: Subject) {
     assert_eq!(texts, ["B", "b", "b-2", "b.1", "m"]);
 }
 
-/// A record that was made from an older version changes nothing.
+/// A record based on an older version is refused.
 pub async fn a_save_is_a_compare_and_swap(subject: Subject) {
     let store = &*subject.store;
     let first = planning(store, "r").await;
-    let running = step(store, &first, plan_completed(1)).await;
-    let late = after(&first, aborted());
+    let running = apply(store, &first, plan_completed(1)).await;
+    let late = after(&first, abort_requested());
     assert_refused!(store.save(&late, first.revision()).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
 }
 
-/// A store that lost its last writes gives their versions again: a record that was made before is of another history.
+/// A store that lost the last writes assigns their versions again. A record made before the loss
+/// belongs to another history.
 pub async fn a_record_of_another_history_is_refused(subject: Subject) {
     let store = &*subject.store;
     let first = planning(store, "r").await;
-    let lost = after(&first, aborted());
-    let running = step(store, &first, plan_completed(1)).await;
+    let lost = after(&first, abort_requested());
+    let running = apply(store, &first, plan_completed(1)).await;
     assert_eq!(lost.version, running.version);
     let counts = Counts::default();
     let late = after(&lost, Event::AllSettled { counts });
@@ -115,8 +119,8 @@ pub async fn a_record_of_another_history_is_refused(subject: Subject) {
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(running));
 }
 
-/// A plan is completed with exactly the batches that the planner made.
-pub async fn a_plan_is_whole_when_the_store_has_all_of_it(subject: Subject) {
+/// A plan is completed only with exactly the planner's batches.
+pub async fn a_plan_is_complete_with_exactly_its_batches(subject: Subject) {
     let store = &*subject.store;
     let planning = planning(store, "r").await;
     let by = Adding::Plan(PlanId(1));
@@ -150,7 +154,7 @@ pub async fn a_plan_is_whole_when_the_store_has_all_of_it(subject: Subject) {
     assert_eq!(store.rollout(r).await.unwrap(), Some(whole));
 }
 
-/// A rollout does not end while a send is owed.
+/// A rollout cannot end while a device is unsettled.
 pub async fn a_rollout_ends_when_all_is_settled(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 1), batch(1, 1)]).await;
@@ -166,47 +170,47 @@ pub async fn a_rollout_ends_when_all_is_settled(subject: Subject) {
     store.save(&ended, rollout.revision()).await.unwrap();
 }
 
-/// What a rollout does is noted without a new version: it is read back, and fences nobody.
-pub async fn a_note_is_no_change(subject: Subject) {
+/// A note is stored without a new version of the record. Notes are read back and fence no worker.
+pub async fn notes_do_not_count_as_changes(subject: Subject) {
     let store = &*subject.store;
     let before = running(store, "r", vec![batch(0, 3)]).await;
     let lease = leased(store, &before.spec.name, 0, "w").await;
     let now = subject.clock.now();
     let noted = before
-        .noting(Activity::Throttled, None, now)
+        .with_activity(Activity::Throttled, None, now)
         .expect("it was sending");
-    // Notes are all that is stored of it.
+    // Only the notes of the record are stored.
     let mut changed = noted.clone();
     changed.phase = Phase::Succeeded;
-    store.note(&changed).await.unwrap();
+    store.save_notes(&changed).await.unwrap();
     assert_eq!(
         store.revision(&name("r")).await.unwrap(),
         Some(before.revision())
     );
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(noted));
-    let wanted = store.record(&lease, &[], TTL).await.unwrap();
-    assert_eq!(wanted, Wanted::GoOn);
+    let directive = store.record(&lease, &[], TTL).await.unwrap();
+    assert_eq!(directive, Directive::Continue);
     assert_eq!(ids(store, None, 10).await, [0]);
 
-    let paused = step(store, &before, paused()).await;
+    let paused = apply(store, &before, pause_requested()).await;
     let late = before
-        .noting(Activity::Baking, None, now)
+        .with_activity(Activity::Baking, None, now)
         .expect("it was sending");
-    assert_refused!(store.note(&late).await, Superseded);
+    assert_refused!(store.save_notes(&late).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(paused));
 }
 
-/// What is saved is read, to the last field.
-pub async fn records_read_back_whole(subject: Subject) {
+/// A saved record is read back with all fields.
+pub async fn records_are_read_back_with_all_fields(subject: Subject) {
     let store = &*subject.store;
     let mut rollout = running(store, "r", vec![batch(0, 3)]).await;
     for _ in 0..20 {
-        rollout = step(store, &rollout, paused()).await;
-        rollout = step(
+        rollout = apply(store, &rollout, pause_requested()).await;
+        rollout = apply(
             store,
             &rollout,
             Event::ResumeRequested {
-                word: Word::default(),
+                attribution: Attribution::default(),
             },
         )
         .await;
@@ -214,8 +218,8 @@ pub async fn records_read_back_whole(subject: Subject) {
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(rollout));
 }
 
-/// A planning that crashed leaves nothing for the next.
-pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
+/// A crashed planning attempt leaves no batches to the next attempt.
+pub async fn a_new_planning_attempt_discards_the_old_batches(subject: Subject) {
     let store = &*subject.store;
     let first = planning(store, "r").await;
     let old = (0..5).map(|id| batch_on(id, "old", 1, 700)).collect();
@@ -225,7 +229,7 @@ pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
         .unwrap();
     assert_eq!(ids(store, None, 10).await.len(), 5);
 
-    let second = step(store, &first, Event::PlanningStarted).await;
+    let second = apply(store, &first, Event::PlanningStarted).await;
     assert!(ids(store, None, 10).await.is_empty());
     assert!(ids(store, None, 10).await.is_empty());
     assert_eq!(store.tallies(&name("r")).await.unwrap(), []);
@@ -236,7 +240,7 @@ pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
         .add_batches(&name("r"), Adding::Plan(PlanId(2)), vec![new.clone()])
         .await;
     added.unwrap();
-    step(store, &second, plan_completed(2)).await;
+    apply(store, &second, plan_completed(2)).await;
     let work = store.load(&name("r"), BatchId(0)).await.unwrap();
     assert_eq!((work.batch, work.outcomes), (new, OutcomeList::pending(2)));
     let tallies = store.tallies(&name("r")).await.unwrap();
@@ -244,11 +248,12 @@ pub async fn a_new_try_leaves_no_trace_of_the_old(subject: Subject) {
     assert_eq!(tallies[0].counts, Counts::pending(2));
 }
 
-/// An older try, a later one, and a plan that is whole take no batches.
-pub async fn only_the_current_try_is_added_to(subject: Subject) {
+/// Batches are refused for an older planning attempt, a later attempt, a complete plan, and an
+/// aborted rollout.
+pub async fn only_the_current_planning_attempt_adds_batches(subject: Subject) {
     let store = &*subject.store;
     let rollout = planning(store, "r").await;
-    let rollout = step(store, &rollout, Event::PlanningStarted).await;
+    let rollout = apply(store, &rollout, Event::PlanningStarted).await;
     for wrong in [PlanId(1), PlanId(3)] {
         let added = store
             .add_batches(&name("r"), Adding::Plan(wrong), vec![batch(0, 1)])
@@ -261,21 +266,21 @@ pub async fn only_the_current_try_is_added_to(subject: Subject) {
         .add_batches(&name("r"), Adding::Plan(right), vec![batch(0, 1)])
         .await;
     added.unwrap();
-    step(store, &rollout, plan_completed(1)).await;
+    apply(store, &rollout, plan_completed(1)).await;
     let added = store
         .add_batches(&name("r"), Adding::Plan(right), vec![batch(1, 1)])
         .await;
     assert_refused!(added, Superseded);
 
     let other = planning(store, "aborted").await;
-    step(store, &other, aborted()).await;
+    apply(store, &other, abort_requested()).await;
     let added = store
         .add_batches(&name("aborted"), Adding::Plan(PlanId(1)), vec![batch(0, 1)])
         .await;
     assert_refused!(added, Superseded);
 }
 
-/// A call that is made again after an unanswered one counts nothing twice.
+/// A call repeated after a lost answer counts no batch twice.
 pub async fn a_repeated_batch_changes_nothing(subject: Subject) {
     let store = &*subject.store;
     planning(store, "r").await;
@@ -294,7 +299,7 @@ pub async fn a_repeated_batch_changes_nothing(subject: Subject) {
     assert_eq!(tallies[0].counts, Counts::pending(5));
 }
 
-/// In the order of their numbers, whatever order they came in.
+/// Batches are listed in the order of their numbers, whatever the order of the additions.
 pub async fn batches_come_in_pages(subject: Subject) {
     let store = &*subject.store;
     let batches = [7, 3, 300, 0, 70_000].map(|id| batch(id, id % 5 + 1));
@@ -313,8 +318,8 @@ pub async fn batches_come_in_pages(subject: Subject) {
     assert_eq!(statuses[1].counts, Counts::pending(4));
 }
 
-/// What nothing is owed to is left out, and so are other hubs' batches.
-pub async fn finished_batches_are_passed_over(subject: Subject) {
+/// Open batches exclude settled batches, and the batches of other hubs.
+pub async fn finished_batches_are_not_open(subject: Subject) {
     let store = &*subject.store;
     let mut batches: Vec<_> = (0..4).map(|id| batch(id, 2)).collect();
     batches.push(batch_on(4, "b", 0, 1));
@@ -337,7 +342,8 @@ pub async fn finished_batches_are_passed_over(subject: Subject) {
     assert_eq!(held, [false, true, false]);
 }
 
-/// By stage, then by place, then by number; and so when some are done.
+/// Open batches are ordered by stage, then by sort key, then by number, also after some batches are
+/// done.
 pub async fn batches_are_released_in_their_order(subject: Subject) {
     let store = &*subject.store;
     let made = [
@@ -353,7 +359,7 @@ pub async fn batches_are_released_in_their_order(subject: Subject) {
     ];
     let made = made.map(|(id, stage, value)| {
         let mut batch = batch_on(id, "a", stage, 1);
-        batch.header.place = Place::of_value(value);
+        batch.header.sort_key = SortKey::of_value(value);
         batch
     });
     running(store, "r", made.to_vec()).await;
@@ -375,15 +381,16 @@ pub async fn batches_are_released_in_their_order(subject: Subject) {
     assert_eq!(planned[2].header, made[2].header);
 }
 
-/// Headers, groups, and devices in order, in batches of any size.
-pub async fn what_was_added_is_loaded(subject: Subject) {
+/// A loaded batch has the header, the tag groups, and the devices in order, for batches of any
+/// size.
+pub async fn added_batches_are_loaded(subject: Subject) {
     let store = &*subject.store;
     let mut batches: Vec<Batch> = [1, 2, 3, 999, 10_000]
         .into_iter()
         .zip(0..)
         .map(|(devices, id)| batch_on(id, "a", 3, devices))
         .collect();
-    batches[2].header.group = Group(vec![
+    batches[2].header.group = TagGroup(vec![
         ("region".into(), Some("\u{e9}u, \"1\"".into())),
         ("site".into(), None),
     ]);

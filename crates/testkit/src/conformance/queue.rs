@@ -1,4 +1,4 @@
-//! Cases: the queue. Each is given a way to make a queue with a limit.
+//! Conformance cases about the queue. Each case gets a function that creates a queue with a limit.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueEr
 
 use crate::build::{hub, name};
 
-/// Enough for any case that is not about the limit.
+/// Enough room for all cases not about the limit.
 const ROOM: usize = 100;
-/// A delivery that does not come by then does not come; no case waits for it to pass.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The time limit of an expected delivery. No successful case waits this long.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn dispatch(on: &str, batch: u32) -> Dispatch {
     Dispatch {
@@ -31,14 +31,14 @@ async fn consume(queue: &impl Queue) -> Box<dyn Deliveries> {
     queue.consume(&hub("a"), 10).await.unwrap()
 }
 
-/// What does not come although it could: nothing tells a queue's silence from its slowness, so
-/// this waits a little, and a slow queue passes wrongly rather than failing wrongly.
+/// Asserts that no delivery arrives for a short time. Silence and slowness of a queue look the
+/// same, so a slow queue passes wrongly rather than failing wrongly.
 async fn nothing_comes(consumer: &mut Box<dyn Deliveries>) {
     let delivery = tokio::time::timeout(Duration::from_millis(100), consumer.next()).await;
     assert!(delivery.is_err(), "{delivery:?}");
 }
 
-/// Asks for the depth until it is this: brokers count in their own time.
+/// Polls until the depth is `expected`: brokers update the counts with a delay.
 async fn until_depth(queue: &impl Queue, expected: Depth) {
     let asked = tokio::time::Instant::now();
     loop {
@@ -46,17 +46,18 @@ async fn until_depth(queue: &impl Queue, expected: Depth) {
         if depth == expected {
             return;
         }
-        assert!(asked.elapsed() < PATIENCE, "{depth:?}, not {expected:?}");
+        assert!(asked.elapsed() < TIMEOUT, "{depth:?}, not {expected:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 async fn next(consumer: &mut Box<dyn Deliveries>) -> Delivery {
-    let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await;
+    let delivery = tokio::time::timeout(TIMEOUT, consumer.next()).await;
     delivery.expect("a dispatch waits").unwrap()
 }
 
-/// What a consumer gets and acks, until it has `count`.
+/// Receives and acknowledges `count` deliveries. Returns the batch and the redelivery flag of each
+/// delivery.
 async fn drain(consumer: &mut Box<dyn Deliveries>, count: usize) -> Vec<(u32, bool)> {
     let mut got = Vec::new();
     for _ in 0..count {
@@ -67,7 +68,7 @@ async fn drain(consumer: &mut Box<dyn Deliveries>, count: usize) -> Vec<(u32, bo
     got
 }
 
-/// First in, first out.
+/// Dispatches arrive first in, first out.
 pub async fn dispatches_come_in_order<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, [3, 1, 2, 1]).await;
@@ -76,8 +77,8 @@ pub async fn dispatches_come_in_order<Q: Queue>(make: impl AsyncFn(usize) -> Q) 
     assert_eq!(got, [(3, false), (1, false), (2, false), (1, false)]);
 }
 
-/// A hub's consumer gets that hub's dispatches, whole.
-pub async fn each_hub_has_its_own_line<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// A hub's consumer gets only the dispatches of this hub, with all fields.
+pub async fn each_hub_has_its_own_queue<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(1).await;
     queue.publish(&dispatch("b", 1)).await.unwrap();
     queue.publish(&dispatch("a", 2)).await.unwrap();
@@ -87,8 +88,8 @@ pub async fn each_hub_has_its_own_line<Q: Queue>(make: impl AsyncFn(usize) -> Q)
     nothing_comes(&mut consumer).await;
 }
 
-/// Also when its consumer goes.
-pub async fn what_is_acked_is_gone<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// An acknowledged dispatch is gone, also after the consumer is dropped.
+pub async fn acked_dispatches_are_gone<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
     let mut consumer = consume(&queue).await;
@@ -98,8 +99,8 @@ pub async fn what_is_acked_is_gone<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     nothing_comes(&mut consumer).await;
 }
 
-/// Marked, and to any consumer.
-pub async fn what_is_requeued_comes_back<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// A requeued dispatch is delivered again to any consumer, marked as redelivered.
+pub async fn requeued_dispatches_come_back<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, [7]).await;
     let mut consumer = consume(&queue).await;
@@ -109,7 +110,7 @@ pub async fn what_is_requeued_comes_back<Q: Queue>(make: impl AsyncFn(usize) -> 
     nothing_comes(&mut consumer).await;
 }
 
-/// A task that panics or is cancelled drops its ticket.
+/// A dropped ticket requeues the dispatch: a panic or cancellation of a task drops the ticket.
 pub async fn a_dropped_ticket_comes_back<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, [7]).await;
@@ -118,9 +119,10 @@ pub async fn a_dropped_ticket_comes_back<Q: Queue>(make: impl AsyncFn(usize) -> 
     assert_eq!(drain(&mut consumer, 1).await, [(7, true)]);
 }
 
-/// All that it did not ack, once each; its tickets are worth nothing then. What it was sent and
-/// has not taken may be marked or not: a broker that sends ahead cannot know.
-pub async fn a_dropped_consumer_hands_back_what_it_held<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// A dropped consumer returns all unacknowledged dispatches, each once. The tickets of the consumer
+/// become invalid. A dispatch sent ahead but not taken may be marked as redelivered or not: a
+/// broker that sends ahead cannot know.
+pub async fn a_dropped_consumer_requeues_its_dispatches<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
     let mut gone = consume(&queue).await;
@@ -138,12 +140,12 @@ pub async fn a_dropped_consumer_hands_back_what_it_held<Q: Queue>(make: impl Asy
     nothing_comes(&mut consumer).await;
 }
 
-/// A full line says so, and what comes back finds a place in it all the same. Once it has been
-/// emptied it takes more, in its own time.
-pub async fn the_line_is_bounded<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// A full queue refuses new dispatches, but a requeued dispatch still finds a place. An emptied
+/// queue accepts dispatches again, after a delay of its own.
+pub async fn the_queue_is_bounded<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(2).await;
     publish(&queue, [1]).await;
-    // At once only one: what was sent ahead would not wait in the line.
+    // Hold only a single dispatch at a time: dispatches sent ahead would not wait in the queue.
     let mut consumer = queue.consume(&hub("a"), 1).await.unwrap();
     let held = next(&mut consumer).await;
     publish(&queue, [2, 3]).await;
@@ -158,12 +160,12 @@ pub async fn the_line_is_bounded<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     assert_eq!(got, [(1, true), (2, false), (3, false)]);
     let emptied = tokio::time::Instant::now();
     while let Err(refused) = queue.publish(&dispatch("a", 4)).await {
-        assert!(emptied.elapsed() < PATIENCE, "{refused:?}");
+        assert!(emptied.elapsed() < TIMEOUT, "{refused:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Each dispatch goes to one of them, and neither is left out.
+/// Each dispatch goes to only one of two consumers, and both consumers get dispatches.
 pub async fn two_consumers_share<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     let (mut one, mut two) = (consume(&queue).await, consume(&queue).await);
@@ -180,8 +182,8 @@ pub async fn two_consumers_share<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     nothing_comes(&mut one).await;
 }
 
-/// One that waits is woken.
-pub async fn a_consumer_waits_for_what_is_published<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// A waiting consumer is woken.
+pub async fn a_consumer_waits_for_dispatches<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     let mut consumer = consume(&queue).await;
     let (delivery, ()) = tokio::join!(next(&mut consumer), async {
@@ -191,8 +193,9 @@ pub async fn a_consumer_waits_for_what_is_published<Q: Queue>(make: impl AsyncFn
     assert_eq!(delivery.dispatch.batch, BatchId(5));
 }
 
-/// `next` that is dropped while it waits, or when it was just woken. Whose turn it is then may
-/// differ: a broker has sent it to the first already, who gets it when asking again.
+/// A `next` dropped while waiting, or just after waking up, loses no dispatch. The next receiver
+/// may differ: a broker may have sent the dispatch to the first consumer already, and this consumer
+/// gets the dispatch on the next call.
 pub async fn an_abandoned_wait_loses_nothing<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     let (mut one, mut two) = (consume(&queue).await, consume(&queue).await);
@@ -202,7 +205,7 @@ pub async fn an_abandoned_wait_loses_nothing<Q: Queue>(make: impl AsyncFn(usize)
         let mut waiting_too = two.next();
         assert!((&mut waiting_too).now_or_never().is_none());
         publish(&queue, [batch]).await;
-        // The first in line may have been woken for it already.
+        // The first waiting consumer may have been woken for this dispatch already.
         drop(waiting);
         let taken = async {
             tokio::select! {
@@ -210,15 +213,15 @@ pub async fn an_abandoned_wait_loses_nothing<Q: Queue>(make: impl AsyncFn(usize)
                 delivery = one.next() => delivery,
             }
         };
-        let delivery = tokio::time::timeout(PATIENCE, taken).await;
+        let delivery = tokio::time::timeout(TIMEOUT, taken).await;
         let delivery = delivery.expect("one of them gets it").unwrap();
         assert_eq!(delivery.dispatch.batch.0, batch);
         delivery.ticket.ack().await.unwrap();
     }
 }
 
-/// The rest stays for others until it has answered.
-pub async fn a_consumer_is_given_no_more_than_it_wants<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// A consumer gets no more unanswered dispatches than wanted; the rest stays for other consumers.
+pub async fn a_consumer_gets_at_most_its_limit<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
     let mut modest = queue.consume(&hub("a"), 1).await.unwrap();
@@ -239,8 +242,8 @@ pub async fn a_consumer_is_given_no_more_than_it_wants<Q: Queue>(make: impl Asyn
     assert_eq!(got, [1, 2, 3]);
 }
 
-/// What was handed out does not wait, and consumers that went are not counted.
-pub async fn depth_shows_what_waits_and_who_takes<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// The depth counts neither dispatches handed out nor dropped consumers.
+pub async fn depth_counts_dispatches_and_consumers<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     let depth = |waiting, consumers| Depth { waiting, consumers };
     until_depth(&queue, depth(0, 0)).await;

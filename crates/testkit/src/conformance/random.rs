@@ -1,4 +1,5 @@
-//! Random sequences of calls, compared with [`MemoryStore`] step by step. What fails is shrunk.
+//! Random sequences of calls, compared with [`MemoryStore`] step by step. Failing sequences are
+//! shrunk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,18 +10,18 @@ use twincast_core::batch::Lease;
 use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Skip, Store, StoreError};
-use twincast_core::rollout::{Adding, Event, LookId, PlanId, Word};
+use twincast_core::rollout::{Adding, Attribution, Event, PlanId, ScanId};
 
 use super::Subject;
 use crate::MemoryStore;
 use crate::build::{
-    TTL, aborted, batch_on, continuous, hub, lease_request, looked, name, paused, plan_completed,
-    retry_of, stored,
+    TTL, abort_requested, batch_on, continuous, hub, lease_request, name, pause_requested,
+    plan_completed, retry_of, scan_completed, stored_checksum,
 };
 
 const BATCHES: u32 = 4;
 
-/// One call.
+/// A step of a sequence.
 #[derive(Debug, Clone)]
 enum Call {
     Create,
@@ -59,7 +60,7 @@ enum Call {
     },
 }
 
-/// A change of the record, made from the version that is `stale` steps old.
+/// A change of the record. A stale change is saved with a wrong version.
 #[derive(Debug, Clone)]
 struct Change {
     event: Event,
@@ -75,24 +76,24 @@ fn call() -> impl Strategy<Value = Call> {
     let event = prop_oneof![
         3 => Just(Event::PlanningStarted),
         4 => Just(plan_completed(9)),
-        2 => Just(paused()),
-        3 => Just(Event::ResumeRequested { word: Word::default() }),
-        1 => Just(aborted()),
+        2 => Just(pause_requested()),
+        3 => Just(Event::ResumeRequested { attribution: Attribution::default() }),
+        1 => Just(abort_requested()),
         3 => outcomes.clone().prop_map(|outcomes| retry_of(&outcomes)),
         3 => Just(Event::RetryPrepared),
         1 => Just(Event::AllSettled { counts: Counts::default() }),
-        2 => Just(Event::LookStarted),
-        1 => Just(looked(0, 0)),
+        2 => Just(Event::ScanStarted),
+        1 => Just(scan_completed(0, 0)),
     ];
     let by = prop_oneof![
         3 => (1..4u32).prop_map(|plan| Adding::Plan(PlanId(plan))),
-        1 => (1..4u32).prop_map(|look| Adding::Look(LookId(look))),
+        1 => (1..4u32).prop_map(|scan| Adding::Scan(ScanId(scan))),
     ];
     let left = prop::sample::subsequence((0..12u32).collect::<Vec<_>>(), 0..=12);
     let skip = prop_oneof![
-        Just(Skip::Rest),
-        (1..4u32, left).prop_map(|(look, devices)| Skip::Left {
-            look: LookId(look),
+        Just(Skip::Remaining),
+        (1..4u32, left).prop_map(|(scan, devices)| Skip::Departed {
+            scan: ScanId(scan),
             devices
         }),
     ];
@@ -126,14 +127,14 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// One store with what a caller of it remembers.
+/// A store, and the leases held by a caller.
 struct Side {
     store: Arc<dyn Store>,
     leases: Vec<Lease>,
 }
 
 impl Side {
-    /// Makes the call; gives the answer as text, without what stores may choose freely.
+    /// Makes the call. Returns the answer as text, without details left to the store's choice.
     async fn make(&mut self, call: &Call) -> String {
         let store = &*self.store;
         match call {
@@ -193,7 +194,8 @@ impl Side {
         }
     }
 
-    /// The newest lease is the likeliest to hold.
+    /// Returns a lease, counted back from the newest lease. The newest lease most likely still
+    /// holds.
     fn lease(&self, back: usize) -> Option<&Lease> {
         self.leases.iter().rev().nth(back)
     }
@@ -208,8 +210,12 @@ impl Side {
         }
         let mut event = change.event.clone();
         match &mut event {
-            Event::PlanCompleted { plan } => plan.checksum = stored(&*self.store, &rollout).await,
-            Event::Looked { found } => found.checksum = stored(&*self.store, &rollout).await,
+            Event::PlanCompleted { plan } => {
+                plan.checksum = stored_checksum(&*self.store, &rollout).await
+            }
+            Event::ScanCompleted { found } => {
+                found.checksum = stored_checksum(&*self.store, &rollout).await
+            }
             _ => {}
         }
         match rollout.after(event, rollout.changed_at) {
@@ -219,7 +225,7 @@ impl Side {
         answer(self.store.save(&rollout, from).await)
     }
 
-    /// Everything that can be read.
+    /// Returns everything readable as text.
     async fn seen(&self) -> String {
         let (store, r) = (&*self.store, name("r"));
         let mut text = answer(store.rollout(&r).await);
@@ -249,7 +255,7 @@ impl Side {
     }
 }
 
-/// Most reports are on a device of the batch; a few are not.
+/// Moves half of the reports to devices of the batch, and the other half beyond the batch.
 fn within(mut report: Report, devices: u32) -> Report {
     if report.index > 5 {
         report.index %= devices;
@@ -273,11 +279,11 @@ fn answer<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
     }
 }
 
-/// Makes the same calls on the store and on the model; every answer, and everything that can be
-/// read after every call, must be the same.
+/// Makes the same calls on the store and on the model. Every answer, and everything readable after
+/// every call, must be equal.
 ///
 /// # Panics
-/// When they differ, with the shortest sequence of calls that was found.
+/// On a difference, with the shortest failing sequence of calls.
 pub fn agrees_with_the_model(make: impl AsyncFn() -> Subject) {
     let config = Config {
         cases: 60,

@@ -1,15 +1,15 @@
-//! Cases: rollouts that are removed.
+//! Conformance cases about removed rollouts.
 
 use twincast_core::ids::{Attempt, BatchId, Revision, RolloutId, Version};
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Created, Store};
 use twincast_core::rollout::Rollout;
 
-use super::{RosterSubject, Subject};
+use super::{RegistrySubject, Subject};
 use crate::assert_refused;
 use crate::build::{TTL, accepted, batch, leased, name, planned, report, running};
 
-/// Removes the rollout `r`, and gives it as it was.
+/// Removes the rollout `r`, and returns the last record.
 async fn removed(store: &dyn Store) -> Rollout {
     let rollout = store.rollout(&name("r")).await.unwrap().unwrap();
     let gone = store.remove(&name("r"), rollout.revision()).await;
@@ -17,8 +17,9 @@ async fn removed(store: &dyn Store) -> Rollout {
     rollout
 }
 
-/// Record, batches and outcomes; others keep theirs, and once more does nothing.
-pub async fn what_is_removed_is_gone_with_all_that_belongs_to_it(subject: Subject) {
+/// A removal deletes record, batches and outcomes. Other rollouts keep theirs, and a repeated
+/// removal does nothing.
+pub async fn a_removed_rollout_leaves_nothing(subject: Subject) {
     let store = &*subject.store;
     running(store, "q", vec![batch(0, 2)]).await;
     let before = running(store, "r", vec![batch(0, 2), batch(1, 1)]).await;
@@ -36,8 +37,8 @@ pub async fn what_is_removed_is_gone_with_all_that_belongs_to_it(subject: Subjec
     assert_eq!(kept.batch.devices.len(), 2);
 }
 
-/// Somebody has changed it in the meantime.
-pub async fn only_the_revision_that_was_seen_is_removed(subject: Subject) {
+/// A removal under an older revision is refused: the rollout has changed in the meantime.
+pub async fn removal_requires_the_seen_revision(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 1)]).await;
     let older = Revision {
@@ -52,7 +53,8 @@ pub async fn only_the_revision_that_was_seen_is_removed(subject: Subject) {
     );
 }
 
-/// What was sent, leased or heard of the rollout before says nothing of the next one.
+/// Sends, leases and feedback of a removed rollout do not affect the next rollout with the same
+/// name.
 pub async fn the_name_of_a_removed_rollout_is_free(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 3)]).await;
@@ -80,26 +82,33 @@ pub async fn the_name_of_a_removed_rollout_is_free(subject: Subject) {
     assert_eq!(outcomes, [Outcome::Pending; 3]);
 }
 
-/// The next rollout of that name is told from its first version on, and is active.
-pub async fn the_roster_forgets_what_is_removed(subject: RosterSubject) {
-    let (roster, store) = (&*subject.roster, &*subject.store);
+/// The next rollout with the same name is active, and its events are published from the first
+/// version on.
+pub async fn the_registry_forgets_what_is_removed(subject: RegistrySubject) {
+    let (registry, store) = (&*subject.registry, &*subject.store);
     let old = running(store, "r", vec![batch(0, 1)]).await;
     let (id, version) = (old.id, old.version);
-    roster.set_announced(&name("r"), id, version).await.unwrap();
-    roster.retire(&name("r"), version).await.unwrap();
+    registry
+        .set_published(&name("r"), id, version)
+        .await
+        .unwrap();
+    registry.deactivate(&name("r"), version).await.unwrap();
     removed(store).await;
-    assert!(roster.active().await.unwrap().is_empty());
+    assert!(registry.active().await.unwrap().is_empty());
 
     let next = Rollout {
         id: RolloutId(7),
         ..accepted("r")
     };
     store.create(&next).await.unwrap();
-    assert_eq!(roster.active().await.unwrap(), [name("r")]);
-    assert_eq!(roster.announced(&name("r")).await.unwrap(), Version(0));
-    // Whoever was told of the old one only now.
-    roster.set_announced(&name("r"), id, version).await.unwrap();
-    assert_eq!(roster.announced(&name("r")).await.unwrap(), Version(0));
-    roster.retire(&name("r"), version).await.unwrap();
-    assert_eq!(roster.active().await.unwrap(), [name("r")]);
+    assert_eq!(registry.active().await.unwrap(), [name("r")]);
+    assert_eq!(registry.published(&name("r")).await.unwrap(), Version(0));
+    // A late call about the removed rollout has no effect.
+    registry
+        .set_published(&name("r"), id, version)
+        .await
+        .unwrap();
+    assert_eq!(registry.published(&name("r")).await.unwrap(), Version(0));
+    registry.deactivate(&name("r"), version).await.unwrap();
+    assert_eq!(registry.active().await.unwrap(), [name("r")]);
 }

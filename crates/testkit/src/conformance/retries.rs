@@ -1,16 +1,16 @@
-//! Cases: new attempts at a batch's devices, and the feedback on older ones.
+//! Conformance cases about new attempts at a batch's devices, and about feedback on older attempts.
 
 use twincast_core::batch::Reopened;
 use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{LeaseReply, Report, Store, StoreError, Tally};
-use twincast_core::rollout::{Event, Rollout, Wanted, Word};
+use twincast_core::rollout::{Attribution, Directive, Event, Rollout};
 
 use super::Subject;
 use crate::assert_refused;
 use crate::build::{
-    ALL_STAGES, TTL, batch, hub, lease_request, leased, name, paused, report, retry_of, running,
-    step,
+    ALL_STAGES, TTL, apply, batch, hub, lease_request, leased, name, pause_requested, report,
+    retry_of, running,
 };
 
 const FAILURES: [Outcome; 3] = [Outcome::Refused, Outcome::Rejected, Outcome::Expired];
@@ -54,7 +54,7 @@ async fn merge(store: &dyn Store, of: u16, index: u32, outcome: Outcome) -> Outc
     outcomes(store, 0).await[index as usize]
 }
 
-/// Records what is given for the devices of a batch, in their order.
+/// Records `outcomes` for the devices of a batch, in order.
 async fn recorded(store: &dyn Store, batch: u32, outcomes: &[Outcome]) {
     let lease = leased(store, &name("r"), batch, "a").await;
     let reports: Vec<_> = (0..)
@@ -74,7 +74,7 @@ async fn open(store: &dyn Store) -> Vec<u32> {
     open.iter().map(|batch| batch.header.id.0).collect()
 }
 
-/// A rollout with a batch of every kind of end and one that is delivered.
+/// Creates a rollout with a batch of every kind of final outcome, and a delivered batch.
 async fn ended(store: &dyn Store) -> Rollout {
     let rollout = running(store, "r", vec![batch(0, 7), batch(1, 2)]).await;
     let ends = [
@@ -92,11 +92,12 @@ async fn ended(store: &dyn Store) -> Rollout {
     rollout
 }
 
-/// The chosen ones and no others; their batch can be worked on again, when all are prepared.
+/// Exactly the devices with the chosen outcomes become pending. The batch can be leased again after
+/// the preparation of all batches.
 pub async fn a_retry_makes_the_chosen_devices_pending(subject: Subject) {
     let store = &*subject.store;
     let rollout = ended(store).await;
-    let rollout = step(store, &rollout, retry_of(&FAILURES)).await;
+    let rollout = apply(store, &rollout, retry_of(&FAILURES)).await;
     let reopened = reopen(store, 0, 2, &FAILURES).await.unwrap();
     assert_eq!(reopened, Reopened::Devices(4));
     let expected = [
@@ -122,7 +123,7 @@ pub async fn a_retry_makes_the_chosen_devices_pending(subject: Subject) {
 
     let lease = store.lease(&lease_request(&name("r"), 0, "a")).await;
     assert_eq!(lease.unwrap(), LeaseReply::NotWanted, "not all is prepared");
-    step(store, &rollout, Event::RetryPrepared).await;
+    apply(store, &rollout, Event::RetryPrepared).await;
     let lease = leased(store, &name("r"), 0, "a").await;
     let refused = [Report {
         code: 500,
@@ -130,34 +131,34 @@ pub async fn a_retry_makes_the_chosen_devices_pending(subject: Subject) {
     }];
     let sent = [3, 5, 6].map(|index| report(index, Outcome::Enqueued));
     store.record(&lease, &refused, TTL).await.unwrap();
-    let wanted = store.record(&lease, &sent, TTL).await.unwrap();
-    assert_eq!(wanted, Wanted::GoOn);
+    let directive = store.record(&lease, &sent, TTL).await.unwrap();
+    assert_eq!(directive, Directive::Continue);
     let work = store.load(&name("r"), BatchId(0)).await.unwrap();
     assert_eq!(work.codes, [(1, 500)], "the new attempt's code");
     assert!(open(store).await.is_empty());
     assert_eq!(counts(store).await.get(Outcome::Enqueued), 4);
 }
 
-/// A driver that died in the middle of it does it again.
+/// A driver that repeats the preparation after a crash changes nothing.
 pub async fn preparing_a_retry_twice_changes_nothing(subject: Subject) {
     let store = &*subject.store;
     let rollout = ended(store).await;
-    let rollout = step(store, &rollout, retry_of(&FAILURES)).await;
+    let rollout = apply(store, &rollout, retry_of(&FAILURES)).await;
     for expected in [4, 0, 0] {
         let reopened = reopen(store, 0, 2, &FAILURES).await.unwrap();
         assert_eq!(reopened, Reopened::Devices(expected));
     }
-    let rollout = step(store, &rollout, Event::RetryPrepared).await;
+    let rollout = apply(store, &rollout, Event::RetryPrepared).await;
     recorded(store, 0, &[Outcome::Rejected; 7]).await;
-    step(store, &rollout, retry_of(&FAILURES)).await;
+    apply(store, &rollout, retry_of(&FAILURES)).await;
     let again = reopen(store, 0, 3, &FAILURES).await.unwrap();
-    // The delivered one stays, whatever is told later.
+    // The delivered device stays delivered, whatever is reported later.
     assert_eq!(again, Reopened::Devices(6));
     assert_eq!(attempt(store, 0).await, Attempt(3));
 }
 
-/// What is delivered, skipped or still to be sent is none of it, even if it is named.
-pub async fn only_what_can_be_retried_is_lowered(subject: Subject) {
+/// Devices delivered, skipped or not yet sent are never lowered, even if their outcomes are named.
+pub async fn only_retriable_outcomes_are_reopened(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 5)]).await;
     let ends = [
@@ -167,57 +168,57 @@ pub async fn only_what_can_be_retried_is_lowered(subject: Subject) {
         Outcome::Attempting,
     ];
     recorded(store, 0, &ends).await;
-    step(store, &rollout, retry_of(&FAILURES)).await;
+    apply(store, &rollout, retry_of(&FAILURES)).await;
     let reopened = reopen(store, 0, 2, &Outcome::ALL).await.unwrap();
     assert_eq!(reopened, Reopened::Devices(0));
     assert_eq!(outcomes(store, 0).await[..4], ends);
     assert_eq!(attempt(store, 0).await, Attempt(1));
 }
 
-/// Of exactly that attempt.
-pub async fn only_a_rollout_that_prepares_a_retry_is_lowered(subject: Subject) {
+/// Outcomes are lowered only for a rollout preparing exactly this attempt.
+pub async fn only_a_rollout_preparing_a_retry_is_reopened(subject: Subject) {
     let store = &*subject.store;
     let rollout = ended(store).await;
     let mut expected = outcomes(store, 0).await;
     assert_refused!(reopen(store, 0, 2, &FAILURES).await, Superseded);
-    let rollout = step(store, &rollout, retry_of(&FAILURES)).await;
+    let rollout = apply(store, &rollout, retry_of(&FAILURES)).await;
     assert_refused!(reopen(store, 0, 1, &FAILURES).await, Superseded);
     assert_refused!(reopen(store, 0, 3, &FAILURES).await, Superseded);
     assert_refused!(reopen(store, 9, 2, &FAILURES).await, NotFound);
     let nobody = name("s");
     let refused = store.reopen(&nobody, BatchId(0), Attempt(2), &FAILURES);
     assert_refused!(refused.await, NotFound);
-    let rollout = step(store, &rollout, paused()).await;
+    let rollout = apply(store, &rollout, pause_requested()).await;
     assert_refused!(reopen(store, 0, 2, &FAILURES).await, Superseded);
     assert_eq!(outcomes(store, 0).await, expected);
 
-    let rollout = step(
+    let rollout = apply(
         store,
         &rollout,
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
     )
     .await;
     let reopened = reopen(store, 0, 2, &FAILURES).await.unwrap();
     assert_eq!(reopened, Reopened::Devices(4));
-    step(store, &rollout, Event::RetryPrepared).await;
+    apply(store, &rollout, Event::RetryPrepared).await;
     expected = outcomes(store, 0).await;
     assert_refused!(reopen(store, 0, 2, &FAILURES).await, Superseded);
     assert_eq!(outcomes(store, 0).await, expected);
 }
 
-/// Somebody who works on the batch is waited for; who vanished is fenced, so that what they send late is
-/// not taken for the new attempt.
+/// A retry waits for the holder of a batch, and fences a lapsed holder. Late records of a lapsed
+/// holder do not count for the new attempt.
 pub async fn a_retry_waits_for_the_holder_and_fences_a_lapsed_one(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 3)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
     let reports = [report(0, Outcome::Rejected)];
     store.record(&lease, &reports, TTL).await.unwrap();
-    let rollout = step(store, &rollout, retry_of(&FAILURES)).await;
-    let wanted = store.record(&lease, &[], TTL).await.unwrap();
-    assert_eq!(wanted, Wanted::Stop, "it is to let go");
+    let rollout = apply(store, &rollout, retry_of(&FAILURES)).await;
+    let directive = store.record(&lease, &[], TTL).await.unwrap();
+    assert_eq!(directive, Directive::Stop, "it is to let go");
     match reopen(store, 0, 2, &FAILURES).await.unwrap() {
         Reopened::Held(held) => assert_eq!(held.by, lease.holder),
         other => panic!("somebody works on it: {other:?}"),
@@ -230,12 +231,13 @@ pub async fn a_retry_waits_for_the_holder_and_fences_a_lapsed_one(subject: Subje
     let late = [report(0, Outcome::Refused), report(1, Outcome::Enqueued)];
     assert_refused!(store.record(&lease, &late, TTL).await, Superseded);
     assert_eq!(outcomes(store, 0).await, [Outcome::Pending; 3]);
-    step(store, &rollout, Event::RetryPrepared).await;
+    apply(store, &rollout, Event::RetryPrepared).await;
     assert_refused!(store.record(&lease, &late, TTL).await, Superseded);
     leased(store, &name("r"), 0, "b").await;
 }
 
-/// A late failure of an older attempt is not the new one's; that a device has the message always counts.
+/// A late failure of an older attempt does not count for the new attempt. A late delivery always
+/// counts.
 pub async fn late_feedback_counts_for_its_attempt(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 4)]).await;
@@ -246,7 +248,7 @@ pub async fn late_feedback_counts_for_its_attempt(subject: Subject) {
         Outcome::Enqueued,
     ];
     recorded(store, 0, &ends).await;
-    let rollout = step(store, &rollout, retry_of(&FAILURES)).await;
+    let rollout = apply(store, &rollout, retry_of(&FAILURES)).await;
     reopen(store, 0, 2, &FAILURES).await.unwrap();
     use Outcome as O;
     assert_eq!(merge(store, 1, 0, O::Rejected).await, O::Pending);
@@ -257,9 +259,9 @@ pub async fn late_feedback_counts_for_its_attempt(subject: Subject) {
     assert_eq!((sum.total(), sum.unsettled()), (4, 0));
     assert!(open(store).await.is_empty(), "nothing is left to send");
 
-    let rollout = step(store, &rollout, Event::RetryPrepared).await;
+    let rollout = apply(store, &rollout, Event::RetryPrepared).await;
     let silent = [O::Enqueued];
-    step(store, &rollout, retry_of(&silent)).await;
+    apply(store, &rollout, retry_of(&silent)).await;
     let reopened = reopen(store, 0, 3, &silent).await.unwrap();
     assert_eq!(reopened, Reopened::Devices(1));
     assert_eq!(merge(store, 3, 3, O::Enqueued).await, O::Enqueued);

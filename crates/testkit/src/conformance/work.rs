@@ -1,18 +1,18 @@
-//! Cases: leases, records and what follows from them.
+//! Conformance cases about leases, records, and their effects.
 
 use std::time::Duration;
 
-use twincast_core::batch::MAX_STRIKES;
+use twincast_core::batch::MAX_FAILED_LEASES;
 use twincast_core::ids::{Attempt, BatchId, HubName, RolloutId, StageIndex};
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{Clock, LeaseReply, Report, Skip, Store};
-use twincast_core::rollout::{Adding, Event, PlanId, Wanted, Word};
+use twincast_core::rollout::{Adding, Attribution, Directive, Event, PlanId};
 
 use super::Subject;
 use crate::assert_refused;
 use crate::build::{
-    TTL, aborted, batch, batch_on, hub, lease_request, leased, name, paused, plan_completed,
-    planning, report, running, stage_passed, staged, step,
+    TTL, abort_requested, apply, batch, batch_on, hub, lease_request, leased, name,
+    pause_requested, plan_completed, planning, report, running, stage_passed, staged,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,7 +30,8 @@ async fn counts(store: &dyn Store) -> Counts {
     sum
 }
 
-/// Another one gets to know who has it and until when; the holder itself may ask again.
+/// A batch has a single holder. Another worker gets the holder and the end of the lease. The holder
+/// itself may lease again.
 pub async fn one_holder_at_a_time(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 1), batch(1, 1)]).await;
@@ -52,10 +53,13 @@ pub async fn one_holder_at_a_time(subject: Subject) {
     let again = leased(store, &name("r"), 0, "a").await;
     assert!(again.epoch > first.epoch);
     assert_refused!(store.record(&first, &[], TTL).await, Superseded);
-    assert_eq!(store.record(&again, &[], TTL).await.unwrap(), Wanted::GoOn);
+    assert_eq!(
+        store.record(&again, &[], TTL).await.unwrap(),
+        Directive::Continue
+    );
 }
 
-/// A holder that comes back after another has the batch can write nothing.
+/// A former holder cannot write after another worker has leased the batch.
 pub async fn a_lease_lapses_and_its_holder_is_fenced(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 2)]).await;
@@ -67,18 +71,22 @@ pub async fn a_lease_lapses_and_its_holder_is_fenced(subject: Subject) {
     assert_refused!(store.record(&old, &late, TTL).await, Superseded);
     store.release(&old).await.unwrap();
     assert_eq!(outcomes(store, 0).await, [Outcome::Pending; 2]);
-    assert_eq!(store.record(&new, &late, TTL).await.unwrap(), Wanted::GoOn);
+    assert_eq!(
+        store.record(&new, &late, TTL).await.unwrap(),
+        Directive::Continue
+    );
 }
 
-/// Nobody else has written, so nothing is lost by believing it.
-pub async fn a_lapsed_lease_that_nobody_took_still_records(subject: Subject) {
+/// A lapsed lease still records while no other worker has leased the batch: accepting the record
+/// loses nothing.
+pub async fn a_lapsed_lease_not_taken_over_still_records(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 2)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
     subject.clock.advance(TTL * 10);
     let reports = [report(1, Outcome::Enqueued)];
-    let wanted = store.record(&lease, &reports, TTL).await.unwrap();
-    assert_eq!(wanted, Wanted::GoOn);
+    let directive = store.record(&lease, &reports, TTL).await.unwrap();
+    assert_eq!(directive, Directive::Continue);
     assert_eq!(
         outcomes(store, 0).await,
         [Outcome::Pending, Outcome::Enqueued]
@@ -87,8 +95,9 @@ pub async fn a_lapsed_lease_that_nobody_took_still_records(subject: Subject) {
     assert!(matches!(reply.unwrap(), LeaseReply::Held(_)));
 }
 
-/// Until the rollout's record changes; one outcome or a release acquits it.
-pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject) {
+/// After [`MAX_FAILED_LEASES`] failed leases, a batch is quarantined until the rollout's record
+/// changes. A recorded outcome or a release resets the count.
+pub async fn a_batch_that_crashes_its_holders_is_quarantined(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 9)]).await;
     let vanish = async |holders: std::ops::Range<u32>| {
@@ -99,13 +108,13 @@ pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject
         }
         last.expect("somebody")
     };
-    let last = vanish(0..MAX_STRIKES).await;
+    let last = vanish(0..MAX_FAILED_LEASES).await;
     let reports = [report(0, Outcome::Enqueued)];
     store.record(&last, &reports, TTL).await.unwrap();
     subject.clock.advance(TTL);
-    let last = vanish(10..10 + MAX_STRIKES - 1).await;
+    let last = vanish(10..10 + MAX_FAILED_LEASES - 1).await;
     store.release(&last).await.unwrap();
-    vanish(20..20 + MAX_STRIKES).await;
+    vanish(20..20 + MAX_FAILED_LEASES).await;
 
     for _ in 0..2 {
         let reply = store.lease(&lease_request(&name("r"), 0, "x")).await;
@@ -118,12 +127,12 @@ pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject
     assert!(shown[0].quarantined && shown[0].held.is_none());
     assert!(!shown[0].lapsed, "nobody is expected back");
 
-    let rollout = step(store, &rollout, paused()).await;
-    step(
+    let rollout = apply(store, &rollout, pause_requested()).await;
+    apply(
         store,
         &rollout,
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
     )
     .await;
@@ -135,7 +144,7 @@ pub async fn a_batch_that_brings_down_its_holders_is_left_alone(subject: Subject
     leased(store, &name("r"), 0, "y").await;
 }
 
-/// By its holder only, and for good.
+/// Only the holder can release a lease, and the release is permanent.
 pub async fn a_released_batch_is_free(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 1)]).await;
@@ -150,8 +159,8 @@ pub async fn a_released_batch_is_free(subject: Subject) {
     assert_eq!(outcomes(store, 0).await, [Outcome::Pending]);
 }
 
-/// Only while the rollout runs.
-pub async fn a_lease_is_asked_for_by_the_right_phase(subject: Subject) {
+/// Batches are leased only while the rollout runs.
+pub async fn leases_are_granted_only_to_a_running_rollout(subject: Subject) {
     let store = &*subject.store;
     let rollout = planning(store, "r").await;
     let added = store
@@ -160,24 +169,24 @@ pub async fn a_lease_is_asked_for_by_the_right_phase(subject: Subject) {
     added.unwrap();
     let ask = async || store.lease(&lease_request(&name("r"), 0, "a")).await;
     assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
-    let rollout = step(store, &rollout, plan_completed(1)).await;
+    let rollout = apply(store, &rollout, plan_completed(1)).await;
     assert!(matches!(ask().await.unwrap(), LeaseReply::Granted(_)));
-    let rollout = step(store, &rollout, paused()).await;
+    let rollout = apply(store, &rollout, pause_requested()).await;
     assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
-    let rollout = step(
+    let rollout = apply(
         store,
         &rollout,
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
     )
     .await;
     assert!(matches!(ask().await.unwrap(), LeaseReply::Granted(_)));
-    step(store, &rollout, aborted()).await;
+    apply(store, &rollout, abort_requested()).await;
     assert_eq!(ask().await.unwrap(), LeaseReply::NotWanted);
 }
 
-/// In any phase, and whoever holds it.
+/// A finished batch is done, in any phase and with any holder.
 pub async fn a_finished_batch_is_done(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 2), batch(1, 1)]).await;
@@ -188,11 +197,12 @@ pub async fn a_finished_batch_is_done(subject: Subject) {
     assert_eq!(ask().await.unwrap(), LeaseReply::Done);
     store.release(&lease).await.unwrap();
     assert_eq!(ask().await.unwrap(), LeaseReply::Done);
-    step(store, &rollout, paused()).await;
+    apply(store, &rollout, pause_requested()).await;
     assert_eq!(ask().await.unwrap(), LeaseReply::Done);
 }
 
-/// Twice, late, all at once or one by one: the outcomes are the same, and so are the counts.
+/// Records made twice, late, all at once or separately merge to the same outcomes and the same
+/// counts.
 pub async fn records_merge_in_any_order(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 5), batch(1, 5)]).await;
@@ -226,8 +236,9 @@ pub async fn records_merge_in_any_order(subject: Subject) {
     assert!(expected.iter().all(|outcome| counts.get(*outcome) == 2));
 }
 
-/// The answer to a record is how a worker learns of a pause or an abort.
-pub async fn a_record_says_what_is_wanted(subject: Subject) {
+/// The answer to a record has the directive (continue, stop): a worker learns of a pause or an
+/// abort this way.
+pub async fn a_record_returns_the_directive(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 9)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
@@ -238,24 +249,24 @@ pub async fn a_record_says_what_is_wanted(subject: Subject) {
         assert_eq!(recorded, beat);
         recorded
     };
-    assert_eq!(record(0).await, Wanted::GoOn);
-    let rollout = step(store, &rollout, paused()).await;
-    assert_eq!(record(1).await, Wanted::Stop);
-    let rollout = step(
+    assert_eq!(record(0).await, Directive::Continue);
+    let rollout = apply(store, &rollout, pause_requested()).await;
+    assert_eq!(record(1).await, Directive::Stop);
+    let rollout = apply(
         store,
         &rollout,
         Event::ResumeRequested {
-            word: Word::default(),
+            attribution: Attribution::default(),
         },
     )
     .await;
-    assert_eq!(record(2).await, Wanted::GoOn);
-    step(store, &rollout, aborted()).await;
-    assert_eq!(record(3).await, Wanted::Stop);
+    assert_eq!(record(2).await, Directive::Continue);
+    apply(store, &rollout, abort_requested()).await;
+    assert_eq!(record(3).await, Directive::Stop);
     assert_eq!(counts(store).await.get(Outcome::Enqueued), 4);
 }
 
-/// With reports and without.
+/// A record renews the lease, with and without reports.
 pub async fn a_record_renews_the_lease(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 2)]).await;
@@ -274,7 +285,7 @@ pub async fn a_record_renews_the_lease(subject: Subject) {
     leased(store, &name("r"), 0, "b").await;
 }
 
-/// Not even the reports that would be right.
+/// A refused record writes nothing, not even the valid reports.
 pub async fn a_refused_record_writes_nothing(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 3)]).await;
@@ -292,8 +303,8 @@ pub async fn a_refused_record_writes_nothing(subject: Subject) {
     store.record(&lease, &[], TTL).await.unwrap();
 }
 
-/// A worker of a plan that is no more cannot write to its successor's batch of the same number.
-pub async fn a_lease_of_an_older_try_is_fenced(subject: Subject) {
+/// A lease of a discarded plan cannot write to the batch with the same number in the new plan.
+pub async fn a_lease_of_an_older_planning_attempt_is_fenced(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 2)]).await;
     let old = leased(store, &name("r"), 0, "a").await;
@@ -301,7 +312,7 @@ pub async fn a_lease_of_an_older_try_is_fenced(subject: Subject) {
     anew.version.0 += 1;
     anew.plan_id = PlanId(2);
     anew.plan = None;
-    anew.relies_on = None;
+    anew.precondition = None;
     anew.phase = twincast_core::rollout::Phase::Planning;
     store.save(&anew, rollout.revision()).await.unwrap();
     let reports = [report(0, Outcome::Enqueued)];
@@ -311,7 +322,7 @@ pub async fn a_lease_of_an_older_try_is_fenced(subject: Subject) {
         .add_batches(&name("r"), Adding::Plan(PlanId(2)), vec![batch(0, 2)])
         .await;
     added.unwrap();
-    step(store, &anew, plan_completed(2)).await;
+    apply(store, &anew, plan_completed(2)).await;
     let new = leased(store, &name("r"), 0, "b").await;
     assert_refused!(store.record(&old, &reports, TTL).await, Superseded);
     store.release(&old).await.unwrap();
@@ -319,7 +330,7 @@ pub async fn a_lease_of_an_older_try_is_fenced(subject: Subject) {
     store.record(&new, &reports, TTL).await.unwrap();
 }
 
-/// Codes are kept for what ends refused, and only then.
+/// A code is kept only for a refused device, and the first code stays.
 pub async fn the_first_code_stands(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 5)]).await;
@@ -348,7 +359,7 @@ pub async fn the_first_code_stands(subject: Subject) {
     assert_eq!(work.codes, [(1, 400_004), (3, 7)]);
 }
 
-/// A batch of a later stage is neither listed nor given before its stage has come.
+/// A batch of a later stage is neither listed nor leased before the stage starts.
 pub async fn a_stage_waits_for_the_one_before_it(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![
@@ -381,15 +392,15 @@ pub async fn a_stage_waits_for_the_one_before_it(subject: Subject) {
     assert_eq!(open(1, 9).await, [1, 10]);
     assert_eq!(asked(3).await, LeaseReply::NotWanted);
 
-    let rollout = step(store, &rollout, stage_passed("one")).await;
+    let rollout = apply(store, &rollout, stage_passed("one")).await;
     assert!(matches!(asked(1).await, LeaseReply::Granted(_)));
     assert!(matches!(asked(3).await, LeaseReply::Granted(_)));
     assert_eq!(asked(0).await, LeaseReply::NotWanted);
-    step(store, &rollout, stage_passed("two")).await;
+    apply(store, &rollout, stage_passed("two")).await;
     assert!(matches!(asked(0).await, LeaseReply::Granted(_)));
 }
 
-/// Each batch counts in its stage on its hub, before anything is sent too.
+/// Each batch counts for the batch's stage and hub, also before any send.
 pub async fn tallies_are_by_stage_and_hub(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![
@@ -416,8 +427,9 @@ pub async fn tallies_are_by_stage_and_hub(subject: Subject) {
     assert_eq!(by_key, expected);
 }
 
-/// When nobody works on it any more; what is settled stays.
-pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
+/// The unsettled devices of an aborted batch are skipped once the batch has no holder. Settled
+/// devices stay unchanged.
+pub async fn the_rest_of_an_aborted_batch_is_skipped(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 4), batch(1, 1)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
@@ -427,8 +439,8 @@ pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
         report(3, Outcome::NotFound),
     ];
     store.record(&lease, &reports, TTL).await.unwrap();
-    step(store, &rollout, aborted()).await;
-    let skip = async || store.skip(&name("r"), BatchId(0), &Skip::Rest).await;
+    apply(store, &rollout, abort_requested()).await;
+    let skip = async || store.skip(&name("r"), BatchId(0), &Skip::Remaining).await;
     let held = skip().await.unwrap().expect("somebody works on it");
     assert_eq!(held.by, lease.holder);
     assert_eq!(outcomes(store, 0).await[0], Outcome::Pending);
@@ -456,28 +468,28 @@ pub async fn what_is_left_of_an_aborted_batch_is_skipped(subject: Subject) {
     let late = store.record(&lease, &reports, TTL).await.unwrap();
     assert_eq!(
         late,
-        Wanted::Stop,
+        Directive::Stop,
         "a lapsed holder may still tell the truth"
     );
     assert_eq!(outcomes(store, 0).await[0], Outcome::Enqueued);
 }
 
-/// Skipping is refused while the rollout may go on.
+/// Skipping is refused while the rollout may still continue.
 pub async fn only_an_abort_skips(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 1)]).await;
-    let skip = async |id| store.skip(&name("r"), BatchId(id), &Skip::Rest).await;
+    let skip = async |id| store.skip(&name("r"), BatchId(id), &Skip::Remaining).await;
     assert_refused!(skip(0).await, Superseded);
-    let rollout = step(store, &rollout, paused()).await;
+    let rollout = apply(store, &rollout, pause_requested()).await;
     assert_refused!(skip(0).await, Superseded);
-    step(store, &rollout, aborted()).await;
+    apply(store, &rollout, abort_requested()).await;
     assert_refused!(skip(1).await, NotFound);
     assert_eq!(skip(0).await.unwrap(), None);
     assert_eq!(outcomes(store, 0).await, [Outcome::Skipped]);
 }
 
-/// Without a lease, whoever holds the batch, and to the same sums.
-pub async fn what_others_learned_is_merged(subject: Subject) {
+/// Feedback is merged without a lease, with any holder of the batch, and with the same counts.
+pub async fn feedback_is_merged_without_a_lease(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 3)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
@@ -494,7 +506,7 @@ pub async fn what_others_learned_is_merged(subject: Subject) {
             .await;
         merged.unwrap();
     }
-    // Feedback has overtaken the sends' own records.
+    // Feedback has overtaken the records of the sends.
     let sent = [0, 1, 2].map(|index| report(index, Outcome::Enqueued));
     store.record(&lease, &sent, TTL).await.unwrap();
     let expected = [Outcome::Delivered, Outcome::Expired, Outcome::Enqueued];
@@ -503,7 +515,7 @@ pub async fn what_others_learned_is_merged(subject: Subject) {
     assert_eq!(counts.get(Outcome::Delivered), 1);
     assert_eq!((counts.total(), counts.unsettled()), (3, 0));
 
-    // One of an older plan takes nothing from those beside it.
+    // A report beyond the batch, as from an older plan, does not affect the reports beside it.
     let beyond = [3, 2].map(|index| report(index, Outcome::Delivered));
     let merged = store
         .merge(

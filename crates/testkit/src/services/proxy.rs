@@ -1,4 +1,4 @@
-//! A TCP proxy that misbehaves when told to.
+//! A TCP proxy with faults on request.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,10 +8,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// What is held back per direction and connection while blocked: little, so that senders notice.
+/// The number of bytes held per direction and connection while blocked: small, so that senders
+/// notice.
 const BUFFER: usize = 16 * 1024;
 
-/// What it does with connections, and how often they have been cut.
+/// The mode of the proxy, and the number of cuts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State {
     mode: Mode,
@@ -25,8 +26,8 @@ enum Mode {
     Refuse,
 }
 
-/// Stands in front of an address and passes everything on, until a test says otherwise. It ends
-/// when it is dropped or with the runtime that it was started on, whichever is first.
+/// A proxy in front of an address. The proxy forwards everything until a test sets another mode.
+/// The proxy ends on drop, or with the runtime of the start, whichever is first.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -35,10 +36,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of `target`, on a free port.
+    /// Starts a proxy in front of `target`, on a free port.
     ///
     /// # Panics
-    /// When no port can be bound.
+    /// If no port can be bound.
     pub async fn start(target: SocketAddr) -> Self {
         let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = bound.expect("a free port for a proxy");
@@ -55,24 +56,24 @@ impl Proxy {
         }
     }
 
-    /// Where clients connect to.
+    /// Returns the address for clients.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Resets all present connections. New ones are served.
+    /// Resets all present connections. New connections are served.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// From now on nothing gets through and nothing is closed, like a network that loses every
-    /// packet. New connections are taken, and hear nothing. What is held is passed on later.
+    /// Blocks all traffic without closing connections, like a network losing every packet. New
+    /// connections are accepted and get no answer. Held bytes are forwarded after the block.
     pub fn block(&self) {
         self.state.send_modify(|state| state.mode = Mode::Hold);
     }
 
-    /// Resets all connections, and every new one, like a machine whose service is gone.
+    /// Resets all present and new connections, like a machine without the service.
     pub fn refuse(&self) {
         self.state.send_modify(|state| {
             state.mode = Mode::Refuse;
@@ -95,7 +96,7 @@ impl Drop for Proxy {
 async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receiver<State>) {
     let mut connections = JoinSet::new();
     loop {
-        // Both arms lose nothing when the other one is first.
+        // Both branches are cancel safe.
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
@@ -117,12 +118,12 @@ async fn serve(mut client: TcpStream, target: SocketAddr, mut state: watch::Rece
         }
     };
     if !ended {
-        // Makes the close that follows a reset, rather than an orderly end.
+        // Turns the following close into a reset, instead of an orderly end.
         client.set_zero_linger().ok();
     }
 }
 
-/// Passes both directions on until both have ended.
+/// Forwards both directions until both have ended.
 async fn pass(
     client: &mut TcpStream,
     target: SocketAddr,

@@ -1,4 +1,4 @@
-//! A RabbitMQ.
+//! RabbitMQ for tests.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,97 +7,98 @@ use tokio::sync::OnceCell;
 
 use super::{Proxy, Service};
 
-/// A RabbitMQ without plugins. It takes ten seconds to start and 130 MB, so most tests share one,
-/// with names of their own for exchanges and queues.
+/// A RabbitMQ server without plugins. A server takes ten seconds to start and 130 MB, so most tests
+/// share a server, with distinct names of exchanges and queues.
 #[derive(Debug)]
 pub struct RabbitMq(Service);
 
 impl RabbitMq {
-    /// The one that all tests of this process share.
+    /// Returns the server shared by all tests of this process.
     ///
     /// # Panics
-    /// When it cannot be started, as [`RabbitMq::start`].
+    /// If the server cannot be started, as [`RabbitMq::start`].
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
     }
 
-    /// A new one that is ready. It ends when it is dropped.
+    /// Starts a new server and waits until it is ready. The server ends on drop.
     ///
     /// # Panics
-    /// When it cannot be installed or started, with what the script said.
+    /// If the server cannot be installed or started, with the output of the script.
     pub async fn start() -> Self {
         Self(Service::start("rabbitmq-start", &[]).await)
     }
 
-    /// Where it is, also after a restart.
+    /// Returns the server's address, unchanged by a restart.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.address()
     }
 
-    /// `amqp://guest:guest@127.0.0.1:PORT`.
+    /// Returns `amqp://guest:guest@127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         url(self.address())
     }
 
-    /// Its URL by way of a proxy.
+    /// Returns the server's URL through a proxy.
     #[must_use]
     pub fn url_via(&self, proxy: &Proxy) -> String {
         url(proxy.address())
     }
 
-    /// The folder of its data and log.
+    /// Returns the folder of the server's data and log.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.0.dir
     }
 
-    /// Stops it in good order. Nothing if it is stopped.
+    /// Stops the server in good order. Does nothing if the server is stopped.
     ///
     /// # Panics
-    /// As all that follow, when the script fails, with what it said.
+    /// If the script fails, with the script's output, as all following methods.
     pub async fn stop(&self) {
         self.0.stop().await;
     }
 
-    /// Kills it: what it confirmed is on disk, the rest may be lost.
+    /// Kills the server: confirmed messages are on disk, the rest may be lost.
     pub async fn kill(&self) {
         self.0.kill().await;
     }
 
-    /// Starts it again on the same port and data, and waits until it is ready.
-    pub async fn start_again(&self) {
-        self.0.start_again().await;
+    /// Starts the server again on the same port and data, and waits until it is ready.
+    pub async fn start_stopped(&self) {
+        self.0.start_stopped().await;
     }
 
-    /// Stops it and starts it again.
+    /// Stops the server and starts it again.
     pub async fn restart(&self) {
         self.stop().await;
-        self.start_again().await;
+        self.start_stopped().await;
     }
 
-    /// Drops the messages that are ready in a queue. Takes a second.
+    /// Drops the ready messages of a queue. Takes a second.
     pub async fn purge(&self, queue: &str) {
         self.ctl(&["purge_queue", queue]).await;
     }
 
-    /// Closes all connections, as an operator does: clients are told, with code 320. Takes a second.
+    /// Closes all connections, as an operator does: clients are notified, with code 320. Takes a
+    /// second.
     pub async fn close_connections(&self, reason: &str) {
         self.ctl(&["close_all_connections", reason]).await;
     }
 
-    /// What `rabbitmqctl` says to these arguments. Takes a second.
+    /// Runs `rabbitmqctl` with these arguments, and returns the output. Takes a second.
     ///
     /// # Panics
-    /// When it fails, with what it said.
+    /// If `rabbitmqctl` fails, with the output.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         self.0.run("rabbitmqctl", arguments).await
     }
 }
 
-/// Three nodes of one cluster. Starting takes 15 seconds and 400 MB. All nodes end when this is dropped.
+/// A cluster of three nodes. A start takes 15 seconds and 400 MB. All nodes end on drop.
 #[derive(Debug)]
 pub struct RabbitMqCluster {
     nodes: Vec<RabbitMq>,
@@ -126,13 +127,13 @@ impl RabbitMqCluster {
         }
     }
 
-    /// The nodes.
+    /// Returns the nodes.
     #[must_use]
     pub fn nodes(&self) -> &[RabbitMq] {
         &self.nodes
     }
 
-    /// The URLs of all nodes, with commas between them.
+    /// Returns the URLs of all nodes, with commas between them.
     #[must_use]
     pub fn urls(&self) -> String {
         let urls: Vec<_> = self.nodes.iter().map(RabbitMq::url).collect();

@@ -1,4 +1,4 @@
-//! A Redis, and a cluster of three.
+//! Redis for tests: a single server, and a cluster of three.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -10,19 +10,20 @@ use tokio::sync::OnceCell;
 
 use super::{Proxy, ROOT, Service};
 
-/// How long a cluster may take to agree. It takes two seconds.
-const AGREEMENT: Duration = Duration::from_secs(60);
+/// The time limit for the agreement of a cluster. Two seconds are usual.
+const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A Redis that writes an append-only file, each second if not told otherwise, and forgets nothing for want of memory.
+/// A Redis server with an append-only file, synced each second by default, and without eviction of
+/// data.
 #[derive(Debug)]
 pub struct Redis(Service);
 
 impl Redis {
-    /// The one that all tests of this process share; its data are whoever's. Each write is on disk before it is
-    /// acknowledged, so no test waits for that.
+    /// Returns the server shared by all tests of this process; all tests share the data. Each write
+    /// is on disk before the acknowledgement, so no test waits for durability.
     ///
     /// # Panics
-    /// When it cannot be started, as [`Redis::start`].
+    /// If the server cannot be started, as [`Redis::start`].
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Redis> = OnceCell::const_new();
         SHARED
@@ -30,21 +31,21 @@ impl Redis {
             .await
     }
 
-    /// A new one that is ready, with options as `redis-server` takes them, such as
-    /// `["--appendfsync", "always"]`. It ends when it is dropped.
+    /// Starts a new server and waits until it is ready. The options are options of `redis-server`,
+    /// such as `["--appendfsync", "always"]`. The server ends on drop.
     ///
     /// # Panics
-    /// When it cannot be installed or started, with what the script said.
+    /// If the server cannot be installed or started, with the output of the script.
     pub async fn start(options: &[&str]) -> Self {
         Self(Service::start("redis-start", options).await)
     }
 
-    /// A new sentinel that is ready, with these lines in its configuration.
+    /// Starts a new sentinel with these lines in the configuration, and waits until it is ready.
     pub(super) async fn sentinel(lines: &[&str]) -> Self {
         Self(Service::start("sentinel-start", lines).await)
     }
 
-    /// The port for TLS of a server with a [`Certificate`].
+    /// Returns the port for TLS of a server with a [`Certificate`].
     ///
     /// # Panics
     /// Without a certificate.
@@ -53,76 +54,78 @@ impl Redis {
         self.0.port("tls_port")
     }
 
-    /// Where it is, also after a restart.
+    /// Returns the server's address, unchanged by a restart.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.address()
     }
 
-    /// `redis://127.0.0.1:PORT`.
+    /// Returns `redis://127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://{}", self.address())
     }
 
-    /// Its URL by way of a proxy.
+    /// Returns the server's URL through a proxy.
     #[must_use]
     pub fn url_via(&self, proxy: &Proxy) -> String {
         format!("redis://{}", proxy.address())
     }
 
-    /// The folder of its data and log.
+    /// Returns the folder of the server's data and log.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.0.dir
     }
 
-    /// Stops it in good order: what it took is on disk. Nothing if it is stopped.
+    /// Stops the server in good order: all accepted writes are on disk. Does nothing if the server
+    /// is stopped.
     ///
     /// # Panics
-    /// As all that follow, when the script fails, with what it said.
+    /// If the script fails, with the script's output, as all following methods.
     pub async fn stop(&self) {
         self.0.stop().await;
     }
 
-    /// Kills it: the last second of what it took may be lost.
+    /// Kills the server: the writes of the last second may be lost.
     pub async fn kill(&self) {
         self.0.kill().await;
     }
 
-    /// Starts it again on the same port and data, and waits until it is ready.
-    pub async fn start_again(&self) {
-        self.0.start_again().await;
+    /// Starts the server again on the same port and data, and waits until it is ready.
+    pub async fn start_stopped(&self) {
+        self.0.start_stopped().await;
     }
 
-    /// Stops it and starts it again.
+    /// Stops the server and starts it again.
     pub async fn restart(&self) {
         self.stop().await;
-        self.start_again().await;
+        self.start_stopped().await;
     }
 
-    /// Its answer to a command in one line, as it comes over the wire.
+    /// Sends a command in a single line, and returns the answer in the form of the wire protocol.
     ///
     /// # Panics
-    /// When it is not there, or breaks off.
-    pub async fn ask(&self, command: &str) -> String {
-        let answer = self.try_ask(command).await;
-        answer.unwrap_or_else(|error| panic!("asking {}: {command}: {error}", self.url()))
+    /// If the server cannot be reached, or breaks the connection off.
+    pub async fn command(&self, command: &str) -> String {
+        let answer = self.try_command(command).await;
+        answer.unwrap_or_else(|error| panic!("{}: {command}: {error}", self.url()))
     }
 
-    /// Whether the server says that it is a master. A server that is promoted or demoted closes connections, which counts as
-    /// no.
+    /// Returns whether the server reports to be a master. A server closes connections during a
+    /// promotion or demotion; a closed connection counts as no.
     pub async fn is_master(&self) -> bool {
-        let role = self.try_ask("ROLE").await;
+        let role = self.try_command("ROLE").await;
         role.is_ok_and(|role| role.contains("master"))
     }
 
-    async fn try_ask(&self, command: &str) -> std::io::Result<String> {
+    async fn try_command(&self, command: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.address()).await?;
         stream
             .write_all(format!("{command}\r\n").as_bytes())
             .await?;
-        // The server closes after the answer, so the answer ends without a parser. (A sentinel has no QUIT.)
+        // The server closes after the answer, so the answer ends without a parser. (A sentinel has
+        // no QUIT.)
         stream.shutdown().await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -140,13 +143,13 @@ impl Certificate {
     /// The first name in the certificate.
     pub const NAME: &str = "redis.test";
 
-    /// Makes a certificate, in files that are removed with the process.
+    /// Creates a certificate, in files removed with the process.
     ///
     /// # Panics
-    /// When the certificate cannot be made or written.
+    /// If the certificate cannot be made or written.
     #[must_use]
     pub fn new() -> Self {
-        let folder = ROOT.folder_of_files();
+        let folder = ROOT.shared_folder();
         let names = [Self::NAME.to_owned(), "localhost".to_owned()];
         let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
         let write = |name: &str, text: String| std::fs::write(folder.join(name), text);
@@ -155,13 +158,13 @@ impl Certificate {
         Self { folder }
     }
 
-    /// The certificate, which is also the authority for clients to trust.
+    /// Returns the certificate, also the authority for clients to trust.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.folder.join("cert.pem")
     }
 
-    /// The options of a server with the certificate, also towards other servers.
+    /// Returns the options of a server with the certificate, also towards other servers.
     #[must_use]
     pub fn options(&self) -> Vec<(&'static str, String)> {
         let path = |name: &str| self.folder.join(name).display().to_string();
@@ -181,29 +184,30 @@ impl Default for Certificate {
     }
 }
 
-/// Three masters on this machine that share all slots, without replicas.
+/// A cluster of three masters on this machine, sharing all slots, without replicas.
 #[derive(Debug)]
 pub struct RedisCluster([Redis; 3]);
 
 impl RedisCluster {
-    /// The one that all tests of this process share.
+    /// Returns the cluster shared by all tests of this process.
     ///
     /// # Panics
-    /// When it cannot be started, as [`RedisCluster::start`].
+    /// If the cluster cannot be started, as [`RedisCluster::start`].
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<RedisCluster> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
     }
 
-    /// A new one that is ready. It ends when it is dropped.
+    /// Starts a new cluster and waits until it is ready. The cluster ends on drop.
     ///
     /// # Panics
-    /// When a node cannot be started, or they do not agree within a minute.
+    /// If a node cannot be started, or the nodes do not agree within a minute.
     pub async fn start() -> Self {
         Self::of(&[], Redis::address).await
     }
 
-    /// A new cluster whose nodes use TLS among themselves, and announce addresses and ports for TLS.
+    /// Starts a new cluster with TLS between the nodes. The nodes announce addresses and ports for
+    /// TLS.
     ///
     /// # Panics
     /// As [`RedisCluster::start`].
@@ -220,7 +224,8 @@ impl RedisCluster {
     }
 
     async fn of(options: &[&str], address: impl Fn(&Redis) -> SocketAddr) -> Self {
-        // A node is missed after two seconds, not 15: tests that kill one wait for that.
+        // A dead node is detected after two seconds instead of 15: tests wait for the detection
+        // after a kill.
         let all = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
         let options = [&all, options].concat();
         let node = || Redis::start(&options);
@@ -228,16 +233,24 @@ impl RedisCluster {
         let cluster = Self([a, b, c]);
         let slots = ["0 5460", "5461 10922", "10923 16383"];
         for (node, (slots, epoch)) in cluster.nodes().iter().zip(slots.iter().zip(1..)) {
-            assert_ok(&node.ask(&format!("CLUSTER ADDSLOTSRANGE {slots}")).await);
-            // Nodes that all start in epoch 0 would settle by and by whose turn it is.
-            assert_ok(&node.ask(&format!("CLUSTER SET-CONFIG-EPOCH {epoch}")).await);
+            assert_ok(
+                &node
+                    .command(&format!("CLUSTER ADDSLOTSRANGE {slots}"))
+                    .await,
+            );
+            // Nodes all starting in epoch 0 would agree on distinct epochs only after some time.
+            assert_ok(
+                &node
+                    .command(&format!("CLUSTER SET-CONFIG-EPOCH {epoch}"))
+                    .await,
+            );
         }
         let [first, others @ ..] = cluster.nodes();
         for other in others {
             let (port, bus) = (address(other).port(), other.0.port("bus_port"));
             assert_ok(
                 &first
-                    .ask(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}"))
+                    .command(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}"))
                     .await,
             );
         }
@@ -245,13 +258,13 @@ impl RedisCluster {
         cluster
     }
 
-    /// Its nodes, which can be stopped and killed one by one.
+    /// Returns the nodes. Each node can be stopped and killed separately.
     #[must_use]
     pub fn nodes(&self) -> &[Redis; 3] {
         &self.0
     }
 
-    /// The nodes' URLs.
+    /// Returns the nodes' URLs.
     #[must_use]
     pub fn urls(&self) -> Vec<String> {
         self.0.iter().map(Redis::url).collect()
@@ -265,12 +278,12 @@ impl RedisCluster {
         let start = Instant::now();
         for node in &self.0 {
             loop {
-                let info = node.ask("CLUSTER INFO").await;
+                let info = node.command("CLUSTER INFO").await;
                 if info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3") {
                     break;
                 }
                 assert!(
-                    start.elapsed() < AGREEMENT,
+                    start.elapsed() < AGREEMENT_TIMEOUT,
                     "the cluster's state is still: {info}"
                 );
                 tokio::time::sleep(Duration::from_millis(20)).await;

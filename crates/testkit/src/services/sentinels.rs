@@ -5,24 +5,27 @@ use std::time::{Duration, Instant};
 
 use super::{Certificate, Redis};
 
-/// How long synchronisation and the agreement of the sentinels may take. Two seconds are usual.
-const AGREEMENT: Duration = Duration::from_secs(60);
-/// The rights of the default user, for questions of the tests; less the rights that clients need a password for.
+/// The time limit for synchronisation and for the agreement of the sentinels. Two seconds are
+/// usual.
+const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The rights of the default user, for queries by tests, less the rights reserved for clients with
+/// a password.
 const OPEN: &str = "on nopass ~* &* +@all";
 
-/// Two servers, one of them the replica of the other, and three sentinels.
+/// Two servers, a master and a replica, and three sentinels.
 ///
-/// Servers and sentinels use TLS among themselves and with clients, with a certificate for a name, and announce addresses.
-/// Only the user `engine` with [`WatchedRedis::PASSWORD`] may run scripts on the servers; only the user `asker` with
-/// [`WatchedRedis::SENTINEL_PASSWORD`] may ask the sentinels for the master.
+/// Servers and sentinels use TLS among themselves and with clients, with a certificate for a name,
+/// and announce addresses. Only the user `engine` with [`SentinelRedis::PASSWORD`] may run scripts
+/// on the servers; only the user `asker` with [`SentinelRedis::SENTINEL_PASSWORD`] may ask the
+/// sentinels for the master.
 #[derive(Debug)]
-pub struct WatchedRedis {
+pub struct SentinelRedis {
     servers: [Redis; 2],
     sentinels: [Redis; 3],
     certificate: Certificate,
 }
 
-impl WatchedRedis {
+impl SentinelRedis {
     /// The password of `engine`.
     pub const PASSWORD: &str = "engine-pass,word";
     /// The password of `asker`.
@@ -30,11 +33,11 @@ impl WatchedRedis {
     /// The sentinels' name of the master.
     pub const NAME: &str = "fleet-store";
 
-    /// Starts all processes, with further options for the servers, and waits until the replica can be promoted. The
-    /// processes end on drop.
+    /// Starts all processes, with further options for the servers, and waits until the replica can
+    /// be promoted. The processes end on drop.
     ///
     /// # Panics
-    /// When a process cannot be started, or the sentinels do not agree within a minute.
+    /// If a process cannot be started, or the sentinels do not agree within a minute.
     pub async fn start(options: &[&str]) -> Self {
         let certificate = Certificate::new();
         let engine = format!("engine on >{} ~* &* +@all", Self::PASSWORD);
@@ -66,7 +69,7 @@ impl WatchedRedis {
             format!("sentinel monitor {name} 127.0.0.1 {port} 2"),
             format!("sentinel auth-user {name} engine"),
             format!("sentinel auth-pass {name} {}", Self::PASSWORD),
-            // A sentinel looks once a second: with less than two, a new master counts as dead.
+            // A sentinel checks once a second: below two seconds, a new master counts as dead.
             format!("sentinel down-after-milliseconds {name} 2500"),
             format!("sentinel failover-timeout {name} 5000"),
         ];
@@ -79,13 +82,13 @@ impl WatchedRedis {
         let lines: Vec<_> = lines.iter().map(String::as_str).collect();
         let sentinel = || Redis::sentinel(&lines);
         let (a, b, c) = tokio::join!(sentinel(), sentinel(), sentinel());
-        let watched = Self {
+        let sentinel_redis = Self {
             servers: [first, second],
             sentinels: [a, b, c],
             certificate,
         };
-        watched.ready().await;
-        watched
+        sentinel_redis.ready().await;
+        sentinel_redis
     }
 
     /// `rediss://` with user, password and the master's name.
@@ -104,25 +107,26 @@ impl WatchedRedis {
         self.sentinels.each_ref().map(url).join(",")
     }
 
-    /// The authority to trust. The certificates of the servers are for [`Certificate::NAME`].
+    /// Returns the certificate authority to trust. The certificates of the servers are for
+    /// [`Certificate::NAME`].
     #[must_use]
     pub fn ca(&self) -> PathBuf {
         self.certificate.file()
     }
 
-    /// Both servers. The first was the master at the start.
+    /// Returns both servers. The first was the master at the start.
     #[must_use]
     pub fn servers(&self) -> &[Redis; 2] {
         &self.servers
     }
 
-    /// The sentinels, which can be stopped and killed one by one.
+    /// Returns the sentinels. Each sentinel can be stopped and killed separately.
     #[must_use]
     pub fn sentinels(&self) -> &[Redis; 3] {
         &self.sentinels
     }
 
-    /// Waits until both servers run, one of them as a synchronised replica, and all sentinels know both.
+    /// Waits until both servers run, one as a synchronised replica, and all sentinels know both.
     ///
     /// # Panics
     /// After a minute, or when a process is down.
@@ -130,19 +134,19 @@ impl WatchedRedis {
         let start = Instant::now();
         for sentinel in &self.sentinels {
             loop {
-                let told = sentinel
-                    .ask(&format!("SENTINEL CKQUORUM {}", Self::NAME))
+                let answer = sentinel
+                    .command(&format!("SENTINEL CKQUORUM {}", Self::NAME))
                     .await;
-                let masters = sentinel.ask("INFO sentinel").await;
-                if told.starts_with("+OK 3 usable")
+                let masters = sentinel.command("INFO sentinel").await;
+                if answer.starts_with("+OK 3 usable")
                     && masters.contains("status=ok")
                     && masters.contains("slaves=1,sentinels=3")
                 {
                     break;
                 }
                 assert!(
-                    start.elapsed() < AGREEMENT,
-                    "sentinels do not agree: {told} {masters}"
+                    start.elapsed() < AGREEMENT_TIMEOUT,
+                    "sentinels do not agree: {answer} {masters}"
                 );
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -151,14 +155,17 @@ impl WatchedRedis {
             let mut is_linked = false;
             for server in &self.servers {
                 is_linked |= server
-                    .ask("INFO replication")
+                    .command("INFO replication")
                     .await
                     .contains("master_link_status:up");
             }
             if is_linked {
                 break;
             }
-            assert!(start.elapsed() < AGREEMENT, "the replica is not in step");
+            assert!(
+                start.elapsed() < AGREEMENT_TIMEOUT,
+                "the replica is not in step"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

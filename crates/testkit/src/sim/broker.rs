@@ -1,4 +1,5 @@
-//! A queue that loses, repeats, reorders and delays dispatches, and connections that break.
+//! A simulated queue that loses, repeats, reorders and delays dispatches, with connections that
+//! break.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -10,24 +11,24 @@ use tokio::time::sleep;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Deliveries, Delivery, Depth, Dispatch, Queue, QueueError, Ticket};
 
-use super::process::{Lost, Odds, lock};
-use super::{Bug, Process, Sim, Witnessed};
+use super::process::{FaultRates, Lost, lock};
+use super::{Bug, Effect, Process, Sim};
 
-/// A dispatch that comes late comes so much later at the most.
-const LATEST: Duration = Duration::from_secs(30);
-/// How long a broker takes at the most to see that a process is gone.
-const NOTICED: Duration = Duration::from_secs(3);
+/// The longest delay of a late dispatch.
+const MAX_DELAY: Duration = Duration::from_secs(30);
+/// The longest time until the broker notices the end of a process.
+const MAX_NOTICE_TIME: Duration = Duration::from_secs(3);
 
-/// A broker with a line for each hub. Clones are the same.
+/// A broker with a queue for each hub. Clones share the broker.
 #[derive(Clone)]
 pub struct Broker {
     sim: Sim,
     limit: usize,
-    lines: Arc<Mutex<BTreeMap<HubName, Line>>>,
+    queues: Arc<Mutex<BTreeMap<HubName, HubQueue>>>,
 }
 
 #[derive(Default)]
-struct Line {
+struct HubQueue {
     waiting: VecDeque<Waiting>,
     consumers: BTreeMap<u64, Consumer>,
     last_consumer: u64,
@@ -39,27 +40,28 @@ struct Waiting {
     redelivered: bool,
 }
 
-/// A consumer's side that the broker knows.
+/// A consumer, as known to the broker.
 #[derive(Default)]
 struct Consumer {
     held: BTreeMap<u64, Dispatch>,
     last_tag: u64,
-    /// Told when the line has changed: each consumer by itself, for that has an order.
+    /// Notified after a change of the queue. Each consumer has a separate `Notify`, so the order of
+    /// notifications is fixed.
     changed: Arc<Notify>,
 }
 
 impl Broker {
-    /// A broker on whose lines up to `limit` dispatches may wait.
+    /// Creates a broker with up to `limit` waiting dispatches in each queue.
     #[must_use]
     pub fn new(sim: &Sim, limit: usize) -> Self {
         Self {
             sim: sim.clone(),
             limit,
-            lines: Arc::default(),
+            queues: Arc::default(),
         }
     }
 
-    /// The way of a process to it.
+    /// Connects a process to the broker.
     #[must_use]
     pub fn connect(&self, process: &Process) -> Arc<dyn Queue> {
         Arc::new(Connection {
@@ -68,53 +70,53 @@ impl Broker {
         })
     }
 
-    /// Throws away what waits on a hub's line.
+    /// Discards the waiting dispatches of a hub's queue.
     pub fn purge(&self, hub: &HubName) {
-        let thrown = self.on(hub, |line| std::mem::take(&mut line.waiting).len());
+        let thrown = self.on(hub, |queue| std::mem::take(&mut queue.waiting).len());
         self.sim
             .note(format_args!("queue of {hub} PURGED of {thrown}"));
     }
 
-    /// Dispatches that nobody has answered for, waiting or handed out, on all lines.
+    /// Returns the number of unanswered dispatches in all queues, waiting or handed out.
     #[must_use]
     pub fn unanswered(&self) -> usize {
-        let lines = lock(&self.lines);
-        let of_line = |line: &Line| {
-            let held = line.consumers.values().map(|consumer| consumer.held.len());
-            line.waiting.len() + held.sum::<usize>()
+        let queues = lock(&self.queues);
+        let of_queue = |queue: &HubQueue| {
+            let held = queue.consumers.values().map(|consumer| consumer.held.len());
+            queue.waiting.len() + held.sum::<usize>()
         };
-        lines.values().map(of_line).sum()
+        queues.values().map(of_queue).sum()
     }
 
-    /// Changes a line, and wakes those who wait for that.
-    fn on<T>(&self, hub: &HubName, change: impl FnOnce(&mut Line) -> T) -> T {
-        self.on_quietly(hub, |line| {
-            let result = change(line);
-            for consumer in line.consumers.values() {
+    /// Changes a queue, and wakes the waiting consumers.
+    fn on<T>(&self, hub: &HubName, change: impl FnOnce(&mut HubQueue) -> T) -> T {
+        self.on_quietly(hub, |queue| {
+            let result = change(queue);
+            for consumer in queue.consumers.values() {
                 consumer.changed.notify_one();
             }
             result
         })
     }
 
-    fn on_quietly<T>(&self, hub: &HubName, change: impl FnOnce(&mut Line) -> T) -> T {
-        change(lock(&self.lines).entry(hub.clone()).or_default())
+    fn on_quietly<T>(&self, hub: &HubName, change: impl FnOnce(&mut HubQueue) -> T) -> T {
+        change(lock(&self.queues).entry(hub.clone()).or_default())
     }
 
-    /// Puts a dispatch on its line.
+    /// Puts a dispatch into the hub's queue.
     fn put(&self, by: &Process, dispatch: &Dispatch) -> Result<(), QueueError> {
         let name = &dispatch.hub;
         let mut dice = by.dice("line", &dispatch.batch.to_string());
         let place = dice.number();
-        let shuffled = self.sim.is_chaotic() && self.sim.faults().dispatch_late > 0.0;
-        let put = self.on(name, |line| {
-            if line.waiting.len() >= self.limit {
+        let shuffled = self.sim.has_faults_now() && self.sim.faults().dispatch_late > 0.0;
+        let put = self.on(name, |queue| {
+            if queue.waiting.len() >= self.limit {
                 return Err(QueueError::Full {
                     hub: name.clone(),
                     limit: self.limit,
                 });
             }
-            let end = line.waiting.len();
+            let end = queue.waiting.len();
             let place = if shuffled {
                 place as usize % (end + 1)
             } else {
@@ -124,29 +126,30 @@ impl Broker {
                 dispatch: dispatch.clone(),
                 redelivered: false,
             };
-            line.waiting.insert(place, new);
-            Ok(line.waiting.len())
+            queue.waiting.insert(place, new);
+            Ok(queue.waiting.len())
         });
-        by.witness(&Witnessed::Waiting(name, put?));
+        by.observe(&Effect::Waiting(name, put?));
         Ok(())
     }
 
-    /// Takes back what a consumer holds; with its end, the consumer is gone as well.
-    fn take_back(&self, hub: &HubName, consumer: u64, gone: bool) {
-        self.on(hub, |line| {
-            let Some(known) = line.consumers.get_mut(&consumer) else {
+    /// Takes back the dispatches held by a consumer. With `remove`, the consumer is removed as
+    /// well.
+    fn requeue_all(&self, hub: &HubName, consumer: u64, remove: bool) {
+        self.on(hub, |queue| {
+            let Some(known) = queue.consumers.get_mut(&consumer) else {
                 return;
             };
             let held = std::mem::take(&mut known.held);
-            if gone {
-                line.consumers.remove(&consumer);
+            if remove {
+                queue.consumers.remove(&consumer);
             }
-            line.waiting.extend(held.into_values().map(again));
+            queue.waiting.extend(held.into_values().map(requeued));
         });
     }
 }
 
-fn again(dispatch: Dispatch) -> Waiting {
+fn requeued(dispatch: Dispatch) -> Waiting {
     Waiting {
         dispatch,
         redelivered: true,
@@ -165,10 +168,10 @@ fn unavailable(doing: &'static str) -> QueueError {
     }
 }
 
-fn odds(sim: &Sim) -> Odds {
-    Odds {
+fn fault_rates(sim: &Sim) -> FaultRates {
+    FaultRates {
         fails: sim.faults().queue_fails,
-        ..Odds::default()
+        ..FaultRates::default()
     }
 }
 
@@ -180,30 +183,30 @@ impl Queue for Connection {
             let sim = by.sim();
             let faults = sim.faults();
             let mut dice = by.dice("published", &sent.batch.to_string());
-            let chaotic = sim.is_chaotic();
-            if chaotic && dice.happens(faults.dispatch_lost)
+            let has_faults = sim.has_faults_now();
+            if has_faults && dice.happens(faults.dispatch_lost)
                 || sim.has(Bug::ForgetsDispatches) && dice.happens(0.5)
             {
                 sim.note(format_args!("dispatch of {} LOST", sent.batch));
                 return Ok(());
             }
-            if chaotic && dice.happens(faults.dispatch_late) {
-                let after = dice.time(Duration::ZERO..=LATEST);
+            if has_faults && dice.happens(faults.dispatch_late) {
+                let after = dice.time(Duration::ZERO..=MAX_DELAY);
                 tokio::spawn(async move {
                     sleep(after).await;
-                    // A line that is full by then loses it.
+                    // A queue that is full by then loses the dispatch.
                     let _ = broker.put(&by, &sent);
                 });
                 return Ok(());
             }
-            if chaotic && dice.happens(faults.dispatch_doubled) {
+            if has_faults && dice.happens(faults.dispatch_doubled) {
                 broker.put(&by, &sent)?;
             }
             broker.put(&by, &sent)
         };
         let about = format!("{}/{}", dispatch.rollout, dispatch.batch);
-        let odds = odds(self.process.sim());
-        let published = self.process.call(odds, "publish", about, effect).await;
+        let rates = fault_rates(self.process.sim());
+        let published = self.process.call(rates, "publish", about, effect).await;
         published.unwrap_or_else(|Lost| Err(unavailable("publish a dispatch")))
     }
 
@@ -213,14 +216,14 @@ impl Queue for Connection {
         at_once: usize,
     ) -> Result<Box<dyn Deliveries>, QueueError> {
         let changed = Arc::new(Notify::new());
-        let id = self.broker.on(hub, |line| {
-            line.last_consumer += 1;
+        let id = self.broker.on(hub, |queue| {
+            queue.last_consumer += 1;
             let consumer = Consumer {
                 changed: Arc::clone(&changed),
                 ..Consumer::default()
             };
-            line.consumers.insert(line.last_consumer, consumer);
-            line.last_consumer
+            queue.consumers.insert(queue.last_consumer, consumer);
+            queue.last_consumer
         });
         Ok(Box::new(Consuming {
             link: Arc::new(Link {
@@ -237,18 +240,18 @@ impl Queue for Connection {
     async fn depth(&self, hub: &HubName) -> Result<Depth, QueueError> {
         let (broker, on) = (self.broker.clone(), hub.clone());
         let effect = async move {
-            broker.on(&on, |line| Depth {
-                waiting: line.waiting.len(),
-                consumers: line.consumers.len(),
+            broker.on(&on, |queue| Depth {
+                waiting: queue.waiting.len(),
+                consumers: queue.consumers.len(),
             })
         };
-        let odds = odds(self.process.sim());
-        let asked = self.process.call(odds, "depth", hub.to_string(), effect);
+        let rates = fault_rates(self.process.sim());
+        let asked = self.process.call(rates, "depth", hub.to_string(), effect);
         asked.await.map_err(|Lost| unavailable("ask for the depth"))
     }
 }
 
-/// What a consumer and its tickets share.
+/// The shared state of a consumer and the consumer's tickets.
 struct Link {
     broker: Broker,
     process: Process,
@@ -257,44 +260,45 @@ struct Link {
 }
 
 impl Link {
-    /// The connection breaks, and is made anew: what was handed out goes back.
+    /// Breaks the connection and connects again: dispatches handed out go back into the queue.
     fn cut(&self) {
         self.process.sim().note(format_args!(
             "{} is CUT OFF from {}",
             self.process, self.hub
         ));
-        self.broker.take_back(&self.hub, self.consumer, false);
+        self.broker.requeue_all(&self.hub, self.consumer, false);
     }
 
     fn is_cut(&self, op: &'static str, about: &str) -> bool {
         let sim = self.process.sim();
         let mut dice = self.process.dice(op, about);
-        sim.is_chaotic() && dice.happens(sim.faults().consumer_cut)
+        sim.has_faults_now() && dice.happens(sim.faults().consumer_cut)
     }
 
-    /// Takes a dispatch out of the consumer's hands.
+    /// Removes a dispatch from the dispatches held by the consumer.
     fn settle(&self, tag: u64) -> Option<Dispatch> {
-        self.broker.on(&self.hub, |line| {
-            let consumer = line.consumers.get_mut(&self.consumer)?;
+        self.broker.on(&self.hub, |queue| {
+            let consumer = queue.consumers.get_mut(&self.consumer)?;
             consumer.held.remove(&tag)
         })
     }
 }
 
 impl Drop for Link {
-    /// The last of the consumer and its tickets is gone.
+    /// Takes back the dispatches after the drop of the consumer and all tickets. After a crash, the
+    /// broker needs some time to notice.
     fn drop(&mut self) {
         let (broker, hub, consumer) = (self.broker.clone(), self.hub.clone(), self.consumer);
         if !self.process.is_crashed() {
-            return broker.take_back(&hub, consumer, true);
+            return broker.requeue_all(&hub, consumer, true);
         }
         let noticed = self.process.dice("noticed", self.hub.as_str());
-        let noticed = noticed.clone().time(Duration::ZERO..=NOTICED);
-        // Without a runtime the world is being taken down.
+        let noticed = noticed.clone().time(Duration::ZERO..=MAX_NOTICE_TIME);
+        // Without a runtime, the world is being torn down.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 sleep(noticed).await;
-                broker.take_back(&hub, consumer, true);
+                broker.requeue_all(&hub, consumer, true);
             });
         }
     }
@@ -307,11 +311,11 @@ struct Consuming {
 }
 
 impl Drop for Consuming {
-    /// What is handed out goes back, though the tickets may be around for longer.
+    /// Takes back the dispatches handed out, although the tickets may live longer.
     fn drop(&mut self) {
         if !self.link.process.is_crashed() {
             let link = &self.link;
-            link.broker.take_back(&link.hub, link.consumer, true);
+            link.broker.requeue_all(&link.hub, link.consumer, true);
         }
     }
 }
@@ -321,14 +325,14 @@ impl Deliveries for Consuming {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
         loop {
             let link = &self.link;
-            link.process.until_awake().await;
+            link.process.until_responsive().await;
             let at_once = self.at_once;
-            let taken = link.broker.on_quietly(&link.hub, |line| {
-                let consumer = line.consumers.get_mut(&link.consumer)?;
+            let taken = link.broker.on_quietly(&link.hub, |queue| {
+                let consumer = queue.consumers.get_mut(&link.consumer)?;
                 if consumer.held.len() >= at_once {
                     return None;
                 }
-                let next = line.waiting.pop_front()?;
+                let next = queue.waiting.pop_front()?;
                 consumer.last_tag += 1;
                 consumer
                     .held
@@ -361,7 +365,7 @@ impl Deliveries for Consuming {
 
 struct Answer {
     link: Arc<Link>,
-    /// None once it is answered.
+    /// None after the answer.
     tag: Option<u64>,
     about: String,
 }
@@ -371,27 +375,27 @@ impl Answer {
         let tag = self.tag.take().expect("a ticket is answered once");
         if self.link.is_cut(op, &self.about) {
             self.link.cut();
-            return Err(unavailable("answer for a dispatch"));
+            return Err(unavailable("settle a dispatch"));
         }
         let link = Arc::clone(&self.link);
         let effect = async move {
             let settled = link.settle(tag).ok_or(Lost)?;
             if requeue {
-                let back = |line: &mut Line| line.waiting.push_back(again(settled));
+                let back = |queue: &mut HubQueue| queue.waiting.push_back(requeued(settled));
                 link.broker.on(&link.hub, back);
             }
             Ok(())
         };
-        let odds = odds(self.link.process.sim());
+        let rates = fault_rates(self.link.process.sim());
         let about = self.about.clone();
-        let given = self.link.process.call(odds, op, about, effect).await;
+        let given = self.link.process.call(rates, op, about, effect).await;
         if given.is_err() {
-            // An answer is lost with its connection.
+            // A lost answer breaks the connection.
             self.link.cut();
         }
         given
             .and_then(|given| given)
-            .map_err(|Lost| unavailable("answer for a dispatch"))
+            .map_err(|Lost| unavailable("settle a dispatch"))
     }
 }
 
@@ -412,7 +416,7 @@ impl Drop for Answer {
             && !self.link.process.is_crashed()
             && let Some(dispatch) = self.link.settle(tag)
         {
-            let back = |line: &mut Line| line.waiting.push_back(again(dispatch));
+            let back = |queue: &mut HubQueue| queue.waiting.push_back(requeued(dispatch));
             self.link.broker.on(&self.link.hub, back);
         }
     }

@@ -1,71 +1,71 @@
-//! Defects that doubles can be given.
+//! Planted defects of doubles.
 
 use std::time::Duration;
 
 use serde_json::json;
 use twincast_core::evidence::{ListenerState, ListenerStatus};
 use twincast_core::rollout::{Event, Rollout};
-use twincast_core::spec::{ApprovalRule, Delivery, OnFailure, Span, TooLittle};
+use twincast_core::spec::{ApprovalRule, Delivery, HumanDuration, OnFailure, SmallSample};
 
-/// A defect. A simulation that does not find it checks too little.
+/// A planted defect. A simulation that misses the defect checks too little.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
-    /// The store takes records under leases that were superseded.
+    /// The store accepts records under superseded leases.
     NoFence,
-    /// The store takes records of rollouts that were made from older ones.
+    /// The store accepts rollout records based on older records.
     NoVersions,
-    /// The store says that reports are recorded, and forgets some.
+    /// The store confirms reports, and forgets some.
     ForgetsReports,
-    /// The store tells workers to go on, whatever the rollout wants.
+    /// The store always answers with the directive to continue.
     NeverStops,
-    /// The store hands out permits as if there were no quota.
-    EndlessPermits,
-    /// The store says of every rollout that its messages may be repeated.
-    AlwaysAgain,
-    /// The queue forgets dispatches that it has confirmed, for ever.
+    /// The store grants permits without any quota.
+    NoQuota,
+    /// The store shows every rollout with repeatable messages.
+    AlwaysAtLeastOnce,
+    /// The queue forgets confirmed dispatches, permanently.
     ForgetsDispatches,
-    /// The hub says that it has messages which it has not.
+    /// The hub confirms messages, and forgets some.
     ForgetsMessages,
-    /// The store gives out batches of stages whose time has not come.
+    /// The store hands out batches of stages not yet started.
     NoStages,
-    /// The store says that devices which have joined are added, and forgets them.
-    ForgetsJoiners,
-    /// The store takes what the hub has told, and forgets some.
+    /// The store confirms the batches of late joiners, and forgets them.
+    ForgetsLateJoiners,
+    /// The store confirms the hub's feedback, and forgets some.
     ForgetsFeedback,
-    /// The store counts devices as delivered that nobody has heard of.
+    /// The store counts silent devices as delivered.
     CountsSilent,
-    /// The store forgets what people say to gates.
-    ForgetsWords,
-    /// The store says of batches of an aborted rollout that somebody has them, for ever.
-    NeverSkips,
+    /// The store forgets approvals and promotions.
+    ForgetsApprovals,
+    /// The store answers every skip as overtaken by another change, permanently.
+    SkipsOvertaken,
     /// The store shows specs without gates.
     NoGates,
-    /// The store shows gates that have nothing against a failure.
+    /// The store shows gates that continue after a failure.
     NoFailures,
     /// The store shows gates without a bake.
     NoBakes,
-    /// The store shows gates that need nobody's approval.
+    /// The store shows gates without an approval.
     NoApprovals,
-    /// The store shows gates that wait for an approval for ever.
-    PatientApprovals,
-    /// The store shows gates that take the silence of devices for a verdict at once.
+    /// The store shows gates waiting for an approval without a time limit.
+    ApprovalsWithoutTimeout,
+    /// The store shows gates with a deadline of zero: silent devices are judged at once.
     NoDeadlines,
-    /// The store shows gates that pass when too little was measured.
+    /// The store shows gates that pass on too few measurements.
     PassesTooLittle,
-    /// The store says of every listener that it has heard all, just now.
+    /// The store shows every listener as having heard all feedback just now.
     ClaimsHeard,
-    /// The store shows rollouts that have baked long enough.
-    BakesAsleep,
-    /// The store takes changes that rely on what it has lost, and says that it has every batch of a plan.
+    /// The store shows every bake as long enough.
+    LongBakes,
+    /// The store accepts changes that rely on lost data, and claims to have every batch of a plan.
     RefusesNothing,
-    /// The store gives out batches, and counts commands as done, before they are durable.
+    /// The store hands out batches, and counts commands as done, before they are durable.
     NotDurable,
 }
 
 impl Bug {
-    /// A rollout as a store with this defect shows it.
+    /// Returns a rollout, as shown by a store with this defect.
     pub(super) fn shows(self, mut rollout: Rollout) -> Rollout {
-        if self == Self::AlwaysAgain {
+        if self == Self::AlwaysAtLeastOnce {
             rollout.spec.delivery = Delivery::AtLeastOnce;
         }
         for stage in &mut rollout.spec.stages {
@@ -77,22 +77,22 @@ impl Bug {
                 Self::NoFailures => gate.on_failure = OnFailure::Continue,
                 Self::NoBakes => gate.bake = None,
                 Self::NoApprovals => gate.approval = None,
-                Self::PatientApprovals => {
+                Self::ApprovalsWithoutTimeout => {
                     gate.approval = gate.approval.take().map(|_| ApprovalRule::default());
                 }
-                Self::NoDeadlines => gate.deadline = Some(Span(Duration::ZERO)),
-                Self::PassesTooLittle => gate.too_little = TooLittle::Pass,
+                Self::NoDeadlines => gate.deadline = Some(HumanDuration(Duration::ZERO)),
+                Self::PassesTooLittle => gate.too_little = SmallSample::Pass,
                 _ => {}
             }
         }
-        if self == Self::BakesAsleep {
-            let slept = json!({"baked_ms": 3_600_000, "counted_to": rollout.changed_at});
-            rollout.notes.clock = serde_json::from_value(slept).expect("a clock");
+        if self == Self::LongBakes {
+            let clock = json!({"baked_ms": 3_600_000, "counted_to": rollout.changed_at});
+            rollout.notes.clock = serde_json::from_value(clock).expect("a clock");
         }
         rollout
     }
 
-    /// Listeners as a store with this defect shows them.
+    /// Returns listeners, as shown by a store with this defect.
     pub(super) fn shows_listeners(self, listeners: Vec<ListenerStatus>) -> Vec<ListenerStatus> {
         let listeners = listeners.into_iter();
         match self {
@@ -111,13 +111,13 @@ impl Bug {
         }
     }
 
-    /// Whether a store with this defect forgets the newest change of a rollout.
+    /// Returns whether a store with this defect forgets the newest change of a rollout.
     pub(super) fn forgets(self, rollout: &Rollout) -> bool {
-        let newest = rollout.happened().map(|entry| &entry.event);
-        let is_word = matches!(
+        let newest = rollout.change_entry().map(|entry| &entry.event);
+        let is_approval = matches!(
             newest,
             Some(Event::Approved { .. } | Event::Promoted { .. })
         );
-        self == Self::ForgetsWords && is_word
+        self == Self::ForgetsApprovals && is_approval
     }
 }

@@ -1,21 +1,21 @@
-//! Chance that follows from a seed.
+//! Reproducible randomness from a seed.
 
 use std::hash::{Hash, Hasher};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Where dice come from. What is thrown at one place does not depend on what is thrown at others.
+/// A source of dice. The throws at a place do not depend on the throws at other places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chance(u64);
 
 impl Chance {
-    /// The chance of a seed.
+    /// Returns the chance of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
         Self(mixed(seed))
     }
 
-    /// The chance of one place of many.
+    /// Returns the chance of a place.
     #[must_use]
     pub fn at(self, place: impl Hash) -> Self {
         let mut hasher = Mixer(self.0);
@@ -23,7 +23,7 @@ impl Chance {
         Self(hasher.finish())
     }
 
-    /// Dice to be thrown one after the other.
+    /// Returns dice for successive throws.
     #[must_use]
     pub fn dice(self) -> Dice {
         Dice(self.0)
@@ -35,34 +35,34 @@ impl Chance {
 pub struct Dice(u64);
 
 impl Dice {
-    /// Any number.
+    /// Returns any number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mixed(self.0)
     }
 
-    /// A number of the range.
+    /// Returns a number of the range.
     pub fn among(&mut self, range: RangeInclusive<u64>) -> u64 {
         let span = range.end() - range.start() + 1;
         range.start() + self.number() % span
     }
 
-    /// Whether something happens that happens with this probability.
+    /// Returns true with this probability.
     pub fn happens(&mut self, probability: f64) -> bool {
         // The upper 53 bits are a fraction that a float holds exactly.
         ((self.number() >> 11) as f64) < probability * (1u64 << 53) as f64
     }
 
-    /// One of them.
+    /// Returns a random element.
     ///
     /// # Panics
-    /// When there is none.
+    /// If there is none.
     pub fn pick<T: Clone>(&mut self, all: &[T]) -> T {
         let last = all.len().checked_sub(1).expect("something to pick from");
         all[self.among(0..=last as u64) as usize].clone()
     }
 
-    /// A time of the range, in whole milliseconds.
+    /// Returns a duration of the range, in whole milliseconds.
     pub fn time(&mut self, range: RangeInclusive<Duration>) -> Duration {
         let ms = |time: &Duration| u64::try_from(time.as_millis()).expect("simulations are short");
         Duration::from_millis(self.among(ms(range.start())..=ms(range.end())))
@@ -76,7 +76,7 @@ fn mixed(mut number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// A hasher that gives the same on every machine and with every release of the compiler.
+/// A hasher with the same result on every machine and with every release of the compiler.
 struct Mixer(u64);
 
 impl Hasher for Mixer {

@@ -1,14 +1,14 @@
-//! As much of the hubs' query language as rollouts use, on text tags.
+//! The part of the hubs' query language used by rollouts, on text tags.
 
 use std::collections::BTreeMap;
 
-/// A device's tags, by their paths.
+/// A device's tags, by path.
 pub type Tags = BTreeMap<String, String>;
 
-/// Whether a device matches a condition; an empty one matches all.
+/// Returns whether a device matches a condition; an empty condition matches all devices.
 ///
 /// # Panics
-/// When the condition is not of that language: a query that nobody else understands either.
+/// If the condition is not part of this language: a real hub would not understand the query either.
 pub(crate) fn matches(condition: &str, device: &str, tags: &Tags) -> bool {
     let mut rest = Reader {
         tokens: tokens(condition),
@@ -24,7 +24,7 @@ pub(crate) fn matches(condition: &str, device: &str, tags: &Tags) -> bool {
     holds == Some(true)
 }
 
-/// Reads and evaluates at once. `None` is what a comparison with an undefined tag gives.
+/// A combined parser and evaluator. `None` is the result of a comparison with an undefined tag.
 struct Reader<'a> {
     tokens: Vec<String>,
     next: usize,
@@ -127,7 +127,8 @@ impl Reader<'_> {
     }
 }
 
-/// Words and signs. A text keeps its opening quote, so that it is told from a word.
+/// Splits a condition into words and signs. A text keeps the opening quote, as the difference to a
+/// word.
 fn tokens(condition: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut chars = condition.chars().peekable();
@@ -146,7 +147,7 @@ fn tokens(condition: &str) -> Vec<String> {
             c if c.is_alphanumeric() => {
                 while let Some(c) = chars.next_if(|c| c.is_alphanumeric() || "._".contains(*c)) {
                     token.push(c);
-                    // `[[name]]`, which may have any characters.
+                    // `[[name]]`, with any characters in the name.
                     if c == '.' && chars.peek() == Some(&'[') {
                         let name = chars.by_ref().skip_while(|c| *c == '[');
                         token.extend(name.take_while(|c| *c != ']'));

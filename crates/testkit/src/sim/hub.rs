@@ -1,4 +1,4 @@
-//! A hub with a weather of its own.
+//! A simulated hub with scheduled faults.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,121 +13,123 @@ use twincast_core::ids::{DeviceId, HubName};
 use twincast_core::message::Outbound;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    DevicePage, DeviceQuery, DeviceRow, Feedback, Hub, HubError, HubTrouble, NotSent, OddRow,
+    DevicePage, DeviceQuery, DeviceRow, Feedback, Hub, HubError, HubTrouble, MalformedRow, NotSent,
     SendResult,
 };
 use twincast_core::query::{PropertyName, TagPath};
 
 pub use super::condition::Tags;
 use super::condition::matches;
-use super::post::{Post, Receiver, Telling};
-use super::process::{Odds, lock};
-use super::{Bug, Process, Witnessed};
+use super::feedback::{FeedbackFaults, Receiver, SimFeedbackQueue};
+use super::process::{FaultRates, lock};
+use super::{Bug, Effect, Process};
 
-/// Devices in a page of an answer. Far fewer than a real hub's, so that there are several.
+/// The number of devices in a page. Far fewer than on a real hub, so that an answer has several
+/// pages.
 const PAGE: usize = 20;
 
-/// What a hub does to those who want something of it.
+/// A fault of a hub.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Sky {
-    /// It takes nothing from anyone.
-    Shut {
-        /// When it says that it may.
+pub enum HubFault {
+    /// The hub accepts nothing from any caller.
+    Unavailable {
+        /// The announced time until a retry.
         retry_after: Option<Duration>,
     },
-    /// There is no connection.
+    /// The hub cannot be reached.
     Unreachable,
-    /// It refuses this part of all sends for its quota.
+    /// The hub refuses a part of all sends because of the quota.
     Throttling {
-        /// Of all sends.
+        /// The part of all sends.
         share: f64,
-        /// When it says that it may take more.
+        /// The announced time until a retry.
         retry_after: Option<Duration>,
     },
-    /// It cannot take this part of all sends just now.
+    /// The hub refuses a part of all sends with a transient error.
     Refusing {
-        /// Of all sends.
+        /// The part of all sends.
         share: f64,
     },
-    /// It takes messages and does not say so.
+    /// The hub accepts a part of all messages without confirming them.
     LosingAnswers {
-        /// Of all sends.
+        /// The part of all sends.
         share: f64,
     },
-    /// Messages do not reach it, and nobody knows.
+    /// A part of all messages does not reach the hub, and no caller knows.
     LosingMessages {
-        /// Of all sends.
+        /// The part of all sends.
         share: f64,
     },
-    /// Its answers take longer.
+    /// The hub's answers take longer.
     Slow {
-        /// By this much at the most.
+        /// The largest additional time.
         by: Duration,
     },
 }
 
-/// A time with a sky.
+/// A period with a fault.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SkyWindow {
-    /// From when on, in the world's age.
+pub struct HubFaultWindow {
+    /// The start, as an age of the world.
     pub from: Duration,
-    /// Until when.
+    /// The end, as an age of the world.
     pub to: Duration,
-    /// What is the matter then.
-    pub sky: Sky,
+    /// The fault in this period.
+    pub fault: HubFault,
 }
 
 /// A hub of a simulated world.
 #[derive(Debug, Clone)]
 pub struct SimHub {
-    /// Its name.
+    /// The hub's name.
     pub name: HubName,
-    /// Its devices.
+    /// The hub's devices.
     pub devices: BTreeMap<DeviceId, Tags>,
-    /// Those that are not in any target from the beginning to the end: from which age of the world on they are, and until which.
-    pub comings: BTreeMap<DeviceId, (Duration, Duration)>,
-    /// Those that it refuses for good, with the outcome and the code.
-    pub refuses: BTreeMap<DeviceId, (Outcome, u32)>,
-    /// What those of its devices make of a message that do not complete it; `None` for nothing, ever.
-    pub reacts: BTreeMap<DeviceId, Option<Outcome>>,
-    /// How it tells of that.
-    pub telling: Telling,
-    /// Where it does.
-    pub post: Post,
-    /// How long an answer takes at the most, when all is well.
+    /// Devices that belong to targets only for a time, from an age of the world until a later age.
+    pub temporary_devices: BTreeMap<DeviceId, (Duration, Duration)>,
+    /// Devices permanently refused by the hub, with the outcome and the code.
+    pub refused_devices: BTreeMap<DeviceId, (Outcome, u32)>,
+    /// The reactions of devices that do not complete a message; `None` for no reaction, ever.
+    pub reactions: BTreeMap<DeviceId, Option<Outcome>>,
+    /// The faults of the feedback.
+    pub feedback_faults: FeedbackFaults,
+    /// The feedback queue.
+    pub feedback_queue: SimFeedbackQueue,
+    /// The longest time of an answer without faults.
     pub latency: Duration,
-    /// When what goes wrong. Where two are at once, the first counts.
-    pub skies: Vec<SkyWindow>,
+    /// The scheduled faults. Of two faults at the same time, the first counts.
+    pub faults: Vec<HubFaultWindow>,
 }
 
 impl SimHub {
-    /// The way of a process to it.
+    /// Connects a process to the hub.
     #[must_use]
     pub fn connect(self: &Arc<Self>, process: &Process) -> Arc<dyn Hub> {
         Arc::new(Connection {
             hub: Arc::clone(self),
             process: process.clone(),
-            under_way: Arc::default(),
+            in_flight: Arc::default(),
         })
     }
 
-    fn sky(&self, age: Duration) -> Option<&Sky> {
+    fn fault_at(&self, age: Duration) -> Option<&HubFault> {
         let window = self
-            .skies
+            .faults
             .iter()
             .find(|window| (window.from..window.to).contains(&age))?;
-        Some(&window.sky)
+        Some(&window.fault)
     }
 
-    /// Whether a device is in targets that fit it, at an age of the world.
+    /// Returns whether a device belongs to the matching targets, at an age of the world.
     #[must_use]
     pub fn has(&self, device: &DeviceId, age: Duration) -> bool {
-        let coming = self.comings.get(device);
+        let coming = self.temporary_devices.get(device);
         coming.is_none_or(|(from, to)| (*from..*to).contains(&age))
     }
 
-    /// A page of devices, after a device, and whether there is more. It names that one again, as hubs do with twins that
-    /// change meanwhile, and ends in a row that nobody understands.
+    /// Returns a page of devices after a device, and whether the page is the last. The page repeats
+    /// the given device, as hubs do with twins that change meanwhile, and ends with an unreadable
+    /// row.
     fn page(
         &self,
         query: &DeviceQuery,
@@ -139,8 +141,14 @@ impl SimHub {
         let again = usize::from(rows.first().is_some_and(|row| after == Some(&row.device)));
         let is_last = rows.len() < PAGE + again;
         rows.truncate(PAGE + again);
-        let odd = vec![OddRow::new("{}", "it has no id")];
-        (DevicePage { rows, odd }, is_last)
+        let malformed_rows = vec![MalformedRow::new("{}", "it has no id")];
+        (
+            DevicePage {
+                rows,
+                malformed_rows,
+            },
+            is_last,
+        )
     }
 
     fn rows(&self, query: &DeviceQuery) -> Vec<DeviceRow> {
@@ -166,100 +174,101 @@ impl SimHub {
 pub(super) struct Connection {
     pub(super) hub: Arc<SimHub>,
     pub(super) process: Process,
-    under_way: Arc<Mutex<usize>>,
+    in_flight: Arc<Mutex<usize>>,
 }
 
 impl Connection {
-    pub(super) fn sky(&self) -> Option<&Sky> {
-        self.hub.sky(self.process.sim().age())
+    pub(super) fn fault(&self) -> Option<&HubFault> {
+        self.hub.fault_at(self.process.sim().age())
     }
 
-    /// What the hub does with a message that reached it now.
+    /// Returns the hub's answer to a message arriving now. Accepts the message unless refused or
+    /// lost.
     fn answer(&self, message: &Outbound) -> SendResult {
         let mut dice = self.process.dice("sky", &message.id);
-        let detail = || "the sky".to_owned();
-        let refuses = match self.hub.devices.contains_key(&message.device) {
-            true => self.hub.refuses.get(&message.device).copied(),
+        let detail = || "decided by the simulation".to_owned();
+        let refusal = match self.hub.devices.contains_key(&message.device) {
+            true => self.hub.refused_devices.get(&message.device).copied(),
             false => Some((Outcome::NotFound, 0)),
         };
-        let result = refuses.map_or(SendResult::Enqueued, |(outcome, code)| SendResult::Final {
+        let result = refusal.map_or(SendResult::Enqueued, |(outcome, code)| SendResult::Final {
             outcome,
             code,
             detail: detail(),
         });
-        match self.sky() {
-            Some(Sky::Shut { retry_after }) => SendResult::HubShut {
+        match self.fault() {
+            Some(HubFault::Unavailable { retry_after }) => SendResult::HubUnavailable {
                 retry_after: *retry_after,
                 reason: detail(),
-                trouble: HubTrouble::Shut,
+                trouble: HubTrouble::Unavailable,
             },
-            Some(Sky::Unreachable) => SendResult::NotSent {
+            Some(HubFault::Unreachable) => SendResult::NotSent {
                 cause: NotSent::NoConnection,
                 retry_after: None,
                 detail: detail(),
             },
-            Some(Sky::Throttling { share, retry_after }) if dice.happens(*share) => {
+            Some(HubFault::Throttling { share, retry_after }) if dice.happens(*share) => {
                 SendResult::NotSent {
                     cause: NotSent::Throttled,
                     retry_after: *retry_after,
                     detail: detail(),
                 }
             }
-            Some(Sky::Refusing { share }) if dice.happens(*share) => SendResult::NotSent {
+            Some(HubFault::Refusing { share }) if dice.happens(*share) => SendResult::NotSent {
                 cause: NotSent::Refused(dice.pick(&[0, 500_001, 503_003])),
                 retry_after: None,
                 detail: detail(),
             },
-            Some(Sky::LosingAnswers { share }) if dice.happens(*share) => {
+            Some(HubFault::LosingAnswers { share }) if dice.happens(*share) => {
                 if result == SendResult::Enqueued {
-                    self.takes(message);
+                    self.accept(message);
                 }
                 SendResult::Unknown { detail: detail() }
             }
-            Some(Sky::LosingMessages { share }) if dice.happens(*share) => {
+            Some(HubFault::LosingMessages { share }) if dice.happens(*share) => {
                 SendResult::Unknown { detail: detail() }
             }
             _ => {
                 if result == SendResult::Enqueued {
-                    self.takes(message);
+                    self.accept(message);
                 }
                 result
             }
         }
     }
 
-    fn takes(&self, message: &Outbound) {
+    fn accept(&self, message: &Outbound) {
         let mut dice = self.process.dice("forget", message.device.as_str());
         let sim = self.process.sim();
         if !(sim.has(Bug::ForgetsMessages) && dice.happens(0.1)) {
-            let accepted = Witnessed::Accepted(&self.hub.name, message);
-            self.process.witness(&accepted);
-            let reaction = self.hub.reacts.get(&message.device).copied();
+            let accepted = Effect::Accepted(&self.hub.name, message);
+            self.process.observe(&accepted);
+            let reaction = self.hub.reactions.get(&message.device).copied();
             let reaction = reaction.unwrap_or(Some(Outcome::Delivered));
-            // What nobody takes expires in its time.
+            // A message without a reaction expires after its time to live.
             let reaction = match (reaction, message.content.ttl) {
                 (Some(outcome), _) => Some((outcome, Duration::ZERO)),
                 (None, Some(ttl)) => Some((Outcome::Expired, ttl)),
                 (None, None) => None,
             };
             if let Some(reaction) = reaction {
-                let (hub, telling) = (&self.hub.name, &self.hub.telling);
-                let post = &self.hub.post;
-                post.add(&self.process, telling, message, reaction, hub);
+                let (hub, feedback_faults) = (&self.hub.name, &self.hub.feedback_faults);
+                let feedback_queue = &self.hub.feedback_queue;
+                feedback_queue.add(&self.process, feedback_faults, message, reaction, hub);
             }
         }
     }
 
-    fn takes_time(&self, message: &Outbound) -> Duration {
+    fn latency_of(&self, message: &Outbound) -> Duration {
         let mut dice = self.process.dice("latency", &message.id);
-        let slower = match self.sky() {
-            Some(Sky::Slow { by }) => dice.time(Duration::ZERO..=*by),
+        let slower = match self.fault() {
+            Some(HubFault::Slow { by }) => dice.time(Duration::ZERO..=*by),
             _ => Duration::ZERO,
         };
         dice.time(Duration::ZERO..=self.hub.latency) + slower
     }
 
-    /// Asks the registry.
+    /// Makes a call to the registry.
     async fn ask<T: Send + 'static>(
         &self,
         op: &'static str,
@@ -269,16 +278,19 @@ impl Connection {
         let error = |trouble| HubError {
             doing: format!("ask hub {} for its devices", self.hub.name),
             trouble,
-            source: "the sky".into(),
+            source: "decided by the simulation".into(),
         };
-        match self.sky() {
-            Some(Sky::Shut { .. }) => return Err(error(HubTrouble::Shut)),
-            Some(Sky::Unreachable) => return Err(error(HubTrouble::Unreachable)),
+        match self.fault() {
+            Some(HubFault::Unavailable { .. }) => return Err(error(HubTrouble::Unavailable)),
+            Some(HubFault::Unreachable) => return Err(error(HubTrouble::Unreachable)),
             _ => {}
         }
         let hub = Arc::clone(&self.hub);
         let answer = async move { answer(&hub) };
-        let asked = self.process.call(Odds::default(), op, about, answer).await;
+        let asked = self
+            .process
+            .call(FaultRates::default(), op, about, answer)
+            .await;
         asked.map_err(|_| error(HubTrouble::Other))
     }
 }
@@ -295,7 +307,7 @@ impl Hub for Connection {
     }
 
     fn devices(&self, query: DeviceQuery) -> BoxStream<'_, Result<DevicePage, HubError>> {
-        // A page at a time, so that a process can crash between two of them.
+        // Each page is a separate call, so that a process can crash between two pages.
         let pages = stream::unfold(Some(None), move |after: Option<Option<DeviceId>>| {
             let query = query.clone();
             async move {
@@ -314,7 +326,7 @@ impl Hub for Connection {
         pages.boxed()
     }
 
-    /// No device of a simulated hub answers in its twin.
+    /// Devices of a simulated hub do not answer in their twins.
     async fn count_states(
         &self,
         _: &str,
@@ -328,7 +340,7 @@ impl Hub for Connection {
     }
 
     fn is_ready(&self) -> bool {
-        self.sky() != Some(&Sky::Unreachable)
+        self.fault() != Some(&HubFault::Unreachable)
     }
 
     fn feedback(&self) -> Option<Box<dyn Feedback>> {
@@ -337,37 +349,40 @@ impl Hub for Connection {
 
     async fn send(&self, message: Outbound) -> SendResult {
         let about = format!("{} to {}", message.id, self.hub.name);
-        let course = self.process.enter(Odds::default(), "send", &about).await;
-        let _under_way = UnderWay::begin(self);
-        let sending = Witnessed::Sending(&self.hub.name, &message);
-        self.process.witness(&sending);
+        let plan = self
+            .process
+            .begin_call(FaultRates::default(), "send", &about)
+            .await;
+        let _in_flight = InFlight::begin(self);
+        let sending = Effect::Sending(&self.hub.name, &message);
+        self.process.observe(&sending);
         let result = self.answer(&message);
-        let takes = self.takes_time(&message);
-        self.process.leave(course, takes).await;
-        let answered = Witnessed::Answered(&self.hub.name, &message, &result);
-        self.process.witness(&answered);
+        let takes = self.latency_of(&message);
+        self.process.end_call(plan, takes).await;
+        let answered = Effect::Answered(&self.hub.name, &message, &result);
+        self.process.observe(&answered);
         result
     }
 }
 
-/// Counts a send for as long as somebody waits for its answer.
-struct UnderWay<'a>(&'a Connection);
+/// Counts a send as in progress while a caller waits for the answer.
+struct InFlight<'a>(&'a Connection);
 
-impl<'a> UnderWay<'a> {
+impl<'a> InFlight<'a> {
     fn begin(connection: &'a Connection) -> Self {
         let now = {
-            let mut under_way = lock(&connection.under_way);
-            *under_way += 1;
-            *under_way
+            let mut in_flight = lock(&connection.in_flight);
+            *in_flight += 1;
+            *in_flight
         };
-        let many = Witnessed::UnderWay(&connection.hub.name, now);
-        connection.process.witness(&many);
+        let many = Effect::InFlight(&connection.hub.name, now);
+        connection.process.observe(&many);
         Self(connection)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.under_way) -= 1;
+        *lock(&self.0.in_flight) -= 1;
     }
 }

@@ -1,4 +1,4 @@
-//! A world of processes that call each other, slowly, in vain, and for the last time.
+//! A simulated world of processes, with slow calls, failing calls, and crashes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,48 +18,51 @@ use twincast_core::rollout::Rollout;
 
 use super::{Bug, Chance, Trace};
 
-/// An answer that takes longer than this is a fault that a promise may be excused by.
+/// The longest time of an answer without a fault. A slower answer is a fault, and may excuse a
+/// broken promise.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// How likely what goes wrong is. Probabilities are per call.
+/// The settings of faults. Probabilities are per call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Faults {
-    /// Nothing goes wrong from here on.
+    /// The age of the world at the end of all faults.
     pub until: Duration,
-    /// How long any call takes each way, at the most, when all is well.
+    /// The longest time of a call in each direction without faults.
     pub latency: Duration,
-    /// The process ends, before or after the effect of the call.
+    /// The probability of a crash of the process, before or after the effect of the call.
     pub crash: f64,
-    /// All calls of the process hang for `stall_for`, then they go on.
+    /// The probability of a stall: all calls of the process hang for `stall_for`, then continue.
     pub stall: f64,
-    /// For how long.
+    /// The duration of a stall.
     pub stall_for: Duration,
-    /// A call of the store fails: before its effect, after it, or with the effect still to come.
+    /// The probability of a failing store call: before the effect, after the effect, or with the
+    /// effect still to come.
     pub store_fails: f64,
-    /// A call of the store takes up to `slow_for`.
+    /// The probability of a slow store call, taking up to `slow_for`.
     pub store_slow: f64,
-    /// See there.
+    /// The largest additional time of a slow store call.
     pub slow_for: Duration,
-    /// When nobody reaches the store, from and to.
+    /// The periods without a reachable store, from and to.
     pub store_away: Vec<(Duration, Duration)>,
-    /// When the store crashes and comes back without its last writes, and how old the lost writes are at the most.
+    /// The crashes of the store with a loss of the last writes: the time, and the largest age of
+    /// the lost writes.
     pub store_forgets: Vec<(Duration, Duration)>,
-    /// A call of the queue fails, before or after its effect.
+    /// The probability of a failing queue call, before or after the effect.
     pub queue_fails: f64,
-    /// A dispatch is lost, though the queue has confirmed it.
+    /// The probability of losing a confirmed dispatch.
     pub dispatch_lost: f64,
-    /// A dispatch is there twice.
+    /// The probability of doubling a dispatch.
     pub dispatch_doubled: f64,
-    /// A dispatch comes later than others, by up to 30 s.
+    /// The probability of delaying a dispatch, by up to 30 s.
     pub dispatch_late: f64,
-    /// A consumer's connection is lost when it takes or answers for a dispatch.
+    /// The probability of losing a consumer's connection while taking or answering a dispatch.
     pub consumer_cut: f64,
-    /// An event is not published, or it is and nobody says so.
+    /// The probability of a failing publication of an event, with or without the effect.
     pub events_fail: f64,
 }
 
 impl Faults {
-    /// Nothing goes wrong.
+    /// Returns settings without faults.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -83,126 +86,127 @@ impl Faults {
     }
 }
 
-/// What really happened.
+/// An effect, as observed by an [`Observer`].
 #[derive(Debug)]
-pub enum Witnessed<'a> {
+pub enum Effect<'a> {
     /// A rollout was created, or its record replaced.
     Saved(&'a Rollout),
-    /// Batches were stored for a plan that is being made.
+    /// Batches were stored for a plan in progress.
     Planned(&'a RolloutName, &'a [Batch]),
     /// A batch was leased.
     Leased(&'a LeaseRequest, &'a Lease),
-    /// Reports were merged under a lease, or none, as a heartbeat.
+    /// Reports were merged under a lease; no reports for a heartbeat.
     Recorded(&'a Lease, &'a [Report]),
-    /// Reports were merged under no lease.
+    /// Reports were merged without a lease.
     Merged(&'a RolloutName, RolloutId, BatchId, Attempt, &'a [Report]),
-    /// So many devices of a batch, which had one of these outcomes, were made pending for a new attempt.
+    /// Devices of a batch with these outcomes were made pending for a new attempt. The last field
+    /// is the number of devices.
     Reopened(&'a RolloutName, BatchId, Attempt, &'a [Outcome], u64),
-    /// What was left of a batch was skipped.
+    /// The rest of a batch was skipped.
     Skipped(&'a RolloutName, BatchId, &'a Skip),
-    /// All rollouts are to halt, or may go on.
+    /// All rollouts were halted, or resumed.
     Halted(bool),
-    /// A lease was given back.
+    /// A lease was released.
     Released(&'a Lease),
     /// A message leaves for a hub.
     Sending(&'a HubName, &'a Outbound),
-    /// The hub has it.
+    /// The hub accepted a message.
     Accepted(&'a HubName, &'a Outbound),
-    /// The hub will tell that, from then on.
-    Posted(&'a HubName, &'a FeedbackRecord, Instant),
-    /// A process is handed what the hub has to tell.
-    Reported(&'a HubName, &'a [FeedbackRecord]),
-    /// The hub was told that it need not tell that again.
-    Completed(&'a HubName, &'a [FeedbackRecord]),
-    /// What the sender is told about it.
+    /// The hub will hand out a feedback record, from this time on.
+    FeedbackScheduled(&'a HubName, &'a FeedbackRecord, Instant),
+    /// A process received feedback records from the hub.
+    FeedbackHandedOut(&'a HubName, &'a [FeedbackRecord]),
+    /// Feedback records were completed: the hub need not hand them out again.
+    FeedbackCompleted(&'a HubName, &'a [FeedbackRecord]),
+    /// The sender received the answer to a message.
     Answered(&'a HubName, &'a Outbound, &'a SendResult),
-    /// So many sends of the process wait for the hub's answer.
-    UnderWay(&'a HubName, usize),
-    /// So many dispatches wait on the hub's queue.
+    /// The number of the process's sends waiting for the hub's answer.
+    InFlight(&'a HubName, usize),
+    /// The number of dispatches waiting in the hub's queue.
     Waiting(&'a HubName, usize),
 }
 
-/// Sees what happens, at the moment in which it happens.
-pub trait Watch: Send + Sync + 'static {
-    /// It happened.
-    fn witness(&self, by: &Process, what: &Witnessed<'_>);
+/// An observer of effects, called at the moment of each effect.
+pub trait Observer: Send + Sync + 'static {
+    /// Observes an effect.
+    fn observe(&self, by: &Process, what: &Effect<'_>);
 }
 
-/// Sees nothing.
-impl Watch for () {
-    fn witness(&self, _: &Process, _: &Witnessed<'_>) {}
+/// Ignores all effects.
+impl Observer for () {
+    fn observe(&self, _: &Process, _: &Effect<'_>) {}
 }
 
-/// One simulated world.
+/// A simulated world.
 #[derive(Clone)]
-pub struct Sim(Arc<World>);
+pub struct Sim(Arc<SimInner>);
 
-struct World {
+struct SimInner {
     chance: Chance,
     faults: Faults,
     began: Instant,
-    watch: Arc<dyn Watch>,
+    observer: Arc<dyn Observer>,
     trace: Mutex<Trace>,
     bug: Option<Bug>,
 }
 
 impl Sim {
-    /// A world that begins now. Its doubles have the `bug`, if there is one.
+    /// Creates a world beginning now. The doubles have the planted `bug`, if given.
     #[must_use]
     pub fn new(
         chance: Chance,
         faults: Faults,
-        watch: Arc<dyn Watch>,
+        observer: Arc<dyn Observer>,
         trace: Trace,
         bug: Option<Bug>,
     ) -> Self {
-        Self(Arc::new(World {
+        Self(Arc::new(SimInner {
             chance,
             faults,
             bug,
             began: Instant::now(),
-            watch,
+            observer,
             trace: Mutex::new(trace),
         }))
     }
 
-    /// A world in which nothing goes wrong by itself.
+    /// Creates a world without faults.
     #[must_use]
     pub fn quiet() -> Self {
         let (chance, trace) = (Chance::of(0), Trace::new(0));
         Self::new(chance, Faults::none(), Arc::new(()), trace, None)
     }
 
-    /// How old the world is.
+    /// Returns the age of the world.
     #[must_use]
     pub fn age(&self) -> Duration {
         self.0.began.elapsed()
     }
 
-    /// Whether things go wrong now.
+    /// Returns whether faults occur now.
     #[must_use]
-    pub fn is_chaotic(&self) -> bool {
+    pub fn has_faults_now(&self) -> bool {
         self.age() < self.0.faults.until
     }
 
-    /// How likely what goes wrong is.
+    /// Returns the settings of faults.
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.0.faults
     }
 
-    /// The world's chance.
+    /// Returns the world's chance.
     #[must_use]
     pub fn chance(&self) -> Chance {
         self.0.chance
     }
 
-    /// The defect that its doubles have.
+    /// Returns the planted defect of the doubles.
     pub(crate) fn bug(&self) -> Option<Bug> {
         self.0.bug
     }
 
-    /// Whether its doubles have this defect.
+    /// Returns whether the doubles have this defect.
     pub(crate) fn has(&self, bug: Bug) -> bool {
         self.0.bug == Some(bug)
     }
@@ -212,18 +216,18 @@ impl Sim {
         lock(&self.0.trace).note(self.age(), what);
     }
 
-    /// The trace as it is now.
+    /// Returns the current trace.
     #[must_use]
     pub fn trace(&self) -> Trace {
         lock(&self.0.trace).clone()
     }
 }
 
-/// One process. Clones are the same.
+/// A process. Clones share the process.
 #[derive(Clone)]
-pub struct Process(Arc<Life>);
+pub struct Process(Arc<ProcessInner>);
 
-struct Life {
+struct ProcessInner {
     sim: Sim,
     name: String,
     started: Instant,
@@ -234,58 +238,59 @@ struct Life {
 
 #[derive(Default)]
 struct State {
-    /// How often each call was made.
+    /// The number of calls, by place.
     calls: HashMap<u64, u64>,
-    /// Calls that are not answered as they should be, by kind and subject.
-    ills: HashMap<(&'static str, String), Ill>,
+    /// Trouble with calls, by kind and subject.
+    troubles: HashMap<(&'static str, String), Trouble>,
     stalled_until: Option<Instant>,
 }
 
-/// Trouble with one kind of call.
+/// Trouble with a kind of call.
 #[derive(Debug, Clone, Copy)]
-enum Ill {
-    /// Since some time, and it may go on.
+enum Trouble {
+    /// The trouble began earlier, and may go on.
     Lasting,
-    /// It ended then.
-    Healed(Instant),
+    /// The trouble ended at this time.
+    Ended(Instant),
 }
 
-/// The answer to a call was lost, or the call was.
+/// The request or the answer of a call was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost;
 
-/// What becomes of a call.
+/// The planned faults of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Course {
-    crash: Option<Moment>,
-    fate: Fate,
+pub(crate) struct CallPlan {
+    crash: Option<CrashPoint>,
+    fate: CallFate,
     request: Duration,
     answer: Duration,
     stall: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Moment {
+enum CrashPoint {
     BeforeEffect,
     AfterEffect,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum CallFate {
     Works,
-    /// Fails, nothing was done.
+    /// The call fails without an effect.
     Undone,
-    /// Fails, though it was done.
+    /// The call fails after the effect.
     Done,
-    /// Fails, and is done some time after that.
+    /// The call fails, and the effect follows after this time.
     DoneLater(Duration),
 }
 
-/// How often calls of one kind of peer go wrong.
+/// The fault probabilities of calls to a kind of peer.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Odds {
+pub(crate) struct FaultRates {
     pub(crate) fails: f64,
     pub(crate) slow: f64,
+    /// Whether the peer cannot be reached: every call fails.
     pub(crate) away: bool,
 }
 
@@ -310,12 +315,12 @@ impl fmt::Display for Process {
 }
 
 impl Process {
-    /// A new process; its name must be, too.
+    /// Starts a new process. The name must be new, too.
     #[must_use]
     pub fn start(sim: &Sim, name: impl Into<String>) -> Self {
         let name = name.into();
         sim.note(format_args!("{name} starts"));
-        Self(Arc::new(Life {
+        Self(Arc::new(ProcessInner {
             sim: sim.clone(),
             chance: sim.chance().at(&name),
             name,
@@ -325,63 +330,64 @@ impl Process {
         }))
     }
 
-    /// Its name.
+    /// Returns the name of the process.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Since when it lives.
+    /// Returns the start time of the process.
     #[must_use]
     pub fn started(&self) -> Instant {
         self.0.started
     }
 
-    /// Where it lives.
+    /// Returns the world of the process.
     #[must_use]
     pub fn sim(&self) -> &Sim {
         &self.0.sim
     }
 
-    /// Ends it: none of its calls ever returns, and whoever waits for [`Self::crashed`] drops it.
+    /// Ends the process: no call of the process ever returns, and the task waiting for
+    /// [`Self::crashed`] drops the process.
     pub fn crash(&self) {
         if !self.0.crashed.send_replace(true) {
             self.sim().note(format_args!("{self} CRASHES"));
         }
     }
 
-    /// Lets its calls hang for some time: what they ask for happens, and the answers wait.
+    /// Stalls the calls of the process for some time: effects happen, and the answers wait.
     pub fn stall(&self, time: Duration) {
         let until = Instant::now() + time;
         let mut state = self.state();
         state.stalled_until = state.stalled_until.max(Some(until));
     }
 
-    /// Whether it has ended.
+    /// Returns whether the process has ended.
     #[must_use]
     pub fn is_crashed(&self) -> bool {
         *self.0.crashed.borrow()
     }
 
-    /// Waits until it has ended.
+    /// Waits for the end of the process.
     pub async fn crashed(&self) {
         let mut crashed = self.0.crashed.subscribe();
-        // The sender lives as long as this process does.
+        // The sender lives as long as this process.
         let _ = crashed.wait_for(|crashed| *crashed).await;
     }
 
-    /// Until when there was trouble with the process itself or with one of these calls (kind and
-    /// subject), `None` if there never was; the present when it goes on.
+    /// Returns the end of the last trouble with the process or with any of these calls (kind and
+    /// subject). Returns `None` if there was no trouble, and the present if the trouble goes on.
     #[must_use]
     pub fn troubled_until(&self, calls: &[(&'static str, &str)]) -> Option<Instant> {
         let state = self.state();
         let now = Instant::now();
         let mut last = state.stalled_until.map(|until| until.min(now));
         for (op, about) in calls {
-            let until = match state.ills.get(&(*op, (*about).to_owned())) {
+            let until = match state.troubles.get(&(*op, (*about).to_owned())) {
                 None => None,
-                Some(Ill::Lasting) => Some(now),
-                Some(Ill::Healed(at)) => Some(*at),
+                Some(Trouble::Lasting) => Some(now),
+                Some(Trouble::Ended(at)) => Some(*at),
             };
             last = last.max(until);
         }
@@ -397,93 +403,97 @@ impl Process {
         id: String,
         effect: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), Lost> {
-        let odds = Odds {
+        let rates = FaultRates {
             fails: self.sim().faults().events_fail,
-            ..Odds::default()
+            ..FaultRates::default()
         };
-        self.call(odds, "tell", id, effect).await
+        self.call(rates, "tell", id, effect).await
     }
 
-    pub(crate) fn witness(&self, what: &Witnessed<'_>) {
-        self.0.sim.0.watch.witness(self, what);
+    pub(crate) fn observe(&self, what: &Effect<'_>) {
+        self.0.sim.0.observer.observe(self, what);
     }
 
-    /// Makes a call whose effect takes place elsewhere: once it is on its way, it goes on
-    /// without this process.
+    /// Makes a call with an effect elsewhere. A request on its way continues without this process.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
-        odds: Odds,
+        rates: FaultRates,
         op: &'static str,
         about: String,
         effect: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Lost> {
-        let course = self.enter(odds, op, &about).await;
-        self.falls_ill(op, &about, course);
+        let plan = self.begin_call(rates, op, &about).await;
+        self.trouble_begins(op, &about, plan);
         let (answer, answered) = oneshot::channel();
         let this = self.clone();
         let run = async move {
-            pause(course.request).await;
-            let result = match course.fate {
-                Fate::Works => Ok(effect.await),
-                Fate::Done => {
+            pause(plan.request).await;
+            let result = match plan.fate {
+                CallFate::Works => Ok(effect.await),
+                CallFate::Done => {
                     effect.await;
                     Err(Lost)
                 }
-                Fate::Undone => Err(Lost),
-                Fate::DoneLater(after) => {
+                CallFate::Undone => Err(Lost),
+                CallFate::DoneLater(after) => {
                     let _ = answer.send(Err(Lost));
                     pause(after).await;
                     effect.await;
                     return;
                 }
             };
-            if course.crash.is_some() {
+            if plan.crash.is_some() {
                 this.crash();
             }
-            pause(course.answer).await;
+            pause(plan.answer).await;
             let _ = answer.send(result);
         };
         tokio::spawn(run);
         let answered = answered.await;
-        self.until_awake().await;
+        self.until_responsive().await;
         let result = match answered {
             Ok(result) => result,
-            // The world is being taken down.
+            // The world is being torn down.
             Err(_) => pending().await,
         };
-        self.recovers(op, &about, course);
+        self.trouble_ends(op, &about, plan);
         result
     }
 
-    /// Begins a call: says what will become of it. Never returns if the process ends here.
-    pub(crate) async fn enter(&self, odds: Odds, op: &'static str, about: &str) -> Course {
+    /// Begins a call and returns the planned faults. Never returns if the process ends here.
+    pub(crate) async fn begin_call(
+        &self,
+        rates: FaultRates,
+        op: &'static str,
+        about: &str,
+    ) -> CallPlan {
         if self.is_crashed() {
             return pending().await;
         }
-        let course = self.course(odds, op, about);
-        let fault = course.in_words();
+        let plan = self.plan_call(rates, op, about);
+        let fault = plan.describe();
         self.sim().note(format_args!("{self} {op} {about}{fault}"));
-        if let Some(stall) = course.stall {
+        if let Some(stall) = plan.stall {
             self.stall(stall);
         }
-        if course.crash == Some(Moment::BeforeEffect) {
+        if plan.crash == Some(CrashPoint::BeforeEffect) {
             self.crash();
             return pending().await;
         }
-        course
+        plan
     }
 
-    /// Ends a call that was [entered](Self::enter) and had its effect on the spot.
-    pub(crate) async fn leave(&self, course: Course, takes: Duration) {
-        if course.crash.is_some() {
+    /// Ends a call [begun](Self::begin_call) here, with an immediate effect.
+    pub(crate) async fn end_call(&self, plan: CallPlan, takes: Duration) {
+        if plan.crash.is_some() {
             self.crash();
         }
         pause(takes).await;
-        self.until_awake().await;
+        self.until_responsive().await;
     }
 
-    /// Waits until calls return, which may be never.
-    pub(crate) async fn until_awake(&self) {
+    /// Waits until calls may return: to the end of a stall, or forever after a crash.
+    pub(crate) async fn until_responsive(&self) {
         loop {
             if self.is_crashed() {
                 return pending().await;
@@ -496,7 +506,7 @@ impl Process {
         }
     }
 
-    /// Dice for something that happens to the process for the nth time.
+    /// Returns dice for the nth occurrence of an event in the process.
     #[must_use]
     pub fn dice(&self, op: &'static str, about: &str) -> super::Dice {
         let place = self.0.chance.at((op, about));
@@ -509,61 +519,61 @@ impl Process {
         place.at(nth).dice()
     }
 
-    fn course(&self, odds: Odds, op: &'static str, about: &str) -> Course {
+    fn plan_call(&self, rates: FaultRates, op: &'static str, about: &str) -> CallPlan {
         let mut dice = self.dice(op, about);
         let faults = self.sim().faults();
-        let mut course = Course {
+        let mut plan = CallPlan {
             crash: None,
-            fate: Fate::Works,
+            fate: CallFate::Works,
             request: dice.time(Duration::ZERO..=faults.latency),
             answer: dice.time(Duration::ZERO..=faults.latency),
             stall: None,
         };
-        if !self.sim().is_chaotic() {
-            return course;
+        if !self.sim().has_faults_now() {
+            return plan;
         }
         if dice.happens(faults.crash) {
-            course.crash = Some(dice.pick(&[Moment::BeforeEffect, Moment::AfterEffect]));
+            plan.crash = Some(dice.pick(&[CrashPoint::BeforeEffect, CrashPoint::AfterEffect]));
         }
         if dice.happens(faults.stall) {
-            course.stall = Some(faults.stall_for);
+            plan.stall = Some(faults.stall_for);
         }
-        if dice.happens(odds.slow) {
+        if dice.happens(rates.slow) {
             let takes = dice.time(Duration::ZERO..=faults.slow_for);
             match dice.happens(0.5) {
-                true => course.request += takes,
-                false => course.answer += takes,
+                true => plan.request += takes,
+                false => plan.answer += takes,
             }
         }
-        if odds.away {
-            // Refused at once, or after a time limit.
-            course.fate = Fate::Undone;
-            course.answer = dice.pick(&[Duration::ZERO, Duration::from_secs(5)]);
-        } else if dice.happens(odds.fails) {
+        if rates.away {
+            // The call is refused at once, or after a time limit.
+            plan.fate = CallFate::Undone;
+            plan.answer = dice.pick(&[Duration::ZERO, Duration::from_secs(5)]);
+        } else if dice.happens(rates.fails) {
             let later = dice.time(Duration::ZERO..=Duration::from_secs(20));
-            course.fate = dice.pick(&[Fate::Undone, Fate::Done, Fate::DoneLater(later)]);
+            plan.fate = dice.pick(&[CallFate::Undone, CallFate::Done, CallFate::DoneLater(later)]);
         }
-        course
+        plan
     }
 
-    fn falls_ill(&self, op: &'static str, about: &str, course: Course) {
-        if course.is_faulty() {
-            let ill = (op, about.to_owned());
-            self.state().ills.insert(ill, Ill::Lasting);
+    fn trouble_begins(&self, op: &'static str, about: &str, plan: CallPlan) {
+        if plan.is_faulty() {
+            let trouble = (op, about.to_owned());
+            self.state().troubles.insert(trouble, Trouble::Lasting);
         }
     }
 
-    /// A call that works ends the trouble with its kind.
-    fn recovers(&self, op: &'static str, about: &str, course: Course) {
-        if course.fate != Fate::Works {
+    /// Ends the trouble with a kind of call, after a successful call.
+    fn trouble_ends(&self, op: &'static str, about: &str, plan: CallPlan) {
+        if plan.fate != CallFate::Works {
             return;
         }
         let mut state = self.state();
-        if state.ills.is_empty() {
+        if state.troubles.is_empty() {
             return;
         }
-        if let Some(ill @ Ill::Lasting) = state.ills.get_mut(&(op, about.to_owned())) {
-            *ill = Ill::Healed(Instant::now());
+        if let Some(trouble @ Trouble::Lasting) = state.troubles.get_mut(&(op, about.to_owned())) {
+            *trouble = Trouble::Ended(Instant::now());
         }
     }
 
@@ -572,28 +582,28 @@ impl Process {
     }
 }
 
-impl Course {
-    /// It fails, or its answer comes late.
+impl CallPlan {
+    /// Returns whether the call fails, stalls, or has a late answer.
     fn is_faulty(self) -> bool {
-        self.fate != Fate::Works || self.request + self.answer > SLOW || self.stall.is_some()
+        self.fate != CallFate::Works || self.request + self.answer > SLOW || self.stall.is_some()
     }
 
-    /// What goes wrong, for the trace.
-    fn in_words(self) -> String {
-        let mut words = String::new();
-        if self.fate != Fate::Works {
-            words.push_str(&format!(" FAILS {:?}", self.fate));
+    /// Returns a description of the faults, for the trace.
+    fn describe(self) -> String {
+        let mut text = String::new();
+        if self.fate != CallFate::Works {
+            text.push_str(&format!(" FAILS {:?}", self.fate));
         }
         if self.request + self.answer > SLOW {
-            words.push_str(&format!(" SLOW {:?}+{:?}", self.request, self.answer));
+            text.push_str(&format!(" SLOW {:?}+{:?}", self.request, self.answer));
         }
         if let Some(stall) = self.stall {
-            words.push_str(&format!(" STALLS {stall:?}"));
+            text.push_str(&format!(" STALLS {stall:?}"));
         }
-        if let Some(moment) = self.crash {
-            words.push_str(&format!(" CRASH {moment:?}"));
+        if let Some(crash_point) = self.crash {
+            text.push_str(&format!(" CRASH {crash_point:?}"));
         }
-        words
+        text
     }
 }
 
@@ -603,7 +613,7 @@ async fn pause(time: Duration) {
     }
 }
 
-/// Nothing panics while it holds one of these locks, so a poisoned one is as good as any.
+/// Locks a mutex. No code panics while holding such a lock, so a poisoned lock is as good as any.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! A process' way to the store.
+//! A process's connection to the store.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,45 +12,52 @@ use twincast_core::permits::{Grant, PermitRequest};
 use twincast_core::plan::{self, Checksum};
 use twincast_core::ports::{
     Batches, Change, Committed, Created, Halt, Limiter, Loaded, Operation, Part, Presence,
-    Rollouts, Roster, StoreError, Tally,
+    RolloutRegistry, Rollouts, StoreError, Tally,
 };
-use twincast_core::rollout::{Adding, Commands, Rollout, Wanted};
+use twincast_core::rollout::{Adding, Commands, Directive, Rollout};
 
-use super::process::Odds;
-use super::{Bug, Process, Sim, Witnessed};
+use super::process::FaultRates;
+use super::{Bug, Effect, Process, Sim};
 use crate::MemoryStore;
-use crate::interposed::{Between, Call, Interposed};
+use crate::interposed::{Call, Interposed, Interposer};
 
-/// A [`Store`](twincast_core::ports::Store) and [`Roster`] that one process calls and all processes share.
-pub type SimStore = Interposed<OfProcess>;
+/// A [`Store`](twincast_core::ports::Store) and [`RolloutRegistry`] of a single process, with data
+/// shared by all processes.
+pub type SimStore = Interposed<ProcessInterposer>;
 
-/// What a process finds between itself and the store: faults, planted bugs, and the [`Watch`](super::Watch).
+/// The interposer between a process and the store: faults, planted defects, and the
+/// [`Observer`](super::Observer).
 #[derive(Debug, Clone)]
-pub struct OfProcess {
+pub struct ProcessInterposer {
     process: Process,
-    claims: Arc<Mutex<BTreeMap<(RolloutName, String), Checksum>>>,
+    checksums: Arc<Mutex<BTreeMap<(RolloutName, String), Checksum>>>,
 }
 
 impl SimStore {
-    /// The way of `process` to the `truth`.
+    /// Connects `process` to the store `truth`.
     #[must_use]
     pub fn of(process: &Process, truth: &MemoryStore) -> Self {
-        let of = OfProcess {
+        let interposer = ProcessInterposer {
             process: process.clone(),
-            claims: Arc::default(),
+            checksums: Arc::default(),
         };
-        Self::on(truth, of)
+        Self::on(truth, interposer)
     }
 }
 
-impl OfProcess {
-    /// The checksum of all batches that the process has added by then.
-    fn claim(&self, name: &RolloutName, adding: Adding, batches: &[plan::Batch]) -> Checksum {
-        let mut claims = self.claims.lock().expect("no panic");
-        let claim = claims.entry((name.clone(), adding.to_string()));
-        let claim = claim.or_default();
-        claim.join(&batches.iter().collect());
-        *claim
+impl ProcessInterposer {
+    /// Returns the checksum of all batches added by the process so far.
+    fn add_to_checksum(
+        &self,
+        name: &RolloutName,
+        adding: Adding,
+        batches: &[plan::Batch],
+    ) -> Checksum {
+        let mut checksums = self.checksums.lock().expect("no panic");
+        let checksum = checksums.entry((name.clone(), adding.to_string()));
+        let checksum = checksum.or_default();
+        checksum.join(&batches.iter().collect());
+        *checksum
     }
 
     fn has(&self, bug: Bug) -> bool {
@@ -58,13 +65,13 @@ impl OfProcess {
     }
 }
 
-/// Forgets one of the reports of a change, as some planted bugs do.
-fn forget_some(sim: &Sim, from: &Loaded, change: &mut Change) {
+/// Removes a report from a change, for some planted defects.
+fn forget_report(sim: &Sim, from: &Loaded, change: &mut Change) {
     let mut next = from.batch.clone();
     match &mut change.operation {
         Operation::Record(lease, reports) if sim.has(Bug::ForgetsReports) && reports.len() > 2 => {
             reports.pop();
-            let renewed = &change.next.tenancy.current;
+            let renewed = &change.next.lease_state.current;
             let until = renewed.as_ref().map_or(from.now, |(_, until)| *until);
             let recorded = next.record(lease, reports, until.since(from.now), from.now);
             recorded.expect("it was made from the same batch");
@@ -80,38 +87,38 @@ fn forget_some(sim: &Sim, from: &Loaded, change: &mut Change) {
     change.next = next;
 }
 
-/// Tells what has become of a batch.
-fn witness(by: &Process, name: &RolloutName, from: &Loaded, change: &Change) {
+/// Reports a change of a batch to the [`Observer`](super::Observer).
+fn observe(by: &Process, name: &RolloutName, from: &Loaded, change: &Change) {
     let id = from.batch.header.id;
     match &change.operation {
         Operation::Lease(request) => {
-            let tenancy = &change.next.tenancy;
-            if let Some((holder, _)) = &tenancy.current {
+            let lease_state = &change.next.lease_state;
+            if let Some((holder, _)) = &lease_state.current {
                 let lease = Lease {
                     rollout: name.clone(),
                     batch: id,
                     holder: holder.clone(),
-                    epoch: tenancy.epoch,
+                    epoch: lease_state.epoch,
                 };
-                by.witness(&Witnessed::Leased(request, &lease));
+                by.observe(&Effect::Leased(request, &lease));
             }
         }
-        Operation::Record(lease, reports) => by.witness(&Witnessed::Recorded(lease, reports)),
+        Operation::Record(lease, reports) => by.observe(&Effect::Recorded(lease, reports)),
         Operation::Merge(attempt, reports) => {
             let rollout = from.rollout.id;
-            by.witness(&Witnessed::Merged(name, rollout, id, *attempt, reports));
+            by.observe(&Effect::Merged(name, rollout, id, *attempt, reports));
         }
-        Operation::Release(lease) => by.witness(&Witnessed::Released(lease)),
-        Operation::Skip(which) => by.witness(&Witnessed::Skipped(name, id, which)),
+        Operation::Release(lease) => by.observe(&Effect::Released(lease)),
+        Operation::Skip(which) => by.observe(&Effect::Skipped(name, id, which)),
         Operation::Reopen(attempt, outcomes) => {
             let pending = |batch: &Batch| batch.counts().get(Outcome::Pending);
             let devices = pending(&change.next) - pending(&from.batch);
-            by.witness(&Witnessed::Reopened(name, id, *attempt, outcomes, devices));
+            by.observe(&Effect::Reopened(name, id, *attempt, outcomes, devices));
         }
     }
 }
 
-impl Between for OfProcess {
+impl Interposer for ProcessInterposer {
     async fn call<T: Send + 'static>(
         &self,
         call: Call,
@@ -120,13 +127,13 @@ impl Between for OfProcess {
         let sim = self.process.sim();
         let (faults, age) = (sim.faults(), sim.age());
         let away = |(from, to): &(Duration, Duration)| (*from..*to).contains(&age);
-        let odds = Odds {
+        let rates = FaultRates {
             fails: faults.store_fails,
             slow: faults.store_slow,
             away: faults.store_away.iter().any(away),
         };
         let Call { name, about } = call;
-        let answered = self.process.call(odds, name, about, effect).await;
+        let answered = self.process.call(rates, name, about, effect).await;
         answered.unwrap_or_else(|lost| {
             Err(StoreError::Unavailable {
                 doing: name.to_owned(),
@@ -138,7 +145,7 @@ impl Between for OfProcess {
     async fn create(&self, truth: MemoryStore, rollout: Rollout) -> Result<Created, StoreError> {
         let created = truth.create(&rollout).await?;
         if created == Created::New {
-            self.process.witness(&Witnessed::Saved(&rollout));
+            self.process.observe(&Effect::Saved(&rollout));
         }
         Ok(created)
     }
@@ -166,23 +173,25 @@ impl Between for OfProcess {
             if bug.forgets(&rollout) {
                 return Ok(());
             }
-            // What it was shown is not what there is.
+            // Restore the stored spec: the process was shown a spec changed by the defect.
             if let Some(stored) = truth.rollout(&rollout.spec.name).await?
                 && bug.shows(stored.clone()).spec == rollout.spec
             {
                 rollout.spec = stored.spec;
             }
         }
-        if self.has(Bug::ForgetsJoiners) || self.has(Bug::RefusesNothing) {
-            rollout.relies_on = None;
+        if self.has(Bug::ForgetsLateJoiners) || self.has(Bug::RefusesNothing) {
+            rollout.precondition = None;
         }
         if self.has(Bug::NoVersions)
             && let Some(current) = truth.revision(&rollout.spec.name).await?
         {
             from = current;
         }
-        truth.save_with(&rollout, from, commands.as_ref()).await?;
-        self.process.witness(&Witnessed::Saved(&rollout));
+        truth
+            .save_with_commands(&rollout, from, commands.as_ref())
+            .await?;
+        self.process.observe(&Effect::Saved(&rollout));
         Ok(())
     }
 
@@ -193,17 +202,17 @@ impl Between for OfProcess {
         adding: Adding,
         batches: Vec<plan::Batch>,
     ) -> Result<Checksum, StoreError> {
-        let claimed = self.claim(&name, adding, &batches);
-        if matches!(adding, Adding::Look(_)) && self.has(Bug::ForgetsJoiners) {
+        let checksum = self.add_to_checksum(&name, adding, &batches);
+        if matches!(adding, Adding::Scan(_)) && self.has(Bug::ForgetsLateJoiners) {
             let mut held = truth.add_batches(&name, adding, Vec::new()).await?;
             held.join(&batches.iter().collect());
             return Ok(held);
         }
         let mut added = truth.add_batches(&name, adding, batches.clone()).await?;
         if self.has(Bug::RefusesNothing) && matches!(adding, Adding::Plan(_)) {
-            added = claimed;
+            added = checksum;
         }
-        self.process.witness(&Witnessed::Planned(&name, &batches));
+        self.process.observe(&Effect::Planned(&name, &batches));
         Ok(added)
     }
 
@@ -247,7 +256,7 @@ impl Between for OfProcess {
     ) -> Result<Loaded, StoreError> {
         let mut loaded = truth.batch(&name, batch, part).await?;
         if self.has(Bug::NeverStops) {
-            loaded.rollout.wanted = Wanted::GoOn;
+            loaded.rollout.directive = Directive::Continue;
         }
         Ok(loaded)
     }
@@ -259,10 +268,10 @@ impl Between for OfProcess {
         from: Loaded,
         mut change: Change,
     ) -> Result<Committed, StoreError> {
-        if self.has(Bug::NeverSkips) && matches!(change.operation, Operation::Skip(_)) {
+        if self.has(Bug::SkipsOvertaken) && matches!(change.operation, Operation::Skip(_)) {
             return Ok(Committed::Overtaken(None));
         }
-        forget_some(self.process.sim(), &from, &mut change);
+        forget_report(self.process.sim(), &from, &mut change);
         let mut committed = truth.commit(&name, &from, &change).await?;
         if matches!(committed, Committed::Overtaken(_))
             && self.has(Bug::NoFence)
@@ -274,14 +283,14 @@ impl Between for OfProcess {
                 .await?;
             committed = Committed::Done {
                 version: from.version,
-                wanted: Wanted::GoOn,
+                directive: Directive::Continue,
                 now: from.now,
             };
         }
-        if let Committed::Done { wanted, .. } = &mut committed {
-            witness(&self.process, &name, &from, &change);
+        if let Committed::Done { directive, .. } = &mut committed {
+            observe(&self.process, &name, &from, &change);
             if self.has(Bug::NeverStops) {
-                *wanted = Wanted::GoOn;
+                *directive = Directive::Continue;
             }
         }
         Ok(committed)
@@ -293,7 +302,7 @@ impl Between for OfProcess {
         request: PermitRequest,
     ) -> Result<Grant, StoreError> {
         let grant = truth.take_permits(&request).await?;
-        match self.has(Bug::EndlessPermits) {
+        match self.has(Bug::NoQuota) {
             true => Ok(Grant {
                 permits: request.wanted,
                 wait: Duration::ZERO,
@@ -316,7 +325,7 @@ impl Between for OfProcess {
 
     async fn set_halted(&self, truth: MemoryStore, halt: Option<Halt>) -> Result<(), StoreError> {
         truth.set_halted(halt.as_ref()).await?;
-        self.process.witness(&Witnessed::Halted(halt.is_some()));
+        self.process.observe(&Effect::Halted(halt.is_some()));
         Ok(())
     }
 }

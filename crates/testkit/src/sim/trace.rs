@@ -1,4 +1,4 @@
-//! What happened in a simulation: its last lines, and a fingerprint of all of it.
+//! The trace of a simulation: the last lines, and a fingerprint of all lines.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Chance;
 
-/// A trace. It keeps the newest lines.
+/// A trace with the newest lines.
 #[derive(Debug, Clone)]
 pub struct Trace {
     keep: usize,
@@ -16,7 +16,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// An empty one that keeps `keep` lines.
+    /// Creates an empty trace for `keep` lines.
     #[must_use]
     pub fn new(keep: usize) -> Self {
         Self {
@@ -38,24 +38,24 @@ impl Trace {
         // Writing to a string cannot fail.
         let _ = write!(line, "{:>9.3}s {what}", at.as_secs_f64());
         self.count += 1;
-        // A sum: what happens in the same millisecond has no order.
+        // A sum, because lines of the same millisecond have no order.
         let hash = Chance::of(0).at(&line).dice().number();
         self.fingerprint = self.fingerprint.wrapping_add(hash);
         self.lines.push_back(line);
     }
 
-    /// The newest lines.
+    /// Returns the newest lines.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().map(String::as_str)
     }
 
-    /// How many lines there were.
+    /// Returns the number of all lines so far.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Equal traces have equal fingerprints.
+    /// Returns the fingerprint. Equal traces have equal fingerprints.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint

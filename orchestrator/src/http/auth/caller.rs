@@ -1,6 +1,6 @@
-//! Who asks, and what they may do:
+//! Callers and their permissions:
 //!
-//! | role | looks | starts, pauses, resumes, aborts | approves, rejects, promotes | deletes |
+//! | role | reads | starts, pauses, resumes, aborts | approves, rejects, promotes | deletes |
 //! |---|---|---|---|---|
 //! | viewer | yes | | | |
 //! | operator | yes | yes | | |
@@ -11,52 +11,52 @@ use axum::http::StatusCode;
 
 use crate::http::problem::Problem;
 
-/// What a token stands for.
+/// The role of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Role {
-    /// Looks.
+    /// Reads.
     Viewer,
     /// Starts, pauses, resumes, aborts.
     Operator,
     /// Decides on gates.
     Approver,
-    /// All of it.
+    /// Does everything.
     Admin,
 }
 
-/// What a request needs.
+/// The right required by a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Right {
-    Look,
+    Read,
     Operate,
-    /// To operate so that less is sent.
+    /// To reduce sends.
     Stop,
     Decide,
     Delete,
 }
 
-/// A right as a type: what a handler needs stands in its signature.
-pub(crate) trait Needed: Send + Sync {
+/// A right as a type, so that a handler's signature shows the required right.
+pub(crate) trait RequiredRight: Send + Sync {
     const RIGHT: Right;
 }
 
-macro_rules! needed {
+macro_rules! required_rights {
     ($($right:ident),*) => {$(
         pub(crate) struct $right;
-        impl Needed for $right {
+        impl RequiredRight for $right {
             const RIGHT: Right = Right::$right;
         }
     )*};
 }
 
-needed!(Look, Operate, Stop, Decide, Delete);
+required_rights!(Read, Operate, Stop, Decide, Delete);
 
 impl Role {
     /// All roles.
     pub const ALL: [Self; 4] = [Self::Viewer, Self::Operator, Self::Approver, Self::Admin];
 
-    /// The role as it is written.
+    /// Returns the role's name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.into()
@@ -66,7 +66,7 @@ impl Role {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
     }
 
-    /// What both come to together.
+    /// Returns the role with the rights of both roles.
     pub(super) fn and(self, other: Self) -> Self {
         let either = |right| self.has(right) || other.has(right);
         match (either(Right::Operate), either(Right::Decide)) {
@@ -79,7 +79,7 @@ impl Role {
 
     fn has(self, right: Right) -> bool {
         match right {
-            Right::Look => true,
+            Right::Read => true,
             Right::Operate | Right::Stop => matches!(self, Self::Operator | Self::Admin),
             Right::Decide => matches!(self, Self::Approver | Self::Admin),
             Right::Delete => matches!(self, Self::Admin),
@@ -87,7 +87,7 @@ impl Role {
     }
 }
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     name: String,
@@ -95,19 +95,19 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Somebody whose name and role are known.
+    /// Creates a caller.
     #[must_use]
     pub fn new(name: String, role: Role) -> Self {
         Self { name, role }
     }
 
-    /// The name that operations are recorded under.
+    /// Returns the name under which operations are recorded.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What they may do.
+    /// Returns the caller's role.
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
@@ -120,7 +120,7 @@ impl Caller {
         let can = Role::ALL.into_iter().filter(|role| role.has(right));
         let can: Vec<_> = can.map(Role::as_str).collect();
         let detail = format!(
-            "{} has the role {}; this needs {}",
+            "{} has the role {}; the request requires the role {}",
             self.name,
             self.role.as_str(),
             can.join(" or ")

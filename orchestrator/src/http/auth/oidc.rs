@@ -1,4 +1,4 @@
-//! Tokens of an OpenID Connect issuer: who their bearers are here.
+//! Tokens of an OpenID Connect issuer, and their bearers.
 
 use std::time::SystemTime;
 
@@ -8,32 +8,34 @@ use twincast_oidc::{Claims, Issuer, Rejection};
 use super::caller::{Caller, Role};
 use crate::http::problem::Problem;
 
-/// Longer names are none.
-const LONGEST_NAME: usize = 128;
+/// The longest valid name, in bytes.
+const MAX_NAME_BYTES: usize = 128;
 
-/// An issuer, and what its tokens' claims mean here.
+/// An issuer, and the meaning of the claims in the issuer's tokens.
 #[derive(Debug)]
 pub struct Oidc {
-    /// Whose tokens are good.
+    /// The issuer of accepted tokens.
     pub issuer: Issuer,
-    /// The claim that names a token's bearer; `sub` does where it is missing.
+    /// The claim with the bearer's name. `sub` replaces a missing claim.
     pub name_claim: String,
-    /// The claim with the roles, as the issuer calls them: a name, or a path with dots.
+    /// The claim with the roles in the issuer's terms: a name, or a path with dots.
     pub roles_claim: String,
-    /// What these are here. Several come to what they allow together.
+    /// The role for each value of the claim. Several roles combine their rights.
     pub roles: Vec<(String, Role)>,
 }
 
 impl Oidc {
-    /// Who bears this token.
+    /// Returns the bearer of a token.
     pub(super) async fn caller(&self, token: &str) -> Result<Caller, Problem> {
-        // By the clock on the wall, which dates tokens, and not by that of leases.
+        // Tokens are dated by the wall clock, not by the clock of leases.
         match self.issuer.verify(token, SystemTime::now()).await {
             Ok(claims) => self.caller_of(&claims),
-            Err(rejection @ (Rejection::NoKeys | Rejection::Crowded)) => {
-                Err(Problem::busy(rejection.shown()))
+            Err(rejection @ (Rejection::NoKeys | Rejection::TooManyWaiting)) => {
+                Err(Problem::busy(rejection.public_message()))
             }
-            Err(rejection) => Err(Problem::bad_token(rejection.shown()).because(rejection)),
+            Err(rejection) => {
+                Err(Problem::bad_token(rejection.public_message()).with_log_detail(rejection))
+            }
         }
     }
 
@@ -43,19 +45,19 @@ impl Oidc {
             .find_map(|claim| claims.text(claim));
         let name = named.filter(|name| is_name(name)).ok_or_else(|| {
             let claim = &self.name_claim;
-            Problem::bad_token("the token does not say whose it is")
-                .because(format!("the token has no {claim} that can be a name"))
+            Problem::bad_token("the token does not name its bearer")
+                .with_log_detail(format!("the token has no {claim} usable as a name"))
         })?;
-        let said = claims.texts(&self.roles_claim);
+        let granted = claims.texts(&self.roles_claim);
         let roles = self.roles.iter();
-        let roles = roles.filter(|(value, _)| said.contains(&&**value));
+        let roles = roles.filter(|(value, _)| granted.contains(&&**value));
         let Some(role) = roles.map(|(_, role)| *role).reduce(Role::and) else {
             let detail = format!(
-                "{name} has no role: the token's {} has none of the values that are configured for one",
+                "{name} has no role: claim {} of the token has no value with a configured role",
                 self.roles_claim
             );
-            let because = format!("{detail}: {said:?}");
-            return Err(Problem::new(StatusCode::FORBIDDEN, detail).because(because));
+            let log_detail = format!("{detail}: {granted:?}");
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail).with_log_detail(log_detail));
         };
         let name = name.to_owned();
         Ok(Caller::new(name, role))
@@ -63,5 +65,5 @@ impl Oidc {
 }
 
 fn is_name(name: &str) -> bool {
-    (1..=LONGEST_NAME).contains(&name.len()) && !name.chars().any(char::is_control)
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.chars().any(char::is_control)
 }

@@ -1,6 +1,7 @@
-//! Tokens of our own, and the file that they stand in.
+//! Twincast's own tokens, and the tokens file.
 //!
-//! A token is 32 random bytes, so its plain SHA-256 tells nothing of it; only that is kept.
+//! A token is 32 random bytes, so a plain SHA-256 reveals nothing about the token. Only the hash is
+//! kept.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,19 +10,19 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
-use twincast_core::error::in_words;
-use twincast_core::spec::{MAX_BY_CHARS, too_long};
+use twincast_core::error::describe;
+use twincast_core::spec::{MAX_ACTOR_CHARS, length_problem};
 use twincast_secret::{NotText, text_of};
 
 use super::caller::{Caller, Role};
 
-/// How often the file is looked at. The whole of it: a mounted secret changes by a link to another folder, and the
-/// times of its files say nothing.
-const EVERY: Duration = Duration::from_secs(5);
-/// The largest file that is read, in bytes: thousands of tokens.
-const LARGEST: u64 = 1024 * 1024;
+/// The interval between two readings of the file. The whole file is read each time: a mounted
+/// secret changes by a link to another folder, so the times of files show nothing.
+const REREAD_INTERVAL: Duration = Duration::from_secs(5);
+/// The largest tokens file, in bytes: thousands of tokens.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// A tokens file, and what it said when it was last good.
+/// A tokens file, and the last valid content.
 #[derive(Debug)]
 pub struct TokensFile {
     path: PathBuf,
@@ -31,16 +32,16 @@ pub struct TokensFile {
 /// Why a tokens file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokensFileError {
-    /// It cannot be read.
-    #[error("cannot read it")]
+    /// The file cannot be read.
+    #[error("cannot read the file")]
     Read(#[source] std::io::Error),
-    /// It has more than there can be tokens.
-    #[error("it is larger than 1 MiB")]
+    /// The file is larger than any list of tokens.
+    #[error("the file is larger than 1 MiB")]
     TooLarge,
-    /// It is in another encoding.
+    /// The file is in another encoding.
     #[error(transparent)]
     NotText(#[from] NotText),
-    /// One of its lines cannot be used.
+    /// A line of the file cannot be used.
     #[error(transparent)]
     Bad(#[from] BadTokens),
 }
@@ -55,43 +56,43 @@ impl TokensFile {
         Ok(Self { path, tokens })
     }
 
-    /// There is no token in it.
+    /// Returns whether the file has no token.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         tokens.0.is_empty()
     }
 
-    /// Whose token it is.
+    /// Returns the bearer of a token.
     pub(super) fn bearer(&self, token: &str) -> Option<Caller> {
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         tokens.bearer(token).cloned()
     }
 
-    /// Reads the file again and again, until dropped. If it is bad, what was good goes on; an empty one takes all
-    /// tokens back.
+    /// Reads the file regularly, until dropped. While the file is invalid, the last valid content
+    /// applies; an empty file revokes all tokens.
     pub(super) async fn follow(&self) {
-        let mut told = None;
+        let mut last_error = None;
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(REREAD_INTERVAL).await;
             let file = self.path.display();
             match read(&self.path).await {
                 Ok(tokens) => {
-                    told = None;
-                    self.take(tokens);
+                    last_error = None;
+                    self.replace(tokens);
                 }
                 Err(error) => {
-                    let error = in_words(&error);
-                    if told.as_ref() != Some(&error) {
-                        tracing::error!(%file, error, "the tokens file cannot be used; the tokens stay as they were");
-                        told = Some(error);
+                    let error = describe(&error);
+                    if last_error.as_ref() != Some(&error) {
+                        tracing::error!(%file, error, "cannot use the tokens file, keeping the previous tokens");
+                        last_error = Some(error);
                     }
                 }
             }
         }
     }
 
-    fn take(&self, tokens: Tokens) {
+    fn replace(&self, tokens: Tokens) {
         let mut held = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         if *held != tokens {
             let file = self.path.display();
@@ -104,19 +105,21 @@ impl TokensFile {
 async fn read(path: &Path) -> Result<Tokens, TokensFileError> {
     let mut bytes = Vec::new();
     let file = tokio::fs::File::open(path).await;
-    let mut file = file.map_err(TokensFileError::Read)?.take(LARGEST + 1);
+    let mut file = file
+        .map_err(TokensFileError::Read)?
+        .take(MAX_FILE_BYTES + 1);
     let size = file.read_to_end(&mut bytes).await;
-    if size.map_err(TokensFileError::Read)? as u64 > LARGEST {
+    if size.map_err(TokensFileError::Read)? as u64 > MAX_FILE_BYTES {
         return Err(TokensFileError::TooLarge);
     }
     Ok(Tokens::read(text_of(&bytes)?)?)
 }
 
-/// Tokens, known by their hashes.
+/// Tokens by their hashes.
 #[derive(Debug, Default, PartialEq)]
 struct Tokens(HashMap<[u8; 32], Caller>);
 
-/// A line of a tokens file that cannot be used.
+/// An unusable line of a tokens file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub struct BadTokens {
@@ -125,11 +128,12 @@ pub struct BadTokens {
 }
 
 impl Tokens {
-    /// Reads a tokens file: a token a line, as `NAME ROLE SHA256`. Empty lines and those that begin with `#`
-    /// are passed over. A name may have several tokens of one role: the next one beside the one that it replaces.
+    /// Parses a tokens file: one token per line, as `NAME ROLE SHA256`. Empty lines and lines
+    /// beginning with `#` are skipped. A name may have several tokens of one role, so that a new
+    /// token and the token to be replaced overlap.
     ///
     /// # Errors
-    /// The first line that is not of that form, repeats a token, or gives a name another role.
+    /// The first line with another form, a repeated token, or a second role for a name.
     fn read(text: &str) -> Result<Self, BadTokens> {
         let mut tokens = HashMap::new();
         let mut roles = HashMap::new();
@@ -145,36 +149,37 @@ impl Tokens {
             };
             let role = Role::named(role).ok_or_else(|| {
                 bad(format!(
-                    "{role:?} is no role; the roles are viewer, operator, approver, admin"
+                    "{role:?} is not a role; allowed: viewer, operator, approver, admin"
                 ))
             })?;
             let mut known = [0; 32];
             hex::decode_to_slice(hash, &mut known)
                 .map_err(|_| bad("the hash must be 64 hexadecimal digits".to_owned()))?;
-            if let Some(problem) = too_long(name, MAX_BY_CHARS) {
+            if let Some(problem) = length_problem(name, MAX_ACTOR_CHARS) {
                 return Err(bad(format!("the name {problem}")));
             }
             if let Some(other) = roles.insert(name, role).filter(|other| *other != role) {
                 let (role, other) = (role.as_str(), other.as_str());
                 return Err(bad(format!(
-                    "{name} has a token with the role {other} already, and cannot be {role}, too"
+                    "{name} already has a token with the role {other}, and cannot have the role \
+                     {role} as well"
                 )));
             }
             let caller = Caller::new(name.to_owned(), role);
             if tokens.insert(known, caller).is_some() {
-                return Err(bad("this token stands there already".to_owned()));
+                return Err(bad("duplicate token".to_owned()));
             }
         }
         Ok(Self(tokens))
     }
 
-    /// Whose token it is. What is compared are hashes, so the time that it takes tells nothing.
+    /// Returns the bearer of a token. The lookup compares hashes, so its duration reveals nothing.
     fn bearer(&self, token: &str) -> Option<&Caller> {
         self.0.get(&hash(token))
     }
 }
 
-/// A new token, and its line in a tokens file.
+/// Creates a new token and its line in a tokens file.
 #[must_use]
 pub fn new_token(name: &str, role: Role) -> (String, String) {
     let random: [u8; 32] = rand::random();
@@ -192,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_token_opens_the_door_that_its_line_stands_at() {
+    fn a_new_token_is_known_by_its_line() {
         let (token, line) = new_token("ann", Role::Approver);
         let tokens = Tokens::read(&format!("# people\n\n{line}\n")).unwrap();
         let caller = tokens.bearer(&token).unwrap();
@@ -219,16 +224,17 @@ mod tests {
             ("ann viewer".to_owned(), "line 1: must be NAME ROLE SHA256"),
             (
                 format!("\nann chief {hash}"),
-                "line 2: \"chief\" is no role",
+                "line 2: \"chief\" is not a role",
             ),
             ("ann viewer xyz".to_owned(), "64 hexadecimal digits"),
             (
                 format!("ann viewer {hash}\nann admin {}", "1".repeat(64)),
-                "line 2: ann has a token with the role viewer already, and cannot be admin, too",
+                "line 2: ann already has a token with the role viewer, and cannot have the role \
+                 admin as well",
             ),
             (
                 format!("ann viewer {hash}\nbob admin {hash}"),
-                "line 2: this token stands",
+                "line 2: duplicate token",
             ),
         ];
         let long = format!("{} viewer {hash}", "x".repeat(129));
@@ -254,8 +260,8 @@ mod tests {
         let known = || [&ann, &bob].map(|token| file.bearer(token).is_some());
         let steps = async {
             assert_eq!(known(), [true, false]);
-            let soon = || tokio::time::sleep(2 * EVERY);
-            // Files are read by another thread, for which this time does not wait.
+            let soon = || tokio::time::sleep(2 * REREAD_INTERVAL);
+            // Another thread reads files, and the paused time does not wait for that thread.
             let become_known = async |expected: [bool; 2]| {
                 for _ in 0..1_000 {
                     if known() == expected {
@@ -265,13 +271,13 @@ mod tests {
                 }
                 assert_eq!(known(), expected);
             };
-            // Nobody is to read half of it.
+            // Replaces the file in one step, so that no reader sees a part.
             let put = |text: &str| {
                 let whole = folder.path().join("whole");
                 std::fs::write(&whole, text).unwrap();
                 std::fs::rename(&whole, &path).unwrap();
             };
-            // As some editors write it.
+            // With a byte order mark, as some editors write files.
             put(&format!("\u{feff}{ann_line}\r\n{bob_line}"));
             become_known([true, true]).await;
             for bad in ["ann chief", "\u{1}\u{2}", &"#".repeat(1024 * 1024 + 1)] {

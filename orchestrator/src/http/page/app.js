@@ -1,4 +1,4 @@
-// The page: who looks, which view, and asking again and again.
+// The page: sign-in, choice of the view, and polling.
 
 import { deviceView } from './device.js';
 import { become, el } from './dom.js';
@@ -7,35 +7,35 @@ import { openDialog } from './operations.js';
 import { rolloutView } from './rollout.js';
 import { moment, zone } from './words.js';
 
-/** How long it waits before it asks again, in milliseconds. */
-const ASK_EVERY = 2000;
-/** The same for what has ended. */
-const ENDED_EVERY = 10_000;
-/** It waits so many times as long as answers take, so that those who look never slow down what they look at ... */
-const SPARING = 10;
-/** ... but no longer than this. */
-const ASK_AT_LEAST_EVERY = 30_000;
-/** What was told that is kept, for screen readers to come to. */
-const TOLD = 5;
-/** How long an answer may take. */
-const PATIENCE = 20_000;
+/** The interval between two requests of a view, in milliseconds. */
+const POLL_MS = 2000;
+/** The interval for a rollout that has ended. */
+const POLL_ENDED_MS = 10_000;
+/** The interval is at least this many times as long as an answer takes, so that viewers do not slow the server down ... */
+const POLL_TIME_FACTOR = 10;
+/** ... but at most this. */
+const MAX_POLL_MS = 30_000;
+/** The number of announcements kept for screen readers. */
+const MAX_ANNOUNCEMENTS = 5;
+/** The time limit of a request. */
+const REQUEST_TIMEOUT_MS = 20_000;
 
 const TOKEN = 'twincast-token';
 
 const at = (id) => document.getElementById(id);
 
-/** Whose token it is, once that is known. */
+/** The owner of the token, once known. */
 let who = null;
 let view = null;
 let data = null;
 let timer = null;
-/** What the newest question can be taken back with. */
+/** Aborts the latest request. */
 let asking = new AbortController();
 let lostSince = null;
 
-// --- asking
+// --- requests
 
-/** An answer that is not what was asked for. */
+/** An error response of the API. */
 class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -43,13 +43,13 @@ class Refused extends Error {
   }
 }
 
-async function ask(path, { body, signal = AbortSignal.timeout(PATIENCE) } = {}) {
+async function ask(path, { body, signal = AbortSignal.timeout(REQUEST_TIMEOUT_MS) } = {}) {
   const headers = {};
   const token = sessionStorage.getItem(TOKEN);
   if (token) {
     headers.Authorization = `Bearer ${token}`;
   }
-  // What stands before the orchestrator may know people by a cookie, and bring their token.
+  // A proxy in front of the orchestrator may identify people by a cookie, and add a token.
   const request = { headers, signal, credentials: 'same-origin' };
   if (body) {
     headers['Content-Type'] = 'application/json';
@@ -65,11 +65,11 @@ async function ask(path, { body, signal = AbortSignal.timeout(PATIENCE) } = {}) 
   if (response.ok && answer) {
     return answer;
   }
-  const says = [answer?.detail ?? `The answer was ${response.status} ${response.statusText}`, ...(answer?.details ?? [])];
+  const says = [answer?.detail ?? `The server answered ${response.status} ${response.statusText}`, ...(answer?.details ?? [])];
   throw new Refused(response.status, says.join('\n'));
 }
 
-// --- which view
+// --- choice of the view
 
 function chosen() {
   const [, name, device] = location.hash.match(/^#\/rollouts\/([\w.-]+)(?:\/devices\/(.+))?$/) ?? [];
@@ -82,7 +82,7 @@ function chosen() {
   return location.hash === '#/hubs' ? hubsView() : rolloutsView();
 }
 
-/** A part of the address as text. What somebody has typed need not be encoded. */
+/** Decodes a part of the address. A typed address may be unencoded. */
 function decoded(part) {
   try {
     return decodeURIComponent(part);
@@ -107,13 +107,13 @@ function open() {
 function show(nodes) {
   const focused = document.activeElement;
   become(at('main'), el('main', {}, nodes));
-  // What had the focus has gone: whoever uses a keyboard goes on from the top of the view.
+  // The focused element is gone: keyboard users continue at the top of the view.
   if (focused && focused !== document.body && !focused.isConnected) {
     at('main').querySelector('h1')?.focus();
   }
 }
 
-// --- asking again and again
+// --- polling
 
 async function look() {
   clearTimeout(timer);
@@ -125,12 +125,12 @@ async function look() {
   }
   const began = performance.now();
   try {
-    const signal = AbortSignal.any([mine.signal, AbortSignal.timeout(PATIENCE)]);
+    const signal = AbortSignal.any([mine.signal, AbortSignal.timeout(REQUEST_TIMEOUT_MS)]);
     const found = await view.load((path) => ask(path, { signal }), data);
     if (mine.signal.aborted) {
       return;
     }
-    tell(data ? view.news(data, found) : '');
+    announce(data ? view.news(data, found) : '');
     data = found;
     refresh();
     recovered();
@@ -140,14 +140,14 @@ async function look() {
     }
     failed(error);
   }
-  const often = data && view.isOver(data) ? ENDED_EVERY : ASK_EVERY;
-  const sparing = Math.min(SPARING * (performance.now() - began), ASK_AT_LEAST_EVERY);
+  const often = data && view.isOver(data) ? POLL_ENDED_MS : POLL_MS;
+  const sparing = Math.min(POLL_TIME_FACTOR * (performance.now() - began), MAX_POLL_MS);
   timer = setTimeout(look, Math.max(often, sparing));
 }
 
 function refresh() {
   show(view.show(data, who));
-  at('foot').textContent = `As of ${moment(Date.now())}. Times are those of ${zone}.`;
+  at('foot').textContent = `As of ${moment(Date.now())}. Times in ${zone}.`;
 }
 
 function failed(error) {
@@ -162,13 +162,13 @@ function failed(error) {
     return;
   }
   lostSince ??= moment(Date.now());
-  const seen = data ? ` What you see is older than ${lostSince}.` : '';
-  trouble(`${error.status ? error.message : 'No connection to the orchestrator.'}${seen} Trying again.`);
+  const seen = data ? ` The data shown is older than ${lostSince}.` : '';
+  trouble(`${error.status ? error.message : 'No connection to the orchestrator.'}${seen} Retrying.`);
 }
 
 function recovered() {
   if (lostSince) {
-    tell('The orchestrator answers again.');
+    announce('The orchestrator answers again.');
   }
   lostSince = null;
   trouble('');
@@ -181,17 +181,17 @@ function trouble(text) {
   at('main').classList.toggle('old', Boolean(text));
 }
 
-/** Says something to those who do not see that it changes. */
-function tell(text) {
+/** Announces a change to screen readers. */
+function announce(text) {
   if (text) {
     at('news').append(el('p', {}, text));
   }
-  while (at('news').children.length > TOLD) {
+  while (at('news').children.length > MAX_ANNOUNCEMENTS) {
     at('news').firstChild.remove();
   }
 }
 
-// --- who looks
+// --- sign-in
 
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
@@ -204,7 +204,7 @@ function signInForm(mistake) {
     el('h1', { tabindex: '-1' }, 'Sign in'),
     el('label', { for: 'token' }, 'Token'),
     input,
-    el('p', { id: 'token-says', class: 'calm' }, 'It is kept until this tab is closed. ', el('code', {}, 'twincast token NAME'), ' makes one; a JWT of the configured issuer is one, too.'),
+    el('p', { id: 'token-says', class: 'calm' }, 'The token is kept until this tab is closed. Create a token with ', el('code', {}, 'twincast token NAME'), ', or use a JWT of the configured issuer.'),
     el('p', { id: 'token-mistake', class: 'mistake', role: 'alert' }, mistake),
     el('button', { type: 'submit', class: 'main' }, 'Sign in'));
   form.addEventListener('submit', (submitted) => {
@@ -226,13 +226,13 @@ async function signIn() {
       signOut(had || error.status === 403 ? sentence(error.message) : '');
     } else {
       failed(error);
-      timer = setTimeout(signIn, ASK_EVERY);
+      timer = setTimeout(signIn, POLL_MS);
     }
     return;
   }
   recovered();
   at('who-name').textContent = `${who.name}, ${who.role}`;
-  // Without tokens there is nothing to sign out of.
+  // Without a token, signing out has no meaning.
   at('sign-out').hidden = !had;
   at('who').hidden = false;
   at('views').hidden = false;
@@ -255,13 +255,13 @@ function signOut(mistake = '') {
   signInForm(mistake);
 }
 
-// --- what people do
+// --- operations
 
 document.addEventListener('click', (click) => {
   const button = click.target.closest?.('button[data-operation]');
   if (button && who) {
     openDialog(button.dataset, (path, body) => ask(path, { body }), (done) => {
-      tell(done);
+      announce(done);
       look();
     });
     return;

@@ -1,4 +1,4 @@
-// One device in a rollout: where it is, why, and what it waits for.
+// A device in a rollout: position, reason, and waiting state.
 
 import { el, table } from './dom.js';
 import { when } from './lists.js';
@@ -11,7 +11,7 @@ export function deviceView(name, device) {
     title: device,
     load: (ask) => ask(path),
     news: () => '',
-    // The server looks through all batches for it, so it is asked seldom.
+    // The server searches all batches for the device, so the view is not polled.
     isOver: () => true,
     choose() {},
     show: (explained) => show(name, explained),
@@ -24,7 +24,7 @@ function show(name, { device, phase: now, reason, places }) {
     el('h1', { tabindex: '-1' }, device),
     el('p', { class: 'state' }, `The rollout is ${phase(now)}${reason ? `: ${onTheClock(reason)}` : ''}.`),
     ...places.map((place) => el('section', { 'data-key': titleOf(place), 'aria-label': titleOf(place) },
-      table(titleOf(place), [{ head: 'What' }, { head: 'Where, and why' }], rowsOf(place)))),
+      table(titleOf(place), [{ head: 'Property' }, { head: 'Value' }], rowsOf(place)))),
   ];
 }
 
@@ -36,9 +36,9 @@ function rowsOf(place) {
   const { stage, times } = place;
   const at = (key, says, time) => time && { key, cells: [says, when(time)] };
   return [
-    { key: 'stage', cells: ['Stage', `${stage.name} (${stage.number} of ${stage.of}): ${stage.because}`] },
-    ...stage.passed_over.map((it) => ({ key: `not-${it.stage}`, cells: ['Passed over', `${it.stage}: ${it.because}`] })),
-    { key: 'batch', cells: ['Batch', `${place.batch}, as number ${place.position + 1} of ${place.batch_devices}; ${place.group}`] },
+    { key: 'stage', cells: ['Stage', `${stage.name} (${stage.number} of ${stage.of}): ${stage.reason}`] },
+    ...stage.passed_over.map((it) => ({ key: `not-${it.stage}`, cells: ['Earlier stage', `${it.stage}: ${it.reason}`] })),
+    { key: 'batch', cells: ['Batch', `${place.batch}, device ${place.index + 1} of ${place.batch_devices}; ${place.group}`] },
     { key: 'outcome', cells: ['Outcome', `${outcomeName(place.outcome)}: ${place.reason}`] },
     { key: 'class', cells: ['Class', classMeans(place.class)] },
     ...place.attempts.map((it) => ({ key: `attempt-${it.attempt}`, cells: [`Attempt ${it.attempt}`, el('code', {}, it.message_id)] })),

@@ -1,11 +1,11 @@
-// Elements, and how what is shown becomes what is to be shown.
+// Creation and update of elements.
 //
-// A view is built anew from every answer, and what is on the screen is then changed where it differs. So focus,
-// scrolling, and what somebody has unfolded stay as they are. Texts are only ever text: nothing is parsed as HTML.
+// Every answer builds a new view, and only the differences are applied to the shown elements. Focus, scroll position and
+// unfolded parts therefore stay. Texts are always inserted as text, never parsed as HTML.
 
 const SVG = new Set(['svg', 'path', 'line', 'title']);
 
-/** An element. Attributes that are null, undefined or false are left out; so are such children. */
+/** Creates an element. Attributes and children with the value null, undefined or false are left out. */
 export function el(tag, attributes = {}, ...children) {
   const element = SVG.has(tag)
     ? document.createElementNS('http://www.w3.org/2000/svg', tag)
@@ -24,8 +24,8 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 /**
- * A table with a caption. A column is `{ head, number }`; a row is `{ key, cells }`, whose first cell names it.
- * Narrow screens show a row as a card, which would take a table's meaning from it: hence the roles.
+ * Creates a table with a caption. A column is `{ head, number }`; a row is `{ key, cells }`, and the first cell is the
+ * heading of the row. The roles keep the meaning of a table on narrow screens, where rows are shown as cards.
  */
 export function table(caption, columns, rows) {
   const side = (column) => (column.number ? 'number' : null);
@@ -47,7 +47,7 @@ export function table(caption, columns, rows) {
     el('tbody', { role: 'rowgroup' }, body));
 }
 
-/** Makes the children of `shown` those of `wanted`, with as few changes as will do. */
+/** Changes the children of `shown` to the children of `wanted`, with few changes. */
 export function become(shown, wanted) {
   const keyed = new Map();
   for (const child of shown.children) {
@@ -90,7 +90,7 @@ function change(shown, wanted) {
     return;
   }
   for (const { name } of [...shown.attributes]) {
-    // What somebody has unfolded stays so.
+    // Unfolded parts stay unfolded.
     if (!wanted.hasAttribute(name) && name !== 'open') {
       shown.removeAttribute(name);
     }

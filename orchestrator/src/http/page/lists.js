@@ -1,4 +1,4 @@
-// All rollouts, and all hubs with what waits for them.
+// The lists of all rollouts and all hubs.
 
 import { el, table } from './dom.js';
 import { buttonsForAll, failedOf } from './operations.js';
@@ -9,30 +9,30 @@ const PHASES = [
   'aborted', 'succeeded', 'finished_with_failures', 'failed',
 ];
 
-/** A phase, told by its sign and its word. */
+/** Shows a phase as sign and text. */
 export function badge(name) {
   const { sign, look } = phaseLook(name);
   return el('span', { class: `badge ${look}` }, el('span', { 'aria-hidden': 'true' }, `${sign} `), phase(name));
 }
 
-/** All devices, and those to which no send is owed any more. */
-export const allOf = (ends) => classes.reduce((all, name) => all + ends[name], 0);
-export const doneOf = (ends) => allOf(ends) - ends.pending;
+/** The number of all devices, and the number of devices without a pending send. */
+export const allOf = (by_class) => classes.reduce((all, name) => all + by_class[name], 0);
+export const doneOf = (by_class) => allOf(by_class) - by_class.pending;
 
-/** How many devices are done, with the figures beside the bar. */
-export function progress(ends) {
-  const all = allOf(ends);
-  return all > 0 && el('span', { class: 'progress' }, bar(ends), `${number(doneOf(ends))} of ${number(all)}`);
+/** Shows the number of done devices, with the figures beside the bar. */
+export function progress(by_class) {
+  const all = allOf(by_class);
+  return all > 0 && el('span', { class: 'progress' }, bar(by_class), `${number(doneOf(by_class))} of ${number(all)}`);
 }
 
-/** Devices by class, as a bar, what is pending last. The figures stand beside it. */
-export function bar(ends) {
+/** Shows devices by class as a bar, pending devices last. The figures are beside the bar. */
+export function bar(by_class) {
   const inner = 100;
-  const whole = allOf(ends);
+  const whole = allOf(by_class);
   const shapes = [];
   let from = 0;
   for (const look of classes.filter((name) => name !== 'pending')) {
-    const width = whole > 0 ? (ends[look] / whole) * inner : 0;
+    const width = whole > 0 ? (by_class[look] / whole) * inner : 0;
     if (width > 0) {
       shapes.push(el('path', { class: look, d: `M${from.toFixed(2)} 0h${width.toFixed(2)}v10h-${width.toFixed(2)}z` }));
     }
@@ -41,30 +41,30 @@ export function bar(ends) {
   return el('svg', { class: 'bar', viewBox: `0 0 ${inner} 10`, preserveAspectRatio: 'none', 'aria-hidden': 'true' }, shapes);
 }
 
-/** A moment, which no line breaks. */
+/** Shows a time without a line break. */
 export const when = (at) => el('time', { datetime: at }, moment(at));
 
-/** Why it stands still, or what it waits for. */
+/** Returns the reason of a standstill, or the awaited condition. */
 export function standstill({ reason, waits_for }) {
   return onTheClock(waits_for ?? reason ?? '');
 }
 
-/** That nothing is sent by any rollout, if that is so. */
+/** Shows that all rollouts are stopped, if so. */
 function standingStill(stopped) {
   return stopped && el('p', { class: 'waits', 'data-key': 'stopped' }, 'All rollouts are stopped since ', when(stopped.since), `: ${stopped.reason}.`);
 }
 
-/** The same, when it has begun or ended. */
+/** Returns the announcement of the beginning or end of such a stop. */
 function newsOfStop(before, now) {
   if (Boolean(before.stopped) === Boolean(now.stopped)) {
     return '';
   }
-  return now.stopped ? `All rollouts are stopped: ${now.stopped.reason}.` : 'All rollouts may go on.';
+  return now.stopped ? `All rollouts are stopped: ${now.stopped.reason}.` : 'All rollouts are resumed.';
 }
 
 // --- rollouts
 
-/** A choice that begins so goes on after a name: among those that have not ended, have ended, or are in a phase. */
+/** The choice of a next page: after a name, among the active or ended rollouts, or the rollouts in a phase. */
 const AFTER = /^after-(active|ended|phase):(.*)$/;
 
 export function rolloutsView() {
@@ -87,10 +87,10 @@ export function rolloutsView() {
       if (active?.next) {
         return active;
       }
-      // All of those that have not ended stand before the first that has.
+      // All active rollouts come before the first ended rollout.
       const ended = await page('ended', { ended: true });
       const both = (of) => [...active?.[of] ?? [], ...ended[of] ?? []];
-      return { ...ended, rollouts: both('rollouts'), newer: both('newer'), damaged: both('damaged') };
+      return { ...ended, rollouts: both('rollouts'), of_newer_release: both('of_newer_release'), damaged: both('damaged') };
     },
     news: (before, now) => [newsOfStop(before, now), changes(before.rollouts, now.rollouts)].join(' ').trim(),
     isOver: () => false,
@@ -105,14 +105,14 @@ export function rolloutsView() {
   };
 }
 
-/** What has changed in a list, in words. */
+/** Describes the changes in a list. */
 function changes(before, now) {
   const known = new Map(before.map((row) => [row.name, row.phase]));
   const changed = now.filter((row) => known.has(row.name) && known.get(row.name) !== row.phase);
   return changed.slice(0, 3).map((row) => `${row.name}: ${phase(row.phase)}.`).join(' ');
 }
 
-/** What is under way first, then the newest. */
+/** Sorts active rollouts first, then the newest. */
 function inOrder(rollouts) {
   return [...rollouts].sort((one, other) =>
     isEnded(one.phase) - isEnded(other.phase) || other.created_at.localeCompare(one.created_at));
@@ -120,18 +120,18 @@ function inOrder(rollouts) {
 
 const COLUMNS = [
   { head: 'Name' }, { head: 'Phase' }, { head: 'Stage' }, { head: 'Done' },
-  { head: 'Failed', number: true }, { head: 'Waits for, or why' }, { head: 'Accepted' },
+  { head: 'Failed', number: true }, { head: 'Waits for, or reason' }, { head: 'Accepted' },
 ];
 
-function showRollouts({ rollouts, next, newer = [], damaged = [], stopped }, who, wanted, after) {
+function showRollouts({ rollouts, next, of_newer_release: newer = [], damaged = [], stopped }, who, wanted, after) {
   const rows = inOrder(rollouts).map((row) => ({
     key: row.name,
     cells: [
       el('a', { href: `#/rollouts/${row.name}` }, row.name),
       badge(row.phase),
       row.stage ?? '',
-      progress(row.ends),
-      row.devices > 0 ? number(failedOf(row.ends)) : '',
+      progress(row.by_class),
+      row.devices > 0 ? number(failedOf(row.by_class)) : '',
       standstill(row),
       when(row.created_at),
     ],
@@ -149,11 +149,11 @@ function showRollouts({ rollouts, next, newer = [], damaged = [], stopped }, who
     rows.length > 0
       ? table('Rollouts', COLUMNS, rows)
       : nothing(wanted || after),
-    newer.length > 0 && el('p', { 'data-key': 'newer' }, `Of a newer release, and not shown: ${newer.join(', ')}.`),
-    damaged.length > 0 && el('p', { 'data-key': 'damaged' }, `Damaged, and not shown: ${damaged.join(', ')}.`),
+    newer.length > 0 && el('p', { 'data-key': 'newer' }, `Written by a newer release, not shown: ${newer.join(', ')}.`),
+    damaged.length > 0 && el('p', { 'data-key': 'damaged' }, `Damaged, not shown: ${damaged.join(', ')}.`),
     el('div', { class: 'buttons' },
-      after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' }, 'From the first'),
-      next && el('button', { type: 'button', class: 'quiet', 'data-choice': next }, 'More')),
+      after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' }, 'First page'),
+      next && el('button', { type: 'button', class: 'quiet', 'data-choice': next }, 'Next page')),
   ];
 }
 
@@ -170,7 +170,7 @@ export function hubsView() {
     of: 'hubs',
     title: 'Hubs',
     async load(ask) {
-      // A broker that is away takes the letters with it, but not the hubs.
+      // Without the broker, the dead letters are missing, but not the hubs.
       const letters = ask('/dead-letters').catch((error) => {
         if (error.status === 503) {
           return { missing: error.message };
@@ -190,7 +190,7 @@ export function hubsView() {
   };
 }
 
-const unknown = () => el('span', { class: 'calm' }, 'not known');
+const unknown = () => el('span', { class: 'calm' }, 'unknown');
 
 const count = (value) => (value === null ? unknown() : number(value));
 
@@ -198,29 +198,29 @@ function quota(value) {
   return value === null ? 'no limit' : number(Math.floor(value));
 }
 
-/** What its limiter gives in a minute now. */
-function given({ per_minute, shut_until }) {
-  return shut_until ? ['nothing until ', when(shut_until)] : quota(per_minute);
+/** Shows the current rate of the hub's limiter. */
+function given({ per_minute, paused_until }) {
+  return paused_until ? ['paused until ', when(paused_until)] : quota(per_minute);
 }
 
-/** Until when its feedback was heard, and why no longer. */
-function heard({ heard_until, in_the_way }) {
-  return [...(heard_until ? ['heard until ', when(heard_until)] : []), ...(in_the_way ? [` ${in_the_way}`] : [])];
+/** Shows the time of the last feedback, and the reason of an interruption. */
+function heard({ heard_until, obstacle }) {
+  return [...(heard_until ? ['received until ', when(heard_until)] : []), ...(obstacle ? [` ${obstacle}`] : [])];
 }
 
-/** Whether workers can send through it, and why not. */
+/** Shows whether workers can send to the hub, and the reason if not. */
 function sending({ open, hindered, trouble, since }) {
-  const through = open ? `by ${open}` : '';
+  const through = open ? `${open} open` : '';
   if (!trouble) return through || '-';
-  return [open ? `${through}; ${hindered} cannot since ` : 'nothing since ', when(since), `: it ${trouble}`];
+  return [open ? `${through}; ${hindered} blocked since ` : 'none open since ', when(since), `: the hub ${trouble}`];
 }
 
 function showHubs({ hubs, stopped, letters, missing }) {
   const columns = [
-    { head: 'Hub' }, { head: 'A minute', number: true }, { head: 'A day', number: true },
-    { head: 'Now', number: true }, { head: 'Wanted by' },
+    { head: 'Hub' }, { head: 'Quota per minute', number: true }, { head: 'Quota per day', number: true },
+    { head: 'Current rate', number: true }, { head: 'Rollouts' },
     { head: 'Batches waiting', number: true }, { head: 'Workers', number: true },
-    { head: 'Sending' }, { head: 'Feedback' },
+    { head: 'Links' }, { head: 'Feedback' },
   ];
   const rows = hubs.map((hub) => ({
     key: hub.name,
@@ -233,17 +233,17 @@ function showHubs({ hubs, stopped, letters, missing }) {
   return [
     el('h1', { tabindex: '-1' }, 'Hubs'),
     standingStill(stopped),
-    el('p', { class: 'calm' }, 'What may be sent through each, what is given now and which rollouts want it, the batches that no worker has taken, the workers that take them, how many of them can send, and until when answers of devices were heard.'),
+    el('p', { class: 'calm' }, 'For each hub: the quotas, the current rate and the rollouts that share it, the batches waiting for a worker, the workers and their open links, and the time until which all feedback was received.'),
     table('Hubs', columns, rows),
     el('section', { 'aria-labelledby': 'letters' },
       el('h2', { id: 'letters' }, 'Dead letters'),
-      letters ? showLetters(letters) : el('p', {}, `Not to be had: ${missing}`)),
+      letters ? showLetters(letters) : el('p', {}, `Unavailable: ${missing}`)),
   ];
 }
 
 function showLetters(letters) {
   if (letters.length === 0) {
-    return el('p', {}, 'None: every message could be used.');
+    return el('p', {}, 'No dead letters.');
   }
   const columns = [
     { head: 'Id' }, { head: 'When' }, { head: 'From' }, { head: 'Cause' }, { head: 'Detail' }, { head: 'Message' },
@@ -260,7 +260,7 @@ function showLetters(letters) {
     ],
   }));
   return [
-    el('p', {}, 'Messages that could not be used, the oldest hundred. ', el('code', {}, 'twincast dead-letters'), ' puts them back, or away.'),
+    el('p', {}, 'The oldest 100 unusable messages. ', el('code', {}, 'twincast dead-letters'), ' replays or discards them.'),
     table('Dead letters', columns, rows),
   ];
 }

@@ -1,4 +1,4 @@
-// What can be done to a rollout, by whom, and the dialog that asks why.
+// The operations on a rollout, the roles allowed, and the confirmation dialog.
 
 import { el } from './dom.js';
 import { isEnded } from './words.js';
@@ -7,72 +7,72 @@ const OPERATE = ['operator', 'admin'];
 const DECIDE = ['approver', 'admin'];
 const OPEN = ['running', 'paused', 'halted'];
 
-/** Devices that were not sent the message, or did not take it. */
-export const failedOf = (ends) => ends.not_sent + ends.not_taken + ends.not_applied;
+/** The number of failed devices. */
+export const failedOf = (by_class) => by_class.not_sent + by_class.not_taken + by_class.not_applied;
 
 /**
- * `may`: the roles. `fits`: whether it can be done to a rollout as it is. `of`: it is about a stage. `why`: a reason
- * is needed, and not only asked for.
+ * `may`: the allowed roles. `fits`: whether the operation is possible in the rollout's state. `of`: the operation is on a
+ * stage. `why`: the reason is required, not optional.
  */
 const OPERATIONS = {
   approve: {
     label: 'Approve', look: 'main', may: DECIDE, of: true,
     fits: ({ phase }, stage) => OPEN.includes(phase) && stage?.approval && !stage.approved,
-    says: 'The next stage starts when all else that the gate asks for holds.',
+    says: 'The next stage starts when all other conditions of the gate hold.',
   },
   reject: {
     label: 'Reject', look: 'danger', may: DECIDE, of: true, why: true,
     fits: ({ phase }, stage) => phase === 'running' && stage?.gate,
-    says: 'The gate has then failed, and the rollout is paused, or aborted if its spec says so.',
+    says: 'The gate fails, and the rollout is paused, or aborted if its spec says so.',
   },
   promote: {
     label: 'Promote', look: 'quiet', may: DECIDE, of: true, why: true,
     fits: ({ phase }, stage) => OPEN.includes(phase) && stage?.gate && !stage.promoted,
-    says: 'The gate counts as passed, whatever it says.',
+    says: 'The gate counts as passed, regardless of its verdict.',
   },
   pause: {
     label: 'Pause', look: 'quiet', may: OPERATE,
     fits: ({ phase }) => ['accepted', 'planning', 'running', 'halted'].includes(phase),
-    says: 'Nothing more is sent until it is resumed.',
+    says: 'Nothing more is sent until the rollout is resumed.',
   },
   resume: {
     label: 'Resume', look: 'main', may: OPERATE,
     fits: ({ phase, to_be_paused: held }) => phase === 'paused' || held,
-    says: 'It goes on where it left off. A gate that has paused it is asked again.',
+    says: 'The rollout continues where it stopped. A gate that paused the rollout is judged again.',
   },
   retry: {
     label: 'Retry', look: 'quiet', may: OPERATE,
-    fits: ({ phase, ends }) => failedOf(ends) > 0 && [...OPEN, 'succeeded', 'finished_with_failures'].includes(phase),
-    says: 'A new attempt at all devices that failed. If it has ended, it runs again.',
+    fits: ({ phase, by_class }) => failedOf(by_class) > 0 && [...OPEN, 'succeeded', 'finished_with_failures'].includes(phase),
+    says: 'A new attempt at all failed devices. An ended rollout runs again.',
   },
   abort: {
     label: 'Abort', look: 'danger', may: OPERATE, why: true,
     fits: ({ phase }) => ['accepted', 'planning', ...OPEN].includes(phase),
-    says: 'It ends for good. What was not sent is skipped.',
+    says: 'The rollout ends permanently. Devices not sent to are skipped.',
   },
   delete: {
     label: 'Delete', look: 'danger', may: ['admin'], why: true,
     fits: ({ phase }) => isEnded(phase),
-    says: 'All that is stored of it is removed, with what became of each device. Its name is free then.',
+    says: 'All stored data of the rollout is removed, including the outcome of each device. The name becomes free.',
   },
   'stop-all': {
     label: 'Stop all', look: 'danger', may: OPERATE, all: true, why: true,
-    says: 'Nothing is sent by any rollout, nor by those to come, until all are resumed.',
+    says: 'No rollout sends anything, including future rollouts, until all are resumed.',
   },
   'resume-all': {
     label: 'Resume all', look: 'quiet', may: OPERATE, all: true,
-    says: 'All rollouts go on that were stopped together.',
+    says: 'All rollouts stopped by stop-all continue.',
   },
 };
 
-/** The stage that is current, with what its gate is about; undefined if there is none. */
+/** Returns the current stage with the need for an approval; undefined without a current stage. */
 export function currentStage(rollout) {
   const stage = rollout.stages.find(({ current }) => current);
   const asked = rollout.spec.stages?.find(({ name }) => name === stage?.name);
   return stage && { ...stage, approval: Boolean(asked?.gate?.approval) };
 }
 
-/** The buttons for what whoever looks may do to a rollout now. */
+/** Returns the buttons of the operations currently allowed to the viewer. */
 export function buttonsFor(rollout, who) {
   const stage = currentStage(rollout);
   const fitting = Object.entries(OPERATIONS).filter(
@@ -80,7 +80,7 @@ export function buttonsFor(rollout, who) {
   return fitting.map(([name, { of }]) => button(name, rollout.name, of ? stage.name : null));
 }
 
-/** The buttons for all rollouts together. */
+/** Returns the buttons of the operations on all rollouts. */
 export function buttonsForAll(who) {
   const fitting = Object.entries(OPERATIONS).filter(([, { all, may }]) => all && may.includes(who.role));
   return fitting.map(([name]) => button(name, null, null));
@@ -96,13 +96,13 @@ function button(name, rollout, stage) {
 
 const part = (name) => document.getElementById(name ? `dialog-${name}` : 'dialog');
 
-/** Asks whether it is meant, and why. `perform` is given a path and a body; `tell` what came of it. */
-export function openDialog({ operation, rollout, stage }, perform, tell) {
+/** Asks for confirmation and a reason. `perform` receives a path and a body; `announce` receives the result. */
+export function openDialog({ operation, rollout, stage }, perform, announce) {
   const { label, look, says, why, all } = OPERATIONS[operation];
   part('title').textContent = all ? `${label} rollouts?`
     : stage ? `${label} stage ${stage} of ${rollout}?` : `${label} ${rollout}?`;
   part('says').textContent = says;
-  part('label').textContent = why ? 'Why' : 'Why (may be empty)';
+  part('label').textContent = why ? 'Reason' : 'Reason (optional)';
   part('mistake').textContent = '';
   part('do').textContent = label;
   part('do').className = look === 'quiet' ? 'main' : look;
@@ -119,7 +119,7 @@ export function openDialog({ operation, rollout, stage }, perform, tell) {
     }
     const reason = part('reason').value.trim();
     if (why && !reason) {
-      mistake('Say why: it is kept in the history.');
+      mistake('Enter a reason. It is kept in the history.');
       part('reason').focus();
       return;
     }
@@ -129,7 +129,7 @@ export function openDialog({ operation, rollout, stage }, perform, tell) {
     try {
       const answer = await perform(path, { ...(stage && { stage }), ...(reason && { reason }) });
       part().close();
-      tell(answer.changed ? `Done: ${label.toLowerCase()}.` : answer.note ?? 'It was so already; nothing has changed.');
+      announce(answer.changed ? `Done: ${label.toLowerCase()}.` : answer.note ?? 'Already in effect; nothing has changed.');
     } catch (error) {
       mistake(error.message);
     } finally {
@@ -140,16 +140,16 @@ export function openDialog({ operation, rollout, stage }, perform, tell) {
   part('reason').focus();
 }
 
-/** If the button that the focus goes back to has gone, whoever uses a keyboard goes on from the top of the view. */
+/** If the previously focused button is gone, keyboard users continue at the top of the view. */
 function focusTheView() {
   const focused = document.activeElement;
-  // The browser takes the focus from what is hidden only when it paints.
+  // The browser removes the focus from hidden elements only at the next paint.
   if (!focused || focused === document.body || part().contains(focused)) {
     document.querySelector('main h1')?.focus();
   }
 }
 
-/** Whether an answer is awaited: some seconds, until the store keeps the effect. The button stays focusable. */
+/** Marks the button as busy until the answer, for some seconds. The button stays focusable. */
 function busy(waits) {
   part('do').ariaDisabled = String(waits);
 }

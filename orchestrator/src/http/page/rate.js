@@ -1,41 +1,41 @@
-// How fast devices are sent to, measured while somebody looks.
+// The rate of sends, measured while the page is open.
 
 import { el } from './dom.js';
 import { number } from './words.js';
 
-/** How far back it is drawn, in milliseconds. */
-const DRAWN = 10 * 60_000;
+/** The drawn time, in milliseconds. */
+const DRAWN_MS = 10 * 60_000;
 /** The span over which a rate is measured, the same as the command line's. */
-const OVER = 10_000;
-/** A quota that is so many times higher than what is drawn is only told, or nothing would be seen of the rest. */
-const TOO_HIGH = 8;
+const MEASURED_MS = 10_000;
+/** A quota more than this many times higher than the rates is not drawn: the rates would be too low to see. */
+const MAX_QUOTA_FACTOR = 8;
 
-/** Rollouts whose rates are kept while others are looked at. */
-const KEPT = 20;
+/** The number of rollouts whose rates are kept while another rollout is shown. */
+const MAX_KEPT_RATES = 20;
 
 const WIDTH = 600;
 const HEIGHT = 160;
 
-/** How many devices were done at each moment that somebody looked; never more than `DRAWN` of it. */
+/** The number of done devices at each poll, for at most `DRAWN_MS`. */
 class Rate {
   #seen = [];
 
   note(at, done) {
     this.#seen.push({ at, done });
-    const first = this.#seen.findIndex((seen) => at - seen.at <= DRAWN + OVER);
+    const first = this.#seen.findIndex((seen) => at - seen.at <= DRAWN_MS + MEASURED_MS);
     this.#seen.splice(0, first);
   }
 
-  /** Devices a minute at each moment, oldest first. */
+  /** Returns devices per minute at each poll, oldest first. */
   line() {
     const points = [];
     let from = 0;
     for (const [index, { at, done }] of this.#seen.entries()) {
-      while (from + 1 < index && this.#seen[from + 1].at <= at - OVER) {
+      while (from + 1 < index && this.#seen[from + 1].at <= at - MEASURED_MS) {
         from += 1;
       }
       const before = this.#seen[from];
-      // Less than a second says nothing.
+      // Less than a second is too short for a rate.
       if (at - before.at >= 1000) {
         points.push({ at, rate: (Math.max(0, done - before.done) / (at - before.at)) * 60_000 });
       }
@@ -43,7 +43,7 @@ class Rate {
     return points;
   }
 
-  /** Devices a minute now; undefined as long as that is not known. */
+  /** Returns the current devices per minute; undefined while unknown. */
   now() {
     return this.line().at(-1)?.rate;
   }
@@ -51,28 +51,28 @@ class Rate {
 
 const rates = new Map();
 
-/** What is known of a rollout's rate: the same as before, when one comes back to it. */
+/** Returns the measured rate of a rollout, kept while another view is shown. */
 export function rateOf(name) {
   const rate = rates.get(name) ?? new Rate();
   rates.delete(name);
   rates.set(name, rate);
-  if (rates.size > KEPT) {
+  if (rates.size > MAX_KEPT_RATES) {
     rates.delete(rates.keys().next().value);
   }
   return rate;
 }
 
-/** A line of the rate over time, and the quota as a dashed one. */
+/** Draws the rate over time as a line, and the quota as a dashed line. */
 export function chart(rate, quota, isOver) {
   const points = rate.line();
   if (points.length < 2) {
-    return el('p', {}, isOver ? 'It was over before it could be measured here.' : 'It is measured while this page is open.');
+    return el('p', {}, isOver ? 'The rollout ended before this page measured a rate.' : 'The rate is measured while this page is open.');
   }
   const highest = Math.max(...points.map((point) => point.rate), 1);
-  const isDrawn = quota !== null && quota <= highest * TOO_HIGH;
+  const isDrawn = quota !== null && quota <= highest * MAX_QUOTA_FACTOR;
   const top = roundedUp(isDrawn ? Math.max(highest, quota) * 1.05 : highest * 1.1);
   const last = points.at(-1).at;
-  const width = Math.max(60_000, Math.min(DRAWN, last - points[0].at));
+  const width = Math.max(60_000, Math.min(DRAWN_MS, last - points[0].at));
   const x = (at) => ((1 - (last - at) / width) * WIDTH).toFixed(1);
   const y = (value) => ((1 - value / top) * HEIGHT).toFixed(1);
   const drawn = points.filter((point) => last - point.at <= width);
@@ -81,11 +81,11 @@ export function chart(rate, quota, isOver) {
   const most = number(Math.round(highest));
   const now = number(Math.round(points.at(-1).rate));
   const says = [
-    isOver ? `${most} devices a minute at the most` : `${now} devices a minute now, ${most} at the most`,
+    isOver ? `at most ${most} devices per minute` : `${now} devices per minute now, at most ${most}`,
     quota === null ? 'no quota' : `the quota is ${number(Math.floor(quota))}`,
   ].join('; ');
   return el('figure', { class: 'chart' },
-    el('figcaption', {}, el('strong', {}, isOver ? most : now), ` devices a minute ${isOver ? 'at the most' : 'now'}`,
+    el('figcaption', {}, el('strong', {}, isOver ? most : now), ` devices per minute ${isOver ? 'at most' : 'now'}`,
       isDrawn && el('span', { class: 'key' }, el('span', { class: 'dash', 'aria-hidden': 'true' }), 'quota')),
     el('div', { class: 'plot' },
       el('span', { class: 'most', 'aria-hidden': 'true' }, number(top)),
@@ -95,10 +95,10 @@ export function chart(rate, quota, isOver) {
         el('path', { class: 'line', d: line }),
         isDrawn && el('line', { class: 'quota', x1: 0, x2: WIDTH, y1: y(quota), y2: y(quota) })),
       el('span', { class: 'from', 'aria-hidden': 'true' }, `${Math.round(width / 60_000)} min ${isOver ? 'before' : 'ago'}`),
-      el('span', { class: 'to', 'aria-hidden': 'true' }, isOver ? 'its end' : 'now')));
+      el('span', { class: 'to', 'aria-hidden': 'true' }, isOver ? 'the end' : 'now')));
 }
 
-/** The next number that reads well: 1, 1.5, 2, 3, 5, 7.5 times a power of ten. */
+/** Rounds up to 1, 1.5, 2, 3, 5 or 7.5 times a power of ten. */
 function roundedUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   const step = [1, 1.5, 2, 3, 5, 7.5, 10].find((step) => step * power >= value);

@@ -1,4 +1,4 @@
-// One rollout: where it is, what it waits for, how fast it goes, what failed, and what was done to it.
+// A rollout: state, waiting state, rate, failures, and history.
 
 import { el, table } from './dom.js';
 import { allOf, badge, bar, doneOf, progress, standstill, when } from './lists.js';
@@ -9,15 +9,15 @@ import {
   errorIn, outcomeName, phase, several, share, span,
 } from './words.js';
 
-/** Devices that are named for each way to fail. */
+/** The number of devices shown for each kind of failure. */
 const SAMPLES = 5;
-/** How long hubs stand before they are asked for anew, in milliseconds. */
-const HUBS_STAND = 10_000;
-/** The same of samples, when there are more failures: of fewer samples than are shown, and of enough. */
-const FEW_STAND = 5_000;
-const ENOUGH_STAND = 60_000;
-/** Events that are shown without unfolding the rest. */
-const NEWEST = 12;
+/** The state of the hubs is requested again after this time, in milliseconds. */
+const HUBS_MAX_AGE_MS = 10_000;
+/** With new failures, samples are requested again after this time: when fewer samples than could be shown are known, and when enough are. */
+const FEW_SAMPLES_MAX_AGE_MS = 5_000;
+const SAMPLES_MAX_AGE_MS = 60_000;
+/** The number of events shown without unfolding the rest. */
+const MAX_SHOWN_EVENTS = 12;
 
 export function rolloutView(name) {
   const path = `/rollouts/${encodeURIComponent(name)}`;
@@ -25,11 +25,11 @@ export function rolloutView(name) {
   const samples = new Map();
   let hubs = { at: -Infinity, rows: [] };
 
-  /** Samples of failures: few requests, and none where nothing has changed. */
+  /** Requests samples of failures: few requests, and none without changes. */
   async function sample(ask, counts) {
     const now = performance.now();
     const isOld = ({ count, devices, at }, failure) =>
-      count !== counts[failure] && now - at > (devices.length < SAMPLES ? FEW_STAND : ENOUGH_STAND);
+      count !== counts[failure] && now - at > (devices.length < SAMPLES ? FEW_SAMPLES_MAX_AGE_MS : SAMPLES_MAX_AGE_MS);
     const wanted = failures.map(({ name }) => name).filter((failure) => {
       const known = samples.get(failure);
       return counts[failure] > 0 && (!known || isOld(known, failure));
@@ -46,10 +46,10 @@ export function rolloutView(name) {
     async load(ask) {
       const rollout = await ask(path);
       if (!isEnded(rollout.phase)) {
-        rate.note(performance.now(), doneOf(rollout.ends));
+        rate.note(performance.now(), doneOf(rollout.by_class));
       }
       await sample(ask, rollout.counts);
-      if (performance.now() - hubs.at > HUBS_STAND) {
+      if (performance.now() - hubs.at > HUBS_MAX_AGE_MS) {
         hubs = { rows: (await ask('/hubs')).hubs, at: performance.now() };
       }
       return { rollout, samples, rate, hubs: hubs.rows };
@@ -61,20 +61,20 @@ export function rolloutView(name) {
   };
 }
 
-/** What a screen reader is told when it has changed: not every figure. */
+/** Returns the announcement for screen readers: changes of state, not of every figure. */
 function news({ rollout: before }, { rollout: now }) {
   const parts = [];
   if (before.phase !== now.phase) {
-    parts.push(`It is ${phase(now.phase)}.`);
+    parts.push(`The rollout is ${phase(now.phase)}.`);
   }
   const stage = currentStage(now)?.name;
   if (now.stages.length > 1 && stage && stage !== currentStage(before)?.name) {
     parts.push(`Stage ${stage}.`);
   }
-  // Moments and figures move; that it waits for something else is news.
+  // Times and figures change all the time; only another awaited condition is announced.
   const gist = (text) => (text ?? '').replace(/[\d:.,TZ-]+/g, '');
   if (gist(before.waits_for) !== gist(now.waits_for) && now.waits_for) {
-    parts.push(`It waits for ${onTheClock(now.waits_for)}.`);
+    parts.push(`The rollout waits for ${onTheClock(now.waits_for)}.`);
   }
   return parts.join(' ');
 }
@@ -96,7 +96,7 @@ function show({ rollout, samples, rate, hubs }, who) {
     section('failures', 'Failures', showFailures(rollout, samples)),
     section('history', 'History', showHistory(rollout.history)),
     section('spec', 'Spec', el('details', {},
-      el('summary', {}, 'What was asked for'),
+      el('summary', {}, 'The submitted spec'),
       el('pre', { tabindex: '0' }, JSON.stringify(rollout.spec, null, 2)))),
   ];
 }
@@ -105,7 +105,7 @@ function section(id, title, ...content) {
   return el('section', { 'data-key': id, 'aria-labelledby': `of-${id}` }, el('h2', { id: `of-${id}` }, title), ...content);
 }
 
-/** The one sentence that says where it is. */
+/** Returns a sentence about the state. */
 function state(rollout) {
   const { phase: now, waits_for, changed_at, created_at } = rollout;
   const stage = rollout.spec.stages?.length > 0 && currentStage(rollout)?.name;
@@ -119,20 +119,20 @@ function state(rollout) {
 // --- progress
 
 function showProgress(rollout, rate, hubs) {
-  const { ends } = rollout;
-  if (allOf(ends) === 0) {
+  const { by_class } = rollout;
+  if (allOf(by_class) === 0) {
     return [
-      el('p', {}, rollout.phase === 'planning' ? finding(rollout.devices_found) : 'It has no devices.'),
+      el('p', {}, rollout.phase === 'planning' ? finding(rollout.devices_found) : 'The rollout has no devices.'),
       ...leftOut(rollout.plan),
     ];
   }
-  const parts = classes.filter((name) => ends[name] > 0);
+  const parts = classes.filter((name) => by_class[name] > 0);
   const legend = parts.map((name) => el('li', { 'data-key': name },
-    el('span', { class: `swatch ${name}`, 'aria-hidden': 'true' }), `${number(ends[name])} ${classMeans(name)}`));
+    el('span', { class: `swatch ${name}`, 'aria-hidden': 'true' }), `${number(by_class[name])} ${classMeans(name)}`));
   return [
-    el('p', { class: 'figure' }, el('strong', {}, number(doneOf(ends))), ` of ${several(allOf(ends), 'device')} done`,
+    el('p', { class: 'figure' }, el('strong', {}, number(doneOf(by_class))), ` of ${several(allOf(by_class), 'device')} done`,
       el('span', { class: 'calm' }, ` ${pace(rollout, rate)}`)),
-    el('div', { class: 'big' }, bar(ends)),
+    el('div', { class: 'big' }, bar(by_class)),
     el('ul', { class: 'legend' }, legend),
     showAnswers(rollout),
     byHub(rollout, hubs),
@@ -141,10 +141,10 @@ function showProgress(rollout, rate, hubs) {
 }
 
 function finding(found) {
-  return found > 0 ? `Its devices are being found: ${number(found)} so far.` : 'Its devices are being found.';
+  return found > 0 ? `Finding devices: ${number(found)} so far.` : 'Finding devices.';
 }
 
-/** What devices have answered so far. Once it is over, that is in their outcomes. */
+/** Shows the devices' answers so far. After the end, the answers are part of the outcomes. */
 function showAnswers({ phase: now, stages }) {
   const answers = stages.map((stage) => stage.answers).filter(Boolean);
   if (isEnded(now) || answers.length === 0) {
@@ -154,58 +154,58 @@ function showAnswers({ phase: now, stages }) {
   const asked = answers.map((answered) => answered.asked_at).sort().at(-1);
   return el('p', { 'data-key': 'answers' },
     `Answers so far: ${number(sum('applied'))} applied, ${number(sum('installing'))} installing, ${number(sum('failed'))} failed.`,
-    el('span', { class: 'calm' }, ` Asked at ${moment(asked)}.`));
+    el('span', { class: 'calm' }, ` Queried at ${moment(asked)}.`));
 }
 
-/** Devices that were named again, and rows that are not understood. */
+/** Shows duplicate devices and malformed rows. */
 function leftOut(plan) {
-  const { repeated = 0, not_understood: odd } = plan ?? {};
-  const more = odd ? odd.rows - odd.examples.length : 0;
+  const { repeated = 0, malformed_rows: malformed } = plan ?? {};
+  const more = malformed ? malformed.rows - malformed.examples.length : 0;
   return [
-    repeated > 0 && el('p', { 'data-key': 'repeated' }, `${several(repeated, 'device')} named again, by the list or a hub; each counts once.`),
-    odd && el('div', { 'data-key': 'not-understood' },
-      el('p', {}, `Left out: ${several(odd.rows, 'row')} of the hubs’ answers, not understood.`),
+    repeated > 0 && el('p', { 'data-key': 'repeated' }, `${several(repeated, 'duplicate')} in the list or in the hubs’ answers; each device counts once.`),
+    malformed && el('div', { 'data-key': 'malformed-rows' },
+      el('p', {}, `Left out: ${several(malformed.rows, 'malformed row')} of the hubs’ answers.`),
       el('ul', { class: 'devices' },
-        odd.examples.map(({ hub, found, reason }, index) => el('li', { 'data-key': String(index) }, el('code', {}, found), ` of hub ${hub}: ${reason}`)),
+        malformed.examples.map(({ hub, found, reason }, index) => el('li', { 'data-key': String(index) }, el('code', {}, found), ` of hub ${hub}: ${reason}`)),
         more > 0 && el('li', { 'data-key': 'more' }, `and ${number(more)} more`))),
   ];
 }
 
-/** How fast it goes, and how much longer. */
+/** Returns the rate and the remaining time. */
 function pace(rollout, rate) {
   const now = rate.now();
   if (rollout.phase !== 'running' || rollout.waits_for || !now) {
     return '';
   }
-  return `${number(Math.round(now))}/min, ${span((rollout.ends.pending / now) * 60)} left`;
+  return `${number(Math.round(now))}/min, ${span((rollout.by_class.pending / now) * 60)} left`;
 }
 
-/** Columns for these classes of all that a table shows, if any devices are in them. */
+/** Returns the columns of the classes with devices in any row of a table. */
 function classColumns(all) {
-  const shown = classes.filter((name) => all.some((ends) => ends[name] > 0));
+  const shown = classes.filter((name) => all.some((by_class) => by_class[name] > 0));
   return {
     heads: shown.map((name) => ({ head: capital(className(name)), number: true })),
-    cells: (ends) => shown.map((name) => number(ends[name])),
+    cells: (by_class) => shown.map((name) => number(by_class[name])),
   };
 }
 
 function byHub(rollout, hubs) {
-  const byClass = classColumns(Object.values(rollout.hubs).map(({ ends }) => ends));
+  const byClass = classColumns(Object.values(rollout.hubs).map(({ by_class }) => by_class));
   const columns = [
     { head: 'Hub' }, { head: 'Done' }, ...byClass.heads,
-    { head: 'Quota a minute', number: true }, { head: 'Workers', number: true },
+    { head: 'Quota per minute', number: true }, { head: 'Workers', number: true },
   ];
-  const rows = Object.entries(rollout.hubs).map(([name, { ends }]) => {
+  const rows = Object.entries(rollout.hubs).map(([name, { by_class }]) => {
     const hub = hubs.find((hub) => hub.name === name);
     const quota = hub?.messages_per_minute;
     return {
       key: name,
       cells: [
         name,
-        progress(ends),
-        ...byClass.cells(ends),
-        quota === null ? 'no limit' : quota === undefined ? 'not known' : number(Math.floor(quota)),
-        hub?.workers === null || !hub ? 'not known' : number(hub.workers),
+        progress(by_class),
+        ...byClass.cells(by_class),
+        quota === null ? 'no limit' : quota === undefined ? 'unknown' : number(Math.floor(quota)),
+        hub?.workers === null || !hub ? 'unknown' : number(hub.workers),
       ],
     };
   });
@@ -215,15 +215,15 @@ function byHub(rollout, hubs) {
 // --- stages
 
 function showStages(stages) {
-  const byClass = classColumns(stages.map(({ ends }) => ends));
+  const byClass = classColumns(stages.map(({ by_class }) => by_class));
   const columns = [{ head: 'Stage' }, { head: 'State' }, { head: 'Done' }, ...byClass.heads, { head: 'Gate' }];
   const rows = stages.map((stage) => ({
     key: stage.name,
     cells: [
       [stage.current && el('span', { class: 'here', 'aria-hidden': 'true' }, '▸ '), stage.name],
       onTheClock(stage.state),
-      progress(stage.ends),
-      ...byClass.cells(stage.ends),
+      progress(stage.by_class),
+      ...byClass.cells(stage.by_class),
       stage.gate ?? 'none',
     ],
   }));
@@ -237,8 +237,8 @@ function showRate(rollout, rate, hubs) {
   const isLimited = used.length > 0 && used.every((hub) => hub.messages_per_minute !== null);
   const quota = isLimited ? used.reduce((all, hub) => all + hub.messages_per_minute, 0) : null;
   const limits = [
-    quota === null ? null : `${used.length === 1 ? 'Its hub takes' : 'Its hubs take'} ${number(Math.floor(quota))} a minute.`,
-    rollout.spec.rate ? `Its own rate is ${rollout.spec.rate}.` : null,
+    quota === null ? null : `${used.length === 1 ? 'Quota of the hub' : 'Quota of the hubs'}: ${number(Math.floor(quota))} messages per minute.`,
+    rollout.spec.rate ? `Rate limit of the rollout: ${rollout.spec.rate}.` : null,
   ];
   return [chart(rate, quota, isEnded(rollout.phase)), el('p', { class: 'calm' }, limits.filter(Boolean).join(' '))];
 }
@@ -250,7 +250,7 @@ function showFailures(rollout, samples) {
   if (failed.length === 0) {
     return el('p', {}, 'No device has failed.');
   }
-  const columns = [{ head: 'Outcome' }, { head: 'Class' }, { head: 'Devices', number: true }, { head: 'Why' }, { head: 'For example' }];
+  const columns = [{ head: 'Outcome' }, { head: 'Class' }, { head: 'Devices', number: true }, { head: 'Reason' }, { head: 'Examples' }];
   const rows = failed.map(({ of, name: failure }) => {
     const devices = samples.get(failure)?.devices ?? [];
     const reasons = new Set(devices.map(({ code, error }) => errorIn(error) ?? outcome(failure, code ?? 0)));
@@ -269,7 +269,7 @@ function showFailures(rollout, samples) {
   });
   return [
     table('Devices that failed, by outcome', columns, rows),
-    el('p', { class: 'calm' }, 'All of them: ', el('code', {}, `twincast report ${rollout.name} --failed`)),
+    el('p', { class: 'calm' }, 'All failed devices: ', el('code', {}, `twincast report ${rollout.name} --failed`)),
   ];
 }
 
@@ -282,22 +282,22 @@ function showTime(time) {
     .sort(([, one], [, other]) => other - one)
     .map(([name, seconds]) => [name, activity(name), seconds]);
   const all = total || rows.reduce((sum, [, , seconds]) => sum + seconds, 0);
-  const columns = [{ head: 'Spent on' }, { head: 'Time', number: true }, { head: 'Share', number: true }];
+  const columns = [{ head: 'Activity' }, { head: 'Time', number: true }, { head: 'Share', number: true }];
   const body = rows.map(([key, says, seconds]) => ({ key, cells: [says, span(seconds), share(seconds, all)] }));
-  return table('What its time was spent on', columns, [...body, { key: 'in-all', cells: ['in all', span(all), ''] }]);
+  return table('Time by activity', columns, [...body, { key: 'in-all', cells: ['total', span(all), ''] }]);
 }
 
 function showHistory(history) {
   const entries = [...history].reverse();
-  const rest = entries.slice(NEWEST);
+  const rest = entries.slice(MAX_SHOWN_EVENTS);
   return [
-    historyTable('History, newest first', entries.slice(0, NEWEST)),
+    historyTable('History, newest first', entries.slice(0, MAX_SHOWN_EVENTS)),
     rest.length > 0 && el('details', {}, el('summary', {}, `${several(rest.length, 'older event')}`), historyTable('Older events', rest)),
   ];
 }
 
 function historyTable(caption, entries) {
-  const columns = [{ head: 'When' }, { head: 'What' }, { head: 'Who, and why' }];
+  const columns = [{ head: 'When' }, { head: 'Event' }, { head: 'By, and reason' }];
   const rows = entries.map((entry) => ({
     key: `v${entry.version}-${entry.event}`,
     cells: [
@@ -309,8 +309,8 @@ function historyTable(caption, entries) {
   return table(caption, columns, rows);
 }
 
-function whoAndWhy({ by, reason, plan, behind, metric, found }) {
-  const measured = metric && `${metric}: ${found}`;
+function whoAndWhy({ by, reason, plan, behind, metric, samples }) {
+  const measured = metric && `${metric}: ${samples}`;
   const why = onTheClock(reason ?? behind ?? measured ?? (plan ? several(plan.devices, 'device') : ''));
   return by && why ? `${by}: ${why}` : by ?? why;
 }

@@ -9,17 +9,22 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// The beginning of a run on so many pending devices.
-fn begun(devices: usize, again: bool, is_paced: bool, config: WorkerConfig) -> (State, Instant) {
+/// Returns the state at the beginning of a run on this many pending devices.
+fn at_start(
+    devices: usize,
+    resend_unanswered: bool,
+    is_paced: bool,
+    config: WorkerConfig,
+) -> (State, Instant) {
     let now = Instant::now();
-    let begun = Begun {
+    let start = RunStart {
         leased_at: now,
         closes_at: None,
-        again,
+        resend_unanswered,
         is_paced,
     };
     let outcomes = std::iter::repeat_n(Outcome::Pending, devices);
-    (State::new(config, begun, outcomes, now), now)
+    (State::new(config, start, outcomes, now), now)
 }
 
 fn not_sent(cause: NotSent, retry_after: Option<Duration>) -> SendResult {
@@ -30,7 +35,7 @@ fn not_sent(cause: NotSent, retry_after: Option<Duration>) -> SendResult {
     }
 }
 
-fn saved(reports: Vec<Report>, asked_at: Instant, result: Result<Wanted, StoreError>) -> Event {
+fn saved(reports: Vec<Report>, asked_at: Instant, result: Result<Directive, StoreError>) -> Event {
     Event::Saved(Saved {
         reports,
         asked_at,
@@ -73,11 +78,11 @@ fn reports_of(steps: Vec<Step>) -> Vec<Report> {
     reports
 }
 
-/// However many answers say so, the others are told once at a time, and once more of what came meanwhile; answers and
-/// records do not wait for it.
+/// Any number of throttled sends leads to a single report to the store at a time, and to a single
+/// further report of all throttles since. Answers and records do not wait for the reports.
 #[test]
-fn a_throttle_is_told_beside_all_else() {
-    let (mut state, now) = begun(4, true, true, WorkerConfig::default());
+fn a_throttle_is_reported_beside_all_else() {
+    let (mut state, now) = at_start(4, true, true, WorkerConfig::default());
     assert_eq!(state.handle(Event::Time, now), [Step::Acquire { more: 4 }]);
     for _ in 0..4 {
         state.handle(Event::Acquired(Ok(())), now);
@@ -87,28 +92,28 @@ fn a_throttle_is_told_beside_all_else() {
         Event::Answered(vec![(0, throttled(7)), (1, throttled(8))]),
         now,
     );
-    let tell = |wait| Step::Tell {
+    let report = |wait| Step::ReportThrottle {
         retry_after: Some(ms(wait)),
     };
-    assert_eq!(steps, [Step::Void, Step::Void, tell(8)]);
+    assert_eq!(steps, [Step::VoidPermits, Step::VoidPermits, report(8)]);
     let steps = state.handle(Event::Answered(vec![(2, throttled(9))]), now);
-    assert_eq!(steps, [Step::Void]);
+    assert_eq!(steps, [Step::VoidPermits]);
     let steps = state.handle(
         Event::Answered(vec![(3, SendResult::Enqueued)]),
         now + ms(100),
     );
     assert_eq!(reports_of(steps).len(), 1, "recorded meanwhile");
-    assert_eq!(state.handle(Event::Told, now), [tell(9)]);
+    assert_eq!(state.handle(Event::ThrottleReported, now), [report(9)]);
     state.handle(Event::Stop, now);
-    state.handle(saved(vec![], now, Ok(Wanted::GoOn)), now);
-    assert!(state.ended(now).is_none(), "it is still being told");
-    state.handle(Event::Told, now);
+    state.handle(saved(vec![], now, Ok(Directive::Continue)), now);
+    assert!(state.ended(now).is_none(), "it is still being reported");
+    state.handle(Event::ThrottleReported, now);
     assert!(matches!(state.ended(now), Some(Ok(Ended::Stopped))));
 }
 
 #[test]
 fn permits_that_fail_end_the_run_when_all_answers_are_recorded() {
-    let (mut state, now) = begun(3, true, true, WorkerConfig::default());
+    let (mut state, now) = at_start(3, true, true, WorkerConfig::default());
     state.handle(Event::Time, now);
     state.handle(Event::Acquired(Ok(())), now);
     state.handle(Event::Acquired(Err(damaged())), now);
@@ -117,12 +122,12 @@ fn permits_that_fail_end_the_run_when_all_answers_are_recorded() {
     let reports = reports_of(steps);
     assert_eq!(reports.len(), 1);
     assert!(state.ended(now).is_none(), "it is being recorded");
-    state.handle(saved(reports, now, Ok(Wanted::GoOn)), now);
+    state.handle(saved(reports, now, Ok(Directive::Continue)), now);
     let ended = state.ended(now);
     assert!(matches!(ended, Some(Err(StoreError::Corrupt { .. }))));
 }
 
-/// What a record's failure leads to: it is made again, or the run is over.
+/// A failed record is repeated, or ends the run.
 #[test]
 fn a_record_that_fails_is_made_again_or_ends_the_run() {
     let limit = Some(Duration::from_secs(30));
@@ -139,12 +144,12 @@ fn a_record_that_fails_is_made_again_or_ends_the_run() {
         (None, superseded(), "fenced"),
         (None, StoreError::NotFound { what: "it".into() }, "fenced"),
     ] {
-        let words = format!("{error:?} of {give_up:?}");
+        let case = format!("{error:?} of {give_up:?}");
         let config = WorkerConfig {
             give_up,
             ..WorkerConfig::default()
         };
-        let (mut state, now) = begun(1, true, false, config);
+        let (mut state, now) = at_start(1, true, false, config);
         assert_eq!(state.handle(Event::Time, now), [send(0)]);
         let steps = state.handle(Event::Answered(vec![(0, SendResult::Enqueued)]), now);
         let reports = reports_of(steps);
@@ -155,49 +160,49 @@ fn a_record_that_fails_is_made_again_or_ends_the_run() {
             Some(Ok(_)) => "ended",
             Some(Err(_)) => "failed",
         };
-        assert_eq!(found, ended, "{words}");
+        assert_eq!(found, ended, "{case}");
         if ended == "no" {
-            assert_eq!(reports_of(steps), reports, "{words}");
+            assert_eq!(reports_of(steps), reports, "{case}");
         }
     }
 }
 
-/// A world around a state, in which events come in any order.
+/// A model of the environment of a state machine, with events in any order.
 struct World {
     state: State,
     config: WorkerConfig,
-    again: bool,
+    resend_unanswered: bool,
     now: Instant,
-    /// What was said last of the rollout, and when it was asked.
-    word_at: Instant,
-    /// Nothing may begin any more.
+    /// When the store was called for the last known directive.
+    directive_at: Instant,
+    /// No new work may begin.
     is_over: bool,
     in_flight: BTreeSet<u32>,
     saving: Option<Vec<Report>>,
     acquiring: bool,
-    /// Permits that may be used now; `None` when none are needed.
+    /// Permits that may be used now; `None` when no permits are needed.
     permits: Option<usize>,
-    telling: bool,
+    reporting_throttle: bool,
     marked: BTreeSet<u32>,
-    /// Sent to, or marked, and not recorded.
+    /// Devices sent to or marked, and not recorded.
     open: BTreeSet<u32>,
-    /// Of these it is known what became of them.
+    /// Open devices with a known result.
     answered: BTreeSet<u32>,
     recorded: BTreeMap<u32, Outcome>,
 }
 
 impl World {
-    fn new(known: &[u8], again: bool, is_paced: bool) -> Self {
+    fn new(known: &[u8], resend_unanswered: bool, is_paced: bool) -> Self {
         let config = WorkerConfig {
             window: 5,
             tries: 3,
             ..WorkerConfig::default()
         };
         let now = Instant::now();
-        let begun = Begun {
+        let start = RunStart {
             leased_at: now,
             closes_at: None,
-            again,
+            resend_unanswered,
             is_paced,
         };
         let known = known.iter().map(|kind| match kind {
@@ -214,24 +219,24 @@ impl World {
             recorded: settled
                 .map(|(index, outcome)| (index as u32, *outcome))
                 .collect(),
-            state: State::new(config, begun, known.into_iter(), now),
+            state: State::new(config, start, known.into_iter(), now),
             config,
-            again,
+            resend_unanswered,
             now,
-            word_at: now,
+            directive_at: now,
             is_over: false,
             in_flight: BTreeSet::new(),
             saving: None,
             acquiring: false,
             permits: is_paced.then_some(0),
-            telling: false,
+            reporting_throttle: false,
             marked: BTreeSet::new(),
             open: BTreeSet::new(),
             answered: BTreeSet::new(),
         }
     }
 
-    /// Lets an event happen, and checks what it leads to.
+    /// Passes an event to the state machine, and checks the resulting steps.
     fn happens(&mut self, event: Event) {
         for step in self.state.handle(event, self.now) {
             match step {
@@ -241,9 +246,11 @@ impl World {
                     assert!(!self.is_over);
                     assert!(!std::mem::replace(&mut self.acquiring, true));
                 }
-                Step::Waive => assert!(std::mem::take(&mut self.acquiring)),
-                Step::Void => {}
-                Step::Tell { .. } => assert!(!std::mem::replace(&mut self.telling, true)),
+                Step::CancelAcquire => assert!(std::mem::take(&mut self.acquiring)),
+                Step::VoidPermits => {}
+                Step::ReportThrottle { .. } => {
+                    assert!(!std::mem::replace(&mut self.reporting_throttle, true))
+                }
             }
         }
         self.permits = self.permits.map(|_| 0);
@@ -256,10 +263,13 @@ impl World {
         assert!(!self.recorded.contains_key(&index), "it is settled");
         assert!(!self.answered.contains(&index), "it is known");
         self.open.insert(index);
-        if self.again {
+        if self.resend_unanswered {
             assert!(!self.is_over);
-            let since_word = self.now - self.word_at;
-            assert!(since_word < self.config.heartbeat * 2, "{since_word:?}");
+            let since_directive = self.now - self.directive_at;
+            assert!(
+                since_directive < self.config.heartbeat * 2,
+                "{since_directive:?}"
+            );
             self.permits = self
                 .permits
                 .map(|left| left.checked_sub(1).expect("a permit"));
@@ -287,28 +297,30 @@ impl World {
         self.in_flight.remove(&index);
         match result {
             SendResult::Enqueued | SendResult::Final { .. } => _ = self.answered.insert(index),
-            SendResult::Unknown { .. } if !self.again => _ = self.answered.insert(index),
-            SendResult::HubShut { .. } => self.is_over = true,
+            SendResult::Unknown { .. } if !self.resend_unanswered => {
+                _ = self.answered.insert(index)
+            }
+            SendResult::HubUnavailable { .. } => self.is_over = true,
             _ => {}
         }
         self.happens(Event::Answered(vec![(index, result)]));
     }
 
-    fn is_saved(&mut self, result: Result<Wanted, StoreError>, asked_at: Instant) {
+    fn is_saved(&mut self, result: Result<Directive, StoreError>, asked_at: Instant) {
         let Some(reports) = self.saving.take() else {
             return;
         };
         match &result {
-            Ok(wanted) => {
-                self.word_at = asked_at;
-                self.is_over |= *wanted == Wanted::Stop;
+            Ok(directive) => {
+                self.directive_at = asked_at;
+                self.is_over |= *directive == Directive::Stop;
                 for report in &reports {
                     if report.outcome == Outcome::Attempting {
                         self.marked.insert(report.index);
                     } else {
                         self.open.remove(&report.index);
-                        let again = self.recorded.insert(report.index, report.outcome);
-                        assert_eq!(again, None, "recorded twice");
+                        let before = self.recorded.insert(report.index, report.outcome);
+                        assert_eq!(before, None, "recorded twice");
                     }
                 }
             }
@@ -317,7 +329,7 @@ impl World {
         self.happens(saved(reports, asked_at, result));
     }
 
-    /// One of the things that may happen now.
+    /// Makes an event of this kind happen, if possible now.
     fn happens_some(&mut self, kind: u8, nth: u8) {
         let refused = |code| not_sent(NotSent::Refused(code), None);
         let asked_at = self.now - ms(u64::from(nth) % 300);
@@ -330,40 +342,40 @@ impl World {
                 let detail = "lost".into();
                 self.answers(nth, SendResult::Unknown { detail });
             }
-            8..=11 => self.is_saved(Ok(Wanted::GoOn), asked_at.max(self.word_at)),
+            8..=11 => self.is_saved(Ok(Directive::Continue), asked_at.max(self.directive_at)),
             12 => self.is_saved(Err(away()), self.now),
             13..=17 if self.acquiring => {
                 self.acquiring = false;
                 self.permits = self.permits.map(|_| 1);
                 self.happens(Event::Acquired(Ok(())));
             }
-            18 if self.telling => {
-                self.telling = false;
-                self.happens(Event::Told);
+            18 if self.reporting_throttle => {
+                self.reporting_throttle = false;
+                self.happens(Event::ThrottleReported);
             }
             19..=22 => {
                 self.now += ms(u64::from(nth));
                 self.happens(Event::Time);
             }
-            23 if nth < 16 => self.is_saved(Ok(Wanted::Stop), self.now),
+            23 if nth < 16 => self.is_saved(Ok(Directive::Stop), self.now),
             23 if nth < 24 => self.is_saved(Err(superseded()), self.now),
             23 if nth < 40 && !self.state.is_stopping() => {
                 self.is_over = true;
                 self.happens(Event::Stop);
             }
             23 if nth < 48 => {
-                let shut = SendResult::HubShut {
+                let unavailable = SendResult::HubUnavailable {
                     retry_after: None,
-                    reason: "shut".into(),
-                    trouble: HubTrouble::Shut,
+                    reason: "suspended".into(),
+                    trouble: HubTrouble::Unavailable,
                 };
-                self.answers(nth, shut);
+                self.answers(nth, unavailable);
             }
             _ => {}
         }
     }
 
-    /// Nothing goes wrong any more.
+    /// Continues without further failures until the run ends.
     fn comes_to_an_end(&mut self) -> Ended {
         for _ in 0..10_000 {
             for kind in [0, 8, 13, 18] {
@@ -380,16 +392,16 @@ impl World {
 }
 
 proptest! {
-    /// Nothing is sent without a permit, beyond the window, out of touch, after the end, or twice when it may not be; what
-    /// was answered is recorded, once; and every run ends.
+    /// No message is sent without a permit, beyond the window, without a current directive, after
+    /// the end, or twice where forbidden. Every answered send is recorded once, and every run ends.
     #[test]
     fn a_run_keeps_its_promises(
         known in prop::collection::vec(0u8..12, 1..40),
         events in prop::collection::vec((0u8..24, any::<u8>()), 0..400),
-        again: bool,
+        resend_unanswered: bool,
         is_paced: bool,
     ) {
-        let mut world = World::new(&known, again, is_paced);
+        let mut world = World::new(&known, resend_unanswered, is_paced);
         world.happens(Event::Time);
         for (kind, nth) in events {
             if let Some(ended) = world.state.ended(world.now) {
@@ -399,8 +411,8 @@ proptest! {
             world.happens_some(kind, nth);
         }
         let ended = world.comes_to_an_end();
-        // After a drain that was too long for the store, it counts as after a crash.
-        if ended != Ended::Fenced && !world.state.is_silent() {
+        // A drain that ended before the store answered counts as a crash.
+        if ended != Ended::Fenced && !world.state.is_store_failing() {
             for index in &world.answered {
                 prop_assert!(world.recorded.contains_key(index), "{index} is not recorded");
             }

@@ -1,4 +1,4 @@
-//! Several addresses of one broker, and addresses and authorities that change while a process runs.
+//! Several addresses of a broker; addresses and authorities that change while a process runs.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ use crate::{
     connect, dispatch, in_time, refused, settings, shown, until, until_connected, until_lost,
 };
 
-/// A free port.
+/// Returns a free port.
 async fn nobody() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
     listener.unwrap().local_addr().unwrap()
@@ -29,7 +29,8 @@ fn urls(addresses: &[SocketAddr]) -> String {
     urls.join(",")
 }
 
-/// A process reaches the address that answers, wherever it begins, and another address once that is gone.
+/// A process reaches the working address from any first address, and reaches another address after
+/// a loss.
 #[tokio::test]
 async fn the_next_address_is_tried() {
     let broker = RabbitMq::shared().await;
@@ -62,7 +63,7 @@ async fn all_addresses_are_named_when_none_can_be_used() {
     };
     assert_eq!(tried.len(), 2);
     assert!(
-        matches!(error.most_telling(), ConnectError::Credentials { .. }),
+        matches!(error.most_specific(), ConnectError::Credentials { .. }),
         "{error:?}"
     );
     let shown = shown(&error);
@@ -75,7 +76,8 @@ async fn all_addresses_are_named_when_none_can_be_used() {
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
-/// A folder as the kubelet mounts secrets: each file is a link into `..data`, which is a link to a folder.
+/// A folder like a secret mounted by the kubelet: each file is a link into `..data`, which is a
+/// link to a folder.
 struct Mounted {
     folder: tempfile::TempDir,
     versions: u32,
@@ -148,7 +150,7 @@ async fn a_password_that_was_changed_is_waited_for() {
     in_time(amqp.close()).await;
 }
 
-/// The broker's certificate is by another authority than before.
+/// The broker's certificate is signed by another authority than before.
 #[tokio::test]
 async fn authorities_are_read_for_each_connection() {
     let (before, after) = (Tls::start().await, Tls::start().await);
@@ -164,7 +166,7 @@ async fn authorities_are_read_for_each_connection() {
     urls.replace(&url(after.address));
     proxy.refuse();
     until(&amqp, |state| {
-        matches!(state, State::Reconnecting { last_error: Some(why), .. } if why.contains("no TLS with the broker"))
+        matches!(state, State::Reconnecting { last_error: Some(why), .. } if why.contains("TLS handshake with the broker"))
     })
     .await;
     authorities.replace(&after.authority);

@@ -1,4 +1,4 @@
-//! What other clients and operators do at the broker.
+//! Actions of other clients and operators at the broker.
 
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -6,7 +6,7 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
-/// Somebody else.
+/// Another client.
 pub(crate) struct Other {
     channel: Channel,
     _connection: Connection,
@@ -48,7 +48,7 @@ impl Other {
             .unwrap();
     }
 
-    /// What waits in a queue next, if anything does.
+    /// Returns the next message of a queue, if present.
     pub(crate) async fn get(&self, queue: &str) -> Option<(BasicProperties, Vec<u8>)> {
         let got = self
             .channel

@@ -1,4 +1,4 @@
-//! Commands: there, back, and put aside.
+//! Commands: request, reply, and dead letter.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn take(consumer: &mut CommandConsumer) -> IncomingCommand {
     in_time(consumer.next()).await.unwrap()
 }
 
-/// A command and its answer, with the ids that tie them.
+/// A command and the reply, with the ids that connect them.
 #[tokio::test]
 async fn a_request_is_answered() {
     let (amqp, _) = amqp().await;
@@ -35,7 +35,7 @@ async fn a_request_is_answered() {
     amqp.close().await;
 }
 
-/// Nobody answers, and the command is still there for who will.
+/// Without a reply, the command stays in the queue for a later consumer.
 #[tokio::test]
 async fn a_request_that_nobody_answers_ends() {
     let (amqp, _) = amqp().await;
@@ -49,12 +49,12 @@ async fn a_request_that_nobody_answers_ends() {
     assert!(matches!(error, AmqpError::TimedOut { .. }), "{error:?}");
     let mut commands = amqp.commands(4).await.unwrap();
     let command = take(&mut commands).await;
-    // Who asked is gone; that hurts nobody.
+    // The requester is gone; the reply does no harm.
     command.reply(b"{}".to_vec()).await;
     command.ack().await.unwrap();
 }
 
-/// Its own id, and any client's properties.
+/// A command with an id given by the sender, and a command with the properties of another client.
 #[tokio::test]
 async fn a_command_comes_as_it_was_sent() {
     let (amqp, prefix) = amqp().await;
@@ -81,7 +81,7 @@ async fn a_command_comes_as_it_was_sent() {
     );
 }
 
-/// Requeued or dropped, it comes again.
+/// A requeued or dropped command comes again.
 #[tokio::test]
 async fn a_command_that_is_not_done_comes_again() {
     let (amqp, _) = amqp().await;
@@ -98,7 +98,7 @@ async fn a_command_that_is_not_done_comes_again() {
     take(&mut commands).await.ack().await.unwrap();
 }
 
-/// A reply is no way to write to our own queues.
+/// A reply cannot be used to write to the system's own queues.
 #[tokio::test]
 async fn no_reply_goes_to_our_own_queues() {
     let (amqp, prefix) = amqp().await;
@@ -115,7 +115,7 @@ async fn no_reply_goes_to_our_own_queues() {
     assert_eq!(amqp.dead_letters(1).await.unwrap(), []);
 }
 
-/// Without being held in memory whole, and it says how much is missing.
+/// A too large command is not kept in memory whole, and the letter shows the original size.
 #[tokio::test]
 async fn what_is_too_large_is_put_aside_in_part() {
     let (amqp, _) = amqp().await;
@@ -125,8 +125,8 @@ async fn what_is_too_large_is_put_aside_in_part() {
     let command = take(&mut commands).await;
     assert!(matches!(&command.body, CommandBody::TooLarge { size, head }
             if *size == MAX_COMMAND_BYTES + 1 && head.len() == 65_536));
-    let put_aside = command.dead_letter("too_large", "at most 1 MiB");
-    put_aside.await.unwrap();
+    let dead_lettered = command.dead_letter("too_large", "at most 1 MiB");
+    dead_lettered.await.unwrap();
     let letters = amqp.dead_letters(10).await.unwrap();
     let [letter] = &letters[..] else {
         panic!("{letters:?}");
@@ -138,12 +138,12 @@ async fn what_is_too_large_is_put_aside_in_part() {
     assert!(error.to_string().contains("only 65536 of its"), "{error}");
 }
 
-/// A dead letter keeps what it was, and is there before the original goes.
+/// A dead letter keeps the original message, and is written before the original is removed.
 #[tokio::test]
 async fn a_dead_letter_has_the_reason_and_the_original() {
     let (amqp, prefix) = amqp().await;
     let other = Other::at(&RabbitMq::shared().await.url()).await;
-    // The broker would close the channel of whoever republishes under another user's name.
+    // The broker would close the channel of a client that republishes under another user's name.
     let properties = json()
         .with_message_id("m7".into())
         .with_user_id("guest".into())
@@ -167,7 +167,7 @@ async fn a_dead_letter_has_the_reason_and_the_original() {
     assert_eq!(text("x-twincast-queue"), queue);
     assert!(headers["x-twincast-at"].as_long_long_int().is_some());
     assert!(!headers.contains_key("x-twincast-truncated"));
-    // And the original is gone.
+    // The original message is removed.
     drop(commands);
     amqp.close().await;
     assert_eq!(other.get(&queue).await.map(|_| ()), None);

@@ -1,4 +1,4 @@
-//! The contract of the queue.
+//! The conformance suite of the queue port.
 
 use twincast_amqp::{Amqp, AmqpQueue, Settings};
 use twincast_testkit::services::RabbitMq;

@@ -1,4 +1,4 @@
-//! The first connection, and what can be wrong with it.
+//! The first connection, and the possible errors.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -73,7 +73,7 @@ async fn a_name_that_nobody_has_is_told() {
     );
 }
 
-/// It is waited for no longer than it is allowed to take, and nothing is left behind.
+/// The client gives up a silent peer after the time limit, and leaves nothing behind.
 #[tokio::test]
 async fn a_silent_peer_is_given_up() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -86,15 +86,18 @@ async fn a_silent_peer_is_given_up() {
         listener.accept().await.unwrap().0
     });
     assert!(matches!(error, ConnectError::TimedOut { .. }), "{error:?}");
-    assert!(shown(&error).contains("while greeting it"), "{error}");
-    // The library's thread has ended, so the socket has.
+    assert!(
+        shown(&error).contains("while doing the AMQP handshake"),
+        "{error}"
+    );
+    // The library's thread has ended, and so has the socket.
     let mut heard = Vec::new();
     let ended = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut heard);
     in_time(ended).await.unwrap();
     assert!(heard.starts_with(b"AMQP"), "{heard:?}");
 }
 
-/// Not AMQP at all.
+/// The peer does not speak AMQP at all.
 #[tokio::test]
 async fn another_protocol_is_told() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -125,7 +128,8 @@ async fn a_topology_of_others_is_told() {
         "{source:?}"
     );
     assert!(shown(&error).contains(&format!("queue {name} exists with other arguments")));
-    // Who started without waiting is told as well, and connects when it has been set right.
+    // A client started without waiting reports the error as well, and connects when the queue is
+    // corrected.
     let amqp = Amqp::start(settings).unwrap();
     until(&amqp, |state| {
         matches!(state, State::Reconnecting { last_error: Some(why), .. } if why.contains(&name))
@@ -135,7 +139,7 @@ async fn a_topology_of_others_is_told() {
     until_connected(&amqp).await;
 }
 
-/// Without a broker things wait as long as they may, then say what is wrong.
+/// Without a broker, operations wait for as long as allowed, and then report the reason.
 #[tokio::test]
 async fn a_broker_that_comes_later_is_connected_to() {
     let broker = RabbitMq::shared().await;
@@ -163,7 +167,7 @@ async fn a_broker_that_comes_later_is_connected_to() {
     assert_eq!(*amqp.state().borrow(), State::Closed);
 }
 
-/// Closing does not wait for a broker that is away.
+/// Closing does not wait for an unavailable broker.
 #[tokio::test]
 async fn what_is_still_connecting_can_be_closed() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -173,7 +177,7 @@ async fn what_is_still_connecting_can_be_closed() {
     in_time(amqp.close()).await;
 }
 
-/// A broker behind TLS, with a certificate by an authority of our own.
+/// A broker behind TLS, with a certificate signed by a private authority.
 pub(crate) struct Tls {
     pub(crate) address: SocketAddr,
     /// The authority's certificate.
@@ -270,7 +274,7 @@ async fn authorities_that_are_none_are_told() {
         ..settings("amqps://localhost")
     };
     let error = refused(with(file.path())).await;
-    assert!(shown(&error).contains("no certificate in PEM"), "{error:?}");
+    assert!(shown(&error).contains("no PEM certificate"), "{error:?}");
     let error = refused(with(&file.path().with_extension("gone"))).await;
     assert!(shown(&error).contains("No such file"), "{error:?}");
     std::fs::write(

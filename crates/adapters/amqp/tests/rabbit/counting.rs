@@ -1,4 +1,4 @@
-//! Hand-outs are counted on every version of the broker (docs/adr/0028-hand-outs-are-counted.md).
+//! Deliveries are counted on every version of the broker (docs/adr/0028-deliveries-are-counted.md).
 
 use twincast_amqp::{Amqp, DeadLetter};
 use twincast_core::ports::Queue;
@@ -8,7 +8,8 @@ use twincast_testkit::services::RabbitMq;
 use crate::interposer::{Counts, Interposer, NACK, REJECT};
 use crate::{connect, dispatch, hub, in_time, next, settings};
 
-/// Two clients with the same topology: the first connects through an interposer, the second directly.
+/// Two clients with the same topology: the first connects through an interposer, the second
+/// directly.
 async fn both(counts: Counts) -> (Interposer, Amqp, Amqp) {
     let broker = RabbitMq::shared().await;
     let interposer = Interposer::start(broker.address(), counts).await;
@@ -31,8 +32,8 @@ async fn letter(amqp: &Amqp) -> DeadLetter {
     .await
 }
 
-/// From 4.3 on only `basic.reject` and a lost channel count towards the delivery limit. Hidden counts make no difference,
-/// because the broker enforces the stated limit.
+/// From 4.3 on only `basic.reject` and a lost channel count towards the delivery limit. Hidden
+/// counts make no difference, because the broker enforces the declared limit.
 #[tokio::test]
 async fn what_is_given_back_is_rejected_so_that_every_version_counts_it() {
     let (interposer, amqp, direct) = both(Counts::Hidden).await;
@@ -52,8 +53,8 @@ async fn what_is_given_back_is_rejected_so_that_every_version_counts_it() {
     assert_eq!((interposer.sent(REJECT), interposer.sent(NACK)), (21, 0));
 }
 
-/// RabbitMQ 4.3 does not count a message that a consumer held for too long, but shows the number of hand-outs, which the
-/// client enforces.
+/// RabbitMQ 4.3 does not count a message held by a consumer for too long, but shows the number of
+/// hand-outs. The client enforces the limit.
 #[tokio::test]
 async fn what_was_handed_out_too_often_is_put_aside_where_the_broker_only_tells() {
     let (_interposer, amqp, direct) = both(Counts::Acquired { more: 19 }).await;
@@ -83,7 +84,8 @@ async fn what_was_handed_out_too_often_is_put_aside_where_the_broker_only_tells(
     assert_eq!(direct.dead_letters_waiting().await.unwrap(), 0);
 }
 
-/// From 4.3 on the channel stays when a delivery was held for too long, and only the consumer goes.
+/// From 4.3 on the channel stays open when a delivery was held for too long, and only the consumer
+/// is cancelled.
 #[tokio::test]
 async fn a_consumer_that_is_cancelled_goes_on() {
     let (interposer, amqp, _direct) = both(Counts::Acquired { more: 0 }).await;

@@ -1,4 +1,4 @@
-//! Looking at dead letters, and what is done about them.
+//! Reading, replaying and discarding dead letters.
 
 use twincast_amqp::{Amqp, AmqpError, COMMAND_TYPE, DeadLetter};
 use twincast_core::ports::Queue;
@@ -24,7 +24,8 @@ fn bodies(letters: &[DeadLetter]) -> Vec<u32> {
     bodies.map(|body| body.parse().unwrap()).collect()
 }
 
-/// However often somebody looks. From 4.0 a queue forgets what came back twenty times.
+/// Any number of reads loses no letter. From 4.0 on, a queue without a declared limit drops a
+/// message returned 20 times.
 #[tokio::test]
 async fn looking_changes_nothing() {
     let (amqp, _) = amqp().await;
@@ -68,7 +69,7 @@ async fn a_letter_is_discarded() {
     assert!(error.to_string().contains(&letters[0].id), "{error}");
 }
 
-/// A dispatch that the broker put aside says so by itself, and goes back.
+/// A dispatch moved by the broker to the dead letters shows the reason, and can be replayed.
 #[tokio::test]
 async fn what_the_broker_put_aside_can_be_replayed() {
     let (amqp, prefix) = amqp().await;
@@ -93,7 +94,7 @@ async fn what_the_broker_put_aside_can_be_replayed() {
     delivery.ticket.ack().await.unwrap();
 }
 
-/// Anybody can write into the queue.
+/// Any client can write into the queue of dead letters.
 #[tokio::test]
 async fn a_stray_letter_is_shown_and_not_replayed() {
     let (amqp, prefix) = amqp().await;

@@ -1,4 +1,4 @@
-//! What the queue's contract leaves open.
+//! Behaviour of the queue beyond the contract of the port.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use futures::future::join_all;
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use twincast_amqp::{Amqp, DISPATCH_TYPE, DeadLetter, Settings};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::HubName;
 use twincast_core::ports::{Dispatch, Queue, QueueError};
 use twincast_testkit::services::RabbitMq;
@@ -27,7 +27,7 @@ async fn letters(amqp: &Amqp, count: usize) -> Vec<DeadLetter> {
     .await
 }
 
-/// They neither crash the consumer nor stop it, nor come again.
+/// Unreadable dispatches neither crash nor stop the consumer, nor come again.
 #[tokio::test]
 async fn what_cannot_be_read_is_put_aside() {
     let (amqp, prefix) = amqp().await;
@@ -69,7 +69,8 @@ async fn what_cannot_be_read_is_put_aside() {
     assert!(detail.contains("rollout name"), "{detail}");
 }
 
-/// It is a doorbell, which newer workers hear when it is rung again: no dead letter is made of it.
+/// A dispatch of a newer version is acked, and does not become a dead letter: the driver
+/// redispatches the batch for newer workers.
 #[tokio::test]
 async fn a_dispatch_of_a_newer_version_is_let_go() {
     let (amqp, prefix) = amqp().await;
@@ -83,7 +84,7 @@ async fn a_dispatch_of_a_newer_version_is_let_go() {
         other.publish(&name, newer.clone(), b"something new").await;
     }
     queue.publish(&dispatch(5)).await.unwrap();
-    // One is handed out at a time, so the others have been answered for.
+    // A single delivery is unanswered at a time, so the dispatches before are answered.
     let delivery = next(&mut consumer).await;
     assert_eq!(delivery.dispatch, dispatch(5));
     assert!(!delivery.redelivered);
@@ -91,7 +92,7 @@ async fn a_dispatch_of_a_newer_version_is_let_go() {
     assert_eq!(amqp.dead_letters_waiting().await.unwrap(), 0);
 }
 
-/// Then there is room again.
+/// A full queue refuses a dispatch above the limit.
 #[tokio::test]
 async fn a_full_queue_refuses() {
     let settings = Settings {
@@ -110,8 +111,8 @@ async fn a_full_queue_refuses() {
     assert_eq!(queue.depth(&hub()).await.unwrap().waiting, 10);
 }
 
-/// The queue is deleted while it is in use, on both sides. Made again at once, the broker forgets
-/// to tell its consumers.
+/// The queue is deleted while in use on both sides. If the queue is created again at once, the
+/// broker does not notify the consumers.
 #[tokio::test]
 async fn a_queue_that_was_deleted_is_made_again() {
     let settings = Settings {
@@ -131,7 +132,7 @@ async fn a_queue_that_was_deleted_is_made_again() {
     }
 }
 
-/// What it holds is not taken from it.
+/// A renewal does not take unanswered deliveries away from the consumer.
 #[tokio::test]
 async fn a_consumer_that_is_idle_keeps_what_it_holds() {
     let settings = Settings {
@@ -152,8 +153,9 @@ async fn a_consumer_that_is_idle_keeps_what_it_holds() {
     assert_eq!(delivery.dispatch, dispatch(2));
 }
 
-/// Many at once, half of them to a queue that is not there any more: each is told its own fate,
-/// so nothing that was taken is missing. The broker refuses some while it deletes the queue.
+/// Many concurrent publishes, half of them to a deleted queue: each caller receives the verdict on
+/// the caller's own message, so no accepted message is missing. The broker refuses some messages
+/// while deleting the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn returns_are_told_to_whom_they_are_for() {
     let (amqp, prefix) = amqp().await;
@@ -192,7 +194,7 @@ async fn returns_are_told_to_whom_they_are_for() {
     }
 }
 
-/// Made by hand, or with another limit: it is named, and what to do.
+/// A queue created by hand, or with another limit: the error names the queue and the remedy.
 #[tokio::test]
 async fn a_queue_with_other_arguments_is_named() {
     let (amqp, prefix) = amqp().await;
@@ -202,7 +204,7 @@ async fn a_queue_with_other_arguments_is_named() {
     let queue = amqp.queue();
     for _ in 0..2 {
         let error = queue.publish(&dispatch(1)).await.unwrap_err();
-        let words = in_words(&error);
+        let words = describe(&error);
         for expected in [
             &*name,
             "exists with other arguments",
@@ -213,14 +215,14 @@ async fn a_queue_with_other_arguments_is_named() {
         }
     }
     let error = queue.consume(&hub(), 1).await.map(|_| ()).unwrap_err();
-    assert!(in_words(&error).contains(&name), "{error:?}");
-    // Nothing else suffers.
+    assert!(describe(&error).contains(&name), "{error:?}");
+    // Other operations still work.
     amqp.publish_event("a", Vec::new()).await.unwrap();
     other.delete(&name).await;
     queue.publish(&dispatch(1)).await.unwrap();
 }
 
-/// A closed connection says so.
+/// Operations on a closed connection report the close.
 #[tokio::test]
 async fn after_closing_everything_fails() {
     let (amqp, _) = amqp().await;
@@ -232,7 +234,7 @@ async fn after_closing_everything_fails() {
     in_time(amqp.close()).await;
     let error = in_time(consumer.next()).await.unwrap_err();
     assert!(
-        in_words(&error).contains("closed by this process"),
+        describe(&error).contains("this process has closed its connection"),
         "{error:?}"
     );
     assert!(in_time(delivery.ticket.ack()).await.is_err());

@@ -1,13 +1,13 @@
-//! Events: to all who listen, or nobody.
+//! Events reach all listeners, or none.
 
-use twincast_amqp::{EVENT_TYPE, Heard};
+use twincast_amqp::{EVENT_TYPE, EventItem};
 use twincast_secret::SecretSource;
 use twincast_testkit::services::{Proxy, RabbitMq};
 
 use crate::{amqp, connect, in_time, settings};
 
-fn event(topic: &str, body: &[u8]) -> Heard {
-    Heard::Event {
+fn event(topic: &str, body: &[u8]) -> EventItem {
+    EventItem::Event {
         topic: topic.into(),
         content_type: Some(EVENT_TYPE.into()),
         body: body.to_vec(),
@@ -32,7 +32,7 @@ async fn those_who_listen_hear_what_matches() {
     assert_eq!(heard, event("rollout.running", b"rollout.running"));
 }
 
-/// More than are sent ahead.
+/// More events than the broker sends ahead.
 #[tokio::test]
 async fn many_events_are_heard() {
     let (amqp, _) = amqp().await;
@@ -45,7 +45,7 @@ async fn many_events_are_heard() {
     }
 }
 
-/// Who listens is told that something may be missing.
+/// A listener is notified that events may be missing.
 #[tokio::test]
 async fn a_lost_connection_is_a_gap() {
     let broker = RabbitMq::shared().await;
@@ -58,7 +58,7 @@ async fn a_lost_connection_is_a_gap() {
     let (listening, telling) = (connect(listening).await, connect(telling).await);
     let mut events = listening.events("#").await.unwrap();
     proxy.cut();
-    assert_eq!(in_time(events.next()).await.unwrap(), Heard::Gap);
+    assert_eq!(in_time(events.next()).await.unwrap(), EventItem::Gap);
     telling.publish_event("a", Vec::new()).await.unwrap();
     assert_eq!(in_time(events.next()).await.unwrap(), event("a", b""));
     listening.close().await;

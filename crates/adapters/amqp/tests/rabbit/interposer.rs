@@ -1,5 +1,5 @@
-//! A proxy that makes a broker of version 3.10 look like version 4.3 in two respects: the counts in the headers of
-//! deliveries, and the cancelling of a consumer after `consumer_timeout`.
+//! A proxy that makes a broker of version 3.10 look like version 4.3 in two respects: the counts in
+//! the headers of deliveries, and the cancelling of a consumer after `consumer_timeout`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,9 +30,10 @@ const DELIVERY_COUNT: &[u8; 16] = b"x-delivery-count";
 /// The counts in the headers of deliveries.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Counts {
-    /// Nothing.
+    /// Without counts.
     Hidden,
-    /// Named `x-acquired-count`, as 4.3 counts hand-outs that did not fail, and higher than the broker's by `more`.
+    /// Named `x-acquired-count`, as 4.3 counts hand-outs without failures, and higher than the
+    /// broker's count by `more`.
     Acquired { more: u64 },
 }
 
@@ -46,7 +47,7 @@ pub(crate) struct Interposer {
 struct Shared {
     target: SocketAddr,
     counts: Counts,
-    /// The methods of the class `basic` that clients have sent.
+    /// The methods of the class `basic` sent by clients.
     sent: Mutex<Vec<u16>>,
     cancel: broadcast::Sender<()>,
 }
@@ -75,19 +76,19 @@ impl Interposer {
         }
     }
 
-    /// The broker's URL by way of the proxy.
+    /// Returns the broker's URL by way of the proxy.
     pub(crate) fn url(&self) -> String {
         format!("amqp://guest:guest@{}", self.address)
     }
 
-    /// How often clients have sent a method of the class `basic`.
+    /// Returns how often clients have sent a method of the class `basic`.
     pub(crate) fn sent(&self, method: u16) -> usize {
         let sent = self.shared.sent.lock().unwrap();
         sent.iter().filter(|sent| **sent == method).count()
     }
 
-    /// Cancels all consumers, as 4.3 cancels a consumer that has held a delivery for longer than `consumer_timeout`: the
-    /// channel stays open, and no answer is expected.
+    /// Cancels all consumers, as 4.3 cancels a consumer after holding a delivery for longer than
+    /// `consumer_timeout`: the channel stays open, and the broker expects no answer.
     pub(crate) fn cancel_consumers(&self) {
         self.shared.cancel.send(()).expect("a client is connected");
     }
@@ -125,7 +126,7 @@ impl Shared {
         }
     }
 
-    /// Passes frames to the client, changed.
+    /// Passes modified frames to the client.
     async fn back(&self, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
         let mut cancelled = self.cancel.subscribe();
         // Reads are in a task, since half a frame must not be dropped.
@@ -139,7 +140,8 @@ impl Shared {
             }
         });
         let mut consumers = Vec::new();
-        // Bytes of a delivery's body still to come. No other frame may come before on that channel.
+        // Outstanding bytes of a delivery's body. No other frame may come before on the same
+        // channel.
         let mut due = 0;
         loop {
             let mut frame = tokio::select! {
@@ -202,11 +204,11 @@ impl Frame {
         to.write_all(&bytes).await
     }
 
-    /// `basic.cancel` of a consumer. The tag has its length in front.
+    /// Creates the `basic.cancel` of a consumer. The tag is prefixed with its length.
     fn cancel(channel: u16, tag: Vec<u8>) -> Self {
         let mut payload = [BASIC.to_be_bytes(), CANCEL.to_be_bytes()].concat();
         payload.extend(tag);
-        // No answer is wanted.
+        // The broker expects no answer.
         payload.push(1);
         Self {
             kind: METHOD_FRAME,
@@ -215,13 +217,14 @@ impl Frame {
         }
     }
 
-    /// The class and the method of a method's frame.
+    /// Returns the class and the method of a method frame.
     fn method(&self) -> Option<(u16, u16)> {
         let number = |at: usize| u16::from_be_bytes([self.payload[at], self.payload[at + 1]]);
         (self.kind == METHOD_FRAME).then(|| (number(0), number(2)))
     }
 
-    /// Renames and changes the count in a delivery's header. All names have the same length, so sizes stay.
+    /// Renames and changes the count in a delivery's header. All names have the same length, so the
+    /// sizes stay the same.
     fn recount(&mut self, counts: Counts) {
         let length = DELIVERY_COUNT.len();
         let mut windows = self.payload.windows(length);

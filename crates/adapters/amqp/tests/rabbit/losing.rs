@@ -1,24 +1,24 @@
-//! Losing the connection, the channel, the broker; and a broker that holds back.
+//! Lost connections, channels and brokers; and a broker that blocks publishers.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, OnceCell, watch};
 use twincast_amqp::{Amqp, AmqpQueue, COMMAND_TYPE, Settings, State};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ports::{Deliveries, Queue};
 use twincast_testkit::services::{Proxy, RabbitMq};
 
 use crate::{connect, dispatch, hub, in_time, next, settings, until, until_connected, until_lost};
 
-/// A broker to be rough with, for one test at a time.
+/// Returns a broker for disruptive tests, for a single test at a time.
 async fn rough() -> MutexGuard<'static, RabbitMq> {
     static ROUGH: OnceCell<Mutex<RabbitMq>> = OnceCell::const_new();
     let start = async || Mutex::new(RabbitMq::start().await);
     ROUGH.get_or_init(start).await.lock().await
 }
 
-/// How much of some work is done.
+/// The progress of some work.
 struct Done(watch::Sender<usize>);
 
 impl Done {
@@ -34,7 +34,7 @@ impl Done {
         *self.0.borrow()
     }
 
-    /// Waits until so much is done.
+    /// Waits until `many` items are done.
     async fn reaches(&self, many: usize) {
         let mut done = self.0.subscribe();
         let reached = in_time(done.wait_for(|done| *done >= many)).await;
@@ -42,7 +42,7 @@ impl Done {
     }
 }
 
-/// Publishes these until each is confirmed.
+/// Publishes dispatches of these batches until each is confirmed.
 async fn publish(queue: &AmqpQueue, batches: impl IntoIterator<Item = u32>) {
     publish_counting(queue, batches, &Done::nothing()).await;
 }
@@ -58,7 +58,7 @@ async fn publish_counting(
     }
 }
 
-/// Takes and acks until all of these have come.
+/// Consumes and acks until a dispatch of each of these batches has come.
 async fn take_all(queue: &AmqpQueue, batches: impl IntoIterator<Item = u32>) {
     take_all_counting(queue, batches, &Done::nothing()).await;
 }
@@ -76,14 +76,14 @@ async fn take_all_counting(
     };
     while !missing.is_empty() {
         let delivery = next(&mut consumer).await;
-        // Without the ack it comes again, which is all right.
+        // Without the ack the dispatch comes again, which is acceptable.
         if delivery.ticket.ack().await.is_ok() && missing.remove(&delivery.dispatch.batch.0) {
             acked.one();
         }
     }
 }
 
-/// Two clients of a shared broker, through a proxy each.
+/// Settings of a client that reaches the shared broker through a proxy.
 async fn through(proxy: &Proxy) -> Settings {
     Settings {
         publish_timeout: Duration::from_secs(3),
@@ -91,7 +91,7 @@ async fn through(proxy: &Proxy) -> Settings {
     }
 }
 
-/// However often it is cut, in the middle of publishing and in the middle of taking.
+/// The connection is cut repeatedly while publishing and while consuming.
 #[tokio::test]
 async fn cut_connections_lose_nothing_that_was_confirmed() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
@@ -115,7 +115,7 @@ async fn cut_connections_lose_nothing_that_was_confirmed() {
     in_time(async { tokio::join!(publishing.close(), consuming.close()) }).await;
 }
 
-/// Killed, not stopped.
+/// The broker is killed instead of stopped.
 #[tokio::test]
 async fn a_broker_that_was_killed_has_what_it_confirmed() {
     let broker = rough().await;
@@ -132,7 +132,7 @@ async fn a_broker_that_was_killed_has_what_it_confirmed() {
         broker.kill().await;
         until_lost(&amqp).await;
         assert!(confirmed.so_far() < 1_000, "it is lost in the middle");
-        broker.start_again().await;
+        broker.start_stopped().await;
     };
     tokio::join!(
         killing,
@@ -148,7 +148,7 @@ async fn a_broker_that_was_killed_has_what_it_confirmed() {
     in_time(amqp.close()).await;
 }
 
-/// Its answer comes too late, and the dispatch comes again.
+/// An ack over a lost connection fails, and the dispatch comes again.
 #[tokio::test]
 async fn a_ticket_of_a_lost_connection_is_worth_nothing() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
@@ -163,12 +163,12 @@ async fn a_ticket_of_a_lost_connection_is_worth_nothing() {
     assert_eq!(again.dispatch, dispatch(1));
     assert!(again.redelivered);
     let error = first.ticket.ack().await.unwrap_err();
-    let words = in_words(&error);
-    assert!(words.contains("over a connection that is gone"), "{words}");
+    let words = describe(&error);
+    assert!(words.contains("over a lost connection"), "{words}");
     again.ticket.ack().await.unwrap();
 }
 
-/// A network that loses everything: found out by the heartbeat, which is two seconds here.
+/// A network that loses everything: detected by the heartbeat, two seconds in this test.
 #[tokio::test]
 async fn a_silent_connection_is_given_up() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
@@ -182,7 +182,7 @@ async fn a_silent_connection_is_given_up() {
     let mut consumer = queue.consume(&hub(), 2).await.unwrap();
     proxy.block();
     until_lost(&amqp).await;
-    // Some attempts to connect that hear nothing.
+    // Some attempts to connect without an answer.
     until(&amqp, |state| {
         matches!(state, State::Reconnecting { last_error: Some(why), .. } if why.contains("within"))
     })
@@ -214,7 +214,8 @@ async fn a_connection_that_the_broker_closes_is_replaced() {
     next(&mut consumer).await.ticket.ack().await.unwrap();
 }
 
-/// The broker closes the channel of whoever holds a delivery for too long, and hands it out again.
+/// The broker closes the channel of a consumer that holds a delivery for too long, and redelivers
+/// the message.
 #[tokio::test]
 async fn a_consumer_that_took_too_long_goes_on() {
     let broker = rough().await;
@@ -236,8 +237,8 @@ async fn a_consumer_that_took_too_long_goes_on() {
     broker.ctl(&["eval", set]).await;
 }
 
-/// Publishing waits while the broker is short of memory, then says why it could not; closing does
-/// not wait for it.
+/// While the broker is short of memory, a publish waits until the time limit, and then reports the
+/// reason. Closing does not wait for the broker.
 #[tokio::test]
 async fn a_broker_that_blocks_is_respected() {
     let broker = rough().await;
@@ -252,13 +253,13 @@ async fn a_broker_that_blocks_is_respected() {
     broker
         .ctl(&["set_vm_memory_high_watermark", "0.0000001"])
         .await;
-    // The broker blocks who publishes.
+    // The broker blocks publishing clients.
     while queue.publish(&dispatch(2)).await.is_ok() {}
     while other.queue().publish(&dispatch(2)).await.is_ok() {}
     until(&amqp, |state| matches!(state, State::Blocked { .. })).await;
     let error = queue.publish(&dispatch(3)).await.unwrap_err();
-    let words = in_words(&error);
-    assert!(words.contains("takes no messages for now"), "{words}");
+    let words = describe(&error);
+    assert!(words.contains("accepts no messages for now"), "{words}");
     assert!(words.contains("low on memory"), "{words}");
     in_time(other.close()).await;
     broker.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
@@ -268,7 +269,7 @@ async fn a_broker_that_blocks_is_respected() {
     in_time(amqp.close()).await;
 }
 
-/// Nothing is left of it: no task, no connection.
+/// Dropping the last handle leaves neither tasks nor connections behind.
 #[tokio::test]
 async fn the_last_handle_that_goes_closes_the_connection() {
     let broker = RabbitMq::shared().await;
@@ -296,7 +297,7 @@ async fn the_last_handle_that_goes_closes_the_connection() {
     in_time(async { while listed().await {} }).await;
 }
 
-/// Many clients at once come back after a cut.
+/// Many concurrent clients reconnect after a cut.
 #[tokio::test]
 async fn all_come_back() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;

@@ -1,4 +1,4 @@
-//! The adapter on a real RabbitMQ, which all tests share that leave it alone.
+//! The adapter on a real RabbitMQ, shared by all tests that do not disrupt the broker.
 
 mod addresses;
 mod broker;
@@ -16,17 +16,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use twincast_amqp::{Amqp, ConnectError, Settings, State};
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ids::{BatchId, HubName, RolloutName};
 use twincast_core::ports::{Deliveries, Delivery, Dispatch};
 use twincast_retry::Policy;
 use twincast_secret::SecretSource;
 use twincast_testkit::services::RabbitMq;
 
-/// What does not happen by then does not happen; no test waits for it to pass.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit of every wait. No test waits for the limit to pass.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Settings with names of their own, for a broker that is there or will be at once.
+/// Returns settings with unique names, for a broker that is running or about to run.
 fn settings(url: &str) -> Settings {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -39,7 +39,7 @@ fn settings(url: &str) -> Settings {
     }
 }
 
-/// A connection to the shared broker, with names of its own, and its prefix.
+/// Opens a connection to the shared broker with unique names, and returns the prefix.
 async fn amqp() -> (Amqp, String) {
     let settings = settings(&RabbitMq::shared().await.url());
     let prefix = settings.prefix.clone();
@@ -54,13 +54,13 @@ async fn refused(settings: Settings) -> ConnectError {
     in_time(Amqp::connect(settings)).await.expect_err("refused")
 }
 
-/// An error with its causes, and everything else that may be seen of it.
+/// Returns an error with all causes, and all other visible representations of the error.
 fn shown(error: &ConnectError) -> String {
-    format!("{} {error:?} {error:#?}", in_words(error))
+    format!("{} {error:?} {error:#?}", describe(error))
 }
 
 async fn in_time<T>(happens: impl Future<Output = T>) -> T {
-    let happens = tokio::time::timeout(PATIENCE, happens).await;
+    let happens = tokio::time::timeout(TIMEOUT, happens).await;
     happens.expect("it happens in time")
 }
 

@@ -1,30 +1,31 @@
-//! Which batches count in which budgets. That is on disk: what a worker had that died with its process may have been sent.
+//! The batches counted by budgets. Stored on disk, because a worker may have sent messages of a
+//! batch before the process ended.
 
 use redb::ReadableTable;
-use twincast_core::budget::{Begun, BudgetGroup, GroupProgress};
+use twincast_core::budget::{BudgetGroup, BudgetUsage, GroupProgress};
 use twincast_core::ids::{BatchId, RolloutName};
 use twincast_core::plan::BatchHeader;
-use twincast_core::ports::Begins;
+use twincast_core::ports::BudgetEntry;
 use twincast_core::time::Timestamp;
 
 use super::error::Fault;
 use super::read_ops;
 use super::tables::{BatchKey, ReadTables, Series, WriteTables, known_head};
 
-/// A batch's part in its budgets.
-pub(super) fn begun(
+/// Returns the budget usage of a batch.
+pub(super) fn usage(
     table: &impl ReadableTable<BatchKey, (bool, u64)>,
     key: BatchKey,
-) -> Result<Begun, Fault> {
+) -> Result<BudgetUsage, Fault> {
     let stored = table.get(key)?.map(|stored| stored.value());
-    let (is_open, sent_at) = stored.unwrap_or_default();
-    Ok(Begun {
+    let (is_open, recorded_at) = stored.unwrap_or_default();
+    Ok(BudgetUsage {
         is_open,
-        sent_at: Timestamp(sent_at),
+        recorded_at: Timestamp(recorded_at),
     })
 }
 
-/// Groups of a rollout as they are now.
+/// Returns the current progress of budget groups of a rollout.
 pub(super) fn in_progress(
     tables: &ReadTables,
     now: Timestamp,
@@ -42,7 +43,7 @@ pub(super) fn in_progress(
             let (_, _, batch) = member.value();
             let key = (series, batch);
             let counts = read_ops::counts_of(tables, key)?;
-            Ok((BatchId(batch), begun(&tables.begun, key)?, counts))
+            Ok((BatchId(batch), usage(&tables.budget_usage, key)?, counts))
         });
         let counted = counted.collect::<Result<Vec<_>, Fault>>()?;
         Ok(GroupProgress::of(devices, counted, group.silent_ms, now))
@@ -50,7 +51,7 @@ pub(super) fn in_progress(
     progress.collect()
 }
 
-/// Counts a new batch's devices in its groups.
+/// Adds a new batch's devices to the batch's budget groups.
 pub(super) fn add(
     tables: &mut WriteTables<'_>,
     key: BatchKey,
@@ -65,14 +66,14 @@ pub(super) fn add(
     Ok(())
 }
 
-/// The budgets of a batch count it from now on.
-pub(super) fn begin(
+/// Makes the budgets of a batch count the batch from now on.
+pub(super) fn enter(
     tables: &mut WriteTables<'_>,
     series: Series,
     header: &BatchHeader,
-    begins: &Begins,
+    entry: &BudgetEntry,
 ) -> Result<(), Fault> {
-    for (group, batch) in &begins.over {
+    for (group, batch) in &entry.finished {
         tables.members.remove((series, group.as_str(), batch.0))?;
     }
     for group in &header.budgets {
@@ -82,7 +83,7 @@ pub(super) fn begin(
     Ok(())
 }
 
-/// Removes up to `limit` groups and members of a plan that was given up, and says how many.
+/// Removes up to `limit` groups and members of an abandoned plan, and returns the number removed.
 pub(super) fn sweep(
     tables: &mut WriteTables<'_>,
     series: Series,

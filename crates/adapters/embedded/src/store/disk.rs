@@ -1,4 +1,4 @@
-//! Opening the file: whose it is, whether it is ours, and which format it has.
+//! Opens the file: lock, ownership and format.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -11,35 +11,35 @@ use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata,
 };
 
-use super::error::{Misfit, OpenError};
+use super::error::{InvalidData, OpenError};
 use super::overlay::Overlay;
 use super::tables::{FORMAT, ReadTables, WriteTables, meta};
 
-/// The file's pages that are kept in memory. It bounds what the store takes, whatever the size
-/// of the fleet; the system caches the file too, so a larger one was no faster when measured.
+/// The size of the cache for the file's pages. The size bounds the memory of the store for any
+/// fleet. The system caches the file, too, so a larger cache was no faster in measurements.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// Opens the database, as often as it is asked to.
+/// Opens the database, any number of times.
 type Opener = Box<dyn FnMut(&Builder) -> Result<Database, DatabaseError> + Send>;
 
-/// Where the state is. Holds the lock for as long as it lives, so the database can be closed and
-/// opened again after a failed write without another process getting in between.
+/// The place of the state. Holds the lock until dropped, so the database can be closed and opened
+/// again after a failed write, without another process in between.
 pub(super) struct Disk {
     dir: PathBuf,
     open: Opener,
     _lock: Option<File>,
-    /// What is written stays in memory, so nothing may be said to be written.
-    pub(super) is_to_look: bool,
+    /// Writes stay in memory, so no write may be confirmed.
+    pub(super) is_read_only: bool,
 }
 
-/// A database that is open, and what its `meta` table says.
+/// An open database, with the content of the `meta` table.
 pub(super) struct Opened {
     pub(super) database: Database,
-    /// How many groups of requests were committed.
-    pub(super) groups: u64,
-    /// A plan that was given up waits to be removed.
+    /// The number of commits.
+    pub(super) commits: u64,
+    /// An abandoned plan waits for removal.
     pub(super) garbage: bool,
-    /// The hubs that somebody listened to who did not say that it ended, with the listener's state.
+    /// The hubs with a listener that did not report an end, each with the listener's state.
     pub(super) listened_to: Vec<(String, Vec<u8>)>,
 }
 
@@ -52,7 +52,7 @@ impl fmt::Debug for Disk {
 }
 
 impl Disk {
-    /// The folder `dir`, which is made if it is not there, and locked.
+    /// Opens the folder `dir`, created if missing, and locks the folder.
     pub(super) fn folder(dir: &Path) -> Result<Self, OpenError> {
         let io_error = |error| OpenError::from_io(dir.to_owned(), error);
         std::fs::create_dir_all(dir).map_err(io_error)?;
@@ -77,13 +77,13 @@ impl Disk {
         Ok(disk)
     }
 
-    /// The state that is in the folder `dir`, to look at. Nothing there is changed; whoever would change it is kept out
-    /// meanwhile, and others who look are not.
-    pub(super) fn to_look(dir: &Path) -> Result<Self, OpenError> {
+    /// Opens the state in the folder `dir` for reading. Changes nothing. The lock excludes writers,
+    /// and admits other readers.
+    pub(super) fn read_only(dir: &Path) -> Result<Self, OpenError> {
         let io_error = |error| OpenError::from_reading(dir.to_owned(), error);
         let lock = match File::open(dir.join("state.lock")) {
             Ok(lock) => Some(lock),
-            // Nobody has it open who would write: that begins with making this file.
+            // Without the lock file there is no writer: a writer creates the lock file first.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(io_error(error)),
         };
@@ -102,11 +102,11 @@ impl Disk {
             builder.create_with_backend(overlay)
         });
         disk._lock = lock;
-        disk.is_to_look = true;
+        disk.is_read_only = true;
         Ok(disk)
     }
 
-    /// Memory. Nothing can fail there, so it is never opened a second time.
+    /// Opens memory. Memory cannot fail, so is never opened a second time.
     pub(super) fn memory() -> Self {
         let mut backend = Some(InMemoryBackend::new());
         Self::new(PathBuf::from("(memory)"), move |builder| {
@@ -123,21 +123,22 @@ impl Disk {
             dir,
             open: Box::new(open),
             _lock: None,
-            is_to_look: false,
+            is_read_only: false,
         }
     }
 
-    /// Where it is, for messages.
+    /// Returns the folder, for messages.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Opens the database and makes sure that it is ours. `first`: nothing was read of it yet.
+    /// Opens the database, and checks that the state belongs to this program. `first` means that
+    /// the state was not read before.
     pub(super) fn open(&mut self, first: bool) -> Result<Opened, OpenError> {
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
-        // Reads the whole file, some 30 bytes a device: damage is found here, by its checksums,
-        // and not by a panic in the middle of a rollout.
+        // Reads the whole file, some 30 bytes a device: the checksums reveal damage here, and not
+        // as a panic in the middle of a rollout.
         builder.set_check_integrity_on_open(true);
         let dir = &self.dir;
         let open = &mut self.open;
@@ -149,8 +150,8 @@ impl Disk {
     }
 }
 
-/// Makes an empty state under another name first: a crash on the way leaves no half of one, which
-/// could not be told from a damaged state.
+/// Creates an empty state under another name first: a crash leaves no half-made state, which would
+/// look like a damaged state.
 fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
     let io_error = |error| OpenError::from_io(dir.to_owned(), error);
     let new = dir.join("state.new");
@@ -180,11 +181,11 @@ fn write_format(database: &Database) -> Result<(), redb::Error> {
 fn damaged(dir: &Path, what: &str) -> OpenError {
     OpenError::Damaged {
         dir: dir.to_owned(),
-        source: Box::new(Misfit(what.to_owned())),
+        source: Box::new(InvalidData(what.to_owned())),
     }
 }
 
-/// Refuses what we do not know before anything is written to it.
+/// Refuses unknown formats before any write.
 fn check_format(dir: &Path, database: &Database) -> Result<(), OpenError> {
     let found =
         stored_format(database).map_err(|error| OpenError::from_redb(dir.to_owned(), error))?;
@@ -204,9 +205,9 @@ fn check_format(dir: &Path, database: &Database) -> Result<(), OpenError> {
 enum Format {
     /// Nothing was written yet.
     Fresh,
-    /// Ours.
+    /// The state belongs to this program.
     Number(u64),
-    /// Somebody else's.
+    /// The file belongs to another program.
     Foreign,
 }
 
@@ -236,7 +237,7 @@ fn read_meta(database: Database, first: bool) -> Result<Opened, redb::Error> {
     let transaction = database.begin_read()?;
     let tables = ReadTables::open(&transaction)?;
     let number = |key| tables.meta.get(key).map(|n| n.map_or(0, |n| n.value()));
-    let groups = number(meta::GROUPS)?;
+    let commits = number(meta::COMMITS)?;
     let garbage = !tables.garbage.is_empty()?;
     let listened_to = tables
         .listeners
@@ -246,13 +247,13 @@ fn read_meta(database: Database, first: bool) -> Result<Opened, redb::Error> {
     drop((tables, transaction));
     Ok(Opened {
         database,
-        groups,
+        commits,
         garbage,
         listened_to,
     })
 }
 
-/// Makes a new file's name durable, and its folder's.
+/// Makes the name of a new file durable, and the name of the file's folder.
 fn sync_folder(dir: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(dir)?.sync_all()?;

@@ -1,13 +1,13 @@
-//! The thread that owns the file, and its group commit.
+//! The thread that owns the file, with group commit.
 //!
-//! Requests wait in a bounded line. The thread takes what is there, applies every request that
-//! writes in one transaction, commits it once, and only then answers them; the requests that
-//! only read come after, and see what was just committed. So the more there is to do, the more
-//! shares one sync of the disk, and nobody waits for more than two of them.
+//! Requests wait in a bounded channel. The thread takes all waiting requests, applies every write
+//! in a single transaction, commits once, and only then answers the writes; reads follow, and see
+//! the new commit. So under load more requests share a sync of the disk, and no request waits for
+//! more than two syncs.
 //!
-//! When a write fails (the disk is full), nothing of the group is kept. The database refuses to
-//! go on after a failed write, so it is opened anew; a number that each group raises then tells
-//! whether the failed commit got through after all.
+//! When a write fails (for example, on a full disk), no write of the group is kept. The database
+//! refuses to continue after a failed write, so the thread opens the database anew. A number raised
+//! by each group then shows whether the failed commit took effect after all.
 
 use std::sync::Arc;
 
@@ -20,63 +20,63 @@ use twincast_core::ports::{Clock, StoreError};
 use twincast_core::time::Timestamp;
 
 use super::disk::Disk;
-use super::error::{Cause, Fault, Misfit, OpenError, ToLook};
+use super::error::{Cause, Fault, InvalidData, OpenError, ReadOnly};
+use super::lease_states::LeaseStates;
 use super::tables::{LastListener, ReadTables, WriteTables, meta};
-use super::tenancies::Tenancies;
 use super::write_ops::{self, Swept};
 
-/// Requests that may wait. They hold what they want to write, at most a few hundred KiB each,
-/// and there are only so many tasks that ask; more than this would be no more concurrency.
-pub(super) const WAITING: usize = 64;
-/// Requests in one transaction.
-const GROUP: usize = 64;
-/// Rows of given-up plans that one transaction removes. Some 2 MiB of manifests.
+/// The most waiting requests. A waiting request holds the data to write, at most a few hundred KiB,
+/// and the number of calling tasks is limited; a longer queue would not add concurrency.
+pub(super) const MAX_WAITING: usize = 64;
+/// The most requests in a transaction.
+const MAX_PER_COMMIT: usize = 64;
+/// The most rows of abandoned plans removed by a transaction. Some 2 MiB of manifests.
 const SWEEP_ROWS: usize = 512;
 
-/// What the thread is asked.
+/// A request to the thread.
 pub(super) enum Request {
-    /// To change something.
+    /// Changes the state.
     Write(Box<dyn Write>),
-    /// To read something.
+    /// Reads the state.
     Read(Box<dyn Read>),
-    /// To close the file, and to say when it is closed.
+    /// Closes the file, and reports the close.
     Close(oneshot::Sender<()>),
 }
 
-/// What an operation that writes works on.
+/// The context of a write.
 pub(super) struct Writing<'a, 't> {
     pub(super) tables: &'a mut WriteTables<'t>,
-    pub(super) tenancies: &'a mut Tenancies,
+    pub(super) lease_states: &'a mut LeaseStates,
     pub(super) now: Timestamp,
 }
 
-/// What an operation that reads works on.
+/// The context of a read.
 pub(super) struct Reading<'a> {
     pub(super) tables: &'a ReadTables,
-    pub(super) tenancies: &'a mut Tenancies,
+    pub(super) lease_states: &'a mut LeaseStates,
     pub(super) now: Timestamp,
 }
 
-/// A request that writes.
+/// A write request.
 pub(super) trait Write: Send {
-    /// Takes effect in a transaction. An error means that the transaction is lost.
+    /// Applies the write in a transaction. An error means that the transaction is lost.
     fn apply(&mut self, on: Writing<'_, '_>) -> Result<(), redb::Error>;
-    /// Answers, now that it is known what became of the transaction.
-    fn answer(self: Box<Self>, group: Result<(), &GroupFault>);
+    /// Answers the request after the end of the transaction.
+    fn answer(self: Box<Self>, commit: Result<(), &CommitFault>);
 }
 
-/// A request that only reads.
+/// A read request.
 pub(super) trait Read: Send {
-    /// Reads and answers.
+    /// Reads, and answers the request.
     fn answer(self: Box<Self>, on: Result<Reading<'_>, &Cause>);
 }
 
-/// Why a group had no effect.
+/// Why a group had no confirmed effect.
 #[derive(Debug)]
-pub(super) enum GroupFault {
-    /// Nothing of it was kept.
+pub(super) enum CommitFault {
+    /// Nothing of the group was kept.
     NotWritten(Cause),
-    /// It is not known whether it was kept.
+    /// The group may have been kept or not.
     InDoubt(Cause),
 }
 
@@ -126,24 +126,24 @@ where
         self.result = Some(match operation(on) {
             Ok(value) => Ok(value),
             Err(Fault::Refused(error)) => Err(error),
-            Err(Fault::Damaged(what)) => Err(Self::corrupt(self.doing.clone(), Misfit(what))),
+            Err(Fault::Damaged(what)) => Err(Self::corrupt(self.doing.clone(), InvalidData(what))),
             Err(Fault::Failed(error)) => return Err(error),
         });
         Ok(())
     }
 
-    fn answer(self: Box<Self>, group: Result<(), &GroupFault>) {
+    fn answer(self: Box<Self>, commit: Result<(), &CommitFault>) {
         let doing = self.doing;
-        let result = match (group, self.result) {
-            // Nobody waits for it any more, so it was not even tried.
+        let result = match (commit, self.result) {
+            // The caller has gone, so the write was not tried.
             (Ok(()), None) => return,
             (Ok(()), Some(result)) => result,
-            // A refusal wrote nothing, but what it was founded on may not be there.
-            (Err(GroupFault::NotWritten(cause)), _) => Err(StoreError::NotWritable {
+            // A refusal wrote nothing, but the data behind the refusal may be lost.
+            (Err(CommitFault::NotWritten(cause)), _) => Err(StoreError::NotWritable {
                 doing,
                 source: Box::new(cause.clone()),
             }),
-            (Err(GroupFault::InDoubt(cause)), _) => Err(StoreError::Unavailable {
+            (Err(CommitFault::InDoubt(cause)), _) => Err(StoreError::Unavailable {
                 doing,
                 source: Box::new(cause.clone()),
             }),
@@ -171,7 +171,7 @@ where
             Ok(on) => match operation(on) {
                 Ok(value) => Ok(value),
                 Err(Fault::Refused(error)) => Err(error),
-                Err(Fault::Damaged(what)) => Err(Self::corrupt(doing, Misfit(what))),
+                Err(Fault::Damaged(what)) => Err(Self::corrupt(doing, InvalidData(what))),
                 Err(Fault::Failed(error @ redb::Error::Corrupted(_))) => {
                     Err(Self::corrupt(doing, error))
                 }
@@ -182,15 +182,15 @@ where
     }
 }
 
-/// The thread's own.
+/// The state of the thread.
 pub(super) struct Engine {
     disk: Disk,
-    /// `None` after a failure, until it could be opened again.
+    /// `None` after a failure, until the database could be opened again.
     database: Option<Database>,
-    groups: u64,
+    commits: u64,
     garbage: bool,
     listened_to: Vec<(String, Vec<u8>)>,
-    tenancies: Tenancies,
+    lease_states: LeaseStates,
     clock: Arc<dyn Clock>,
 }
 
@@ -200,15 +200,16 @@ impl Engine {
         Ok(Self {
             disk,
             database: Some(opened.database),
-            groups: opened.groups,
+            commits: opened.commits,
             garbage: opened.garbage,
             listened_to: opened.listened_to,
-            tenancies: Tenancies::default(),
+            lease_states: LeaseStates::default(),
             clock,
         })
     }
 
-    /// Listeners of an earlier process: one that did not say that it ended may have had messages in hand up to now.
+    /// Returns the listeners of an earlier process. A listener without a reported end may have held
+    /// messages until now.
     pub(super) fn lost_listeners(&mut self, now: Timestamp) -> Listeners {
         let mut listeners = Listeners::default();
         for (hub, last) in std::mem::take(&mut self.listened_to) {
@@ -223,7 +224,7 @@ impl Engine {
                 ended: None,
             });
             let report = ListenerReport {
-                listener: Holder::new("before").expect("a name of ours"),
+                listener: Holder::new("before").expect("the name is valid"),
                 heard_ago: None,
                 state: ListenerState {
                     listening: false,
@@ -235,7 +236,7 @@ impl Engine {
         listeners
     }
 
-    /// Works until it is told to close, or nobody can ask any more.
+    /// Serves requests until a close request, or until all senders are dropped.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut may_sweep = true;
         loop {
@@ -243,8 +244,8 @@ impl Engine {
                 Ok(request) => Some(request),
                 Err(TryRecvError::Disconnected) => None,
                 Err(TryRecvError::Empty) if self.garbage && may_sweep => {
-                    // Nobody waits: time to clean up. After a failure, not before the next one
-                    // who asks has found that writing works again.
+                    // No request waits: time to clean up. After a failure, cleaning up waits until
+                    // the next request has shown that writes work again.
                     may_sweep = self.commit(&mut []).is_ok();
                     continue;
                 }
@@ -263,7 +264,7 @@ impl Engine {
         }
     }
 
-    /// Serves one group. Gives the request to close, if one is in it.
+    /// Serves a group of requests. Returns the close request, if the group has such a request.
     fn serve(
         &mut self,
         first: Request,
@@ -277,7 +278,7 @@ impl Engine {
                 Request::Read(read) => reads.push(read),
                 Request::Close(closed) => close = Some(closed),
             }
-            let full = writes.len() + reads.len() >= GROUP || close.is_some();
+            let full = writes.len() + reads.len() >= MAX_PER_COMMIT || close.is_some();
             next = if full { None } else { requests.try_recv().ok() };
         }
         if !writes.is_empty() {
@@ -293,42 +294,42 @@ impl Engine {
     }
 
     /// Applies and commits a group.
-    fn commit(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), GroupFault> {
-        if self.disk.is_to_look {
-            return Err(GroupFault::NotWritten(Cause(Arc::new(ToLook))));
+    fn commit(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), CommitFault> {
+        if self.disk.is_read_only {
+            return Err(CommitFault::NotWritten(Cause(Arc::new(ReadOnly))));
         }
         if self.database.is_none() {
-            self.reopen().map_err(GroupFault::NotWritten)?;
+            self.reopen().map_err(CommitFault::NotWritten)?;
         }
         let fault = match self.transact(writes) {
             Ok(()) => return Ok(()),
             Err(fault) => fault,
         };
-        tracing::warn!(error = %fault.cause(), "the state could not be written, opening it anew");
+        tracing::warn!(error = %fault.cause(), "the state could not be written, reopening it");
         self.database = None;
-        let attempted = self.groups + 1;
+        let attempted = self.commits + 1;
         let reopened = self.reopen();
         match fault {
-            GroupFault::InDoubt(_) if reopened.is_ok() && self.groups == attempted => Ok(()),
-            GroupFault::InDoubt(cause) if reopened.is_ok() => Err(GroupFault::NotWritten(cause)),
+            CommitFault::InDoubt(_) if reopened.is_ok() && self.commits == attempted => Ok(()),
+            CommitFault::InDoubt(cause) if reopened.is_ok() => Err(CommitFault::NotWritten(cause)),
             fault => Err(fault),
         }
     }
 
-    /// One transaction. When it fails, the database must be opened anew.
-    fn transact(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), GroupFault> {
-        let before = |error: redb::Error| GroupFault::NotWritten(cause_of(error));
+    /// Runs a transaction. After a failure, the database must be opened anew.
+    fn transact(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), CommitFault> {
+        let before = |error: redb::Error| CommitFault::NotWritten(cause_of(error));
         let database = self.database.as_ref().expect("it was opened just now");
         let transaction = database.begin_write().map_err(|e| before(e.into()))?;
         let mut tables = WriteTables::open(&transaction).map_err(|e| before(e.into()))?;
         let now = self.clock.now();
         for write in writes.iter_mut() {
-            let tenancies = &mut self.tenancies;
+            let lease_states = &mut self.lease_states;
             let tables = &mut tables;
             write
                 .apply(Writing {
                     tables,
-                    tenancies,
+                    lease_states,
                     now,
                 })
                 .map_err(before)?;
@@ -336,20 +337,20 @@ impl Engine {
         let swept = sweep(&mut tables).map_err(before)?;
         let wrote = tables.wrote;
         if wrote {
-            let raised = tables.meta.insert(meta::GROUPS, self.groups + 1);
+            let raised = tables.meta.insert(meta::COMMITS, self.commits + 1);
             raised.map_err(|e| before(e.into()))?;
         }
         drop(tables);
         if wrote {
             let committed = transaction.commit();
-            committed.map_err(|e| GroupFault::InDoubt(cause_of(e.into())))?;
-            self.groups += 1;
+            committed.map_err(|e| CommitFault::InDoubt(cause_of(e.into())))?;
+            self.commits += 1;
         } else {
             transaction.abort().map_err(|e| before(e.into()))?;
         }
         self.garbage = swept != Swept::Clean;
-        if let Swept::Whole(series) = swept {
-            self.tenancies.forget(series);
+        if let Swept::Finished(series) = swept {
+            self.lease_states.forget(series);
         }
         Ok(())
     }
@@ -368,7 +369,7 @@ impl Engine {
         for read in reads {
             read.answer(Ok(Reading {
                 tables: &tables,
-                tenancies: &mut self.tenancies,
+                lease_states: &mut self.lease_states,
                 now,
             }));
         }
@@ -388,14 +389,14 @@ impl Engine {
     fn reopen(&mut self) -> Result<(), Cause> {
         let opened = self.disk.open(false);
         let opened = opened.map_err(|error| Cause(Arc::new(error)))?;
-        self.groups = opened.groups;
+        self.commits = opened.commits;
         self.garbage = opened.garbage;
         self.database = Some(opened.database);
         Ok(())
     }
 }
 
-impl GroupFault {
+impl CommitFault {
     fn cause(&self) -> &Cause {
         match self {
             Self::NotWritten(cause) | Self::InDoubt(cause) => cause,
@@ -403,13 +404,13 @@ impl GroupFault {
     }
 }
 
-/// Removes a part of what was given up.
+/// Removes a part of the abandoned plans.
 fn sweep(tables: &mut WriteTables<'_>) -> Result<Swept, redb::Error> {
     match write_ops::sweep(tables, SWEEP_ROWS) {
         Ok(swept) => Ok(swept),
         Err(Fault::Failed(error)) => Err(error),
         Err(Fault::Refused(_) | Fault::Damaged(_)) => {
-            tracing::error!("a plan that was given up cannot be removed, and stays");
+            tracing::error!("an abandoned plan cannot be removed, and stays");
             Ok(Swept::Clean)
         }
     }

@@ -1,4 +1,4 @@
-//! What can go wrong, in words for people and for callers.
+//! Errors of the store, for people and for callers.
 
 use std::error::Error;
 use std::fmt;
@@ -12,33 +12,33 @@ use twincast_core::ports::StoreError;
 /// Why a state folder could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process works on it.
+    /// Another process uses the state.
     #[error("the state in {} is in use by another process", dir.display())]
     InUse {
         /// The folder.
         dir: PathBuf,
     },
-    /// The path leads to something that is no folder.
+    /// The path does not lead to a folder.
     #[error("{} is not a folder, so no state can be kept in it", dir.display())]
     NotAFolder {
         /// The path.
         dir: PathBuf,
     },
-    /// The system does not let us write there.
+    /// The system denies write access.
     #[error("cannot write to the state in {}", dir.display())]
     NotWritable {
         /// The folder.
         dir: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// The system does not let us read there.
+    /// The system denies read access.
     #[error("cannot read the state in {}", dir.display())]
     NotReadable {
         /// The folder.
         dir: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -47,11 +47,11 @@ pub enum OpenError {
     NoRoom {
         /// The folder.
         dir: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// A newer release has written it.
+    /// A newer release has written the state.
     #[error(
         "the state in {} has format {found}, and this release reads up to format {known}: \
          use the release that wrote it, or a newer one", dir.display()
@@ -59,26 +59,26 @@ pub enum OpenError {
     TooNew {
         /// The folder.
         dir: PathBuf,
-        /// The format's number.
+        /// The number of the format.
         found: u64,
-        /// The newest that we know.
+        /// The newest known format.
         known: u64,
     },
-    /// What is there is not a state of ours, or no longer one.
+    /// The content is not a state of this program, or is damaged.
     #[error("the state in {} is damaged, or is not a Twincast state", dir.display())]
     Damaged {
         /// The folder.
         dir: PathBuf,
-        /// What does not fit.
+        /// The damage.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Anything else that the system says.
+    /// Any other error of the system.
     #[error("cannot open the state in {}", dir.display())]
     System {
         /// The folder.
         dir: PathBuf,
-        /// What it says.
+        /// The error of the system.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
@@ -141,14 +141,14 @@ impl OpenError {
     }
 }
 
-/// Why an operation ended without its effect.
+/// Why an operation had no effect.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It was refused before it wrote anything.
+    /// The operation was refused before any write.
     Refused(StoreError),
-    /// It found data that cannot be; it has written nothing.
+    /// The operation found impossible data, and has written nothing.
     Damaged(String),
-    /// The file failed. Nothing of the transaction may be kept.
+    /// The file failed. The whole transaction must be discarded.
     Failed(redb::Error),
 }
 
@@ -180,7 +180,7 @@ impl Fault {
     }
 }
 
-/// A failure that all requests of a group are told of.
+/// A failure reported to all requests of a group.
 #[derive(Debug, Clone)]
 pub(super) struct Cause(pub(super) Arc<dyn Error + Send + Sync>);
 
@@ -196,15 +196,15 @@ impl Error for Cause {
     }
 }
 
-/// Data that cannot be what was written.
+/// Data that the store cannot have written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Misfit(pub(super) String);
+pub(super) struct InvalidData(pub(super) String);
 
-/// The store was opened to look at it.
+/// The store was opened read-only.
 #[derive(Debug, thiserror::Error)]
-#[error("the state was opened to look at it, and nothing of it can be changed")]
-pub(super) struct ToLook;
+#[error("the state is open read-only, and cannot be changed")]
+pub(super) struct ReadOnly;
 
 /// The store was closed, or its thread has died.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,8 @@
-//! A file that is only looked at: whatever the database writes stays in memory.
+//! A read-only file: writes of the database stay in memory.
 //!
-//! A database that was not closed is repaired when it is opened, and one that is opened notes so in its header. Here
-//! that happens over the file, and not in it, so a reader needs no right to write, and changes nothing for anybody.
+//! The database repairs an unclosed file when opening the file, and marks an open file in the
+//! header. The overlay keeps both writes in memory. So a reader needs no write access, and changes
+//! nothing for other processes.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,10 +12,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
-/// What is written is kept in pieces of this size.
+/// The size of the pieces in which writes are kept.
 const PIECE: usize = 4096;
 
-/// A file, and what was written over it. It holds what a repair writes, which is a small part of a file.
+/// A file with the writes on top. The writes are those of a repair, a small part of a file.
 #[derive(Debug)]
 pub(super) struct Overlay {
     file: File,
@@ -24,7 +25,7 @@ pub(super) struct Overlay {
 #[derive(Debug)]
 struct Over {
     len: u64,
-    /// Up to where the file counts; beyond it are zeros.
+    /// The length of the valid part of the file, followed by zeros.
     file_len: u64,
     pieces: HashMap<u64, Box<[u8; PIECE]>>,
 }
@@ -47,7 +48,7 @@ impl Overlay {
         self.over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the file has at `offset`, with zeros beyond `end`.
+    /// Reads the file at `offset`, with zeros beyond `end`.
     fn below(&self, end: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let there = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
         let (from_file, beyond) = out.split_at_mut(there.min(out.len()));
@@ -56,7 +57,8 @@ impl Overlay {
     }
 }
 
-/// The pieces that a range lies in: each one's number, the offset in it, and the range's part.
+/// Splits a range into pieces: the number of each piece, the offset in the piece, and the part of
+/// the range.
 fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -96,7 +98,7 @@ impl StorageBackend for Overlay {
         let mut over = self.over();
         over.len = len;
         over.file_len = over.file_len.min(len);
-        // What is cut off reads as zeros when it is there again.
+        // Truncated data reads as zeros after growing again.
         over.pieces
             .retain(|number, _| number.saturating_mul(PIECE as u64) < len);
         let within = usize::try_from(len % PIECE as u64).expect("below the size of a piece");
@@ -131,7 +133,8 @@ mod tests {
 
     use super::*;
 
-    /// Every read sees what a plain file would have, and the file below stays as it is.
+    /// Every read returns the content of a plain file with the same writes, and the file below
+    /// stays unchanged.
     #[test]
     fn it_reads_as_if_the_file_had_been_written() {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");

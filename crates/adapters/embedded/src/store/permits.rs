@@ -1,4 +1,4 @@
-//! The hubs' permits, for as long as this process lives.
+//! The permits of hubs, kept in memory.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use twincast_core::ids::HubName;
 use twincast_core::permits::{Grant, HubPermits, LimiterState, Links, PermitRequest};
 use twincast_core::time::Timestamp;
 
-/// What each hub has to give.
+/// The limiters and link budgets of hubs.
 #[derive(Debug, Default)]
 pub(super) struct Permits {
     hubs: HashMap<HubName, HubPermits>,
@@ -31,7 +31,7 @@ impl Permits {
         hub.throttled(now, retry_after);
     }
 
-    /// What a hub's limiter does.
+    /// Returns the state of a hub's limiter.
     pub(super) fn state(&self, now: Timestamp, hub: &HubName) -> LimiterState {
         let hub = self.hubs.get(hub);
         hub.map(|permits| permits.state(now)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The operations that only read.
+//! The read operations.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,8 +6,8 @@ use std::ops::Bound;
 use redb::ReadableTable;
 use serde::de::DeserializeOwned;
 use twincast_core::batch::{Batch, BatchStatus};
-use twincast_core::group::Line;
-use twincast_core::ids::{BatchId, GroupName, HubHost, HubName, RolloutName, StageIndex};
+use twincast_core::concurrency_group::GroupQueue;
+use twincast_core::ids::{BatchId, ConcurrencyGroup, HubHost, HubName, RolloutName, StageIndex};
 use twincast_core::outcome::{Counts, OutcomeList};
 use twincast_core::plan::{self, Checksum, DeviceList};
 use twincast_core::ports::{Loaded, Part, Tally};
@@ -16,26 +16,26 @@ use twincast_core::time::Timestamp;
 
 use super::budgets;
 use super::error::Fault;
+use super::lease_states::LeaseStates;
 use super::tables::{
     BatchKey, Head, ReadTables, Series, attempts_of, batch_of, checksum_of, counts, header, key,
     known_head, open_key,
 };
-use super::tenancies::Tenancies;
 
-/// A batch as it is stored; its manifest is unpacked by the caller's task.
+/// A batch in stored form; the caller's task unpacks the manifest.
 pub(super) struct StoredBatch {
     loaded: Loaded,
     manifest: Option<Vec<u8>>,
 }
 
-/// Which batches are asked for.
+/// The requested batches.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Page {
     pub(super) after: Option<BatchId>,
     pub(super) limit: usize,
 }
 
-/// A rollout from its record and the notes on it.
+/// Returns a rollout, joined from the record and the notes.
 pub(super) fn rollout_of(
     rollouts: &impl ReadableTable<&'static str, &'static [u8]>,
     notes: &impl ReadableTable<&'static str, &'static [u8]>,
@@ -44,7 +44,7 @@ pub(super) fn rollout_of(
     let Some(record) = json_of(rollouts, name, "record")? else {
         return Ok(None);
     };
-    let missing = || Fault::damaged(format!("there are no notes on rollout {name}"));
+    let missing = || Fault::damaged(format!("rollout {name} has no notes"));
     let notes = json_of(notes, name, "notes")?.ok_or_else(missing)?;
     Ok(Some(Rollout { notes, ..record }))
 }
@@ -66,18 +66,18 @@ fn json_of<T: DeserializeOwned>(
         .map_err(|error| Fault::damaged(format!("the {what} of rollout {name}: {error}")))
 }
 
-pub(super) fn line_of(
-    lines: &impl ReadableTable<&'static str, &'static [u8]>,
-    group: &GroupName,
-) -> Result<Line, Fault> {
-    let Some(stored) = lines.get(group.as_str())? else {
-        return Ok(Line::default());
+pub(super) fn group_queue_of(
+    group_queues: &impl ReadableTable<&'static str, &'static [u8]>,
+    group: &ConcurrencyGroup,
+) -> Result<GroupQueue, Fault> {
+    let Some(stored) = group_queues.get(group.as_str())? else {
+        return Ok(GroupQueue::default());
     };
     serde_json::from_slice(stored.value())
-        .map_err(|error| Fault::damaged(format!("the line of group {group}: {error}")))
+        .map_err(|error| Fault::damaged(format!("the queue of concurrency group {group}: {error}")))
 }
 
-/// The host name that a hub's alias is bound to, if it is bound.
+/// Returns the host name bound to a hub's alias, if bound.
 pub(super) fn host_of(
     hosts: &impl ReadableTable<&'static str, &'static str>,
     hub: &HubName,
@@ -102,7 +102,7 @@ pub(super) fn rollouts(tables: &ReadTables) -> Result<Vec<RolloutName>, Fault> {
 
 pub(super) fn batches(
     tables: &ReadTables,
-    tenancies: &Tenancies,
+    lease_states: &LeaseStates,
     now: Timestamp,
     name: &RolloutName,
     page: Page,
@@ -115,11 +115,11 @@ pub(super) fn batches(
     let range = (start, Bound::Included((head.series, u32::MAX)));
     let ids = keys(tables.batches.range::<BatchKey>(range)?, page.limit)?;
     ids.into_iter()
-        .map(|id| status(tables, tenancies, now, &head, id))
+        .map(|id| status(tables, lease_states, now, &head, id))
         .collect()
 }
 
-/// Which open batches are asked for.
+/// The requested open batches.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Open<'a> {
     pub(super) hub: &'a HubName,
@@ -127,11 +127,11 @@ pub(super) struct Open<'a> {
     pub(super) limit: usize,
 }
 
-/// A hub's batches on which something is left to do. Passes over those of other hubs, of which a
-/// local engine has few.
+/// Returns a hub's batches with work left. Skips batches of other hubs; a local engine has few
+/// hubs.
 pub(super) fn open_batches(
     tables: &ReadTables,
-    tenancies: &Tenancies,
+    lease_states: &LeaseStates,
     now: Timestamp,
     name: &RolloutName,
     wanted: &Open<'_>,
@@ -145,7 +145,7 @@ pub(super) fn open_batches(
         if is_past || found.len() == wanted.limit {
             break;
         }
-        let status = status(tables, tenancies, now, &head, BatchId(id))?;
+        let status = status(tables, lease_states, now, &head, BatchId(id))?;
         if status.header.hub == *wanted.hub {
             found.push(status);
         }
@@ -155,7 +155,7 @@ pub(super) fn open_batches(
 
 fn status(
     tables: &ReadTables,
-    tenancies: &Tenancies,
+    lease_states: &LeaseStates,
     now: Timestamp,
     head: &Head,
     id: BatchId,
@@ -164,11 +164,16 @@ fn status(
     let key = key(head.series, id);
     let header = header(&tables.batches, key)?.ok_or_else(missing)?;
     let counts = outcomes_of(&tables.outcomes, key, header.devices)?.counts();
-    let (tenancy, _) = tenancies.of(head.series, id);
-    let begun = budgets::begun(&tables.begun, key)?;
-    let version = head.stance.revision.version;
+    let (lease_state, _) = lease_states.of(head.series, id);
+    let budget_usage = budgets::usage(&tables.budget_usage, key)?;
+    let version = head.control.revision.version;
     Ok(BatchStatus::of(
-        header, counts, &tenancy, begun, version, now,
+        header,
+        counts,
+        &lease_state,
+        budget_usage,
+        version,
+        now,
     ))
 }
 
@@ -183,7 +188,7 @@ fn keys<V: redb::Value + 'static>(
 
 pub(super) fn batch(
     tables: &ReadTables,
-    tenancies: &Tenancies,
+    lease_states: &LeaseStates,
     now: Timestamp,
     name: &RolloutName,
     (batch, part): (BatchId, Part),
@@ -200,10 +205,10 @@ pub(super) fn batch(
         codes.insert(place.value().2, code.value());
     }
     let manifest = match part {
-        Part::State => None,
-        Part::Whole => Some(manifest(tables, key)?),
+        Part::WithoutDevices => None,
+        Part::WithDevices => Some(manifest(tables, key)?),
     };
-    let (tenancy, version) = tenancies.of(series, batch);
+    let (lease_state, version) = lease_states.of(series, batch);
     Ok(StoredBatch {
         manifest,
         loaded: Loaded {
@@ -213,14 +218,14 @@ pub(super) fn batch(
                 added_at: Timestamp(0),
                 codes,
                 attempts: attempts_of(&tables.attempts, key)?,
-                tenancy,
-                begun: budgets::begun(&tables.begun, key)?,
+                lease_state,
+                budget_usage: budgets::usage(&tables.budget_usage, key)?,
             },
             version,
             devices: None,
-            rollout: head.stance,
-            whole_at: Timestamp(0),
-            begun: tenancies.begun(series),
+            rollout: head.control,
+            plan_completed_at: Timestamp(0),
+            budget_stamp: lease_states.budget_stamp(series),
             now,
         },
     })
@@ -246,7 +251,7 @@ pub(super) fn outcomes_of(
     OutcomeList::from_bytes(stored.value(), devices as usize).map_err(Fault::damaged)
 }
 
-/// A batch's outcomes, counted.
+/// Counts the outcomes of a batch.
 pub(super) fn counts_of(tables: &ReadTables, key: BatchKey) -> Result<Counts, Fault> {
     let header = header(&tables.batches, key)?
         .ok_or_else(|| Fault::damaged(format!("batch {} has no header", key.1)))?;
@@ -254,7 +259,7 @@ pub(super) fn counts_of(tables: &ReadTables, key: BatchKey) -> Result<Counts, Fa
 }
 
 impl StoredBatch {
-    /// Unpacks the manifest. The error is in words.
+    /// Unpacks the manifest. The error is a description.
     pub(super) fn unpack(self) -> Result<Loaded, String> {
         let Self {
             mut loaded,
@@ -267,9 +272,7 @@ impl StoredBatch {
             let devices = DeviceList::from_text(&text).map_err(|error| error.to_string())?;
             let (found, meant) = (devices.len(), loaded.batch.header.devices);
             if found != meant as usize {
-                return Err(format!(
-                    "a manifest of {found} devices in a batch of {meant}"
-                ));
+                return Err(format!("a manifest has {found} devices instead of {meant}"));
             }
             loaded.devices = Some(devices);
         }
@@ -290,7 +293,7 @@ pub(super) fn tallies(tables: &ReadTables, name: &RolloutName) -> Result<Vec<Tal
         .collect()
 }
 
-/// The stages and hubs of a series, ascending.
+/// Returns the stages and hubs of a series, ascending.
 pub(super) fn tally_keys(
     tallies: &impl ReadableTable<(u32, u16, &'static str), &'static [u8]>,
     series: Series,
@@ -306,25 +309,33 @@ pub(super) fn tally_keys(
         .collect()
 }
 
-/// Recounts everything of a rollout that is kept as a sum.
+/// Recounts all stored sums of a rollout.
 pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Fault> {
     let head = known_head(&tables.heads, name)?;
     let record = rollout_of(&tables.rollouts, &tables.notes, name)?
         .ok_or_else(|| Fault::damaged(format!("rollout {name} has no record")))?;
     if Head::of(&record, head.series) != head {
-        return Err(Fault::damaged("a head is not that of its record"));
+        return Err(Fault::damaged("a head does not match its record"));
     }
     let mut sums = BTreeMap::<_, Counts>::new();
     let mut checksum = Checksum::default();
     let range = (head.series, 0)..=(head.series, u32::MAX);
-    let tenancies = Tenancies::default();
+    let lease_states = LeaseStates::default();
     for id in keys(tables.batches.range(range)?, usize::MAX)? {
-        let stored = batch(tables, &tenancies, Timestamp(0), name, (id, Part::Whole))?;
+        let stored = batch(
+            tables,
+            &lease_states,
+            Timestamp(0),
+            name,
+            (id, Part::WithDevices),
+        )?;
         let Loaded { batch, devices, .. } = stored.unpack().map_err(Fault::damaged)?;
         let (header, recounted) = (batch.header.clone(), batch.counts());
         let is_open = tables.open.get(open_key(head.series, &header))?.is_some();
         if is_open != (recounted.unsettled() > 0) {
-            return Err(Fault::damaged(format!("the open mark of batch {id}")));
+            return Err(Fault::damaged(format!(
+                "the open mark of batch {id} is wrong"
+            )));
         }
         let sum = sums.entry((header.stage, header.hub.clone()));
         sum.or_default().add(&recounted);
@@ -339,11 +350,13 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
         }
         let id = BatchId(id);
         if tables.batches.get(key(head.series, id))?.is_none() {
-            return Err(Fault::damaged(format!("batch {id} is open but not there")));
+            return Err(Fault::damaged(format!(
+                "batch {id} is marked open, and does not exist"
+            )));
         }
     }
     if checksum != checksum_of(&tables.checksums, head.series)? {
-        return Err(Fault::damaged("the checksum of the batches"));
+        return Err(Fault::damaged("the checksum of the batches is wrong"));
     }
     let stored = tallies(tables, name)?;
     let summed: Vec<_> = sums
@@ -353,6 +366,8 @@ pub(super) fn verify(tables: &ReadTables, name: &RolloutName) -> Result<(), Faul
     if stored == summed {
         Ok(())
     } else {
-        Err(Fault::damaged(format!("tallies {stored:?} of {summed:?}")))
+        Err(Fault::damaged(format!(
+            "the tallies are {stored:?}, and the outcomes sum up to {summed:?}"
+        )))
     }
 }

@@ -1,30 +1,30 @@
-//! What is in the file.
+//! The tables of the file.
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | what | a number: `format`, `series`, `groups` |
+//! | `meta` | name | a number: `format`, `series`, `commits` |
 //! | `rollouts` | name | the record, JSON |
 //! | `notes` | name | the notes on the rollout, JSON |
-//! | `commands` | name | the commands that it remembers, JSON; none if there are none |
-//! | `heads` | name | what the other operations need of the record, JSON: series, try, how the rollout stands |
+//! | `commands` | name | the remembered commands, JSON; no row without commands |
+//! | `heads` | name | the parts of the record needed by other operations, JSON: series, try, state |
 //! | `batches` | series, batch | the header, JSON |
 //! | `checksums` | series | the checksum of the batches: batches, devices, sum |
-//! | `open` | series, stage, place, batch | nothing; is there while a send is owed to any device |
-//! | `outcomes` | series, batch | two devices a byte |
+//! | `open` | series, stage, sort key, batch | empty; present while a send is due to any device |
+//! | `outcomes` | series, batch | the outcomes, two devices per byte |
 //! | `codes` | series, batch, index | the hub's code for a refused device |
-//! | `attempts` | series, batch | the newest attempt, and the newest at silent and at failed devices; only of a batch that was retried |
+//! | `attempts` | series, batch | the newest attempt, and the newest attempt at silent and at failed devices; only for a retried batch |
 //! | `manifests` | series, batch, piece | the ids, compressed, cut to fill pages |
-//! | `tallies` | series, stage, hub | its outcomes, counted: 8 bytes each |
-//! | `lines` | group | the group's line, JSON |
-//! | `hosts` | hub | the host name that the hub's alias is bound to |
+//! | `tallies` | series, stage, hub | the counts of outcomes: 8 bytes each |
+//! | `group_queues` | group | the queue of a concurrency group, JSON |
+//! | `hosts` | hub | the host name bound to the hub's alias |
 //! | `listeners` | hub | the last listener to the hub's feedback, JSON |
-//! | `begun` | series, batch | of a batch with budgets that was given to a worker: whether something is still to be sent, and when something was last recorded as sent |
-//! | `members` | series, group, batch | nothing; is there while the group's budget counts the batch |
-//! | `groups` | series, group | how many devices a group has that a budget is for |
-//! | `garbage` | series | nothing; a plan that was given up and is being removed |
+//! | `budget_usage` | series, batch | for a batch with budgets that was leased to a worker: whether sends are still due, and when a worker last recorded outcomes |
+//! | `members` | series, group, batch | empty; present while the group's budget counts the batch |
+//! | `groups` | series, group | the number of devices of a budget group |
+//! | `garbage` | series | empty; an abandoned plan that is being removed |
 //!
-//! A *series* numbers one try at planning one rollout. A new try gets a new series, so all of
-//! the old one is out of reach at once, and its rows are removed later, a few at a time.
+//! A *series* numbers a try to plan a rollout. A new try gets a new series. So the old series is
+//! out of reach at once, and the rows of the old series are removed later, a few at a time.
 
 use redb::{
     ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, TableError,
@@ -36,33 +36,33 @@ use twincast_core::evidence::ListenerState;
 use twincast_core::ids::{Attempt, BatchId, RolloutName};
 use twincast_core::outcome::{Counts, OUTCOMES, Outcome};
 use twincast_core::plan::{BatchHeader, Checksum};
-use twincast_core::rollout::{PlanId, Rollout, Stance};
+use twincast_core::rollout::{PlanId, Rollout, RolloutControl};
 use twincast_core::time::Timestamp;
 
 use super::error::Fault;
 
-/// The format's number. Raised when an older release could not read what is written.
+/// The number of the format. Raised when an older release could not read the new data.
 pub(super) const FORMAT: u64 = 8;
 
-/// Bytes of a manifest in one row: with its key and overhead it fills one 4 KiB page. One long
-/// value would take a power of two of pages, up to twice what it needs.
+/// The bytes of a manifest in a row: with key and overhead, a row fills a page of 4 KiB. A single
+/// long value would take a power of two of pages, up to twice the needed space.
 pub(super) const PIECE: usize = 4064;
 
-/// The number of one try at planning one rollout.
+/// The number of a try to plan a rollout.
 pub(super) type Series = u32;
-/// The key of what there is one of for each batch.
+/// The key of tables with a row for each batch.
 pub(super) type BatchKey = (u32, u32);
 /// The key of a batch that is open.
 pub(super) type OpenKey<'a> = (u32, u16, &'a str, u32);
 
 /// The keys of `meta`.
 pub(super) mod meta {
-    /// The format's number.
+    /// The number of the format.
     pub(crate) const FORMAT: &str = "format";
     /// The newest series.
     pub(crate) const SERIES: &str = "series";
-    /// How many groups of requests were committed.
-    pub(crate) const GROUPS: &str = "groups";
+    /// The number of commits.
+    pub(crate) const COMMITS: &str = "commits";
 }
 
 macro_rules! tables {
@@ -73,12 +73,12 @@ macro_rules! tables {
         /// All tables within a write transaction.
         pub(super) struct WriteTables<'t> {
             $(pub(super) $field: Table<'t, $key, $value>,)*
-            /// Anything was written.
+            /// Whether anything was written.
             pub(super) wrote: bool,
         }
 
         impl<'t> WriteTables<'t> {
-            /// Opens them all, and creates those that are not there.
+            /// Opens all tables, and creates missing tables.
             pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, TableError> {
                 Ok(Self {
                     $($field: transaction.open_table($constant)?,)*
@@ -93,7 +93,7 @@ macro_rules! tables {
         }
 
         impl ReadTables {
-            /// Opens them all.
+            /// Opens all tables.
             pub(super) fn open(transaction: &ReadTransaction) -> Result<Self, TableError> {
                 Ok(Self {
                     $($field: transaction.open_table($constant)?,)*
@@ -117,10 +117,10 @@ tables! {
     attempts: ATTEMPTS BatchKey => (u16, u16, u16);
     manifests: MANIFESTS (u32, u32, u16) => &'static [u8];
     tallies: TALLIES (u32, u16, &'static str) => &'static [u8];
-    lines: LINES &'static str => &'static [u8];
+    group_queues: GROUP_QUEUES &'static str => &'static [u8];
     hosts: HOSTS &'static str => &'static str;
     listeners: LISTENERS &'static str => &'static [u8];
-    begun: BEGUN BatchKey => (bool, u64);
+    budget_usage: BUDGET_USAGE BatchKey => (bool, u64);
     members: MEMBERS (u32, &'static str, u32) => ();
     groups: GROUPS (u32, &'static str) => u64;
     garbage: GARBAGE u32 => ();
@@ -129,18 +129,18 @@ tables! {
 /// The last listener to a hub's feedback.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct LastListener {
-    /// How it was doing.
+    /// The last reported state.
     pub(super) state: ListenerState,
-    /// When it ended; `None` when it did not say so.
+    /// The end of the listener; `None` without a reported end.
     pub(super) ended: Option<Timestamp>,
 }
 
-/// What the operations on batches need of a rollout's record.
+/// The parts of a rollout's record needed by operations on batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
     pub(super) series: Series,
     pub(super) plan: PlanId,
-    pub(super) stance: Stance,
+    pub(super) control: RolloutControl,
 }
 
 impl Head {
@@ -148,12 +148,12 @@ impl Head {
         Self {
             series,
             plan: rollout.plan_id,
-            stance: rollout.stance(),
+            control: rollout.control(),
         }
     }
 }
 
-/// The head of a rollout, if there is one of that name.
+/// Returns the head of a rollout, or `None` if there is no such rollout.
 pub(super) fn head(
     heads: &impl ReadableTable<&'static str, &'static [u8]>,
     name: &RolloutName,
@@ -166,7 +166,10 @@ pub(super) fn head(
         .map_err(|error| Fault::damaged(format!("the head of rollout {name}: {error}")))
 }
 
-/// The head of a rollout that must be there.
+/// Returns the head of a rollout.
+///
+/// # Errors
+/// [`Fault::Refused`] if there is no such rollout.
 pub(super) fn known_head(
     heads: &impl ReadableTable<&'static str, &'static [u8]>,
     name: &RolloutName,
@@ -174,7 +177,7 @@ pub(super) fn known_head(
     head(heads, name)?.ok_or_else(|| Fault::not_found(format!("rollout {name}")))
 }
 
-/// A batch's header, if there is such a batch.
+/// Returns a batch's header, or `None` if there is no such batch.
 pub(super) fn header(
     batches: &impl ReadableTable<BatchKey, &'static [u8]>,
     key: BatchKey,
@@ -187,7 +190,7 @@ pub(super) fn header(
         .map_err(|error| Fault::damaged(format!("the header of batch {}: {error}", key.1)))
 }
 
-/// The checksum of a plan's batches.
+/// Returns the checksum of a plan's batches.
 pub(super) fn checksum_of(
     checksums: &impl ReadableTable<u32, (u32, u64, u64)>,
     series: Series,
@@ -201,7 +204,7 @@ pub(super) fn checksum_of(
     })
 }
 
-/// The attempts at a batch's devices.
+/// Returns the attempts at a batch's devices.
 pub(super) fn attempts_of(
     attempts: &impl ReadableTable<BatchKey, (u16, u16, u16)>,
     key: BatchKey,
@@ -217,12 +220,12 @@ pub(super) fn attempts_of(
     })
 }
 
-/// Reads what [`counts_to_bytes`] gave.
+/// Decodes the result of [`counts_to_bytes`].
 pub(super) fn counts(stored: &[u8]) -> Result<Counts, Fault> {
     let (words, rest) = stored.as_chunks::<8>();
     if !rest.is_empty() || words.len() != OUTCOMES {
         return Err(Fault::damaged(format!(
-            "{} bytes are no counts",
+            "{} bytes are not counts",
             stored.len()
         )));
     }
@@ -233,7 +236,7 @@ pub(super) fn counts(stored: &[u8]) -> Result<Counts, Fault> {
     Ok(Counts::from(numbers))
 }
 
-/// Counts as they are stored.
+/// Encodes counts for storage.
 pub(super) fn counts_to_bytes(counts: &Counts) -> [u8; OUTCOMES * 8] {
     let mut bytes = [0; OUTCOMES * 8];
     let words = bytes.as_chunks_mut::<8>().0;
@@ -243,17 +246,22 @@ pub(super) fn counts_to_bytes(counts: &Counts) -> [u8; OUTCOMES * 8] {
     bytes
 }
 
-/// The key of a batch.
+/// Returns the key of a batch.
 pub(super) fn key(series: Series, batch: BatchId) -> BatchKey {
     (series, batch.0)
 }
 
-/// The key of an open batch.
+/// Returns the key of an open batch.
 pub(super) fn open_key(series: Series, header: &BatchHeader) -> OpenKey<'_> {
-    (series, header.stage.0, header.place.as_str(), header.id.0)
+    (
+        series,
+        header.stage.0,
+        header.sort_key.as_str(),
+        header.id.0,
+    )
 }
 
-/// A batch in words.
+/// Describes a batch for messages.
 pub(super) fn batch_of(batch: BatchId, name: &RolloutName) -> String {
     format!("batch {batch} of rollout {name}")
 }

@@ -1,4 +1,4 @@
-//! The contract, and what is this store's own: reopening, crashes, full disks, damage.
+//! The contract, and the behaviour specific to this store: reopening, crashes, full disks, damage.
 
 mod contract;
 mod crash;

@@ -1,27 +1,27 @@
-//! The operations that write. Each checks all that it has to check before it writes anything,
-//! so that one which is refused leaves no trace in the transaction that it shares with others.
+//! The write operations. Each operation performs all checks before the first write, so a refused
+//! operation leaves no trace in the transaction shared with other operations.
 
 use redb::ReadableTable;
 use twincast_core::batch::{Attempts, Batch};
-use twincast_core::group::Line;
-use twincast_core::ids::{GroupName, HubHost, HubName, Revision, RolloutName};
+use twincast_core::concurrency_group::GroupQueue;
+use twincast_core::ids::{ConcurrencyGroup, HubHost, HubName, Revision, RolloutName};
 use twincast_core::outcome::{Counts, OutcomeList};
 use twincast_core::plan::{self, BatchHeader, Checksum};
 use twincast_core::ports::{Change, Committed, Created, Loaded};
-use twincast_core::rollout::{Adding, Commands, Reliance, Rollout};
+use twincast_core::rollout::{Adding, Commands, Rollout, StorePrecondition};
 use twincast_core::time::Timestamp;
 
 use super::budgets;
 use super::error::Fault;
+use super::lease_states::LeaseStates;
 use super::read_ops;
 use super::tables::{
     BatchKey, Head, LastListener, PIECE, ReadTables, Series, WriteTables, checksum_of, counts,
     counts_to_bytes, head, key, known_head, meta, open_key,
 };
-use super::tenancies::Tenancies;
 
-/// A batch as it is stored; made by the caller's task, so that compressing does not hold up the
-/// others.
+/// A batch in stored form, created in the caller's task, so that compressing does not delay other
+/// requests.
 pub(super) struct PackedBatch {
     pub(super) header: BatchHeader,
     /// The ids, compressed.
@@ -57,7 +57,7 @@ pub(super) fn save(
 ) -> Result<(), Fault> {
     let name = &rollout.spec.name;
     let old = known_head(&tables.heads, name)?;
-    if old.stance.revision != from {
+    if old.control.revision != from {
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     let series = if old.plan == rollout.plan_id {
@@ -66,7 +66,7 @@ pub(super) fn save(
         tables.garbage.insert(old.series, ())?;
         next_series(tables)?
     };
-    holds(tables, series, rollout)?;
+    check_precondition(tables, series, rollout)?;
     if let Some(commands) = commands {
         let commands = serde_json::to_vec(commands).expect("commands are plain data");
         tables.commands.insert(name.as_str(), commands.as_slice())?;
@@ -74,9 +74,9 @@ pub(super) fn save(
     put_rollout(tables, rollout, series)
 }
 
-pub(super) fn note(tables: &mut WriteTables<'_>, rollout: &Rollout) -> Result<(), Fault> {
+pub(super) fn save_notes(tables: &mut WriteTables<'_>, rollout: &Rollout) -> Result<(), Fault> {
     let name = &rollout.spec.name;
-    if known_head(&tables.heads, name)?.stance.revision != rollout.revision() {
+    if known_head(&tables.heads, name)?.control.revision != rollout.revision() {
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     put_notes(tables, rollout)
@@ -98,7 +98,7 @@ pub(super) fn remove(
     let Some(head) = head(&tables.heads, name)? else {
         return Ok(());
     };
-    if head.stance.revision != revision {
+    if head.control.revision != revision {
         return Err(Fault::superseded(format!("rollout {name}")));
     }
     tables.rollouts.remove(name.as_str())?;
@@ -110,15 +110,19 @@ pub(super) fn remove(
     Ok(())
 }
 
-/// Refuses a record if the tables do not hold what the record relies on.
-fn holds(tables: &WriteTables<'_>, series: Series, rollout: &Rollout) -> Result<(), Fault> {
-    let what = match rollout.relies_on {
+/// Refuses a record if the tables do not hold the data that the record relies on.
+fn check_precondition(
+    tables: &WriteTables<'_>,
+    series: Series,
+    rollout: &Rollout,
+) -> Result<(), Fault> {
+    let what = match rollout.precondition {
         None => return Ok(()),
-        Some(Reliance::Batches(wanted)) => {
+        Some(StorePrecondition::Batches(wanted)) => {
             let found = checksum_of(&tables.checksums, series)?;
-            (found != wanted).then(|| format!("there are {found}, not {wanted}"))
+            (found != wanted).then(|| format!("found {found}, expected {wanted}"))
         }
-        Some(Reliance::Settled) => {
+        Some(StorePrecondition::Settled) => {
             let first = tables
                 .open
                 .range((series, 0, "", 0)..)?
@@ -137,22 +141,26 @@ fn holds(tables: &WriteTables<'_>, series: Series, rollout: &Rollout) -> Result<
     }
 }
 
-pub(super) fn save_line(
+pub(super) fn save_group_queue(
     tables: &mut WriteTables<'_>,
-    group: &GroupName,
-    line: &Line,
+    group: &ConcurrencyGroup,
+    queue: &GroupQueue,
 ) -> Result<(), Fault> {
-    let stored = read_ops::line_of(&tables.lines, group)?;
-    if stored.version.0 + 1 != line.version.0 {
-        return Err(Fault::superseded(format!("the line of group {group}")));
+    let stored = read_ops::group_queue_of(&tables.group_queues, group)?;
+    if stored.version.0 + 1 != queue.version.0 {
+        return Err(Fault::superseded(format!(
+            "the queue of concurrency group {group}"
+        )));
     }
-    let line = serde_json::to_vec(line).expect("a line is plain data");
-    tables.lines.insert(group.as_str(), line.as_slice())?;
+    let queue = serde_json::to_vec(queue).expect("a queue is plain data");
+    tables
+        .group_queues
+        .insert(group.as_str(), queue.as_slice())?;
     tables.wrote = true;
     Ok(())
 }
 
-/// Binds a hub's alias to a host name, unless it is bound; gives the host name that it is bound to.
+/// Binds a hub's alias to a host name, unless bound before. Returns the bound host name.
 pub(super) fn bind_hub(
     tables: &mut WriteTables<'_>,
     hub: &HubName,
@@ -166,7 +174,7 @@ pub(super) fn bind_hub(
     Ok(host.clone())
 }
 
-/// Notes the last listener to a hub's feedback.
+/// Stores the last listener to a hub's feedback.
 pub(super) fn note_listener(
     tables: &mut WriteTables<'_>,
     hub: &HubName,
@@ -206,7 +214,7 @@ pub(super) fn add_batches(
     batches: &[PackedBatch],
 ) -> Result<Checksum, Fault> {
     let head = known_head(&tables.heads, name)?;
-    if head.stance.adding != Some(by) {
+    if head.control.adding != Some(by) {
         return Err(Fault::superseded(format!("{by} of rollout {name}")));
     }
     let mut checksum = checksum_of(&tables.checksums, head.series)?;
@@ -251,18 +259,18 @@ fn add_batch(
     Ok(())
 }
 
-/// Stores what was made of a batch, unless batch or rollout have changed since it was read.
+/// Stores a change of a batch, unless batch or rollout have changed since the batch was read.
 pub(super) fn commit(
     tables: &mut WriteTables<'_>,
-    tenancies: &mut Tenancies,
+    lease_states: &mut LeaseStates,
     name: &RolloutName,
     (from, change): (&Loaded, &Change),
     now: Timestamp,
 ) -> Result<Committed, Fault> {
-    let found = on_what_was_read(
+    let found = unchanged_head(
         &tables.heads,
         &tables.batches,
-        tenancies,
+        lease_states,
         name,
         (from, change),
     )?;
@@ -297,51 +305,53 @@ pub(super) fn commit(
         let stored = (newest.0, silent.0, failed.0);
         tables.attempts.insert(key, stored)?;
     }
-    if old.begun != new.begun {
-        tables
-            .begun
-            .insert(key, (new.begun.is_open, new.begun.sent_at.0))?;
+    if old.budget_usage != new.budget_usage {
+        tables.budget_usage.insert(
+            key,
+            (new.budget_usage.is_open, new.budget_usage.recorded_at.0),
+        )?;
     }
-    if let Some(begins) = &change.begins {
-        budgets::begin(tables, head.series, &new.header, begins)?;
+    if let Some(entry) = &change.budget_entry {
+        budgets::enter(tables, head.series, &new.header, entry)?;
     }
     tables.wrote = true;
-    // Should the transaction fail, its holder is fenced for nothing, or has a lease that nobody was told of.
-    Ok(tenancy_after(&head, tenancies, change, now))
+    // If the transaction fails, the holder is fenced without a reason, or a lease exists unknown to
+    // its holder.
+    Ok(lease_state_after(&head, lease_states, change, now))
 }
 
-/// The same for a change of what is in memory only.
-pub(super) fn commit_tenancy(
+/// Like [`commit`], for a change of data in memory only.
+pub(super) fn commit_lease_state(
     tables: &ReadTables,
-    tenancies: &mut Tenancies,
+    lease_states: &mut LeaseStates,
     name: &RolloutName,
     (from, change): (&Loaded, &Change),
     now: Timestamp,
 ) -> Result<Committed, Fault> {
-    let found = on_what_was_read(
+    let found = unchanged_head(
         &tables.heads,
         &tables.batches,
-        tenancies,
+        lease_states,
         name,
         (from, change),
     )?;
     Ok(found.map_or(Committed::Overtaken(None), |head| {
-        tenancy_after(&head, tenancies, change, now)
+        lease_state_after(&head, lease_states, change, now)
     }))
 }
 
-/// Whether a change is of nothing that is on disk.
-pub(super) fn is_of_tenancy(from: &Loaded, change: &Change) -> bool {
+/// Returns whether a change affects no data on disk.
+pub(super) fn changes_only_lease_state(from: &Loaded, change: &Change) -> bool {
     let mut next = change.next.clone();
-    next.tenancy.clone_from(&from.batch.tenancy);
+    next.lease_state.clone_from(&from.batch.lease_state);
     next == from.batch
 }
 
-/// The rollout's head, if neither batch nor rollout have changed since the batch was read.
-fn on_what_was_read(
+/// Returns the rollout's head if neither batch nor rollout have changed since the batch was read.
+fn unchanged_head(
     heads: &impl ReadableTable<&'static str, &'static [u8]>,
     batches: &impl ReadableTable<BatchKey, &'static [u8]>,
-    tenancies: &Tenancies,
+    lease_states: &LeaseStates,
     name: &RolloutName,
     (from, change): (&Loaded, &Change),
 ) -> Result<Option<Head>, Fault> {
@@ -350,35 +360,35 @@ fn on_what_was_read(
     };
     let id = from.batch.header.id;
     let is_there = batches.get(key(head.series, id))?.is_some();
-    let (_, version) = tenancies.of(head.series, id);
-    let begun = tenancies.begun(head.series);
+    let (_, version) = lease_states.of(head.series, id);
+    let budget_stamp = lease_states.budget_stamp(head.series);
     let is_current = is_there
         && version == from.version
         && change
             .under
-            .is_none_or(|under| under == head.stance.revision)
+            .is_none_or(|under| under == head.control.revision)
         && change
-            .begins
+            .budget_entry
             .as_ref()
-            .is_none_or(|begins| begins.seen == begun);
+            .is_none_or(|entry| entry.stamp == budget_stamp);
     Ok(is_current.then_some(head))
 }
 
-fn tenancy_after(
+fn lease_state_after(
     head: &Head,
-    tenancies: &mut Tenancies,
+    lease_states: &mut LeaseStates,
     change: &Change,
     now: Timestamp,
 ) -> Committed {
-    let (id, tenancy) = (change.next.header.id, change.next.tenancy.clone());
+    let (id, lease_state) = (change.next.header.id, change.next.lease_state.clone());
     Committed::Done {
-        version: tenancies.put(head.series, id, tenancy, change.begins.is_some()),
-        wanted: head.stance.wanted,
+        version: lease_states.put(head.series, id, lease_state, change.budget_entry.is_some()),
+        directive: head.control.directive,
         now,
     }
 }
 
-/// Writes outcomes, with everything that follows from them.
+/// Writes outcomes, with all derived data.
 fn put_outcomes(
     tables: &mut WriteTables<'_>,
     key: BatchKey,
@@ -386,7 +396,7 @@ fn put_outcomes(
     new: &Batch,
 ) -> Result<(), Fault> {
     let counts = new.counts();
-    // The first write: it checks the tally, which is the last that can be found damaged.
+    // The first write also performs the last check for damage, of the tally.
     move_tally(tables, key.0, &new.header, &old.counts(), &counts)?;
     tables.outcomes.insert(key, new.outcomes.as_bytes())?;
     let open = open_key(key.0, &new.header);
@@ -397,7 +407,7 @@ fn put_outcomes(
     Ok(())
 }
 
-/// Moves the tally of a batch's stage and hub by what has changed of the batch's counts.
+/// Moves the tally of a batch's stage and hub by the change of the batch's counts.
 fn move_tally(
     tables: &mut WriteTables<'_>,
     series: Series,
@@ -434,55 +444,57 @@ macro_rules! sweep_rows {
     }};
 }
 
-/// Removes up to `limit` rows of plans that were given up, and says which series it finished.
+/// Removes up to `limit` rows of abandoned plans, and returns the progress of the removal.
 pub(super) fn sweep(tables: &mut WriteTables<'_>, limit: usize) -> Result<Swept, Fault> {
     let Some(series) = tables.garbage.first()?.map(|row| row.0.value()) else {
         return Ok(Swept::Clean);
     };
     tables.wrote = true;
     let mut left = limit;
-    // The headers go last: what they lead to is gone before them.
+    // The headers are removed last, after all rows found by way of a header.
     sweep_rows!(tables.manifests, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.codes, (series, 0, 0), (series + 1, 0, 0), left);
     sweep_rows!(tables.attempts, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.outcomes, (series, 0), (series + 1, 0), left);
     left -= sweep_open(tables, series, left)?;
     left -= budgets::sweep(tables, series, left)?;
-    sweep_rows!(tables.begun, (series, 0), (series + 1, 0), left);
+    sweep_rows!(tables.budget_usage, (series, 0), (series + 1, 0), left);
     sweep_rows!(tables.batches, (series, 0), (series + 1, 0), left);
     sweep_tallies(tables, series)?;
     tables.checksums.remove(series)?;
     if left == 0 {
-        return Ok(Swept::Some);
+        return Ok(Swept::Partial);
     }
     tables.garbage.remove(series)?;
-    Ok(Swept::Whole(series))
+    Ok(Swept::Finished(series))
 }
 
-/// How far a sweep came.
+/// The progress of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Swept {
     /// There was nothing to remove.
     Clean,
     /// A part of a series was removed.
-    Some,
-    /// This series is gone.
-    Whole(Series),
+    Partial,
+    /// This series is removed completely.
+    Finished(Series),
 }
 
-/// Removes up to `limit` marks of open batches, and says how many.
+/// Removes up to `limit` marks of open batches, and returns the number removed.
 fn sweep_open(tables: &mut WriteTables<'_>, series: Series, limit: usize) -> Result<usize, Fault> {
     let mut marks = Vec::new();
     for row in tables.open.range((series, 0, "", 0)..)?.take(limit) {
         let (key, _) = row?;
-        let (of, stage, place, id) = key.value();
+        let (of, stage, sort_key, id) = key.value();
         if of != series {
             break;
         }
-        marks.push((stage, place.to_owned(), id));
+        marks.push((stage, sort_key.to_owned(), id));
     }
-    for (stage, place, id) in &marks {
-        tables.open.remove((series, *stage, place.as_str(), *id))?;
+    for (stage, sort_key, id) in &marks {
+        tables
+            .open
+            .remove((series, *stage, sort_key.as_str(), *id))?;
     }
     Ok(marks.len())
 }

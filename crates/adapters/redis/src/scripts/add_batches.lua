@@ -1,6 +1,7 @@
--- Adds batches. Those that are there stay as they are.
--- ARGV: time, by what they are added, and for each batch: number, fingerprint, header, devices, row but for the time, its field
--- in TALLIES, its name in OPEN, manifest, and how many groups it is in, with their names. Gives the checksum of all batches.
+-- Adds batches. Existing batches stay unchanged.
+-- ARGV: time, permission for adding batches, and for each batch: number, fingerprint, header, devices, row without the
+-- time, field in TALLIES, name in OPEN, manifest, number of groups, and names of the groups. Returns the checksum of all
+-- batches.
 
 if not version then return { 'NO_ROLLOUT' } end
 if adding ~= ARGV[2] then return { 'SUPERSEDED' } end

@@ -1,4 +1,4 @@
--- A page of a plan's batches in the order of their numbers.
+-- Returns a page of a plan's batches in the order of their numbers.
 -- ARGV: time, lowest number, limit.
 
 if not version then return { 'NO_ROLLOUT' } end

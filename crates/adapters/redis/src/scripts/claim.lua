@@ -1,5 +1,5 @@
--- Takes or renews the right to drive rollouts. Gives those that others have, each with who has it and until when.
--- KEYS: the claims. ARGV: time, holder, milliseconds, names.
+-- Takes or renews claims of rollouts. Returns the rollouts claimed by others, each with the holder and the expiry.
+-- KEYS: claims. ARGV: time, holder, milliseconds, names.
 
 local now = clock()
 local claim = whole(later(now, tonumber(ARGV[3]))) .. ' ' .. ARGV[2]

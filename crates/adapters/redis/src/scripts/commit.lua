@@ -1,20 +1,20 @@
--- Stores what was made of a batch, unless batch or rollout have changed since it was read.
--- ARGV: time, batch, the stamp that it was read with, the version and lineage that the rollout must have or nothing, the stamp
--- of the last batch that budgets began to count or nothing, row, state or nothing, the batch's name in OPEN, 1 if it is to be
--- there or 0; then three lists, each after its length: fields of tallies with what is added, names that are added to BEGUN,
--- and names that are taken off it. Gives the new stamp, what is wanted of workers, and the time; else nothing, and the batch as
--- `told` if it is there.
+-- Stores the new state of a batch, unless the batch or the rollout has changed since the batch was read.
+-- ARGV: time, batch, stamp of the batch at reading, expected version and lineage of the rollout (or empty), stamp of the last
+-- batch newly counted by budgets (or empty), row, state (or empty), name of the batch in OPEN, 1 to add the name or 0 to
+-- remove the name; then three lists, each preceded by its length: fields of tallies with increments, names to add to
+-- COUNTED, and names to remove from COUNTED. Returns the new stamp, the directive for workers, and the time; after a conflict
+-- false, and an existing batch in the form of `loaded`.
 
-local format, wanted, version, lineage, begun, row =
-  unpack(redis.call('HMGET', HEAD, 'format', 'wanted', 'version', 'lineage', 'begun', ARGV[2]))
+local format, directive, version, lineage, budget_stamp, row =
+  unpack(redis.call('HMGET', HEAD, 'format', 'directive', 'version', 'lineage', 'budget_stamp', ARGV[2]))
 if is_newer(format) then return { 'NEWER', tonumber(format) } end
 if not row then return { 'OK', false } end
 if string.match(row, '^%d+') ~= ARGV[3]
   or ARGV[4] ~= '' and (version ~= ARGV[4] or lineage ~= ARGV[5])
-  or ARGV[6] ~= '' and (begun or '0') ~= ARGV[6]
+  or ARGV[6] ~= '' and (budget_stamp or '0') ~= ARGV[6]
 then
-  local stance, whole_at = unpack(redis.call('HMGET', HEAD, 'stance', 'whole_at'))
-  return { 'OK', false, told(ARGV[2], stance, whole_at, begun, row) }
+  local control, plan_completed_at = unpack(redis.call('HMGET', HEAD, 'control', 'plan_completed_at'))
+  return { 'OK', false, loaded(ARGV[2], control, plan_completed_at, budget_stamp, row) }
 end
 
 local time = redis.call('TIME')
@@ -34,8 +34,8 @@ local function each(step, call)
 end
 each(2, function(field, by) redis.call('HINCRBY', TALLIES, field, by) end)
 each(1, function(name)
-  redis.call('ZADD', BEGUN, 0, name)
-  redis.call('HSET', HEAD, 'begun', new)
+  redis.call('ZADD', COUNTED, 0, name)
+  redis.call('HSET', HEAD, 'budget_stamp', new)
 end)
-each(1, function(name) redis.call('ZREM', BEGUN, name) end)
-return { 'OK', new, wanted, clock(time) }
+each(1, function(name) redis.call('ZREM', COUNTED, name) end)
+return { 'OK', new, directive, clock(time) }

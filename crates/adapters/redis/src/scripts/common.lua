@@ -1,5 +1,5 @@
--- What all scripts begin with. ARGV[1] is the time in milliseconds since 1970, or nothing: then
--- it is the server's.
+-- The common prefix of all scripts. ARGV[1] is the time in milliseconds since 1970; if empty, the
+-- server's time is used.
 
 local function clock(time)
   if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
@@ -7,18 +7,18 @@ local function clock(time)
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- A whole number as text. Lua's own way is exact to 14 digits only.
+-- Formats a whole number. Lua's own conversion is exact to 14 digits only.
 local function whole(number)
   return string.format('%.0f', number)
 end
 
--- The time after `ttl` milliseconds, both in the range of a Timestamp.
+-- Returns the time after `ttl` milliseconds, limited to the range of a Timestamp.
 local function later(now, ttl)
   return math.min(now + ttl, LATEST)
 end
 
--- Calls a command that takes any number of arguments after its key, a thousand at a time, for
--- Lua's stack is small. `call` gets each answer.
+-- Calls a command with any number of arguments after the key, a thousand at a time, because Lua's
+-- stack is small. `call` receives each answer.
 local function in_pieces(command, key, arguments, call)
   for first = 1, #arguments, 1000 do
     local last = math.min(first + 999, #arguments)
@@ -27,7 +27,7 @@ local function in_pieces(command, key, arguments, call)
   end
 end
 
--- The values of a hash's fields, in their order; false for those that are not there.
+-- Returns the values of a hash's fields, in order; false for missing fields.
 local function fields(key, names)
   local values = {}
   in_pieces('HMGET', key, names, function(answer)

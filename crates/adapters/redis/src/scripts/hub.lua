@@ -1,5 +1,6 @@
--- What the scripts on one hub's permits share: the twin of `HubPermits` in twincast-core, with
--- its names. All are in one hash: the limiter's numbers, and a field for each rollout's share.
+-- The common part of the scripts for a hub's permits: the counterpart of `HubPermits` in
+-- twincast-core, with the same names. A single hash contains the limiter's numbers, and a field for
+-- each rollout's share.
 
 local function read_limiter(values)
   return {
@@ -9,7 +10,7 @@ local function read_limiter(values)
   }
 end
 
--- The id of this run of the server, which a restart or a failover changes; nil if the server does not tell.
+-- Returns the id of the server's run, changed by a restart or a failover; nil if the server does not provide an id.
 local function server_run()
   local info = redis.pcall('INFO', 'server')
   return type(info) == 'string' and string.match(info, 'run_id:(%x+)') or nil
@@ -41,7 +42,7 @@ local function write_limiter(limiter, ...)
     'factor_at', exact(limiter.factor_at), ...)
 end
 
--- Seconds as `Duration::as_secs_f64` has them.
+-- Converts to seconds like `Duration::as_secs_f64`.
 local function seconds(ms)
   return math.floor(ms / 1000) + ms % 1000 * 1e6 / 1e9
 end

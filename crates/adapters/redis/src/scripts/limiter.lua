@@ -1,6 +1,6 @@
--- What a hub's limiter does now: `HubPermits::state`. Writes nothing.
--- KEYS: the hub's permits. ARGV: time. Gives what of the quota is used, microseconds that permits
--- are reserved ahead, and the rollouts that want some.
+-- Returns the state of a hub's limiter: `HubPermits::state`. Writes nothing.
+-- KEYS: permits of the hub. ARGV: time. Returns the fraction of the quota in use, the microseconds of
+-- permits reserved ahead, and the rollouts requesting permits.
 
 local now = clock()
 local limiter, shares = read_hub()

@@ -1,4 +1,4 @@
--- What scripts on a whole rollout begin with: without a version there is no such rollout.
+-- The common prefix of scripts for a rollout. Without a version, the rollout does not exist.
 
 local format, version, lineage, plan, adding =
   unpack(redis.call('HMGET', HEAD, 'format', 'version', 'lineage', 'plan', 'adding'))

@@ -1,4 +1,4 @@
--- The first of a hub's batches, of stages below one, on which something is left to do.
+-- Returns the first open batches of a hub, in stages below the given stage.
 -- ARGV: time, hub, stage, limit.
 
 if not version then return { 'NO_ROLLOUT' } end

@@ -1,5 +1,5 @@
 -- Reserves the opening of a link to a hub: `Links::open`.
--- KEYS: the hub's links. ARGV: time. Gives the milliseconds to wait.
+-- KEYS: links of the hub. ARGV: time. Returns the milliseconds to wait.
 
 local now = clock()
 local start = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)

@@ -1,4 +1,4 @@
--- What processes report about a hub. Writes nothing.
--- KEYS: the reports on the hub. ARGV: time. Gives the time, and of each reporter its name and its report.
+-- Returns the reports of processes about a hub. Writes nothing.
+-- KEYS: reports about the hub. ARGV: time. Returns the time, and the name and report of each reporter.
 
 return { 'OK', whole(clock()), redis.call('HGETALL', KEYS[1]) }

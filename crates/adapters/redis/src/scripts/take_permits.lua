@@ -1,14 +1,13 @@
--- Reserves permits on a hub: `HubPermits::take`.
--- KEYS: the hub's permits. ARGV: time, rollout, permits wanted, pace a minute, weight, the
--- rollout's own limit a minute or nothing, and the milliseconds after which a write is durable. Gives permits, and
--- microseconds to wait.
+-- Reserves permits of a hub: `HubPermits::take`.
+-- KEYS: permits of the hub. ARGV: time, rollout, requested permits, pace per minute, weight, the rollout's own limit per minute
+-- (or empty), and the milliseconds after which a write is durable. Returns the permits, and the microseconds to wait.
 
 local now = clock()
 local now_us = now * 1000
 local rollout, wanted, per_minute = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local weight, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local limiter, shares = read_hub()
--- `HubPermits::lost`: another run of the server may have begun without the last writes of the one before.
+-- `HubPermits::skip`: a new run of the server may have lost the last writes of the previous run.
 local durable_after, run = tonumber(ARGV[7]), nil
 if durable_after > 0 then
   run = server_run()
@@ -16,7 +15,7 @@ if durable_after > 0 then
   if before and before ~= run then limiter.next_us = math.max(limiter.next_us, now_us) + durable_after * 1000 end
 end
 
--- What a ration has not used before this is lost.
+-- Permits unused before this time are lost.
 local earliest_us = math.max(now_us - MAKE_UP_US, 0)
 local least
 local forgotten = {}
@@ -57,8 +56,8 @@ end
 local permits, wait_us = 0, nil
 local line_us = math.max(limiter.next_us, now_us)
 local ahead_us = line_us - now_us
-if least and share.used > least and ahead_us > DRY_US then
-  wait_us = ahead_us - DRY_US
+if least and share.used > least and ahead_us > DRY_BELOW_US then
+  wait_us = ahead_us - DRY_BELOW_US
 elseif ahead_us > HORIZON_US then
   wait_us = ahead_us - HORIZON_US
 else
@@ -77,7 +76,7 @@ end
 if is_content then
   share.asking_until = now
 else
-  local back = later(now, math.floor(wait_us / 1000) + BLOCK_US / 1000 + KEEP_US / 1000)
+  local back = later(now, math.floor(wait_us / 1000) + BLOCK_US / 1000 + TURN_GRACE_US / 1000)
   share.asking_until = math.max(share.asking_until, back)
 end
 return answer(permits, wait_us)

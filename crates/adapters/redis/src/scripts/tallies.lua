@@ -1,4 +1,4 @@
--- A rollout's tallies, as they are stored.
+-- Returns a rollout's tallies, in stored form.
 
 if not version then return { 'NO_ROLLOUT' } end
 return { 'OK', redis.call('HGETALL', TALLIES) }

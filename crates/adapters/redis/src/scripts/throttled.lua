@@ -1,5 +1,5 @@
--- A hub refused a send for its quota: `Limiter::throttled`.
--- KEYS: the hub's permits. ARGV: time, milliseconds for which nothing is to be sent.
+-- Records a send refused by a hub because of the quota: `SendLimiter::throttled`.
+-- KEYS: permits of the hub. ARGV: time, milliseconds without sends.
 
 local now = clock()
 local limiter = read_hub()

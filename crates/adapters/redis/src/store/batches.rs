@@ -14,7 +14,7 @@ use twincast_core::time::Timestamp;
 
 use super::{RedisStore, Subject};
 use crate::reply::pack;
-use crate::row::{begun_name, open_name, row, row_but_added_at, state, tally};
+use crate::row::{counted_name, open_name, row, row_but_added_at, state, tally};
 use crate::scripts::{Run, SCRIPTS};
 
 #[async_trait]
@@ -34,7 +34,7 @@ impl Batches for RedisStore {
         for added in &batches {
             let plan::Batch { header, devices } = added;
             let described = serde_json::to_vec(header).expect("a batch's header is plain data");
-            // The server knows the time.
+            // The server sets the time.
             let batch = Batch::new(header.clone(), Timestamp(0));
             run = run
                 .arg(header.id.0)
@@ -53,7 +53,7 @@ impl Batches for RedisStore {
         let reply = self.run(verb, subject, &run).await?;
         reply
             .checksum()
-            .map_err(|misfit| subject.corrupt(verb, misfit))
+            .map_err(|invalid| subject.corrupt(verb, invalid))
     }
 
     async fn batches(
@@ -94,13 +94,13 @@ impl Batches for RedisStore {
         name: &RolloutName,
         groups: &[BudgetGroup],
     ) -> Result<Vec<GroupProgress>, StoreError> {
-        let (verb, subject) = ("read what is in progress of", Subject::Rollout(name));
+        let (verb, subject) = ("read the devices in progress of", Subject::Rollout(name));
         let mut run = self.on(name, &SCRIPTS.in_progress);
         for group in groups {
             run = run.arg(&group.group);
         }
         let progress = self.run(verb, subject, &run).await?.in_progress(groups);
-        progress.map_err(|misfit| subject.corrupt(verb, misfit))
+        progress.map_err(|invalid| subject.corrupt(verb, invalid))
     }
 
     async fn tallies(&self, name: &RolloutName) -> Result<Vec<Tally>, StoreError> {
@@ -110,7 +110,7 @@ impl Batches for RedisStore {
             .await?;
         reply
             .tallies()
-            .map_err(|misfit| subject.corrupt(verb, misfit))
+            .map_err(|invalid| subject.corrupt(verb, invalid))
     }
 
     async fn batch(
@@ -121,12 +121,12 @@ impl Batches for RedisStore {
     ) -> Result<Loaded, StoreError> {
         let subject = Subject::Batch(name, batch);
         let part = match part {
-            Part::State => "",
-            Part::Whole => "whole",
+            Part::WithoutDevices => "",
+            Part::WithDevices => "whole",
         };
         let run = self.on(name, &SCRIPTS.batch).arg(batch.0).arg(part);
         let loaded = self.run("load", subject, &run).await?.batch();
-        loaded.map_err(|misfit| subject.corrupt("load", misfit))
+        loaded.map_err(|invalid| subject.corrupt("load", invalid))
     }
 
     async fn commit(
@@ -141,7 +141,7 @@ impl Batches for RedisStore {
         );
         let run = changing(self.on(name, &SCRIPTS.commit), from, change);
         let committed = self.run(verb, subject, &run).await?.committed();
-        committed.map_err(|misfit| subject.corrupt(verb, misfit))
+        committed.map_err(|invalid| subject.corrupt(verb, invalid))
     }
 }
 
@@ -154,11 +154,13 @@ impl RedisStore {
     ) -> Result<(Vec<(BatchStatus, Timestamp)>, Timestamp), StoreError> {
         let subject = Subject::Rollout(name);
         let reply = self.run(verb, subject, run).await?;
-        reply.page().map_err(|misfit| subject.corrupt(verb, misfit))
+        reply
+            .page()
+            .map_err(|invalid| subject.corrupt(verb, invalid))
     }
 }
 
-/// What is to be written for a change.
+/// Adds the arguments of a change to a run.
 fn changing(run: Run, from: &Loaded, change: &Change) -> Run {
     let (old, new) = (&from.batch, &change.next);
     let header = &new.header;
@@ -173,24 +175,25 @@ fn changing(run: Run, from: &Loaded, change: &Change) -> Run {
         .arg(from.version.0)
         .arg(text(version))
         .arg(text(lineage))
-        .arg(text(change.begins.as_ref().map(|begins| begins.seen)))
+        .arg(text(change.budget_entry.as_ref().map(|entry| entry.stamp)))
         .arg(row(new))
         .arg(if is_same { Vec::new() } else { state(new) })
         .arg(open_name(header))
         .arg(text(moves.then_some(u64::from(is_open))));
-    let begins = change.begins.as_ref();
-    let groups = header.budgets.iter().filter(|_| begins.is_some());
-    let begun = groups.map(|group| begun_name(&group.group, header.id));
-    let over = begins.iter().flat_map(|begins| &begins.over);
-    let over = over.map(|(group, batch)| begun_name(group, *batch));
+    let entry = change.budget_entry.as_ref();
+    let groups = header.budgets.iter().filter(|_| entry.is_some());
+    let counted = groups.map(|group| counted_name(&group.group, header.id));
+    let finished = entry.iter().flat_map(|entry| &entry.finished);
+    let finished = finished.map(|(group, batch)| counted_name(group, *batch));
     let run = listed(run, tallied(header, &was, &is), |run, (field, by)| {
         run.arg(field).arg(by)
     });
-    let run = listed(run, begun.collect(), Run::arg);
-    listed(run, over.collect(), Run::arg)
+    let run = listed(run, counted.collect(), Run::arg);
+    listed(run, finished.collect(), Run::arg)
 }
 
-/// What is added to tallies. That of the pending ones is of all devices, so it stays.
+/// Returns the changes of tallies. The tally for pending counts all devices, so this tally stays
+/// the same.
 fn tallied(header: &plan::BatchHeader, was: &Counts, is: &Counts) -> Vec<(String, i64)> {
     let others = Outcome::ALL
         .into_iter()
@@ -205,7 +208,7 @@ fn tallied(header: &plan::BatchHeader, was: &Counts, is: &Counts) -> Vec<(String
         .collect()
 }
 
-/// Adds a list after its length.
+/// Adds the length of a list, followed by the items.
 fn listed<T>(run: Run, list: Vec<T>, add: impl Fn(Run, T) -> Run) -> Run {
     let run = run.arg(list.len());
     list.into_iter().fold(run, add)
@@ -215,7 +218,7 @@ fn text(number: Option<u64>) -> String {
     number.map(|number| number.to_string()).unwrap_or_default()
 }
 
-/// A limit that Redis can count to, which takes a negative one for none.
+/// Converts a limit to a number for Redis, where a negative limit means no limit.
 fn limit_of(limit: usize) -> u32 {
     u32::try_from(limit).unwrap_or(u32::MAX)
 }

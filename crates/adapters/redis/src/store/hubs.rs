@@ -1,4 +1,4 @@
-//! The limiter of each hub, and what processes report of their connections to it.
+//! The limiter of each hub, and the processes' reports on connections to the hub.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use twincast_core::ports::{Limiter, Presence, StoreError};
 use twincast_core::time::ms;
 
 use super::{RedisStore, Subject};
-use crate::error::Misfit;
+use crate::error::InvalidData;
 use crate::scripts::SCRIPTS;
 
 #[async_trait]
@@ -33,7 +33,7 @@ impl Limiter for RedisStore {
             let wait = Duration::from_micros(reply.next()?);
             Ok(Grant { permits, wait })
         });
-        granted.map_err(|misfit| subject.corrupt(verb, misfit))
+        granted.map_err(|invalid| subject.corrupt(verb, invalid))
     }
 
     async fn throttled(
@@ -52,14 +52,14 @@ impl Limiter for RedisStore {
         let (verb, subject) = ("read the pace of", Subject::Hub(hub));
         let run = self.on_key(self.keys.permits(hub), &SCRIPTS.limiter);
         let state = self.run(verb, subject, &run).await?.limiter();
-        state.map_err(|misfit| subject.corrupt(verb, misfit))
+        state.map_err(|invalid| subject.corrupt(verb, invalid))
     }
 
     async fn open_link(&self, hub: &HubName) -> Result<Duration, StoreError> {
         let (verb, subject) = ("reserve a link to", Subject::Hub(hub));
         let run = self.on_key(self.keys.links(hub), &SCRIPTS.open_link);
         let wait = self.run(verb, subject, &run).await?.next();
-        let wait = wait.map_err(|misfit| subject.corrupt(verb, misfit))?;
+        let wait = wait.map_err(|invalid| subject.corrupt(verb, invalid))?;
         Ok(Duration::from_millis(wait))
     }
 }
@@ -73,7 +73,7 @@ impl Presence for RedisStore {
         self.ask::<u8>(verb, subject, &set).await?;
         let get = cmd("GET").arg(&key).to_owned();
         let bound: String = self.ask(verb, subject, &get).await?;
-        HubHost::new(bound).map_err(|error| subject.corrupt(verb, Misfit(error.to_string())))
+        HubHost::new(bound).map_err(|error| subject.corrupt(verb, InvalidData(error.to_string())))
     }
 
     async fn report_listener(

@@ -1,14 +1,14 @@
-//! The records of rollouts, and the lines of their groups.
+//! The records of rollouts, and the queues of concurrency groups.
 
 use async_trait::async_trait;
 use redis::cmd;
-use twincast_core::group::Line;
-use twincast_core::ids::{GroupName, Revision, RolloutName};
-use twincast_core::ports::{Created, Lines, Rollouts, StoreError};
-use twincast_core::rollout::{Commands, Reliance, Rollout, Wanted};
+use twincast_core::concurrency_group::GroupQueue;
+use twincast_core::ids::{ConcurrencyGroup, Revision, RolloutName};
+use twincast_core::ports::{Created, GroupQueues, Rollouts, StoreError};
+use twincast_core::rollout::{Commands, Directive, Rollout, StorePrecondition};
 
 use super::{RedisStore, Subject, newer};
-use crate::error::Misfit;
+use crate::error::InvalidData;
 use crate::keys::FORMAT;
 use crate::reply::json;
 use crate::scripts::{Run, SCRIPTS};
@@ -18,11 +18,11 @@ impl Rollouts for RedisStore {
     async fn create(&self, rollout: &Rollout) -> Result<Created, StoreError> {
         let name = &rollout.spec.name;
         let subject = Subject::Rollout(name);
-        // Looked for first, so that a rollout that has ended is not called active again.
+        // The record is read first, so that an ended rollout does not become active again.
         if let Some(existing) = self.rollout(name).await? {
             return Ok(Created::Existing(Box::new(existing)));
         }
-        self.enlist(rollout).await?;
+        self.register(rollout).await?;
         let run = record_of(self.on(name, &SCRIPTS.create), rollout);
         let mut reply = self.run("create", subject, &run).await?;
         match reply.next_if_any::<Vec<u8>>() {
@@ -30,7 +30,7 @@ impl Rollouts for RedisStore {
             Some(record) => record
                 .and_then(|record| rollout_of(&record, &reply.next::<Vec<u8>>()?))
                 .map(|existing| Created::Existing(Box::new(existing)))
-                .map_err(|misfit| subject.corrupt("create", misfit)),
+                .map_err(|invalid| subject.corrupt("create", invalid)),
         }
     }
 
@@ -47,7 +47,7 @@ impl Rollouts for RedisStore {
         }
         let notes = notes.unwrap_or_default();
         let rollout = record.map(|record| rollout_of(&record, &notes)).transpose();
-        rollout.map_err(|misfit| subject.corrupt("read", misfit))
+        rollout.map_err(|invalid| subject.corrupt("read", invalid))
     }
 
     async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
@@ -58,16 +58,16 @@ impl Rollouts for RedisStore {
         self.names(self.keys.rollouts()).await
     }
 
-    async fn save_with(
+    async fn save_with_commands(
         &self,
         rollout: &Rollout,
         from: Revision,
         commands: Option<&Commands>,
     ) -> Result<(), StoreError> {
         let name = &rollout.spec.name;
-        // What would be refused is not to enlist anything.
+        // A save that will be refused must not register the rollout.
         match self.revision_of(name).await? {
-            Some(revision) if revision == from => self.enlist(rollout).await?,
+            Some(revision) if revision == from => self.register(rollout).await?,
             _ => {}
         }
         let commands = commands.map(serde_json::to_vec).transpose();
@@ -76,10 +76,10 @@ impl Rollouts for RedisStore {
             .arg(commands.unwrap_or_default())
             .arg(from.version.0)
             .arg(from.lineage.0);
-        let run = match rollout.relies_on {
+        let run = match rollout.precondition {
             None => run,
-            Some(Reliance::Settled) => run.arg("settled"),
-            Some(Reliance::Batches(checksum)) => run
+            Some(StorePrecondition::Settled) => run.arg("settled"),
+            Some(StorePrecondition::Batches(checksum)) => run
                 .arg("batches")
                 .arg(checksum.batches)
                 .arg(checksum.devices)
@@ -89,10 +89,10 @@ impl Rollouts for RedisStore {
         Ok(())
     }
 
-    async fn note(&self, rollout: &Rollout) -> Result<(), StoreError> {
+    async fn save_notes(&self, rollout: &Rollout) -> Result<(), StoreError> {
         let name = &rollout.spec.name;
         let run = self
-            .on(name, &SCRIPTS.note)
+            .on(name, &SCRIPTS.save_notes)
             .arg(rollout.version.0)
             .arg(rollout.lineage.0)
             .arg(notes_of(rollout));
@@ -109,7 +109,7 @@ impl Rollouts for RedisStore {
         let stored: Option<Vec<u8>> = self.ask(verb, subject, &get).await?;
         let commands = stored.map(|stored| json(&stored, "the commands"));
         let commands = commands.transpose();
-        let commands = commands.map_err(|misfit| subject.corrupt(verb, misfit))?;
+        let commands = commands.map_err(|invalid| subject.corrupt(verb, invalid))?;
         Ok(commands.unwrap_or_default())
     }
 
@@ -126,46 +126,51 @@ impl Rollouts for RedisStore {
             .arg(revision.version.0)
             .arg(revision.lineage.0);
         self.run(verb, subject, &run).await?;
-        let strike = self
-            .on_key(self.keys.rollouts(), &SCRIPTS.strike)
+        let unlist = self
+            .on_key(self.keys.rollouts(), &SCRIPTS.unlist)
             .arg(name.as_str())
             .arg(listed.unwrap_or_default());
-        self.run(verb, subject, &strike).await?;
+        self.run(verb, subject, &unlist).await?;
         Ok(())
     }
 }
 
 #[async_trait]
-impl Lines for RedisStore {
-    async fn line(&self, group: &GroupName) -> Result<Line, StoreError> {
-        let (verb, subject) = ("read", Subject::Line(group));
+impl GroupQueues for RedisStore {
+    async fn group_queue(&self, group: &ConcurrencyGroup) -> Result<GroupQueue, StoreError> {
+        let (verb, subject) = ("read", Subject::GroupQueue(group));
         let get = cmd("HGET")
-            .arg(self.keys.line(group))
-            .arg("line")
+            .arg(self.keys.group_queue(group))
+            .arg("queue")
             .to_owned();
         let stored: Option<Vec<u8>> = self.ask(verb, subject, &get).await?;
-        let line = stored.map(|line| json(&line, "the line")).transpose();
-        let line = line.map_err(|misfit| subject.corrupt(verb, misfit))?;
-        Ok(line.unwrap_or_default())
+        let queue = stored.map(|queue| json(&queue, "the queue")).transpose();
+        let queue = queue.map_err(|invalid| subject.corrupt(verb, invalid))?;
+        Ok(queue.unwrap_or_default())
     }
 
-    async fn save_line(&self, group: &GroupName, line: &Line) -> Result<(), StoreError> {
-        let stored = serde_json::to_vec(line).expect("a line is plain data");
+    async fn save_group_queue(
+        &self,
+        group: &ConcurrencyGroup,
+        queue: &GroupQueue,
+    ) -> Result<(), StoreError> {
+        let stored = serde_json::to_vec(queue).expect("a queue is plain data");
         let run = self
-            .on_key(self.keys.line(group), &SCRIPTS.save_line)
-            .arg(line.version.0.saturating_sub(1))
-            .arg(line.version.0)
+            .on_key(self.keys.group_queue(group), &SCRIPTS.save_group_queue)
+            .arg(queue.version.0.saturating_sub(1))
+            .arg(queue.version.0)
             .arg(stored);
-        self.run("save", Subject::Line(group), &run).await?;
+        self.run("save", Subject::GroupQueue(group), &run).await?;
         Ok(())
     }
 }
 
 impl RedisStore {
-    /// Notes a rollout's name, and that it is active, before it is stored in this version: a crash
-    /// in between leaves a name without a record, never a record without a name. Each time raises the name's score, by
-    /// which whoever removes another rollout of that name notices it.
-    async fn enlist(&self, rollout: &Rollout) -> Result<(), StoreError> {
+    /// Registers a rollout's name, and that the rollout is active, before storing the rollout in
+    /// this version. A crash in between leaves a name without a record, never a record without a
+    /// name. Each call raises the name's score, by which a concurrent removal of another rollout of
+    /// this name detects the call.
+    async fn register(&self, rollout: &Rollout) -> Result<(), StoreError> {
         let name = &rollout.spec.name;
         let subject = Subject::Rollout(name);
         let known = cmd("ZINCRBY")
@@ -173,31 +178,31 @@ impl RedisStore {
             .arg(1)
             .arg(name.as_str())
             .to_owned();
-        self.ask::<String>("enlist", subject, &known).await?;
+        self.ask::<String>("register", subject, &known).await?;
         let active = cmd("ZADD")
             .arg(self.keys.active())
             .arg("GT")
             .arg(rollout.version.0)
             .arg(name.as_str())
             .to_owned();
-        self.ask::<u64>("enlist", subject, &active).await?;
+        self.ask::<u64>("register", subject, &active).await?;
         Ok(())
     }
 }
 
-/// A record, with what is stored beside it.
+/// Adds the record, and the values stored beside the record, to a run.
 fn record_of(run: Run, rollout: &Rollout) -> Run {
     let record = serde_json::to_vec(rollout).expect("a rollout's record is plain data");
-    let stance = rollout.stance();
-    let described = serde_json::to_vec(&stance).expect("a stance is plain data");
-    let adding = stance.adding.map(|by| by.to_string());
+    let control = rollout.control();
+    let described = serde_json::to_vec(&control).expect("the control is plain data");
+    let adding = control.adding.map(|by| by.to_string());
     run.arg(record)
         .arg(rollout.id.to_string())
         .arg(rollout.version.0)
         .arg(rollout.lineage.0)
         .arg(rollout.plan_id.0)
         .arg(described)
-        .arg(u8::from(stance.wanted == Wanted::GoOn))
+        .arg(u8::from(control.directive == Directive::Continue))
         .arg(adding.unwrap_or_default())
         .arg(notes_of(rollout))
 }
@@ -206,8 +211,8 @@ fn notes_of(rollout: &Rollout) -> Vec<u8> {
     serde_json::to_vec(&rollout.notes).expect("notes are plain data")
 }
 
-/// A rollout from its record and the notes on it.
-fn rollout_of(record: &[u8], notes: &[u8]) -> Result<Rollout, Misfit> {
+/// Restores a rollout from the record and the notes.
+fn rollout_of(record: &[u8], notes: &[u8]) -> Result<Rollout, InvalidData> {
     let mut rollout: Rollout = json(record, "the record")?;
     rollout.notes = json(notes, "the notes")?;
     Ok(rollout)

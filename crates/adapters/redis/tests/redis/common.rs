@@ -1,4 +1,4 @@
-//! Stores on servers of the test process, each under a prefix of its own.
+//! Stores on servers of the test process, each with a unique prefix.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,23 +15,23 @@ use twincast_redis::{RedisStore, Settings, TimeSource};
 use twincast_testkit::services::{Redis, RedisCluster};
 use twincast_testkit::{ManualClock, build};
 
-/// A prefix that no other test of this process has. The servers are this process's own.
+/// Returns a prefix not used by any other test of this process. The servers belong to this process.
 pub(crate) fn prefix() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("test-{}:", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A store on the shared Redis.
+/// Opens a store on the shared Redis.
 pub(crate) async fn on_one() -> (Arc<RedisStore>, ManualClock) {
     on(Settings::new(Redis::shared().await.url())).await
 }
 
-/// A store on the shared cluster.
+/// Opens a store on the shared cluster.
 pub(crate) async fn on_three() -> (Arc<RedisStore>, ManualClock) {
     on(Settings::cluster(&RedisCluster::shared().await.urls())).await
 }
 
-/// A store of its own prefix, and on a clock that tests move.
+/// Opens a store with a unique prefix and a clock controlled by the test.
 pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
     let clock = ManualClock::default();
     let settings = Settings {
@@ -44,8 +44,9 @@ pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
     (Arc::new(store), clock)
 }
 
-/// Commands that some managed service refuses (Azure Cache for Redis, Azure Managed Redis, ElastiCache, Memorystore): commands
-/// about the machine, the disk, replicas and users, and commands that a proxy in front of shards does not know.
+/// Commands refused by at least one managed service (Azure Cache for Redis, Azure Managed
+/// Redis, ElastiCache, Memorystore): commands about the machine, the disk, replicas and users, and
+/// commands unknown to a proxy in front of shards.
 pub(crate) const MANAGED: &[&str] = &[
     "ACL",
     "BGREWRITEAOF",
@@ -79,12 +80,12 @@ pub(crate) const MANAGED: &[&str] = &[
     "WAIT",
 ];
 
-/// A server with the user `engine`, the password `secret` and the rights in the documentation, without `INFO`: the command is
-/// refused in scripts, too.
+/// Starts a server with the user `engine`, the password `secret` and the rights from the
+/// documentation, without `INFO`: the command is refused in scripts, too.
 pub(crate) async fn as_documented() -> SocketAddr {
     static MADE: OnceCell<SocketAddr> = OnceCell::const_new();
     let made = MADE.get_or_init(async || {
-        let page = include_str!("../../../../../docs/operations.md");
+        let page = include_str!("../../../../../docs/how-to/secure.md");
         let rule = page
             .lines()
             .find_map(|line| line.strip_prefix("ACL SETUSER engine on >SECRET ~twincast:* "));
@@ -93,13 +94,13 @@ pub(crate) async fn as_documented() -> SocketAddr {
             .replace("+info ", "");
         let redis = Redis::shared().await;
         let set = format!("ACL SETUSER engine on >secret ~test-* {rule}");
-        assert_eq!(redis.ask(&set).await, "+OK\r\n");
+        assert_eq!(redis.command(&set).await, "+OK\r\n");
         redis.address()
     });
     *made.await
 }
 
-/// Settings for a Redis of the test's own, with a prefix of its own and the server's time.
+/// Returns settings for a test's own Redis, with a unique prefix and the server's time.
 pub(crate) fn settings(redis: &Redis) -> Settings {
     Settings {
         prefix: prefix(),
@@ -108,12 +109,12 @@ pub(crate) fn settings(redis: &Redis) -> Settings {
     }
 }
 
-/// A store with these settings, which must be good.
+/// Opens a store with these settings, which must be valid.
 pub(crate) async fn connect(settings: &Settings) -> RedisStore {
     RedisStore::connect(settings).await.expect("a store")
 }
 
-/// Recounts a rollout's outcomes, and compares them with all that is kept as a sum.
+/// Recounts a rollout's outcomes, and compares the result with all stored sums.
 pub(crate) async fn verify(store: &dyn Store, name: &RolloutName) {
     let mut tallies = BTreeMap::<_, Counts>::new();
     let mut open = BTreeMap::<_, Vec<BatchId>>::new();
@@ -150,7 +151,7 @@ pub(crate) async fn verify(store: &dyn Store, name: &RolloutName) {
     assert_eq!(stored, tallies);
 }
 
-/// Numbers that look random and are the same in every run.
+/// Pseudo-random numbers, the same in every run.
 pub(crate) struct Dice(u64);
 
 impl Dice {
@@ -158,7 +159,7 @@ impl Dice {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    /// A number below `limit`.
+    /// Returns a number below `limit`.
     pub(crate) fn roll(&mut self, limit: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -167,7 +168,7 @@ impl Dice {
     }
 }
 
-/// A batch whose ids are 20 random lowercase letters and digits.
+/// Creates a batch with ids of 20 random lowercase letters and digits.
 pub(crate) fn random_batch(id: u32, devices: u32) -> Batch {
     const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut dice = Dice::new(u64::from(id) + 1);

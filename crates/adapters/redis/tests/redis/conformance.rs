@@ -1,8 +1,8 @@
-//! The contracts of the ports: on one Redis, on a cluster of three, and on servers that refuse what managed services
-//! refuse.
+//! The conformance suites of the ports: on a single Redis, on a cluster of three, and on servers
+//! that refuse the commands refused by managed services.
 
 mod plain {
-    use twincast_testkit::conformance::{RosterSubject, Subject};
+    use twincast_testkit::conformance::{RegistrySubject, Subject};
 
     use crate::common;
 
@@ -11,17 +11,17 @@ mod plain {
         Subject::new(store, clock)
     }
 
-    async fn make_roster() -> RosterSubject {
+    async fn make_registry() -> RegistrySubject {
         let (store, clock) = common::on_one().await;
-        RosterSubject::new(store.clone(), store, clock)
+        RegistrySubject::new(store.clone(), store, clock)
     }
 
     twincast_testkit::store_conformance!(make);
-    twincast_testkit::roster_conformance!(make_roster);
+    twincast_testkit::registry_conformance!(make_registry);
 }
 
 mod cluster {
-    use twincast_testkit::conformance::{RosterSubject, Subject};
+    use twincast_testkit::conformance::{RegistrySubject, Subject};
 
     use crate::common;
 
@@ -30,24 +30,24 @@ mod cluster {
         Subject::new(store, clock)
     }
 
-    async fn make_roster() -> RosterSubject {
+    async fn make_registry() -> RegistrySubject {
         let (store, clock) = common::on_three().await;
-        RosterSubject::new(store.clone(), store, clock)
+        RegistrySubject::new(store.clone(), store, clock)
     }
 
     twincast_testkit::store_conformance!(make);
-    twincast_testkit::roster_conformance!(make_roster);
+    twincast_testkit::registry_conformance!(make_registry);
 }
 
 /// Servers without the commands that managed services refuse.
 mod managed {
     use twincast_redis::Settings;
-    use twincast_testkit::conformance::{RosterSubject, Subject};
+    use twincast_testkit::conformance::{RegistrySubject, Subject};
 
     use crate::common::{self, MANAGED};
     use crate::interposer::{self, Refusals};
 
-    /// The words of a server that does not know a command.
+    /// The answer of a server to an unknown command.
     const UNKNOWN: Refusals = Refusals {
         commands: MANAGED,
         answer: |name| format!("-ERR unknown command '{name}', with args beginning with: \r\n"),
@@ -63,11 +63,11 @@ mod managed {
         Subject::new(store, clock)
     }
 
-    async fn make_roster() -> RosterSubject {
+    async fn make_registry() -> RegistrySubject {
         let (store, clock) = common::on(settings().await).await;
-        RosterSubject::new(store.clone(), store, clock)
+        RegistrySubject::new(store.clone(), store, clock)
     }
 
     twincast_testkit::store_conformance!(make);
-    twincast_testkit::roster_conformance!(make_roster);
+    twincast_testkit::registry_conformance!(make_registry);
 }

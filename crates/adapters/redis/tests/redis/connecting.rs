@@ -1,10 +1,10 @@
-//! Which servers will do, and how they are reached.
+//! Which servers are accepted, and how servers are reached.
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::permits::PermitRequest;
 use twincast_core::ports::{Batches as _, Limiter as _, Rollouts as _};
 use twincast_redis::{ConnectError, RedisStore, Settings};
@@ -26,8 +26,10 @@ async fn a_server_that_evicts_is_refused() {
     let error = refused(&settings(&redis)).await;
     assert!(matches!(error, ConnectError::Evicts { .. }), "{error:?}");
     assert!(error.to_string().contains("noeviction"), "{error}");
-    // Evicts only what has a time to live, which nothing of ours has.
-    redis.ask("CONFIG SET maxmemory-policy volatile-lru").await;
+    // Evicts only keys with a time to live, and no key of the store has a time to live.
+    redis
+        .command("CONFIG SET maxmemory-policy volatile-lru")
+        .await;
     connect(&settings(&redis)).await;
 }
 
@@ -47,17 +49,17 @@ async fn a_server_that_is_not_there_is_named() {
     );
 }
 
-/// With the user's rights, which may be few; and never with the password in an error.
+/// The store connects with the user's rights, which may be few, and errors never show the password.
 #[tokio::test]
 async fn users_and_passwords_are_taken_from_the_url() {
     let redis = Redis::start(&[]).await;
     redis
-        .ask("ACL SETUSER app on >s3cret ~test-* +@all -@admin -info")
+        .command("ACL SETUSER app on >s3cret ~test-* +@all -@admin -info")
         .await;
     redis
-        .ask("ACL SETUSER poor on >s3cret ~test-* +@all -@scripting")
+        .command("ACL SETUSER poor on >s3cret ~test-* +@all -@scripting")
         .await;
-    redis.ask("ACL SETUSER default off").await;
+    redis.command("ACL SETUSER default off").await;
     let with = |user: &str, password: &str| Settings {
         prefix: prefix(),
         ..Settings::new(format!("redis://{user}:{password}@{}", redis.address()))
@@ -70,7 +72,7 @@ async fn users_and_passwords_are_taken_from_the_url() {
     let wrong = refused(&with("app", "wr0ng")).await;
     assert!(matches!(wrong, ConnectError::Refused { .. }), "{wrong:?}");
     for error in [poor, wrong] {
-        let words = format!("{} {error:?}", in_words(&error));
+        let words = format!("{} {error:?}", describe(&error));
         assert!(
             !words.contains("s3cret") && !words.contains("wr0ng"),
             "{words}"
@@ -78,7 +80,8 @@ async fn users_and_passwords_are_taken_from_the_url() {
     }
 }
 
-/// Refusals may have either wording. The time until writes are durable is the default then, and permits are given.
+/// Refusals may have either wording. The store then uses the default time until writes are durable,
+/// and grants permits.
 #[tokio::test]
 async fn a_server_that_tells_nothing_of_itself_will_do() {
     let unknown = |name: &str| format!("-ERR unknown command '{name}'\r\n");
@@ -110,7 +113,7 @@ async fn a_server_that_tells_nothing_of_itself_will_do() {
     }
 }
 
-/// With the CA of the settings, and with no other.
+/// The store trusts the CA of the settings, and no other CA.
 #[tokio::test]
 async fn tls_trusts_the_given_ca_only() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What a device costs: memory, and commands.
+//! The cost of a device: memory and commands.
 
 use twincast_core::outcome::Outcome;
 use twincast_core::permits::PermitRequest;
@@ -11,14 +11,14 @@ use crate::common::{connect, random_batch, settings, verify};
 
 const DEVICES: u32 = 50_000;
 
-/// The whole life of 50,000 devices, on a Redis that serves nobody else. The smallest batches are
-/// those of hubs that are too slow for their commands to matter.
+/// The whole life of 50,000 devices, on a Redis without other users. The smallest batches belong to
+/// hubs too slow for the number of commands to matter.
 #[tokio::test]
 async fn a_device_costs_little_memory_and_few_commands() {
     for (devices, window, most) in [(100, 100, 0.3), (2_475, 128, 0.1), (10_000, 256, 0.1)] {
         let redis = Redis::start(&[]).await;
         let store = connect(&settings(&redis)).await;
-        // The scripts are a part of what there is before.
+        // The scripts belong to the memory in use before.
         running(&store, "first", vec![batch(0, 1)]).await;
         work(&store, "first", 0, 1).await;
         verify(&store, &name("first")).await;
@@ -27,7 +27,7 @@ async fn a_device_costs_little_memory_and_few_commands() {
         let batches = DEVICES.div_ceil(devices);
         let plan = (0..batches).map(|id| random_batch(id, devices.min(DEVICES - id * devices)));
         running(&store, "r", plan.collect()).await;
-        assert_eq!(redis.ask("CONFIG RESETSTAT").await, "+OK\r\n");
+        assert_eq!(redis.command("CONFIG RESETSTAT").await, "+OK\r\n");
         for id in 0..batches {
             work(&store, "r", id, window).await;
         }
@@ -44,7 +44,7 @@ async fn a_device_costs_little_memory_and_few_commands() {
     }
 }
 
-/// As a worker does it.
+/// Works on a batch as a worker does.
 async fn work(store: &dyn Store, rollout: &str, id: u32, window: u32) {
     let permits = PermitRequest {
         hub: hub("a"),
@@ -55,36 +55,41 @@ async fn work(store: &dyn Store, rollout: &str, id: u32, window: u32) {
         limit: None,
     };
     let request = lease_request(&name(rollout), id, "w");
-    let mut leased = store.take(&request, Part::Whole).await.unwrap().unwrap();
+    let mut leased = store
+        .lease_for_work(&request, Part::WithDevices)
+        .await
+        .unwrap()
+        .unwrap();
     let devices = leased.header().devices;
     for first in (0..devices).step_by(window as usize) {
         store.take_permits(&permits).await.unwrap();
         let window = first..devices.min(first + window);
         let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
         let recorded = store
-            .record_taken(&mut leased, &reports, TTL, Timestamp(0))
+            .record_leased(&mut leased, &reports, TTL, Timestamp(0))
             .await;
         recorded.unwrap();
     }
     store
-        .release_taken(&mut leased, Timestamp(0))
+        .release_leased(&mut leased, Timestamp(0))
         .await
         .unwrap();
 }
 
-/// All commands that the server carried out, those of scripts included.
+/// Returns the number of all commands carried out by the server, including commands in scripts.
 async fn commands(redis: &Redis) -> f64 {
-    let info = redis.ask("INFO commandstats").await;
+    let info = redis.command("INFO commandstats").await;
     let lines = info.lines().filter(|line| !line.contains("cmdstat_config"));
     let calls = lines.filter_map(|line| line.split_once("calls=")?.1.split(',').next());
     calls.filter_map(|calls| calls.parse::<f64>().ok()).sum()
 }
 
-/// Without the buffers of connections, and without the statistics of each command that was used since the last reset.
+/// Returns the used memory without the buffers of connections, and without the statistics of each
+/// command used since the last reset.
 async fn used_memory(redis: &Redis) -> f64 {
-    redis.ask("CONFIG RESETSTAT").await;
-    redis.ask("CLIENT KILL TYPE normal").await;
-    let info = redis.ask("INFO memory").await;
+    redis.command("CONFIG RESETSTAT").await;
+    redis.command("CLIENT KILL TYPE normal").await;
+    let info = redis.command("INFO memory").await;
     let value = info.lines().find_map(|l| l.strip_prefix("used_memory:"));
     let bytes = value.and_then(|value| value.trim().parse().ok());
     bytes.expect("a number")

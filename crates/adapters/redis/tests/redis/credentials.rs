@@ -1,4 +1,4 @@
-//! Passwords that change while a store is connected, and tokens that end.
+//! Passwords that change while a store is connected, and tokens that expire.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ports::{Rollouts as _, StoreError};
 use twincast_redis::{
     ConnectError, Credentials, CredentialsProvider, RedisStore, Settings, Topology,
@@ -33,8 +33,8 @@ fn in_file(path: &Path, topology: Topology) -> Settings {
 /// Replaces a user's password, and ends the user's connections.
 async fn rotate(server: &Redis, to: &str) {
     let set = format!("ACL SETUSER app on resetpass >{to} ~* +@all");
-    assert_eq!(server.ask(&set).await, "+OK\r\n");
-    server.ask("CLIENT KILL USER app").await;
+    assert_eq!(server.command(&set).await, "+OK\r\n");
+    server.command("CLIENT KILL USER app").await;
 }
 
 async fn until_back(store: &RedisStore) {
@@ -45,16 +45,17 @@ async fn until_back(store: &RedisStore) {
     }
 }
 
-/// The number of connections so far; each of these questions is one.
+/// Returns the number of connections so far; each call makes a further connection.
 async fn connections(server: &Redis) -> u64 {
-    let info = server.ask("INFO stats").await;
+    let info = server.command("INFO stats").await;
     let count = info
         .lines()
         .find_map(|line| line.strip_prefix("total_connections_received:"));
     count.unwrap().trim().parse().unwrap()
 }
 
-/// The first call after the change of the file succeeds; before that, a connection is tried at most once a second.
+/// The first call after the change of the file succeeds; before the change, the store tries a
+/// connection at most once a second.
 #[tokio::test]
 async fn a_password_that_changes_is_read_again() {
     let redis = Redis::start(&[]).await;
@@ -69,14 +70,14 @@ async fn a_password_that_changes_is_read_again() {
     };
     rotate(&redis, "one").await;
     write("one");
-    let store = connect(&in_file(&path, Topology::One)).await;
+    let store = connect(&in_file(&path, Topology::Single)).await;
 
-    // The file first: no call fails.
+    // The file changes first: no call fails.
     write("two");
     rotate(&redis, "two").await;
     store.ping().await.unwrap();
 
-    // The server first: calls fail until the file has the password.
+    // The server changes first: calls fail until the file has the password.
     rotate(&redis, "three").await;
     let before = connections(&redis).await;
     let begun = Instant::now();
@@ -98,10 +99,10 @@ async fn a_password_that_changes_is_read_again() {
     write("three");
     until_back(&store).await;
 
-    // A missing file is waited for.
+    // The store waits for a missing file.
     std::fs::remove_file(&path).unwrap();
     store.ping().await.unwrap();
-    redis.ask("CLIENT KILL USER app").await;
+    redis.command("CLIENT KILL USER app").await;
     let answer = store.ping().await;
     assert!(
         matches!(answer, Err(StoreError::Unavailable { .. })),
@@ -112,7 +113,7 @@ async fn a_password_that_changes_is_read_again() {
 
     // At the start a refusal is an error.
     write("wrong");
-    let error = RedisStore::connect(&in_file(&path, Topology::One)).await;
+    let error = RedisStore::connect(&in_file(&path, Topology::Single)).await;
     assert!(
         matches!(error, Err(ConnectError::Refused { .. })),
         "{error:?}"
@@ -156,13 +157,14 @@ async fn a_password_that_changes_on_all_nodes_is_read_again() {
         }
         until_back(&store).await;
     }
-    // Connections to one node only: those to the others still have the former password.
+    // The store is connected to a single node only: the connections to the other nodes would use
+    // the former password.
     write("four");
     for node in cluster.nodes() {
         let set = "ACL SETUSER app on resetpass >four ~* +@all";
-        assert_eq!(node.ask(set).await, "+OK\r\n");
+        assert_eq!(node.command(set).await, "+OK\r\n");
     }
-    cluster.nodes()[1].ask("CLIENT KILL USER app").await;
+    cluster.nodes()[1].command("CLIENT KILL USER app").await;
     let begun = Instant::now();
     for number in 0..12 {
         let name = name(&format!("r{number}"));
@@ -179,7 +181,7 @@ async fn a_password_that_changes_on_all_nodes_is_read_again() {
     );
 }
 
-/// Tokens for one user that end after a time.
+/// Tokens for a user that expire after a time.
 struct Tokens {
     life: Duration,
     given: AtomicU32,
@@ -206,13 +208,13 @@ impl CredentialsProvider for Tokens {
     }
 }
 
-/// A connection is replaced before its token ends, and no call fails.
+/// A connection is replaced before the token expires, and no call fails.
 #[tokio::test]
 async fn a_connection_is_renewed_before_its_token_ends() {
     let redis = Redis::start(&[]).await;
     let passwords: String = (0..64).map(|number| format!(">token-{number} ")).collect();
     redis
-        .ask(&format!("ACL SETUSER app on {passwords} ~* +@all"))
+        .command(&format!("ACL SETUSER app on {passwords} ~* +@all"))
         .await;
     let tokens = Arc::new(Tokens {
         life: Duration::from_secs(2),
@@ -230,12 +232,14 @@ async fn a_connection_is_renewed_before_its_token_ends() {
     let mut ended = 0;
     while begun.elapsed() < Duration::from_secs(7) {
         store.ping().await.unwrap();
-        // As the service does, a token is refused after its end.
+        // Like the service, the server refuses a token after the expiry.
         let given = tokens.given.load(Ordering::Relaxed);
         let is_over = begun.elapsed() > tokens.life * given;
         assert!(!is_over, "the token has ended, and is still in use");
         if given > ended + 1 {
-            redis.ask(&format!("ACL SETUSER app <token-{ended}")).await;
+            redis
+                .command(&format!("ACL SETUSER app <token-{ended}"))
+                .await;
             ended += 1;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -246,26 +250,26 @@ async fn a_connection_is_renewed_before_its_token_ends() {
         "{given} tokens in 7 s of 2 s each"
     );
 
-    // Without a new token, the last token serves as long as the server takes it.
+    // Without a new token, the last token serves for as long as the server accepts the token.
     *tokens.fails.lock().unwrap() = true;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         store.ping().await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    redis.ask("CLIENT KILL USER app").await;
+    redis.command("CLIENT KILL USER app").await;
     let error = store.ping().await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
     assert!(
-        in_words(&error).contains("the issuer of tokens is away"),
+        describe(&error).contains("the issuer of tokens is away"),
         "{error:?}"
     );
     *tokens.fails.lock().unwrap() = false;
     until_back(&store).await;
 
-    // The provider learns of a refusal.
-    redis.ask("ACL SETUSER app resetpass").await;
-    redis.ask("CLIENT KILL USER app").await;
+    // The provider is notified of a refusal.
+    redis.command("ACL SETUSER app resetpass").await;
+    redis.command("CLIENT KILL USER app").await;
     store.ping().await.unwrap_err();
     assert!(tokens.refused.load(Ordering::Relaxed) > 0);
 }

@@ -1,20 +1,22 @@
-//! Servers that are full, away, restarted, or demoted.
+//! Servers that are full, unavailable, restarted, or demoted.
 
 use std::time::{Duration, Instant};
 
 use twincast_core::ids::{Attempt, BatchId, RolloutId};
 use twincast_core::outcome::{Outcome, OutcomeList};
-use twincast_core::ports::{Batches as _, Limiter as _, Rollouts as _, Roster, StoreError};
+use twincast_core::ports::{
+    Batches as _, Limiter as _, RolloutRegistry, Rollouts as _, StoreError,
+};
 use twincast_core::rollout::{Adding, Event, PlanId};
 use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::build::{
-    TTL, accepted, batch, holder, leased, name, planning, report, running, step,
+    TTL, accepted, apply, batch, holder, leased, name, planning, report, running,
 };
 use twincast_testkit::services::{Proxy, Redis, RedisCluster};
 
 use crate::common::{connect, prefix, settings, verify};
 
-/// Asks until it is answered, as all callers do.
+/// Repeats a call until the server answers, as all callers do.
 async fn until_back(store: &RedisStore) {
     let begun = Instant::now();
     while let Err(error) = store.ping().await {
@@ -30,7 +32,7 @@ fn assert_unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     }
 }
 
-/// Outcomes, leases, epochs, claims: all there is.
+/// A restart keeps outcomes, leases, epochs and claims.
 #[tokio::test]
 async fn a_restart_keeps_everything() {
     let redis = Redis::start(&["--appendfsync", "always"]).await;
@@ -42,7 +44,7 @@ async fn a_restart_keeps_everything() {
     store.claim(&[name("r")], &holder("o"), TTL).await.unwrap();
     redis.kill().await;
     assert_unavailable(store.ping().await);
-    redis.start_again().await;
+    redis.start_stopped().await;
 
     until_back(&store).await;
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(rollout));
@@ -58,7 +60,7 @@ async fn a_restart_keeps_everything() {
     assert_eq!(store.active().await.unwrap(), [name("r")]);
 }
 
-/// A restart between two calls, or a connection that was closed for being idle, costs nothing.
+/// A restart between two calls, or a connection closed for idleness, is not visible to the caller.
 #[tokio::test]
 async fn a_closed_connection_is_made_again_unseen() {
     let redis = Redis::start(&[]).await;
@@ -66,11 +68,35 @@ async fn a_closed_connection_is_made_again_unseen() {
     store.create(&accepted("r")).await.unwrap();
     redis.restart().await;
     assert_eq!(store.rollouts().await.unwrap(), [name("r")]);
-    redis.ask("CLIENT KILL TYPE normal").await;
+    redis.command("CLIENT KILL TYPE normal").await;
     assert_eq!(store.rollouts().await.unwrap(), [name("r")]);
 }
 
-/// Whether it refuses or is silent; and works again when it is back.
+/// A caller that stops polling while its call connects, as an arm of `select!` may, holds up no
+/// other call.
+#[tokio::test]
+async fn a_call_that_is_no_longer_polled_holds_up_no_other() {
+    let redis = Redis::shared().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let settings = Settings {
+        url: Settings::new(redis.url_via(&proxy)).url,
+        ..settings(&redis)
+    };
+    let store = connect(&settings).await;
+    proxy.refuse();
+    assert_unavailable(store.ping().await);
+    proxy.block();
+    let (mut connecting, mut waiting) = (Box::pin(store.ping()), Box::pin(store.ping()));
+    assert!(futures::poll!(&mut connecting).is_pending());
+    assert!(futures::poll!(&mut waiting).is_pending());
+    proxy.unblock();
+    store.ping().await.unwrap();
+    connecting.await.unwrap();
+    waiting.await.unwrap();
+}
+
+/// Whether the server refuses or is silent, the store reports an error in time, and works again
+/// when the server is back.
 #[tokio::test]
 async fn a_server_that_is_away_is_told_in_time() {
     let redis = Redis::shared().await;
@@ -102,7 +128,7 @@ async fn a_server_that_is_away_is_told_in_time() {
     }
 }
 
-/// Nothing is half-done, reading goes on, and so does everything once there is room.
+/// Nothing is half-done, reads continue, and writes continue once there is room.
 #[tokio::test]
 async fn a_full_server_changes_nothing() {
     let redis = Redis::start(&[]).await;
@@ -110,7 +136,7 @@ async fn a_full_server_changes_nothing() {
     running(&store, "r", vec![batch(0, 4)]).await;
     let lease = leased(&store, &name("r"), 0, "w").await;
     let other = planning(&store, "s").await;
-    assert_eq!(redis.ask("CONFIG SET maxmemory 1").await, "+OK\r\n");
+    assert_eq!(redis.command("CONFIG SET maxmemory 1").await, "+OK\r\n");
 
     let batches = vec![batch(0, 100), batch(1, 100)];
     let reports = [report(0, Outcome::Enqueued), report(1, Outcome::NotFound)];
@@ -155,7 +181,7 @@ async fn a_full_server_changes_nothing() {
     assert_eq!(work.outcomes, OutcomeList::pending(4));
     verify(&store, &name("r")).await;
 
-    assert_eq!(redis.ask("CONFIG SET maxmemory 0").await, "+OK\r\n");
+    assert_eq!(redis.command("CONFIG SET maxmemory 0").await, "+OK\r\n");
     store.record(&lease, &reports, TTL).await.unwrap();
     store
         .add_batches(&name("s"), Adding::Plan(PlanId(1)), batches)
@@ -165,16 +191,16 @@ async fn a_full_server_changes_nothing() {
     verify(&store, &name("s")).await;
 }
 
-/// A connection to a server that became a replica is given up: its address may lead to the new
+/// The store drops a connection to a server that became a replica: the address may lead to the new
 /// primary by then.
 #[tokio::test]
 async fn a_demoted_server_is_unavailable_and_asked_for_anew() {
     let redis = Redis::start(&[]).await;
     let store = connect(&settings(&redis)).await;
     let rollout = planning(&store, "r").await;
-    redis.ask("REPLICAOF 127.0.0.1 1").await;
+    redis.command("REPLICAOF 127.0.0.1 1").await;
     let connections = async || {
-        let info = redis.ask("INFO stats").await;
+        let info = redis.command("INFO stats").await;
         let line = info
             .lines()
             .find(|l| l.starts_with("total_connections_received"));
@@ -195,17 +221,18 @@ async fn a_demoted_server_is_unavailable_and_asked_for_anew() {
         store.revision(&name("r")).await.unwrap(),
         Some(rollout.revision())
     );
-    redis.ask("REPLICAOF NO ONE").await;
-    step(&store, &rollout, Event::PlanningStarted).await;
+    redis.command("REPLICAOF NO ONE").await;
+    apply(&store, &rollout, Event::PlanningStarted).await;
 }
 
-/// What is on the other nodes goes on; what was on it is back when it is.
+/// Rollouts on the other nodes stay available; rollouts on the lost node are back when the node is
+/// back.
 #[tokio::test]
 async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
     let cluster = RedisCluster::start().await;
-    // So that the others go on serving their slots while one is away.
+    // Lets the other nodes serve their slots while a node is unavailable.
     for node in cluster.nodes() {
-        node.ask("CONFIG SET cluster-require-full-coverage no")
+        node.command("CONFIG SET cluster-require-full-coverage no")
             .await;
     }
     let settings = Settings {
@@ -239,7 +266,7 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
     cluster.nodes()[0].kill().await;
     let served = survey().await;
     assert!((1..12).contains(&served), "{served} of 12");
-    cluster.nodes()[0].start_again().await;
+    cluster.nodes()[0].start_stopped().await;
     cluster.ready().await;
     let begun = Instant::now();
     while survey().await < 12 {
@@ -251,7 +278,7 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
     }
     assert_eq!(survey().await, 0);
     for node in cluster.nodes() {
-        node.start_again().await;
+        node.start_stopped().await;
     }
     cluster.ready().await;
     let begun = Instant::now();
@@ -260,7 +287,7 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
     }
 }
 
-/// A server that lost its last second gives no epoch of that second again.
+/// A server that lost the last second grants no epoch of this second again.
 #[tokio::test]
 async fn a_lease_that_the_server_lost_is_fenced() {
     let redis = Redis::shared().await;
@@ -268,13 +295,13 @@ async fn a_lease_that_the_server_lost_is_fenced() {
     let store = connect(&settings).await;
     running(&store, "r", vec![batch(0, 2)]).await;
     let head = format!("{}{{r}}", settings.prefix);
-    let before = redis.ask(&format!("HGET {head} 0")).await;
+    let before = redis.command(&format!("HGET {head} 0")).await;
     let before = before.lines().nth(1).unwrap();
     let first = leased(&store, &name("r"), 0, "a").await;
     redis
-        .ask(&format!("HSET {head} epoch 0 0 \"{before}\""))
+        .command(&format!("HSET {head} epoch 0 0 \"{before}\""))
         .await;
-    // A crash takes longer than the clock's step.
+    // A crash takes longer than a step of the clock.
     while store.time().await.unwrap().0 <= first.epoch.0 {}
     let second = leased(&store, &name("r"), 0, "b").await;
     assert!(first.epoch < second.epoch);

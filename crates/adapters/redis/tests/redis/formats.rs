@@ -1,11 +1,13 @@
-//! What other releases write: of the same format it is read, of a newer one it is left alone.
+//! Data of other releases: data of the same format is read, data of a newer format is left alone.
 
 use serde_json::{Value, json};
 use twincast_core::ids::{BatchId, RolloutId};
 use twincast_core::outcome::Outcome;
-use twincast_core::ports::{Batches as _, Created, LeaseReply, Rollouts as _, Roster, StoreError};
+use twincast_core::ports::{
+    Batches as _, Created, LeaseReply, RolloutRegistry, Rollouts as _, StoreError,
+};
 use twincast_testkit::build::{
-    TTL, accepted, after, batch, lease_request, leased, name, paused, report, running,
+    TTL, accepted, after, batch, lease_request, leased, name, pause_requested, report, running,
 };
 use twincast_testkit::services::Redis;
 
@@ -22,7 +24,7 @@ fn is_newer<T: std::fmt::Debug>(answer: Result<T, StoreError>) {
     }
 }
 
-/// Neither read nor changed, whatever is asked; and others are as they were.
+/// No operation reads or changes the rollout, and other rollouts are unaffected.
 #[tokio::test]
 async fn a_rollout_of_a_newer_format_is_left_alone() {
     let redis = Redis::shared().await;
@@ -31,8 +33,8 @@ async fn a_rollout_of_a_newer_format_is_left_alone() {
     let rollout = running(&store, "r", vec![batch(0, 4), batch(1, 4)]).await;
     let lease = leased(&store, &name("r"), 0, "w").await;
     let head = format!("{}{{r}}", settings.prefix);
-    redis.ask(&format!("HSET {head} format 2")).await;
-    let content = async || redis.ask(&format!("HGETALL {head}")).await;
+    redis.command(&format!("HSET {head} format 2")).await;
+    let content = async || redis.command(&format!("HGETALL {head}")).await;
     let before = content().await;
 
     let r = &name("r");
@@ -41,7 +43,7 @@ async fn a_rollout_of_a_newer_format_is_left_alone() {
     is_newer(store.create(&accepted("r")).await);
     is_newer(
         store
-            .save(&after(&rollout, paused()), rollout.revision())
+            .save(&after(&rollout, pause_requested()), rollout.revision())
             .await,
     );
     is_newer(store.batches(r, None, 9).await);
@@ -57,19 +59,19 @@ async fn a_rollout_of_a_newer_format_is_left_alone() {
     is_newer(store.tallies(r).await);
     assert_eq!(content().await, before);
 
-    // Its name is known, so that it can be told of.
+    // The name is known, so that the rollout can be reported.
     assert_eq!(store.active().await.unwrap(), [name("r")]);
     assert_eq!(store.revision(r).await.unwrap(), Some(rollout.revision()));
     running(&store, "s", vec![batch(0, 4)]).await;
     let leased = store.lease(&lease_request(&name("s"), 0, "w")).await;
     assert!(matches!(leased, Ok(LeaseReply::Granted(_))), "{leased:?}");
 
-    redis.ask(&format!("HSET {head} format 1")).await;
+    redis.command(&format!("HSET {head} format 1")).await;
     assert_eq!(store.rollout(r).await.unwrap(), Some(rollout));
     store.record(&lease, &sent, TTL).await.unwrap();
 }
 
-/// A release may add what others need not know of.
+/// A release may add fields that other releases need not know.
 #[tokio::test]
 async fn unknown_fields_of_the_same_format_are_passed_over() {
     let redis = Redis::shared().await;
@@ -87,10 +89,10 @@ async fn unknown_fields_of_the_same_format_are_passed_over() {
     let mut of_batch = serde_json::to_value(header).unwrap();
     of_batch["of_tomorrow"] = json!(1);
     redis
-        .ask(&format!("HSET {head} record {:?}", record.to_string()))
+        .command(&format!("HSET {head} record {:?}", record.to_string()))
         .await;
     redis
-        .ask(&format!("HSET {head}:headers 0 {:?}", of_batch.to_string()))
+        .command(&format!("HSET {head}:headers 0 {:?}", of_batch.to_string()))
         .await;
 
     assert_eq!(
@@ -102,13 +104,13 @@ async fn unknown_fields_of_the_same_format_are_passed_over() {
     let lease = leased(&store, &name("r"), 0, "w").await;
     let sent: Vec<_> = (0..4).map(|at| report(at, Outcome::Enqueued)).collect();
     store.record(&lease, &sent, TTL).await.unwrap();
-    let next = after(&rollout, paused());
+    let next = after(&rollout, pause_requested());
     store.save(&next, rollout.revision()).await.unwrap();
 
-    // But not in the spec: a rule that is not understood would be a rule that is not kept.
+    // But not in the spec: an unknown rule would be an ignored rule.
     record["spec"]["of_tomorrow"] = json!(1);
     redis
-        .ask(&format!("HSET {head} record {:?}", record.to_string()))
+        .command(&format!("HSET {head} record {:?}", record.to_string()))
         .await;
     let read = store.rollout(&name("r")).await;
     assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
@@ -123,13 +125,15 @@ async fn an_odd_record_does_not_hide_the_others() {
         store.create(&accepted(rollout)).await.unwrap();
     }
     let prefix = &settings.prefix;
-    for set in ["rollouts", "{roster}:active"] {
+    for set in ["rollouts", "{registry}:active"] {
         redis
-            .ask(&format!("ZADD {prefix}{set} 0 \"no name\""))
+            .command(&format!("ZADD {prefix}{set} 0 \"no name\""))
             .await;
     }
-    redis.ask(&format!("HSET {prefix}{{s}} version x")).await;
-    redis.ask(&format!("HSET {prefix}{{t}} record x")).await;
+    redis
+        .command(&format!("HSET {prefix}{{s}} version x"))
+        .await;
+    redis.command(&format!("HSET {prefix}{{t}} record x")).await;
     let all = [name("r"), name("s"), name("t")];
     assert_eq!(store.rollouts().await.unwrap(), all);
     assert_eq!(store.active().await.unwrap(), all);

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Refused commands, and the answer to a refused command.
+/// Commands to refuse, and the answer to a refused command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Refusals {
     /// Commands, or a command and its first argument, in capitals.
@@ -15,7 +15,8 @@ pub(crate) struct Refusals {
     pub(crate) answer: fn(&str) -> String,
 }
 
-/// Starts a proxy in front of a server, on a free port. The proxy ends with the runtime of the test.
+/// Starts a proxy in front of a server, on a free port. The proxy ends with the runtime of the
+/// test.
 pub(crate) async fn start(server: SocketAddr, refusals: Refusals) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -28,7 +29,7 @@ pub(crate) async fn start(server: SocketAddr, refusals: Refusals) -> SocketAddr 
     address
 }
 
-/// Starts a server that answers a command with `answer`, and every other with OK.
+/// Starts a server that answers a command with `answer`, and every other command with OK.
 pub(crate) async fn answering(command: &'static str, answer: String) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -49,7 +50,7 @@ pub(crate) async fn answering(command: &'static str, answer: String) -> SocketAd
     address
 }
 
-/// Passes one command on and its answer back at a time, so that answers keep their order.
+/// Passes on a single command and the answer at a time, so that answers keep their order.
 async fn serve(mut client: TcpStream, server: SocketAddr, refusals: Refusals) -> io::Result<()> {
     let mut server = TcpStream::connect(server).await?;
     client.set_nodelay(true)?;
@@ -73,7 +74,7 @@ async fn serve(mut client: TcpStream, server: SocketAddr, refusals: Refusals) ->
     }
 }
 
-/// The next whole value; `held` keeps further bytes.
+/// Returns the next whole value; `held` keeps further bytes.
 async fn next(stream: &mut TcpStream, held: &mut Vec<u8>) -> io::Result<Vec<u8>> {
     loop {
         if let Some(length) = length(held) {
@@ -85,7 +86,7 @@ async fn next(stream: &mut TcpStream, held: &mut Vec<u8>) -> io::Result<Vec<u8>>
     }
 }
 
-/// The length of the first value in `bytes`, if the value is complete.
+/// Returns the length of the first value in `bytes`, if the value is complete.
 fn length(bytes: &[u8]) -> Option<usize> {
     let end = bytes.windows(2).position(|pair| pair == b"\r\n")? + 2;
     let number = || {
@@ -107,7 +108,7 @@ fn length(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The parts of a command, in capitals.
+/// Returns the parts of a command, in capitals.
 fn words(command: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(command).to_uppercase();
     let parts = text.split("\r\n").skip(2).step_by(2);

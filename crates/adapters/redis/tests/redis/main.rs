@@ -1,4 +1,4 @@
-//! The adapter on real servers, which these tests start for themselves.
+//! The adapter on real servers started by the tests.
 
 mod common;
 mod conformance;

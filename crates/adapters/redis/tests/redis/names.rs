@@ -1,8 +1,8 @@
-//! Servers whose certificates are for another name than the host of their address.
+//! Servers with certificates for another name than the host of the address.
 
 use std::time::{Duration, Instant};
 
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ports::Rollouts as _;
 use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::build::{accepted, name};
@@ -38,11 +38,12 @@ async fn a_server_may_have_a_certificate_for_another_name() {
             ..good.clone()
         };
         let error = RedisStore::connect(&settings).await.expect_err("a name");
-        assert!(in_words(&error).contains("certificate"), "{error:?}");
+        assert!(describe(&error).contains("certificate"), "{error:?}");
     }
 }
 
-/// As in Azure Managed Redis, nodes are announced by address, and all certificates are for the name of the service.
+/// As in Azure Managed Redis, nodes are announced by address, and all certificates are for the name
+/// of the service.
 #[tokio::test]
 async fn nodes_that_are_announced_by_address_have_certificates_for_one_name() {
     let certificate = Certificate::new();
@@ -74,8 +75,8 @@ async fn nodes_that_are_announced_by_address_have_certificates_for_one_name() {
             tls_name: other,
             ..good.clone()
         };
-        // The host of the URL may be right; the addresses of the other nodes are not.
+        // The host of the URL may match; the addresses of the other nodes do not.
         let error = RedisStore::connect(&settings).await.expect_err("a name");
-        assert!(in_words(&error).contains("certificate"), "{error:?}");
+        assert!(describe(&error).contains("certificate"), "{error:?}");
     }
 }

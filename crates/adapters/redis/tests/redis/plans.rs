@@ -1,28 +1,28 @@
-//! Names, records and plans, beyond what the port's contract can see.
+//! Names, records and plans, beyond the contract of the port.
 
 use std::sync::Arc;
 
 use twincast_core::ids::{BatchId, Version};
 use twincast_core::outcome::{Outcome, OutcomeList};
-use twincast_core::ports::{Batches as _, Rollouts as _, Roster, StoreError};
-use twincast_core::rollout::{Adding, Event, PlanId, Word};
+use twincast_core::ports::{Batches as _, RolloutRegistry, Rollouts as _, StoreError};
+use twincast_core::rollout::{Adding, Attribution, Event, PlanId};
 use twincast_testkit::build::{
-    TTL, accepted, batch, leased, name, paused, planning, report, running, step,
+    TTL, accepted, apply, batch, leased, name, pause_requested, planning, report, running,
 };
 use twincast_testkit::services::Redis;
 
 use crate::common::{connect, settings};
 
-/// How many keys there are. Tests may ask that; the adapter never does.
+/// Returns the number of keys. Only tests may ask for all keys; the adapter never does.
 async fn keys(redis: &Redis, prefix: &str) -> usize {
-    let found = redis.ask(&format!("KEYS {prefix}*")).await;
+    let found = redis.command(&format!("KEYS {prefix}*")).await;
     found
         .lines()
         .filter(|line| line.starts_with(prefix))
         .count()
 }
 
-/// However many batches there were, and whatever happened to them.
+/// The old keys are gone for any number of batches in any state.
 #[tokio::test]
 async fn a_new_try_takes_all_keys_of_the_old_with_it() {
     let redis = Redis::shared().await;
@@ -36,20 +36,20 @@ async fn a_new_try_takes_all_keys_of_the_old_with_it() {
         .await
         .unwrap();
     assert!(keys(redis, &settings.prefix).await > before);
-    step(&store, &rollout, Event::PlanningStarted).await;
+    apply(&store, &rollout, Event::PlanningStarted).await;
     assert_eq!(keys(redis, &settings.prefix).await, before);
 }
 
-/// A crash after the name and before the record leaves one.
+/// A crash between writing the name and the record leaves a name without a record.
 #[tokio::test]
 async fn names_without_a_record_are_passed_over() {
     let redis = Redis::shared().await;
     let settings = settings(redis);
     let store = connect(&settings).await;
     store.create(&accepted("a")).await.unwrap();
-    for key in ["rollouts", "{roster}:active"] {
+    for key in ["rollouts", "{registry}:active"] {
         redis
-            .ask(&format!("ZADD {}{key} 1 ghost", settings.prefix))
+            .command(&format!("ZADD {}{key} 1 ghost", settings.prefix))
             .await;
     }
     assert_eq!(store.rollouts().await.unwrap(), [name("a")]);
@@ -58,43 +58,43 @@ async fn names_without_a_record_are_passed_over() {
     assert_eq!(store.active().await.unwrap(), [name("a"), name("ghost")]);
 }
 
-/// A version that somebody is about to store keeps its rollout active, whoever is first.
+/// A version about to be stored keeps the rollout active, in any order of the two calls.
 #[tokio::test]
-async fn retiring_never_loses_what_is_stored_at_the_same_time() {
+async fn deactivating_never_loses_what_is_stored_at_the_same_time() {
     let store = Arc::new(connect(&settings(Redis::shared().await)).await);
     let mut rollout = running(&*store, "r", vec![batch(0, 1)]).await;
     for round in 0..200 {
         let event = if round % 2 == 0 {
-            paused()
+            pause_requested()
         } else {
             Event::ResumeRequested {
-                word: Word::default(),
+                attribution: Attribution::default(),
             }
         };
-        let retiring = {
+        let deactivating = {
             let (store, version) = (Arc::clone(&store), rollout.version);
-            tokio::spawn(async move { store.retire(&name("r"), version).await })
+            tokio::spawn(async move { store.deactivate(&name("r"), version).await })
         };
-        rollout = step(&*store, &rollout, event).await;
-        retiring.await.unwrap().unwrap();
+        rollout = apply(&*store, &rollout, event).await;
+        deactivating.await.unwrap().unwrap();
         assert_eq!(store.active().await.unwrap(), [name("r")], "round {round}");
     }
-    store.retire(&name("r"), rollout.version).await.unwrap();
+    store.deactivate(&name("r"), rollout.version).await.unwrap();
     assert!(store.active().await.unwrap().is_empty());
 }
 
-/// A rollout that has ended and is started again by a repeated command is not active for that.
+/// A repeated create command does not make an ended rollout active.
 #[tokio::test]
 async fn creating_again_wakes_nobody() {
     let store = connect(&settings(Redis::shared().await)).await;
     store.create(&accepted("a")).await.unwrap();
-    store.retire(&name("a"), Version(1)).await.unwrap();
+    store.deactivate(&name("a"), Version(1)).await.unwrap();
     store.create(&accepted("a")).await.unwrap();
     assert!(store.active().await.unwrap().is_empty());
 }
 
-/// Batches beyond what Lua's stack holds, odd ones next to each other, and more refusals than
-/// one command takes.
+/// Batches larger than Lua's stack, batches of odd size next to each other, and more refusals than
+/// fit into a command.
 #[tokio::test]
 async fn large_batches_are_kept_whole() {
     const DEVICES: u32 = 20_001;
@@ -127,7 +127,7 @@ async fn large_batches_are_kept_whole() {
     }
 }
 
-/// What cannot be what was written is told, and not made up for.
+/// Damaged data is reported, not replaced by made-up data.
 #[tokio::test]
 async fn damage_is_told() {
     let redis = Redis::shared().await;
@@ -138,14 +138,14 @@ async fn damage_is_told() {
     let head = format!("{}{{r}}", settings.prefix);
     let first = [report(1, Outcome::Enqueued)];
     store.record(&lease, &first, TTL).await.unwrap();
-    redis.ask(&format!("DEL {head}:states")).await;
+    redis.command(&format!("DEL {head}:states")).await;
     let load = store.load(&name("r"), BatchId(0)).await;
     let record = store
         .record(&lease, &[report(0, Outcome::Enqueued)], TTL)
         .await;
-    redis.ask(&format!("HSET {head} 0 x")).await;
+    redis.command(&format!("HSET {head} 0 x")).await;
     let page = store.batches(&name("r"), None, 1).await;
-    redis.ask(&format!("HSET {head} record x")).await;
+    redis.command(&format!("HSET {head} record x")).await;
     let read = store.rollout(&name("r")).await;
     for error in [
         load.unwrap_err(),

@@ -2,38 +2,38 @@
 
 use std::time::{Duration, Instant};
 
-use twincast_core::error::in_words;
+use twincast_core::error::describe;
 use twincast_core::ports::{Batches as _, Rollouts as _};
 use twincast_redis::{ConnectError, RedisStore, Settings, Topology};
 use twincast_secret::{Secret, SecretSource};
 use twincast_testkit::build::{accepted, name};
-use twincast_testkit::services::{Certificate, WatchedRedis};
+use twincast_testkit::services::{Certificate, SentinelRedis};
 
 use crate::common::{connect, prefix};
 
 /// How long a failover may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 use crate::interposer;
 
 fn fixed(url: impl Into<String>) -> SecretSource {
     SecretSource::Fixed(Secret::new(url))
 }
 
-fn settings(watched: &WatchedRedis) -> Settings {
+fn settings(sentinel_redis: &SentinelRedis) -> Settings {
     Settings {
-        topology: Topology::Sentinels(fixed(watched.sentinel_url())),
+        topology: Topology::Sentinels(fixed(sentinel_redis.sentinel_url())),
         tls_name: Some(Certificate::NAME.to_owned()),
-        ca: Some(watched.ca()),
+        ca: Some(sentinel_redis.ca()),
         prefix: prefix(),
-        ..Settings::new(watched.url())
+        ..Settings::new(sentinel_redis.url())
     }
 }
 
-/// Asks until a write is taken.
+/// Repeats a write until the server accepts the write.
 async fn until_written(store: &RedisStore) {
     let begun = Instant::now();
     while let Err(error) = store.ping().await {
-        assert!(begun.elapsed() < PATIENCE, "{error:?}");
+        assert!(begun.elapsed() < TIMEOUT, "{error:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -41,26 +41,29 @@ async fn until_written(store: &RedisStore) {
 /// The master is killed first; then the new master is demoted while a sentinel is away.
 #[tokio::test]
 async fn the_new_master_is_found_after_a_failover() {
-    let watched = WatchedRedis::start(&[]).await;
-    let store = connect(&settings(&watched)).await;
+    let sentinel_redis = SentinelRedis::start(&[]).await;
+    let store = connect(&settings(&sentinel_redis)).await;
     assert_eq!(store.durable_after(), Duration::from_secs(2));
     store.create(&accepted("before")).await.unwrap();
 
-    let [first, second] = watched.servers();
+    let [first, second] = sentinel_redis.servers();
     first.kill().await;
     until_written(&store).await;
     assert!(second.is_master().await);
     store.create(&accepted("between")).await.unwrap();
-    first.start_again().await;
-    watched.ready().await;
+    first.start_stopped().await;
+    sentinel_redis.ready().await;
 
-    watched.sentinels()[0].stop().await;
-    let failover = format!("SENTINEL FAILOVER {}", WatchedRedis::NAME);
-    assert_eq!(watched.sentinels()[1].ask(&failover).await, "+OK\r\n");
+    sentinel_redis.sentinels()[0].stop().await;
+    let failover = format!("SENTINEL FAILOVER {}", SentinelRedis::NAME);
+    assert_eq!(
+        sentinel_redis.sentinels()[1].command(&failover).await,
+        "+OK\r\n"
+    );
     let begun = Instant::now();
     while !first.is_master().await {
-        assert!(begun.elapsed() < PATIENCE);
-        // Calls go on during the failover.
+        assert!(begun.elapsed() < TIMEOUT);
+        // Calls continue during the failover.
         store.ping().await.ok();
     }
     until_written(&store).await;
@@ -69,14 +72,14 @@ async fn the_new_master_is_found_after_a_failover() {
     assert_eq!(store.rollouts().await.unwrap(), names);
 }
 
-/// Mistakes in user, password, name and certificate are named, of sentinels and of servers.
+/// Errors name mistakes in user, password, name and certificate, for sentinels and for servers.
 #[tokio::test]
 async fn what_is_wrong_with_sentinels_is_told() {
-    let watched = WatchedRedis::start(&[]).await;
-    let good = settings(&watched);
+    let sentinel_redis = SentinelRedis::start(&[]).await;
+    let good = settings(&sentinel_redis);
     let with = |from: &str, to: &str| Settings {
-        url: fixed(watched.url().replace(from, to)),
-        topology: Topology::Sentinels(fixed(watched.sentinel_url().replace(from, to))),
+        url: fixed(sentinel_redis.url().replace(from, to)),
+        topology: Topology::Sentinels(fixed(sentinel_redis.sentinel_url().replace(from, to))),
         ..good.clone()
     };
     let by_host = Settings {
@@ -95,7 +98,7 @@ async fn what_is_wrong_with_sentinels_is_told() {
             "the sentinel refuses",
         ),
         (
-            with(&format!("asker:{}@", WatchedRedis::SENTINEL_PASSWORD), ""),
+            with(&format!("asker:{}@", SentinelRedis::SENTINEL_PASSWORD), ""),
             false,
             "get-master-addr-by-name",
         ),
@@ -107,7 +110,7 @@ async fn what_is_wrong_with_sentinels_is_told() {
         (by_host, false, "certificate"),
     ] {
         let error = RedisStore::connect(&settings).await.expect_err(named);
-        let words = in_words(&error);
+        let words = describe(&error);
         assert!(words.contains(named), "{words}");
         assert_eq!(
             matches!(error, ConnectError::Refused { .. }),
@@ -118,8 +121,8 @@ async fn what_is_wrong_with_sentinels_is_told() {
             assert!(!format!("{words} {error:?}").contains(secret), "{words}");
         }
     }
-    // A sentinel that has missed a failover leads to a replica, and is passed over.
-    let port = watched.servers()[1].tls_port().to_string();
+    // A sentinel that missed a failover leads to a replica, and is skipped.
+    let port = sentinel_redis.servers()[1].tls_port().to_string();
     let answer = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
     let behind = interposer::answering("SENTINEL", answer).await;
     let by = |urls: String| Settings {
@@ -127,12 +130,16 @@ async fn what_is_wrong_with_sentinels_is_told() {
         ..good.clone()
     };
     let error = RedisStore::connect(&by(format!("redis://{behind}"))).await;
-    let words = in_words(&error.expect_err("a replica"));
+    let words = describe(&error.expect_err("a replica"));
     assert!(words.contains("is a replica"), "{words}");
-    connect(&by(format!("redis://{behind},{}", watched.sentinel_url()))).await;
+    connect(&by(format!(
+        "redis://{behind},{}",
+        sentinel_redis.sentinel_url()
+    )))
+    .await;
 
-    // One sentinel is enough.
-    for sentinel in &watched.sentinels()[..2] {
+    // A single sentinel is enough.
+    for sentinel in &sentinel_redis.sentinels()[..2] {
         sentinel.stop().await;
     }
     connect(&good).await;
@@ -141,11 +148,11 @@ async fn what_is_wrong_with_sentinels_is_told() {
 /// The settings of the master bound how long a master without replicas takes writes.
 #[tokio::test]
 async fn a_write_is_durable_when_a_replica_must_have_it() {
-    let watched = WatchedRedis::start(&["--appendfsync", "always"]).await;
-    let [master, _] = watched.servers();
-    let durable_after = async || connect(&settings(&watched)).await.durable_after();
+    let sentinel_redis = SentinelRedis::start(&["--appendfsync", "always"]).await;
+    let [master, _] = sentinel_redis.servers();
+    let durable_after = async || connect(&settings(&sentinel_redis)).await.durable_after();
     assert_eq!(durable_after().await, Duration::from_secs(2));
-    master.ask("CONFIG SET min-replicas-to-write 1").await;
-    master.ask("CONFIG SET min-replicas-max-lag 4").await;
+    master.command("CONFIG SET min-replicas-to-write 1").await;
+    master.command("CONFIG SET min-replicas-max-lag 4").await;
     assert_eq!(durable_after().await, Duration::from_secs(5));
 }

@@ -1,4 +1,4 @@
-//! Several at work at once.
+//! Several concurrent workers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +25,13 @@ fn reports(dice: &mut Dice) -> Vec<Report> {
         .collect()
 }
 
-/// Leases, records, merges and lets go of batches as the dice fall.
+/// Leases, records, merges and releases batches at random.
 async fn work(store: Arc<RedisStore>, worker: u32, flush: Option<&'static Redis>) {
     let mut dice = Dice::new(u64::from(worker) + 7);
     for round in 0..60 {
         let batch = dice.roll(BATCHES);
         let mut request = lease_request(&name("r"), batch, &format!("w{worker}"));
-        // Short enough to lapse now and then, so that others take over.
+        // Short enough to lapse now and then, so that another worker takes over.
         request.ttl = Duration::from_millis(u64::from(dice.roll(30)));
         if let LeaseReply::Granted(lease) = store.lease(&request).await.unwrap() {
             for _ in 0..3 {
@@ -59,7 +59,7 @@ async fn work(store: Arc<RedisStore>, worker: u32, flush: Option<&'static Redis>
         if let Some(redis) = flush
             && round % 10 == 0
         {
-            assert_eq!(redis.ask("SCRIPT FLUSH").await, "+OK\r\n");
+            assert_eq!(redis.command("SCRIPT FLUSH").await, "+OK\r\n");
         }
     }
 }
@@ -86,7 +86,7 @@ async fn counters_never_drift() {
     many_at_once(connect(&settings(Redis::shared().await)).await, None).await;
 }
 
-/// On a cluster, and with servers that forget the scripts in the middle of it.
+/// On a cluster, with servers that forget the scripts in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn forgotten_scripts_are_sent_again() {
     let cluster = RedisCluster::shared().await;

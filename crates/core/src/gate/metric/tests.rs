@@ -1,11 +1,11 @@
 use std::time::Duration;
 
 use super::*;
-use crate::gate::{Next, next_when_heard};
+use crate::gate::{Next, next_with_complete_evidence};
 use crate::ids::{StageName, Version};
 use crate::outcome::{Counts, Outcome};
 use crate::plan::PlanSummary;
-use crate::rollout::{Event, Phase, Rollout, Word};
+use crate::rollout::{Attribution, Event, Phase, Rollout};
 use crate::spec::RolloutSpec;
 
 const START: Timestamp = Timestamp(1_000_000);
@@ -14,7 +14,7 @@ fn at(seconds: u64) -> Timestamp {
     START.plus(Duration::from_secs(seconds))
 }
 
-/// A rollout that runs, to ten devices in a stage with this gate.
+/// A running rollout to ten devices, in a stage with this gate.
 fn rollout(gate: &str) -> Rollout {
     let spec = format!(
         "{{name: a, target: {{all: true}}, message: {{body: {{text: x}}}}, stages: [{{name: s, gate: {{{gate}}}}}]}}"
@@ -29,7 +29,7 @@ fn rollout(gate: &str) -> Rollout {
         stages: vec![],
         excluded: vec![],
         repeated: 0,
-        not_understood: Default::default(),
+        malformed_rows: Default::default(),
         unknown_zones: Default::default(),
     };
     let rollout = Rollout::accepted(spec, Default::default(), START);
@@ -48,16 +48,16 @@ fn gate_of(rollout: &Rollout) -> &Gate {
 }
 
 #[test]
-fn samples_are_weighed() {
+fn samples_are_evaluated() {
     use MetricResult::{Failed, Inconclusive, NotMeasured, Succeeded};
     let nan = f64::NAN;
     for (conditions, samples, result) in [
-        // With one condition, the other is its opposite.
+        // With a single condition, the opposite is implied.
         ("success: '>= 0.99'", vec![0.99], Succeeded),
         ("success: '>= 0.99'", vec![0.98], Failed),
         ("failure: '< 0.95'", vec![0.95], Succeeded),
         ("failure: '< 0.95'", vec![0.94], Failed),
-        // With both, there is something between them; failure comes first.
+        // With both conditions, values in between are inconclusive. Failure comes first.
         (
             "success: '>= 0.99', failure: '< 0.95'",
             vec![0.97],
@@ -84,7 +84,7 @@ fn samples_are_weighed() {
             vec![0.97, 0.94],
             Failed,
         ),
-        // What is no number was not measured, and fails nothing.
+        // A missing sample or NaN is not measured, and fails nothing.
         ("success: '>= 0.99'", vec![], NotMeasured),
         ("failure: '< 0.95'", vec![], NotMeasured),
         ("success: '>= 0.99'", vec![nan], NotMeasured),
@@ -94,20 +94,20 @@ fn samples_are_weighed() {
         ("success: '<= 5'", vec![f64::INFINITY], Failed),
         ("success: '<= 5'", vec![f64::NEG_INFINITY], Succeeded),
     ] {
-        let weighed = weigh(&metric(conditions), Ok(&samples));
-        assert_eq!(weighed.result, result, "{conditions} {samples:?}");
+        let measurement = evaluate(&metric(conditions), Ok(&samples));
+        assert_eq!(measurement.result, result, "{conditions} {samples:?}");
     }
     let metric = metric("success: '> 0'");
-    let weighed = weigh(&metric, Err("y".repeat(10_000)));
-    assert_eq!(weighed.result, NotMeasured);
-    assert_eq!(weighed.found.len(), FOUND);
-    assert_eq!(weigh(&metric, Ok(&[])).found, "no sample");
-    let many = weigh(&metric, Ok(&[0.25; 7])).found;
+    let measurement = evaluate(&metric, Err("y".repeat(10_000)));
+    assert_eq!(measurement.result, NotMeasured);
+    assert_eq!(measurement.samples.len(), MAX_TEXT_CHARS);
+    assert_eq!(evaluate(&metric, Ok(&[])).samples, "no sample");
+    let many = evaluate(&metric, Ok(&[0.25; 7])).samples;
     assert_eq!(many, "0.25, 0.25, 0.25, 0.25, 0.25, and 2 more");
 }
 
-/// Lets a driver go through measurements of one metric, and says what the gate says after each: `s`ucceeded, `f`ailed,
-/// `i`nconclusive, `n`ot measured; `S` says that all was sent.
+/// Runs a driver through measurements of a metric, and returns the verdict of the gate after each
+/// measurement: `s`ucceeded, `f`ailed, `i`nconclusive, `n`ot measured. `S` marks the last send.
 fn course(gate: &str, measurements: &str) -> Vec<String> {
     let mut rollout = rollout(gate);
     let mut counts = Counts::pending(10);
@@ -123,7 +123,8 @@ fn course(gate: &str, measurements: &str) -> Vec<String> {
                 for _ in 0..10 {
                     counts.shift(Outcome::Pending, Outcome::Enqueued);
                 }
-                let Next::Happened(event) = next_when_heard(&rollout, &counts, false, now) else {
+                let Next::Apply(event) = next_with_complete_evidence(&rollout, &counts, false, now)
+                else {
                     panic!("it is noted that all was sent");
                 };
                 rollout = rollout.after(event, now).unwrap().unwrap();
@@ -134,24 +135,26 @@ fn course(gate: &str, measurements: &str) -> Vec<String> {
             rollout.stage_progress().unwrap(),
             &gate_of(&rollout).metrics[0],
         );
-        if is_worth_noting(metric, progress, result) {
+        if must_be_noted(metric, progress, result) {
             let event = Event::MetricMeasured {
                 stage: progress.name.clone(),
                 metric: metric.name.clone(),
                 result,
-                found: "0.9".into(),
+                samples: "0.9".into(),
             };
             rollout = rollout.after(event, now).unwrap().unwrap();
         }
         let left = counts.unsettled() > 0;
-        said.push(match next_when_heard(&rollout, &counts, left, now) {
-            Next::Send => "sends".to_owned(),
-            Next::Wait(waits) => format!("waits for {waits}"),
-            Next::Happened(Event::StagePassed { reason, .. }) => format!("passed: {reason}"),
-            Next::Happened(Event::GateFailed { reason, .. }) => format!("failed: {reason}"),
-            Next::Happened(Event::GateUndecided { reason, .. }) => format!("undecided: {reason}"),
-            other => format!("{other:?}"),
-        });
+        said.push(
+            match next_with_complete_evidence(&rollout, &counts, left, now) {
+                Next::Send => "sends".to_owned(),
+                Next::Wait(waits) => format!("waits for {waits}"),
+                Next::Apply(Event::StagePassed { reason, .. }) => format!("passed: {reason}"),
+                Next::Apply(Event::GateFailed { reason, .. }) => format!("failed: {reason}"),
+                Next::Apply(Event::GateUndecided { reason, .. }) => format!("undecided: {reason}"),
+                other => format!("{other:?}"),
+            },
+        );
     }
     said
 }
@@ -161,65 +164,63 @@ fn a_gate_counts_measurements() {
     let gate =
         |text: &str| format!("metrics: [{{name: m, query: up, success: '> 0', count: 2{text}}}]");
     let sends = || "sends".to_owned();
-    // What succeeds before all was sent is no success of the stage.
+    // Success before the last send is no success of the stage.
     assert_eq!(
         course(&gate(""), "sssSss"),
         [
             sends(),
             sends(),
             sends(),
-            "waits for 1 more measurements of metric m to succeed".into(),
-            "passed: its metrics are as they should be: m 0.9".into(),
+            "waits for 1 more successful measurements of metric m".into(),
+            "passed: all metrics have succeeded: m 0.9".into(),
         ]
     );
-    // What fails does so at any time.
-    let failed =
-        "failed: metric m has failed once, more than 0; the last was 0.9, and is to be > 0";
+    // Failure counts at any time.
+    let failed = "failed: metric m has failed once (limit 0); last result 0.9, expected > 0";
     assert_eq!(course(&gate(""), "f"), [failed]);
     assert_eq!(course(&gate(""), "Ssf").last().unwrap(), failed);
     assert_eq!(
         course(&gate(", failure_limit: 1"), "fSsf"),
         [
             sends(),
-            "waits for 1 more measurements of metric m to succeed".into(),
-            "failed: metric m has failed 2 times, more than 1; the last was 0.9, and is to be > 0"
-                .into(),
+            "waits for 1 more successful measurements of metric m".into(),
+            "failed: metric m has failed 2 times (limit 1); last result 0.9, expected > 0".into(),
         ]
     );
     assert_eq!(
         course(&gate(", failure_limit: 1"), "Sfss").last().unwrap(),
-        "passed: its metrics are as they should be: m 0.9"
+        "passed: all metrics have succeeded: m 0.9"
     );
-    // What is inconclusive is none of them.
+    // An inconclusive measurement is neither success nor failure.
     assert_eq!(
         course(&gate(""), "i"),
-        ["undecided: metric m was inconclusive once, more than 0; the last was 0.9"]
+        ["undecided: metric m was inconclusive once (limit 0); last result 0.9"]
     );
     assert_eq!(
         course(&gate(", inconclusive_limit: 2"), "Siiss")
             .last()
             .unwrap(),
-        "passed: its metrics are as they should be: m 0.9"
+        "passed: all metrics have succeeded: m 0.9"
     );
-    // Neither is what nobody knows, and only what is not known for long counts.
+    // A missing measurement is neither success nor failure, and only several in a row count.
     assert_eq!(
         course(&gate(", error_limit: 1"), "nsnsn"),
         [sends(), sends(), sends(), sends(), sends()]
     );
     assert_eq!(
         course(&gate(", error_limit: 1"), "nn").last().unwrap(),
-        "undecided: metric m could not be measured 2 times in a row, more than 1; the last was 0.9"
+        "undecided: metric m could not be measured 2 times in a row (limit 1); last result 0.9"
     );
     let four = course(&gate(""), "Snnnnn");
     assert_eq!(
         four[3],
-        "waits for 2 more measurements of metric m to succeed"
+        "waits for 2 more successful measurements of metric m"
     );
     assert!(four[4].starts_with("undecided: metric m could not be measured 5 times in a row"));
     assert_eq!(course(&gate(", error_limit: 0"), "n").len(), 1);
 }
 
-/// Nothing is waited for that cannot change anything: an approval is asked for when all else holds.
+/// A gate does not wait without need: an approval is requested when all other conditions hold.
 #[test]
 fn metrics_come_before_an_approval_and_run_on_while_it_is_waited_for() {
     let gate = "metrics: [{name: m, query: up, success: '> 0', count: 1}], approval: {}";
@@ -227,7 +228,7 @@ fn metrics_come_before_an_approval_and_run_on_while_it_is_waited_for() {
     assert!(said[0].contains("ApprovalAwaited"), "{said:?}");
     let said = course(gate, "Ssf");
     assert!(said[1].starts_with("failed"), "{said:?}");
-    // Failure is looked at before success, and devices before metrics.
+    // Failure is checked before success, and devices before metrics.
     let gate = "metrics: [{name: m, query: up, success: '> 0', count: 1}], bake: 1h";
     assert!(course(gate, "Ss")[0].starts_with("waits for the end of its bake"));
 }
@@ -249,12 +250,12 @@ fn it_is_asked_for_when_it_is_due() {
         asks(&rollout, 600, Some(560), Some(0)).as_deref(),
         Some("b")
     );
-    // What another driver has noted is not asked for again at once.
+    // A measurement noted by another driver is not repeated at once.
     let event = |name: &str| Event::MetricMeasured {
         stage: StageName::new("s").unwrap(),
         metric: MetricName::new(name).unwrap(),
         result: MetricResult::Succeeded,
-        found: "1".into(),
+        samples: "1".into(),
     };
     for name in ["a", "b"] {
         rollout = rollout.after(event(name), at(700)).unwrap().unwrap();
@@ -266,14 +267,14 @@ fn it_is_asked_for_when_it_is_due() {
         Some("b")
     );
     assert_eq!(
-        in_words(gate_of(&rollout), rollout.stage_progress().unwrap())
+        describe(gate_of(&rollout), rollout.stage_progress().unwrap())
             .matches(" of 5")
             .count(),
         2
     );
 }
 
-/// However long a stage takes, a metric that stays as it should is written down a few times only.
+/// In a stage of any length, a metric with a constant result is noted only a few times.
 #[test]
 fn what_changes_nothing_is_not_noted() {
     let gate = "bake: 1d, metrics: [{name: m, query: up, success: '> 0', count: 3}]";
@@ -287,14 +288,14 @@ fn what_changes_nothing_is_not_noted() {
                 Event::StageSent { stage }
             } else {
                 let metric = &gate_of(&rollout).metrics[0];
-                if !is_worth_noting(metric, progress, MetricResult::Succeeded) {
+                if !must_be_noted(metric, progress, MetricResult::Succeeded) {
                     continue;
                 }
                 Event::MetricMeasured {
                     stage,
                     metric: metric.name.clone(),
                     result: MetricResult::Succeeded,
-                    found: "1".into(),
+                    samples: "1".into(),
                 }
             };
             rollout = rollout.after(event, at(n)).unwrap().unwrap();
@@ -306,7 +307,7 @@ fn what_changes_nothing_is_not_noted() {
     assert_eq!(version(&long) - rollout.version.0, 1 + 1 + 3);
 }
 
-/// Resumed, the gate is asked again, all of it.
+/// After a resume, the whole gate is judged again.
 #[test]
 fn a_gate_that_was_undecided_pauses_and_begins_anew() {
     let rollout =
@@ -316,14 +317,16 @@ fn a_gate_that_was_undecided_pauses_and_begins_anew() {
         stage: stage.clone(),
         metric: MetricName::new("m").unwrap(),
         result: MetricResult::Inconclusive,
-        found: "0".into(),
+        samples: "0".into(),
     };
     let rollout = rollout.after(measured, at(1)).unwrap().unwrap();
     let text = serde_json::to_string(&rollout).unwrap();
     let read: Rollout = serde_json::from_str(&text).unwrap();
     let notes = rollout.notes.clone();
     assert_eq!(Rollout { notes, ..read }, rollout);
-    let Next::Happened(event) = next_when_heard(&rollout, &Counts::pending(10), true, at(2)) else {
+    let Next::Apply(event) =
+        next_with_complete_evidence(&rollout, &Counts::pending(10), true, at(2))
+    else {
         panic!("it is undecided");
     };
     let rollout = rollout.after(event, at(2)).unwrap().unwrap();
@@ -339,14 +342,14 @@ fn a_gate_that_was_undecided_pauses_and_begins_anew() {
     let resumed = rollout
         .after(
             Event::ResumeRequested {
-                word: Word::default(),
+                attribution: Attribution::default(),
             },
             at(3),
         )
         .unwrap()
         .unwrap();
     assert_eq!(
-        next_when_heard(&resumed, &Counts::pending(10), true, at(4)),
+        next_with_complete_evidence(&resumed, &Counts::pending(10), true, at(4)),
         Next::Send
     );
 }

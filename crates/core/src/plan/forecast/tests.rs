@@ -57,7 +57,7 @@ fn shares(
     }
 }
 
-/// A pace of exactly so many a minute.
+/// Limits with a pace of exactly `pace` sends per minute.
 fn a_minute(pace: f64) -> HubLimits {
     HubLimits {
         sends_per_minute: Some(pace / crate::hub::HEADROOM),
@@ -65,7 +65,7 @@ fn a_minute(pace: f64) -> HubLimits {
     }
 }
 
-/// When a rollout of one stage is sent, at 10 devices a minute.
+/// Returns when a rollout with a single stage is sent, at 10 devices per minute.
 fn sent(rest: &str, devices: u64) -> String {
     let spec = spec(rest);
     let stage = shares(&[(None, devices)], a_minute(10.0), &spec, 0);
@@ -80,7 +80,7 @@ fn a_schedule_is_walked_through() {
     let night =
         |more: &str| format!("schedule: {{windows: [{{from: \"22:00\", for: 1h}}], {more}}}");
     for (rest, devices, expected) in [
-        // No schedule: one each six seconds, the first at once.
+        // No schedule: a device every six seconds, the first device immediately.
         ("", 601, "2026-01-05T13:00:00Z"),
         ("", 1, "2026-01-05T12:00:00Z"),
         ("", 0, "2026-01-05T12:00:00Z"),
@@ -100,25 +100,26 @@ fn a_schedule_is_walked_through() {
             601,
             "2100-01-01T22:00:00Z",
         ),
-        // A window holds 600 devices: exactly one, one and a bit, many.
+        // A window holds 600 devices: half of a window, a whole window, a device more, many
+        // windows.
         (&night(""), 301, "2026-01-05T22:30:00Z"),
         (&night(""), 600, "2026-01-05T22:59:54Z"),
         (&night(""), 601, "2026-01-06T22:00:00Z"),
         (&night(""), 6_000, "2026-01-14T22:59:54Z"),
-        // No window is longer than an interval, so each holds one.
+        // The window is as long as an interval, so each window holds a single device.
         (
             &format!("{}\nrate: 1/h", night("")),
             3,
             "2026-01-07T22:00:00Z",
         ),
-        // A day that is frozen, and a zone that is an hour ahead.
+        // A frozen day, and a zone an hour ahead of UTC.
         (
             &night("freeze: [{from: 2026-01-05}]"),
             301,
             "2026-01-06T22:30:00Z",
         ),
         (&night("zone: Europe/Berlin"), 301, "2026-01-05T21:30:00Z"),
-        // Frozen while it is sent: from noon on to midnight, then two days later.
+        // A freeze during sending: from noon to midnight, then two days later.
         (
             "schedule: {freeze: [{from: 2026-01-06, to: 2026-01-07}]}",
             7_301,
@@ -136,7 +137,7 @@ fn what_can_never_be_sent_is_refused() {
         10,
     );
     assert!(never.contains("stage all can never be sent: the schedule is outside its windows at 2026-01-05T12:00:00Z"), "{never}");
-    // Frozen for 400 days and for one more, from now on and in the middle of sending.
+    // Frozen for 400 days and for 401 days, from the start on and in the middle of sending.
     for (freeze, devices, expected) in [
         (
             "{from: 2026-01-05, to: 2027-02-08}",
@@ -182,7 +183,7 @@ fn what_can_never_be_sent_is_refused() {
             hub: hub()
         }
     );
-    // Nothing to send is never impossible.
+    // A stage without devices is never impossible.
     assert!(forecast(&spec, &[shares(&[], limits, &spec, 0)], noon()).is_ok());
 }
 
@@ -227,7 +228,8 @@ fn stages_follow_each_other_with_their_waits() {
     assert_eq!(forecast.ends_at_latest, forecast.stages[2].ends_at_latest);
 }
 
-/// A metric is asked for from the turn of its stage on, first after its delay, and what it says before all is sent does not count.
+/// Metrics are measured from the stage's turn on, after the initial delay. Measurements before the
+/// last send do not count.
 #[test]
 fn metrics_are_measured_at_their_own_times() {
     let ends = |gate: &str, devices: u64| {
@@ -243,13 +245,13 @@ fn metrics_are_measured_at_their_own_times() {
     };
     let metric = |rest: &str| format!("metrics: [{{name: m, query: x, success: '> 0', {rest}}}]");
     for (gate, devices, expected) in [
-        // All is sent after 5 s: asked at 0 and, what counts, at 10 and 20.
+        // All is sent after 5 s: measured at 0, and with effect at 10 and 20.
         (metric("every: 10s, count: 2"), 6, [(20, 20), (40, 40)]),
-        // Sent at once, so the first one counts.
+        // All is sent at once, so the first measurement counts.
         (metric("every: 10s, count: 2"), 1, [(10, 10), (20, 20)]),
-        // The next stage's first send is an interval later, so all is sent at 21.
+        // The first send of the next stage is an interval later, so the last send is at 21.
         (metric("every: 10s, count: 1"), 11, [(10, 10), (30, 30)]),
-        // The delay is longer than the sending, or shorter.
+        // A delay longer than the sending, and a shorter delay.
         (
             metric("every: 10s, count: 3, initial_delay: 42s"),
             6,
@@ -260,13 +262,14 @@ fn metrics_are_measured_at_their_own_times() {
             6,
             [(33, 33), (66, 66)],
         ),
-        // The bake runs meanwhile.
+        // The bake runs at the same time.
         (
             format!("bake: 1m, {}", metric("every: 10s, initial_delay: 3s")),
             6,
             [(65, 65), (130, 130)],
         ),
-        // Silent devices are waited for meanwhile, too; the next stage is measured from its own start on.
+        // The wait for silent devices runs at the same time, too. The next stage is measured from
+        // its own start on.
         (
             format!(
                 "counts: delivered, success_at_least: 1%, deadline: 90s, {}",
@@ -280,7 +283,7 @@ fn metrics_are_measured_at_their_own_times() {
     }
 }
 
-/// Each stage's times on some hubs, after 2026-01-05T: starts, sent.
+/// Returns the start and the end of sending of each stage on some hubs, as times on 2026-01-05.
 fn stage_times(spec: &RolloutSpec, stages: &[(&[u64], u64)]) -> Vec<String> {
     let hubs = ["eu", "us"].map(|hub| HubName::new(hub).unwrap());
     let stages = (0..).zip(stages).map(|(index, (devices, before))| {
@@ -323,7 +326,7 @@ fn stage_times(spec: &RolloutSpec, stages: &[(&[u64], u64)]) -> Vec<String> {
 fn sends_of_a_hub_are_an_interval_apart_across_stages() {
     let two = "stages: [{name: one, percent: 1%}, {name: two, percent: 50%GATE}]";
     let plain = spec(&two.replace("GATE", ""));
-    // As many intervals of six seconds as between so many messages of one stage.
+    // As many intervals of six seconds as between the same number of messages in a single stage.
     let times = stage_times(&plain, &[(&[3], 0), (&[2], 3), (&[1], 5)]);
     assert_eq!(
         times,
@@ -343,7 +346,7 @@ fn sends_of_a_hub_are_an_interval_apart_across_stages() {
             "12:00:18Z 12:00:18Z"
         ]
     );
-    // So is one while a gate waits.
+    // An interval also ends while a gate waits.
     let bakes = spec(
         &two.replace("percent: 1%", "percent: 1%, gate: {bake: 10s}")
             .replace("GATE", ""),
@@ -361,19 +364,21 @@ fn zones_share_the_pace_of_their_hub() {
             .sent_at
             .to_string()
     };
-    // Berlin's is from 21:00 to 23:00 of UTC.
+    // The window of Berlin is from 21:00 to 23:00 UTC.
     assert_eq!(
         sent(&[(None, 601), (Some("Europe/Berlin"), 600)]),
         "2026-01-05T23:00:00Z"
     );
-    // In the hour that they share each gets half of it, so Berlin's is not done at its end.
+    // In the common hour each zone gets half of the pace, so Berlin is not done at the end of the
+    // window.
     assert_eq!(
         sent(&[(None, 600), (Some("Europe/Berlin"), 1_201)]),
         "2026-01-06T21:30:00Z"
     );
 }
 
-/// A stage whose turn comes while the schedule is closed, or the quota of the day used up, starts when that is over.
+/// If the turn of a stage comes while the schedule is closed or the quota of the day is used up,
+/// the stage starts afterwards.
 #[test]
 fn a_stage_starts_with_its_first_message() {
     let starts = |rest: &str, devices: &[(Option<&str>, u64)], limits: HubLimits| {
@@ -393,7 +398,7 @@ fn a_stage_starts_with_its_first_message() {
     let window = "schedule: {windows: [{from: \"22:00\", for: 1h}], zone_tag: zone";
     for (rest, devices, expected) in [
         ("", &hour[..], "05T12:00:00Z 05T13:00:00Z 05T13:59:54Z"),
-        // The first one fills the window.
+        // The first stage fills the window.
         (
             &format!("{window}}}"),
             &hour,
@@ -409,7 +414,7 @@ fn a_stage_starts_with_its_first_message() {
             &hour,
             "07T08:00:00Z 07T09:00:00Z 07T09:59:54Z",
         ),
-        // The zone that opens first begins.
+        // The zone with the earliest opening begins.
         (
             &format!("{window}}}"),
             &[(None, 10), (Some("Europe/Berlin"), 10)],
@@ -445,13 +450,13 @@ fn a_daily_quota_holds_it_up_until_midnight() {
     assert_eq!(sent(1_000), "2026-01-05T12:00:00Z");
     assert_eq!(sent(1_001), "2026-01-06T00:00:00Z");
     assert_eq!(sent(3_500), "2026-01-08T00:00:00Z");
-    // Stages share the day.
+    // Stages share the quota of a day.
     let stages = [shares(&[(None, 700)], limits, &spec, 0)];
-    let mut track = Track::at(noon());
+    let mut walk = Walk::at(noon());
     let name = StageName::new("s").unwrap();
-    let first = track.send(&spec, &name, &stages[0], noon()).unwrap();
-    track.now = first.sent_at;
-    let second = track.send(&spec, &name, &stages[0], noon()).unwrap();
+    let first = walk.send(&spec, &name, &stages[0], noon()).unwrap();
+    walk.now = first.sent_at;
+    let second = walk.send(&spec, &name, &stages[0], noon()).unwrap();
     assert_eq!(second.starts_at, noon());
     assert_eq!(second.sent_at.to_string(), "2026-01-06T00:00:00Z");
 }
@@ -471,7 +476,7 @@ fn what_may_not_be_meant_is_said() {
     assert_eq!(of(&windows("2h"), 1, a_minute(1.0)), "");
     assert!(of(&windows("3h"), 1, a_minute(1.0)).contains("longer than a window (2h 00m)"));
 
-    // A quota of 8,000 a day is a trouble at a pace that uses more: 100 a minute.
+    // A quota of 8,000 a day matters at a pace above the quota: 100 a minute.
     let free = HubLimits::of(Tier::F1, 1, 1.0);
     assert_eq!(of("", 8_000, free), "");
     assert!(of("", 16_000, free).contains("needs 2.0 days of its whole daily quota"));
@@ -480,7 +485,7 @@ fn what_may_not_be_meant_is_said() {
         of("rate: 1/min", 200_000, free).contains("sending alone takes 140d"),
         "a long one"
     );
-    // To wait is not to be slow.
+    // Waiting does not count as slow sending.
     for waits in [
         "schedule: {start_at: 2027-01-05T00:00:00Z}",
         "schedule: {windows: [{days: [mon], from: \"10:00\", for: 1m}]}",

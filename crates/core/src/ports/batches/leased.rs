@@ -1,4 +1,4 @@
-//! A batch in the hands of its holder.
+//! A batch, as known to its holder.
 
 use super::state::Loaded;
 use super::work::BatchWork;
@@ -6,11 +6,12 @@ use crate::batch::Lease;
 use crate::plan::BatchHeader;
 use crate::time::Timestamp;
 
-/// A batch that its holder has leased, as the holder knows it: a [record](super::Batches::record_taken) need not read it
-/// first, so it is one call.
+/// A leased batch, as known to its holder. A [record](super::Batches::record_leased) need not read
+/// the batch first, so a record is a single call.
 ///
-/// Leases go by the store's time, which comes with each answer. In between, the holder's own clock carries it on, so only
-/// how evenly that clock runs matters, not what it shows.
+/// Leases follow the store's time, which comes with each answer. Between two answers, the holder
+/// advances the store's time by its own clock, so only the rate of the holder's clock matters, not
+/// its absolute time.
 #[derive(Debug, Clone)]
 pub struct Leased {
     pub(super) lease: Lease,
@@ -28,19 +29,20 @@ impl Leased {
         }
     }
 
-    /// The lease.
+    /// Returns the lease.
     #[must_use]
     pub fn lease(&self) -> &Lease {
         &self.lease
     }
 
-    /// What the batch is.
+    /// Returns the header of the batch.
     #[must_use]
     pub fn header(&self) -> &BatchHeader {
         &self.loaded.batch.header
     }
 
-    /// The batch with what is known of its devices, if it was taken [whole](super::Part::Whole). Their ids are given once.
+    /// Returns the batch with its devices, if the batch was leased [with
+    /// them](super::Part::WithDevices). Only the first call returns the ids of the devices.
     #[must_use]
     pub fn take_work(&mut self) -> BatchWork {
         let devices = self.loaded.devices.take();

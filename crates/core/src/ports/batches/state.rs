@@ -1,4 +1,4 @@
-//! What is read of a batch, and what is committed.
+//! The loaded state of a batch, and the change to commit.
 
 use std::time::Duration;
 
@@ -7,35 +7,41 @@ use crate::batch::{Batch, Lease, LeaseRequest, Report, Skip};
 use crate::ids::{Attempt, BatchId, BatchVersion, Revision};
 use crate::outcome::Outcome;
 use crate::plan::{self, DeviceList};
-use crate::rollout::{Stance, Wanted};
+use crate::rollout::{Directive, RolloutControl};
 use crate::time::Timestamp;
 
-/// A batch as it was read.
+/// A batch as read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     /// The batch.
     pub batch: Batch,
-    /// Its state in the store; what is made of it is committed only if the store is still in this state.
+    /// The version of the stored batch. A change is committed only if the stored batch still has
+    /// this version.
     pub version: BatchVersion,
-    /// The ids of its devices, if they were asked for.
+    /// The ids of the devices, if requested.
     pub devices: Option<DeviceList>,
-    /// How its rollout stood.
-    pub rollout: Stance,
-    /// When its plan was completed.
-    pub whole_at: Timestamp,
-    /// Another number whenever a budget of its rollout has begun to count a batch.
-    pub begun: u64,
-    /// The store's time at which it was read.
+    /// The state of the rollout at the read.
+    pub rollout: RolloutControl,
+    /// When the plan was completed.
+    pub plan_completed_at: Timestamp,
+    /// A number that changes whenever a budget of the rollout begins to count a batch.
+    pub budget_stamp: u64,
+    /// The store's time of the read.
     pub now: Timestamp,
 }
 
 impl Loaded {
-    /// Neither the batch nor its plan can be lost in a crash any more.
+    /// Returns whether neither the batch nor its plan can be lost in a crash any more.
     pub(super) fn is_durable(&self, durable_after: Duration) -> bool {
-        self.now >= self.batch.added_at.max(self.whole_at).plus(durable_after)
+        self.now
+            >= self
+                .batch
+                .added_at
+                .max(self.plan_completed_at)
+                .plus(durable_after)
     }
 
-    /// The same with its devices, for those who only look.
+    /// Converts the batch for readers of its devices.
     pub(super) fn into_work(self) -> BatchWork {
         BatchWork {
             rollout: self.rollout.id,
@@ -50,38 +56,40 @@ impl Loaded {
     }
 }
 
-/// What is read of a batch.
+/// The part of a batch to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// All but the ids of its devices.
-    State,
-    /// All.
-    Whole,
+    /// Everything but the ids of the devices.
+    WithoutDevices,
+    /// Everything.
+    WithDevices,
 }
 
-/// What is to become of a batch.
+/// A change of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What is done.
+    /// The operation behind the change.
     pub operation: Operation,
-    /// The batch as it is to be.
+    /// The batch after the change.
     pub next: Batch,
-    /// The revision that the rollout must still have, if the operation depends on how it stands.
+    /// The required revision of the rollout, for an operation that depends on the rollout's state.
     pub under: Option<Revision>,
-    /// The batch's budgets are to count it.
-    pub begins: Option<Begins>,
+    /// The change in budget usage, if the budgets begin to count the batch.
+    pub budget_entry: Option<BudgetEntry>,
 }
 
-/// Budgets are to count a batch from now on.
+/// The begin of a batch's budget usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Begins {
-    /// [`Loaded::begun`] as of when the budgets had room: another batch that has begun since may have taken it.
-    pub seen: u64,
-    /// Batches that a group's budget counts no longer, because none of their devices is in progress any more.
-    pub over: Vec<(String, BatchId)>,
+pub struct BudgetEntry {
+    /// [`Loaded::budget_stamp`] at the time of the check for room: another batch counted since may
+    /// have taken the room.
+    pub stamp: u64,
+    /// Batches that the budget of a group no longer counts, because none of their devices is in
+    /// progress.
+    pub finished: Vec<(String, BatchId)>,
 }
 
-/// What can be done to a batch.
+/// The operations on a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
     /// [`Batch::lease`].
@@ -99,7 +107,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// What is done to the batch, for "cannot …".
+    /// Returns a verb to follow "cannot".
     #[must_use]
     pub fn verb(&self) -> &'static str {
         match self {
@@ -113,19 +121,21 @@ impl Operation {
     }
 }
 
-/// What became of a change.
+/// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
-    /// It is stored.
+    /// The change is stored.
     Done {
-        /// The batch's state now.
+        /// The new version of the batch.
         version: BatchVersion,
-        /// What the rollout wants of a worker.
-        wanted: Wanted,
+        /// The rollout's directive to workers.
+        directive: Directive,
         /// The store's time.
         now: Timestamp,
     },
-    /// Batch or rollout have changed since they were read, or are gone. Nothing was changed. With the [state](Part::State)
-    /// of the batch as it is now, if it is there and the store gives it in the same step.
+    /// Nothing was changed, because the batch or the rollout was changed or deleted since the read,
+    /// or because the budgets have begun to count another batch. Contains the current
+    /// [state](Part::WithoutDevices) of the batch, if the batch exists and the store returns the
+    /// state in the same step.
     Overtaken(Option<Box<Loaded>>),
 }

@@ -1,39 +1,39 @@
-//! A batch for those who look at its devices.
+//! A batch with its devices.
 
 use crate::ids::{Attempt, RolloutId};
 use crate::outcome::{Outcome, OutcomeList};
 use crate::plan::{self, BatchHeader};
 
-/// A batch with all that is known of its devices.
+/// A batch with the known facts about its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchWork {
     /// The rollout.
     pub rollout: RolloutId,
     /// The manifest.
     pub batch: plan::Batch,
-    /// Their outcomes, in the manifest's order.
+    /// The outcomes of the devices, in the manifest's order.
     pub outcomes: OutcomeList,
-    /// The codes of devices whose outcome [has one](Outcome::has_code), by position, ascending.
+    /// The codes of devices whose outcome [has a code](Outcome::has_code), by position, ascending.
     pub codes: Vec<(u32, u32)>,
-    /// Which attempt is made at those that are pending.
+    /// The attempt made at the pending devices.
     pub attempt: Attempt,
 }
 
-/// One device of a batch, with what is known of it.
+/// One device of a batch, with the known facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownDevice<'a> {
-    /// Its position in the manifest.
+    /// The device's position in the manifest.
     pub index: u32,
-    /// Its id.
+    /// The device's id.
     pub id: &'a str,
-    /// What became of it.
+    /// The device's outcome.
     pub outcome: Outcome,
-    /// The outcome's code, if it has one.
+    /// The code, if the outcome has a code.
     pub code: Option<u32>,
 }
 
 impl BatchWork {
-    /// Its devices, in the manifest's order.
+    /// Returns the devices, in the manifest's order.
     pub fn devices(&self) -> impl Iterator<Item = KnownDevice<'_>> {
         let mut codes = self.codes.iter().peekable();
         let outcomes = (0u32..).zip(self.outcomes.iter());
@@ -49,7 +49,7 @@ impl BatchWork {
         })
     }
 
-    /// The header, for brevity.
+    /// Returns the header.
     #[must_use]
     pub fn header(&self) -> &BatchHeader {
         &self.batch.header

@@ -1,10 +1,11 @@
-//! What differs between two documents.
+//! The differences between two documents.
 
 use super::json;
 use super::node::{Node, Value};
 use crate::json::Json;
 
-/// What differs between two specs, one line a field: `message.ttl: "1h" became "2h"`.
+/// Returns the differences between two specs, with a line per field:
+/// `message.ttl: "1h" became "2h"`.
 #[must_use]
 pub fn difference(old: &Json, new: &Json) -> Vec<String> {
     let mut lines = Vec::new();
@@ -45,7 +46,7 @@ fn differ(path: &str, old: &Node, new: &Node, lines: &mut Vec<String>) {
     }
 }
 
-/// The same but for the order of a map's keys.
+/// Returns whether two values are the same, regardless of the order of map keys.
 fn is_same(a: &Node, b: &Node) -> bool {
     match (&a.value, &b.value) {
         (Value::List(a), Value::List(b)) => {
@@ -61,7 +62,7 @@ fn is_same(a: &Node, b: &Node) -> bool {
 
 fn text(node: &Node) -> String {
     let mut text = String::new();
-    // JSON has no number that it cannot write.
+    // Every number from JSON can be written as JSON.
     _ = node.write(&mut text);
     text
 }

@@ -1,4 +1,4 @@
-//! From JSON to the tree of a document.
+//! Parses JSON into the tree of a document.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::node::{Entry, Node, Unreadable, Value, check_depth};
 
-/// Whether a text is JSON, whatever it says.
+/// Checks whether a text is JSON, regardless of the content.
 pub(super) fn check(text: &str) -> Result<(), Unreadable> {
     let checked: Result<IgnoredAny, _> = serde_json::from_str(text);
     checked.map(drop).map_err(|error| {
@@ -15,27 +15,27 @@ pub(super) fn check(text: &str) -> Result<(), Unreadable> {
         let at = line.map(str::len).sum::<usize>() + error.column().max(1) - 1;
         let words = error.to_string();
         let words = match error.is_eof() {
-            true => "it ends in the middle",
+            true => "it ends too early",
             false => words.rsplit_once(" at line ").map_or(&*words, |it| it.0),
         };
         (Some(at), format!("is not JSON: {words}"))
     })
 }
 
-/// Reads a text that is JSON.
+/// Reads a valid JSON text.
 pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
     let whole: &RawValue = serde_json::from_str(text).map_err(|_| (None, "is not JSON".into()))?;
     node(text, whole, 0)
 }
 
 fn node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Unreadable> {
-    // What is borrowed from the text lies within.
+    // Borrowed values lie within the text.
     let at = |raw: &RawValue| raw.get().as_ptr() as usize - text.as_ptr() as usize;
     let own = at(raw);
     check_depth(depth, own)?;
-    // All else that may be wrong was seen before.
+    // Parsing the whole text has found all other problems before.
     let bad_text = |at| {
-        let what = "has an escape such as \\ud800 that stands for no character";
+        let what = "has an escape such as \\ud800 that is not a character";
         move |_: serde_json::Error| (Some(at), what.to_owned())
     };
     let written = raw.get();
@@ -66,7 +66,7 @@ fn node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Unreadable> {
     Ok(Node { at: own, value })
 }
 
-/// The keys and values of an object as they are written, also such as are there twice.
+/// The keys and values of an object as written, including duplicate keys.
 struct Entries<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Entries<'de> {

@@ -2,28 +2,29 @@
 
 use std::collections::BTreeMap;
 
-/// Larger texts are refused unread: a rollout's spec is something that people write.
+/// The maximum size of a document. Larger texts are refused unread, because a rollout's spec is
+/// written by people.
 pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
-/// Values within values, at the most. What is stored is read by a reader that takes 128.
+/// The maximum nesting depth. Stored values are read by a parser with a limit of 128.
 const MAX_DEPTH: usize = 100;
 
-/// Why a text is not read: the byte at which that is seen, if it is known, and what.
+/// The reason why a text cannot be read: the position in bytes, if known, and a description.
 pub(super) type Unreadable = (Option<usize>, String);
 
-/// Refuses a value at the byte `at` that lies within too many others.
+/// Refuses the value at byte `at`, if the value is nested too deep.
 pub(super) fn check_depth(depth: usize, at: usize) -> Result<(), Unreadable> {
     if depth > MAX_DEPTH {
-        let what = format!("is nested too deep; at most {MAX_DEPTH} levels are read");
+        let what = format!("is nested too deeply; at most {MAX_DEPTH} levels are allowed");
         return Err((Some(at), what));
     }
     Ok(())
 }
 
-/// A value, and where it begins.
+/// A value with the start position.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    /// The byte of the text.
+    /// The position in the text, in bytes.
     pub(super) at: usize,
     pub(super) value: Value,
 }
@@ -32,56 +33,57 @@ pub(super) struct Node {
 pub(super) enum Value {
     Null,
     Bool(bool),
-    /// As it is written, which JSON has the same way.
+    /// A number as written, in a form valid in JSON.
     Number(String),
-    /// As it is written in YAML, for which JSON has no such way: `0123`, `0x1F`, `.5`.
-    OddNumber(String),
+    /// A number as written in YAML, in a form not valid in JSON: `0123`, `0x1F`, `.5`.
+    YamlNumber(String),
     Text(String),
-    /// A text that may be meant as a number or a yes or no: that of an environment variable.
-    Word(String),
+    /// A text from an environment variable or a query parameter, possibly a number, or true or
+    /// false.
+    UntypedText(String),
     List(Vec<Node>),
     Map(Vec<Entry>),
-    /// Was wrong, which has been told: as if it were not there.
-    Wrong,
+    /// An invalid value, already reported. Counts as absent.
+    Invalid,
 }
 
-/// A key and its value.
+/// A key with the value.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    /// Where the key begins.
+    /// The start of the key.
     pub(super) at: usize,
     pub(super) key: String,
     pub(super) node: Node,
 }
 
-/// A step from a value to one within.
+/// A step from a value to a nested value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     Key(String),
     Item(usize),
 }
 
-/// What is wrong with a value: the steps to it from inside out, and what.
+/// A problem of a value: the steps to the value from the inside out, and a description.
 #[derive(Debug)]
 pub(super) struct Mistake {
     pub(super) path: Vec<Step>,
-    pub(super) what: What,
+    pub(super) kind: MistakeKind,
 }
 
 #[derive(Debug)]
-pub(super) enum What {
-    Said(String),
-    /// A field is needed. If it was wrong, that has been told.
+pub(super) enum MistakeKind {
+    Message(String),
+    /// A required field is missing. If the field was invalid, the problem is already reported.
     Missing(&'static str),
-    /// Nothing is left of it, because what it had was wrong.
+    /// Nothing is left of the value, because its content was invalid.
     Emptied,
 }
 
 impl Mistake {
-    pub(super) fn said(what: impl Into<String>) -> Self {
+    pub(super) fn message(text: impl Into<String>) -> Self {
         Self {
             path: Vec::new(),
-            what: What::Said(what.into()),
+            kind: MistakeKind::Message(text.into()),
         }
     }
 
@@ -91,7 +93,7 @@ impl Mistake {
     }
 }
 
-/// The name of a field: `target.exclude[1].tags`.
+/// Returns the name of a field: `target.exclude[1].tags`.
 pub(super) fn field<'a>(path: impl IntoIterator<Item = &'a Step>) -> String {
     let mut field = String::new();
     for step in path {
@@ -108,17 +110,17 @@ impl Node {
     /// Writes the value as compact JSON.
     pub(super) fn write(&self, out: &mut String) -> Result<(), Mistake> {
         match &self.value {
-            Value::Null | Value::Wrong => out.push_str("null"),
+            Value::Null | Value::Invalid => out.push_str("null"),
             Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
             Value::Number(number) => out.push_str(number),
-            Value::OddNumber(number) => return Err(odd(number)),
-            Value::Text(text) | Value::Word(text) => write_text(text, out),
+            Value::YamlNumber(number) => return Err(not_json_number(number)),
+            Value::Text(text) | Value::UntypedText(text) => write_text(text, out),
             Value::List(items) => {
                 out.push('[');
                 let items = items
                     .iter()
                     .enumerate()
-                    .filter(|(_, item)| !item.is_wrong());
+                    .filter(|(_, item)| !item.is_invalid());
                 for (nth, (index, item)) in items.enumerate() {
                     if nth > 0 {
                         out.push(',');
@@ -129,7 +131,7 @@ impl Node {
             }
             Value::Map(entries) => {
                 out.push('{');
-                let entries = entries.iter().filter(|entry| !entry.node.is_wrong());
+                let entries = entries.iter().filter(|entry| !entry.node.is_invalid());
                 for (nth, entry) in entries.enumerate() {
                     if nth > 0 {
                         out.push(',');
@@ -145,11 +147,11 @@ impl Node {
         Ok(())
     }
 
-    pub(super) fn is_wrong(&self) -> bool {
-        matches!(self.value, Value::Wrong)
+    pub(super) fn is_invalid(&self) -> bool {
+        matches!(self.value, Value::Invalid)
     }
 
-    /// The value a step further.
+    /// Returns the nested value after a step.
     pub(super) fn step(&self, step: &Step) -> Option<&Self> {
         match (&self.value, step) {
             (Value::List(items), Step::Item(index)) => items.get(*index),
@@ -158,7 +160,7 @@ impl Node {
         }
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub(super) fn get(&self, key: &str) -> Option<&Self> {
         let Value::Map(entries) = &self.value else {
             return None;
@@ -167,7 +169,7 @@ impl Node {
         entries.find(|entry| entry.key == key).map(|it| &it.node)
     }
 
-    /// Gives a key of a map another value.
+    /// Sets the value of a key in a map.
     pub(super) fn set(&mut self, key: &str, node: Self) {
         if let Value::Map(entries) = &mut self.value {
             entries.retain(|entry| entry.key != key);
@@ -180,7 +182,7 @@ impl Node {
         }
     }
 
-    /// The value at the end of a path.
+    /// Returns the value at the end of a path.
     pub(super) fn at_path(&mut self, path: &[Step]) -> Option<&mut Self> {
         let Some((step, rest)) = path.split_first() else {
             return Some(self);
@@ -198,19 +200,24 @@ impl Node {
         next?.at_path(rest)
     }
 
-    /// Every key that a map within has twice: its path, and where it is again and was before.
-    pub(super) fn repeats(&self) -> Vec<(Vec<Step>, usize, usize)> {
+    /// Returns every duplicate key of a nested map: the path, the position of the repetition, and
+    /// the position of the first key.
+    pub(super) fn duplicate_keys(&self) -> Vec<(Vec<Step>, usize, usize)> {
         let mut found = Vec::new();
-        self.find_repeats(&mut Vec::new(), &mut found);
+        self.find_duplicate_keys(&mut Vec::new(), &mut found);
         found
     }
 
-    fn find_repeats(&self, path: &mut Vec<Step>, found: &mut Vec<(Vec<Step>, usize, usize)>) {
+    fn find_duplicate_keys(
+        &self,
+        path: &mut Vec<Step>,
+        found: &mut Vec<(Vec<Step>, usize, usize)>,
+    ) {
         match &self.value {
             Value::List(items) => {
                 for (index, item) in items.iter().enumerate() {
                     path.push(Step::Item(index));
-                    item.find_repeats(path, found);
+                    item.find_duplicate_keys(path, found);
                     path.pop();
                 }
             }
@@ -222,7 +229,7 @@ impl Node {
                         Some(before) => found.push((path.clone(), entry.at, *before)),
                         None => drop(seen.insert(&entry.key, entry.at)),
                     }
-                    entry.node.find_repeats(path, found);
+                    entry.node.find_duplicate_keys(path, found);
                     path.pop();
                 }
             }
@@ -231,11 +238,11 @@ impl Node {
     }
 }
 
-/// Why a number of YAML is not taken.
-pub(super) fn odd(number: &str) -> Mistake {
-    Mistake::said(format!(
-        "{number} is a number in YAML, and could not be sent as it is written: quote it (\"{number}\") if it is a text, \
-         else write it in plain decimal digits"
+/// Returns the error for a number of YAML without a JSON form.
+pub(super) fn not_json_number(number: &str) -> Mistake {
+    Mistake::message(format!(
+        "{number} is a YAML number without an exact JSON form: quote it (\"{number}\") if it is a \
+         text, otherwise write plain decimal digits"
     ))
 }
 

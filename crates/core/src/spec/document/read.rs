@@ -1,4 +1,5 @@
-//! From the tree of a document to a value of any type, with mistakes in words that whoever wrote it knows.
+//! Deserializes the tree of a document into any type. Error messages use the terms of the
+//! document's author.
 
 use std::fmt;
 
@@ -8,10 +9,10 @@ use serde::de::{
     VariantAccess, Visitor,
 };
 
-use super::node::{Entry, Mistake, Node, Step, Value, What, odd};
+use super::node::{Entry, Mistake, MistakeKind, Node, Step, Value, not_json_number};
 use crate::json::Json;
 
-/// Reads one value of the tree.
+/// Deserializes a value of the tree.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a>(pub(super) &'a Node);
 
@@ -19,43 +20,43 @@ impl std::error::Error for Mistake {}
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.what {
-            What::Said(what) => f.write_str(what),
-            What::Missing(field) => write!(f, "{field} is missing"),
-            What::Emptied => f.write_str("has nothing"),
+        match &self.kind {
+            MistakeKind::Message(text) => f.write_str(text),
+            MistakeKind::Missing(field) => write!(f, "{field} is missing"),
+            MistakeKind::Emptied => f.write_str("has nothing"),
         }
     }
 }
 
 impl Error for Mistake {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::said(message.to_string())
+        Self::message(message.to_string())
     }
     fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
-        Self::said(format!("is {}, and must be {wanted}", unexpected(found)))
+        Self::message(format!("is {}, and must be {wanted}", unexpected(found)))
     }
     fn invalid_value(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
         Self::invalid_type(found, wanted)
     }
     fn invalid_length(length: usize, wanted: &dyn Expected) -> Self {
-        Self::said(format!("has {length} values, and must be {wanted}"))
+        Self::message(format!("has {length} values, and must be {wanted}"))
     }
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
-        Self::said(format!("{found:?} is not one of {}", known.join(", ")))
+        Self::message(format!("{found:?} is not one of {}", known.join(", ")))
     }
     fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {
-        Self::said(format!(
-            "is not a field here; there are {}",
+        Self::message(format!(
+            "is not a field here; the fields are {}",
             known.join(", ")
         ))
     }
     fn duplicate_field(field: &'static str) -> Self {
-        Self::said(format!("has {field} twice"))
+        Self::message(format!("has {field} twice"))
     }
     fn missing_field(field: &'static str) -> Self {
         Self {
             path: Vec::new(),
-            what: What::Missing(field),
+            kind: MistakeKind::Missing(field),
         }
     }
 }
@@ -80,22 +81,24 @@ impl<'a> Reader<'a> {
             _ => format!("{:?} and more", text.chars().take(60).collect::<String>()),
         };
         let found = match &self.0.value {
-            Value::Null | Value::Wrong => "empty".to_owned(),
-            // It may be a secret that was put into the wrong place.
-            Value::Text(_) | Value::Word(_) if wanted.starts_with("a map") => "a text".to_owned(),
+            Value::Null | Value::Invalid => "empty".to_owned(),
+            // The text may be a secret in the wrong place.
+            Value::Text(_) | Value::UntypedText(_) if wanted.starts_with("a map") => {
+                "a text".to_owned()
+            }
             Value::Bool(value) => value.to_string(),
-            Value::Number(number) | Value::OddNumber(number) => format!("the number {number}"),
-            Value::Text(text) | Value::Word(text) => format!("the text {}", shown(text)),
+            Value::Number(number) | Value::YamlNumber(number) => format!("the number {number}"),
+            Value::Text(text) | Value::UntypedText(text) => format!("the text {}", shown(text)),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a map".to_owned(),
         };
-        Mistake::said(format!("is {found}, and must be {wanted}"))
+        Mistake::message(format!("is {found}, and must be {wanted}"))
     }
 
     fn text(self) -> Result<&'a str, Mistake> {
         match &self.0.value {
-            Value::Text(text) | Value::Word(text) => Ok(text),
-            Value::Number(written) | Value::OddNumber(written) => {
+            Value::Text(text) | Value::UntypedText(text) => Ok(text),
+            Value::Number(written) | Value::YamlNumber(written) => {
                 Err(self.is_not(&format!("a text: quote it (\"{written}\")")))
             }
             Value::Bool(value) => Err(self.is_not(&format!("a text: quote it (\"{value}\")"))),
@@ -105,7 +108,7 @@ impl<'a> Reader<'a> {
 
     fn number(self) -> Option<&'a str> {
         match &self.0.value {
-            Value::Number(written) | Value::Word(written) => Some(written),
+            Value::Number(written) | Value::UntypedText(written) => Some(written),
             _ => None,
         }
     }
@@ -113,7 +116,7 @@ impl<'a> Reader<'a> {
     fn truth(self) -> Option<bool> {
         match &self.0.value {
             Value::Bool(value) => Some(*value),
-            Value::Word(word) => word.parse().ok(),
+            Value::UntypedText(text) => text.parse().ok(),
             _ => None,
         }
     }
@@ -136,13 +139,13 @@ impl<'a> Reader<'a> {
         Some(Items(items.iter().enumerate()))
     }
 
-    /// The only entry of a map that says which of several things is meant.
+    /// Returns the only entry of a map, as the choice among several variants.
     fn choice(self, known: &[&str]) -> Result<Choice<'a>, Mistake> {
         let among = known.join(", ");
         match &self.0.value {
-            Value::Text(name) | Value::Word(name) => Ok(Choice { name, of: None }),
+            Value::Text(name) | Value::UntypedText(name) => Ok(Choice { name, of: None }),
             Value::Map(entries) => {
-                let mut sound = entries.iter().filter(|entry| !entry.node.is_wrong());
+                let mut sound = entries.iter().filter(|entry| !entry.node.is_invalid());
                 match (sound.next(), sound.next()) {
                     (Some(one), None) => Ok(Choice {
                         name: &one.key,
@@ -150,24 +153,26 @@ impl<'a> Reader<'a> {
                     }),
                     (None, None) if !entries.is_empty() => Err(Mistake {
                         path: Vec::new(),
-                        what: What::Emptied,
+                        kind: MistakeKind::Emptied,
                     }),
-                    _ => Err(Mistake::said(format!("must have exactly one of {among}"))),
+                    _ => Err(Mistake::message(format!(
+                        "must have exactly one of {among}"
+                    ))),
                 }
             }
-            Value::OddNumber(number) => Err(odd(number)),
+            Value::YamlNumber(number) => Err(not_json_number(number)),
             _ => Err(self.is_not(&format!("one of {among}"))),
         }
     }
 }
 
-/// A number as the machine's, if that has the same digits.
+/// Returns the number as an `f64`, if the `f64` has the same digits.
 fn exact(written: &str) -> Option<f64> {
     let number: f64 = written.parse().ok()?;
     (number.is_finite() && digits(written) == digits(&format!("{number:e}"))).then_some(number)
 }
 
-/// The digits that count, and the power of ten of the first of them.
+/// Returns the significant digits, and the power of ten of the first digit.
 fn digits(written: &str) -> (String, i64) {
     let (mantissa, exponent) = written.split_once(['e', 'E']).unwrap_or((written, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -210,7 +215,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Mistake> {
         match &self.0.value {
-            Value::Null | Value::Wrong => visitor.visit_unit(),
+            Value::Null | Value::Invalid => visitor.visit_unit(),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Number(written) => match written.parse::<i64>() {
                 Ok(number) => match u64::try_from(number) {
@@ -220,12 +225,12 @@ impl<'de> Deserializer<'de> for Reader<'de> {
                 Err(_) => match exact(written) {
                     Some(number) => visitor.visit_f64(number),
                     None => Err(self.is_not(&format!(
-                        "a number of fewer digits; quote it (\"{written}\") if it is a text"
+                        "a number with fewer digits; quote it (\"{written}\") if it is a text"
                     ))),
                 },
             },
-            Value::OddNumber(number) => Err(odd(number)),
-            Value::Text(text) | Value::Word(text) => visitor.visit_borrowed_str(text),
+            Value::YamlNumber(number) => Err(not_json_number(number)),
+            Value::Text(text) | Value::UntypedText(text) => visitor.visit_borrowed_str(text),
             Value::List(items) => visitor.visit_seq(Items(items.iter().enumerate())),
             Value::Map(_) => visitor.visit_map(self.entries(true).expect("it is a map")),
         }
@@ -258,7 +263,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Mistake> {
         match self.0.value {
-            Value::Null | Value::Wrong => visitor.visit_none(),
+            Value::Null | Value::Invalid => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
     }
@@ -318,7 +323,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         }
     }
 
-    /// A field that is null is absent.
+    /// A null field counts as absent.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -354,7 +359,7 @@ impl<'de> SeqAccess<'de> for Items<'de> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, Mistake> {
-        let Some((index, item)) = self.0.find(|(_, item)| !item.is_wrong()) else {
+        let Some((index, item)) = self.0.find(|(_, item)| !item.is_invalid()) else {
             return Ok(None);
         };
         let read = seed.deserialize(Reader(item));
@@ -377,7 +382,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     ) -> Result<Option<K::Value>, Mistake> {
         let without_null = self.without_null;
         let is_there = |entry: &&Entry| match entry.node.value {
-            Value::Wrong => false,
+            Value::Invalid => false,
             Value::Null => !without_null,
             _ => true,
         };
@@ -403,8 +408,9 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    /// A mistake in it: within the entry, if it is written as a map.
-    fn place(&self) -> impl Fn(Mistake) -> Mistake + use<'a> {
+    /// Returns a function that places a mistake within the entry, if the choice is written as a
+    /// map.
+    fn locator(&self) -> impl Fn(Mistake) -> Mistake + use<'a> {
         let step = self.of.map(|_| Step::Key(self.name.to_owned()));
         move |it| match &step {
             Some(step) => it.within(step.clone()),
@@ -413,7 +419,7 @@ impl<'a> Choice<'a> {
     }
 
     fn value(&self) -> Result<Reader<'a>, Mistake> {
-        let needs = || Mistake::said(format!("needs a value: write {{ {}: ... }}", self.name));
+        let needs = || Mistake::message(format!("needs a value: write {{ {}: ... }}", self.name));
         self.of.map(Reader).ok_or_else(needs)
     }
 }
@@ -424,7 +430,7 @@ impl<'de> EnumAccess<'de> for Choice<'de> {
 
     fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Mistake> {
         let read = seed.deserialize(BorrowedStrDeserializer::new(self.name));
-        Ok((read.map_err(self.place())?, self))
+        Ok((read.map_err(self.locator())?, self))
     }
 }
 
@@ -434,17 +440,17 @@ impl<'de> VariantAccess<'de> for Choice<'de> {
     fn unit_variant(self) -> Result<(), Mistake> {
         match self.of.map(|node| &node.value) {
             None | Some(Value::Null) => Ok(()),
-            Some(_) => Err(self.place()(Mistake::said("takes no value"))),
+            Some(_) => Err(self.locator()(Mistake::message("takes no value"))),
         }
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Mistake> {
-        seed.deserialize(self.value()?).map_err(self.place())
+        seed.deserialize(self.value()?).map_err(self.locator())
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Mistake> {
         let value = self.value()?;
-        value.deserialize_seq(visitor).map_err(self.place())
+        value.deserialize_seq(visitor).map_err(self.locator())
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -454,6 +460,6 @@ impl<'de> VariantAccess<'de> for Choice<'de> {
     ) -> Result<V::Value, Mistake> {
         let value = self.value()?;
         let read = value.deserialize_struct("", fields, visitor);
-        read.map_err(self.place())
+        read.map_err(self.locator())
     }
 }

@@ -1,4 +1,4 @@
-//! From YAML to the tree of a document.
+//! Parses YAML into the tree of a document.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,12 @@ use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 use super::json;
 use super::node::{Entry, MAX_DOCUMENT_BYTES, Node, Unreadable, Value, check_depth};
 
-/// Reads a text that is YAML.
+/// Reads a YAML text.
 pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
     let mut reader = Reader {
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
-        repeated: 0,
+        expanded: 0,
     };
     let mut root = None;
     loop {
@@ -21,7 +21,7 @@ pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
             Event::StreamEnd => break,
             Event::StreamStart | Event::DocumentEnd => {}
             Event::DocumentStart(..) if root.is_some() => {
-                let what = "is a second document in the same text; write one";
+                let what = "is a second YAML document in the text; only one is allowed";
                 return Err((begin(&span), what.to_owned()));
             }
             Event::DocumentStart(..) => {
@@ -39,9 +39,9 @@ pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
 
 struct Reader<'a> {
     parser: Parser<'a, StrInput<'a>>,
-    /// What `&name` stands before, by its number.
+    /// The values with an anchor (`&name`), by the number of the anchor.
     anchors: HashMap<usize, Node>,
-    repeated: usize,
+    expanded: usize,
 }
 
 fn begin(span: &Span) -> Option<usize> {
@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
         check_depth(depth, at)?;
         if let Some(tag) = event.tag().filter(|tag| !is_known(tag)) {
             return Err(wrong(&format!(
-                "the tag {} is not used here; leave it out",
+                "the YAML tag {} is not allowed here; remove it",
                 tag.original()
             )));
         }
@@ -99,31 +99,34 @@ impl<'a> Reader<'a> {
             Event::MappingStart(_, anchor, _) => (anchor, self.map(depth)?),
             Event::Alias(of) => {
                 let Some(found) = self.anchors.get(&of) else {
-                    return Err(wrong("stands for something that it is a part of"));
+                    return Err(wrong("is an alias of a value that contains the alias"));
                 };
                 let node = Node {
                     at,
                     value: found.value.clone(),
                 };
-                self.repeats(&node)?;
+                self.count_expanded(&node)?;
                 return Ok(node);
             }
             _ => return Err(wrong("is not YAML")),
         };
         let node = Node { at, value };
         if anchor > 0 {
-            self.repeats(&node)?;
+            self.count_expanded(&node)?;
             self.anchors.insert(anchor, node.clone());
         }
         Ok(node)
     }
 
-    /// Counts what is kept for aliases (`*name`), and comes from them: a few lines of these could stand for more than any
-    /// memory holds. All of it is no more than a document may have.
-    fn repeats(&mut self, node: &Node) -> Result<(), Unreadable> {
-        self.repeated += size(node);
-        if self.repeated > MAX_DOCUMENT_BYTES {
-            let what = format!("repeats more than the {MAX_DOCUMENT_BYTES} bytes that are read");
+    /// Counts the values kept for aliases (`*name`), and the values inserted for aliases: a few
+    /// lines of aliases could stand for more than any memory holds. Together, these values may be
+    /// no larger than a document.
+    fn count_expanded(&mut self, node: &Node) -> Result<(), Unreadable> {
+        self.expanded += size(node);
+        if self.expanded > MAX_DOCUMENT_BYTES {
+            let what = format!(
+                "expands, through anchors and aliases, to more than {MAX_DOCUMENT_BYTES} bytes"
+            );
             return Err((Some(node.at), what));
         }
         Ok(())
@@ -157,7 +160,7 @@ impl<'a> Reader<'a> {
             };
             for map in maps {
                 let Value::Map(more) = map.value else {
-                    let what = "what `<<` takes in must be a map, or a list of maps";
+                    let what = "the value of `<<` must be a map, or a list of maps";
                     return Err((Some(at), what.to_owned()));
                 };
                 for entry in more {
@@ -183,7 +186,8 @@ fn size(node: &Node) -> usize {
     }
 }
 
-/// Tags that say what is so without them, or that a value is a text.
+/// Returns whether a tag is accepted. Accepted tags state the value's own type, or make a value a
+/// text.
 fn is_known(tag: &Tag) -> bool {
     let known = ["str", "int", "float", "bool", "null", "seq", "map"];
     tag.handle().is_empty() && tag.suffix() == "!"
@@ -194,7 +198,7 @@ fn is_text(tag: Option<&Tag>) -> bool {
     tag.is_some_and(|tag| tag.is_yaml_core_schema_tag("str") || !tag.is_yaml_core_schema())
 }
 
-/// What is written without quotes, by the core schema of YAML 1.2.
+/// Parses an unquoted value by the core schema of YAML 1.2.
 fn plain(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
@@ -202,7 +206,7 @@ fn plain(text: &str) -> Value {
         "false" | "False" | "FALSE" => Value::Bool(false),
         number if is_number(number) => match json::check(number) {
             Ok(()) => Value::Number(number.to_owned()),
-            Err(_) => Value::OddNumber(number.to_owned()),
+            Err(_) => Value::YamlNumber(number.to_owned()),
         },
         text => Value::Text(text.to_owned()),
     }

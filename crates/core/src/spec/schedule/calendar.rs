@@ -1,8 +1,8 @@
-//! A schedule in one zone: half-open intervals of absolute time.
+//! A schedule in a single zone, as half-open intervals of absolute time.
 //!
-//! Windows are made from the civil days around the time that is asked for, no more of them
-//! than the answer needs. Nothing relies on their order in absolute time beyond speed: where
-//! clocks change around midnight, a window of one day may begin after one of the next day.
+//! Windows are computed from the civil days around the given time, and from no more days than
+//! needed. The order of windows in absolute time matters for speed only: where clocks change around
+//! midnight, a window of a day may begin after a window of the next day.
 
 use std::time::Duration;
 
@@ -10,30 +10,30 @@ use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
 
 use super::civil::ZoneName;
-use super::{Closed, HORIZON, MAX_WINDOW, Opening, Schedule, Window};
+use super::{Closed, HORIZON, MAX_WINDOW, Schedule, ScheduleState, Window};
 use crate::time::Timestamp;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Schedule {
-    /// Whether it is open at `now`, and until when that holds. `zone` is the value of the
-    /// device's `zone_tag`, if it has one; what is no zone counts as none.
+    /// Returns whether the schedule is open at `now`, and when this changes. `zone` is the value of
+    /// the device's `zone_tag`, if any. An unknown zone counts as no zone.
     #[must_use]
-    pub fn at(&self, now: Timestamp, zone: Option<&str>) -> Opening {
+    pub fn state_at(&self, now: Timestamp, zone: Option<&str>) -> ScheduleState {
         let zone = zone
             .and_then(ZoneName::find)
             .or_else(|| self.zone.as_ref().map(|name| name.zone().clone()))
             .unwrap_or(TimeZone::UTC);
-        Calendar::new(self, zone).at(now)
+        Calendar::new(self, zone).state_at(now)
     }
 
-    /// Why the schedule is of no use from `now` on, in words: closed, and not open again within [`HORIZON`] of `now`, or of the
-    /// start if that is later. Zones of devices aside.
+    /// Returns why the schedule is of no use from `now` on: closed, and not open again within
+    /// [`HORIZON`] of `now`, or of a later start. The zones of devices are not considered.
     #[must_use]
     pub fn never_opens(&self, now: Timestamp) -> Option<String> {
         let now = now.max(self.start_at.unwrap_or_default());
-        match self.at(now, None) {
-            Opening::Closed { until: None, why } => Some(format!(
+        match self.state_at(now, None) {
+            ScheduleState::Closed { until: None, why } => Some(format!(
                 "is {why} at {now}, and does not open within 400 days; shorten its freezes"
             )),
             _ => None,
@@ -44,15 +44,15 @@ impl Schedule {
 struct Calendar<'a> {
     zone: TimeZone,
     start: Timestamp,
-    /// By their time of day, so that one pass over them mostly suffices.
+    /// Sorted by time of day, so that a single pass mostly suffices.
     windows: Vec<&'a Window>,
-    /// So many days before today a window may have begun that is still open.
+    /// The number of days before today on which a still open window may have begun.
     lookback: i64,
-    /// None is empty.
+    /// The frozen intervals. No interval is empty.
     frozen: Vec<Frozen<'a>>,
 }
 
-/// `[from, to)`.
+/// A frozen interval, `[from, to)`.
 struct Frozen<'a> {
     from: Timestamp,
     to: Timestamp,
@@ -71,7 +71,7 @@ impl<'a> Calendar<'a> {
                 .map_or(Timestamp::MAX, midnight),
             reason: freeze.reason.as_ref(),
         });
-        // A day that the zone leaves out is empty.
+        // A day left out by the zone is empty.
         let frozen = frozen.filter(|frozen| frozen.from < frozen.to).collect();
 
         let mut windows: Vec<_> = schedule.windows.iter().collect();
@@ -81,21 +81,21 @@ impl<'a> Calendar<'a> {
         Self {
             start: schedule.start_at.unwrap_or_default(),
             windows,
-            // One more for the day that has begun, one for a day that is short or left out.
+            // A day for the current day, and another for a short day or a day left out by the zone.
             lookback: i64::try_from(whole_days).expect("at most MAX_WINDOW") + 2,
             frozen,
             zone,
         }
     }
 
-    fn at(&self, now: Timestamp) -> Opening {
+    fn state_at(&self, now: Timestamp) -> ScheduleState {
         match self.closed(now) {
-            Some(why) => Opening::Closed {
-                until: self.opens(now),
+            Some(why) => ScheduleState::Closed {
+                until: self.next_opening(now),
                 why,
             },
-            None => Opening::Open {
-                until: self.closes(now),
+            None => ScheduleState::Open {
+                until: self.next_closing(now),
             },
         }
     }
@@ -114,9 +114,9 @@ impl<'a> Calendar<'a> {
         }
     }
 
-    /// When it next opens, from a time at which it is closed: steps over what is closed until
-    /// nothing is.
-    fn opens(&self, now: Timestamp) -> Option<Timestamp> {
+    /// Returns the next opening after a time at which the schedule is closed. Steps over freezes
+    /// and gaps between windows.
+    fn next_opening(&self, now: Timestamp) -> Option<Timestamp> {
         let mut time = now.max(self.start);
         let horizon = time.plus(HORIZON);
         loop {
@@ -132,8 +132,8 @@ impl<'a> Calendar<'a> {
         }
     }
 
-    /// When it next closes, from a time at which it is open.
-    fn closes(&self, now: Timestamp) -> Option<Timestamp> {
+    /// Returns the next closing after a time at which the schedule is open.
+    fn next_closing(&self, now: Timestamp) -> Option<Timestamp> {
         let starts = self.frozen.iter().map(|frozen| frozen.from);
         let freeze = starts.filter(|from| *from > now).min();
         if self.windows.is_empty() {
@@ -159,25 +159,25 @@ impl<'a> Calendar<'a> {
         self.windows.is_empty() || self.covered_until(time, next) > time
     }
 
-    /// The end of the windows without a gap that `time` is in; `time` itself when it is in
-    /// none. The answer may be short of that end once it is `limit` or later.
+    /// Returns the end of the unbroken sequence of windows around `time`; `time` itself outside of
+    /// all windows. Once the result is `limit` or later, the result may be short of the real end.
     fn covered_until(&self, time: Timestamp, limit: Timestamp) -> Timestamp {
         let mut end = time;
         loop {
             let before = end;
-            end = self.extend(before, limit);
-            // A pass that meets windows out of their order may leave some for the next one.
+            end = self.extend_by_windows(before, limit);
+            // A pass with windows out of order may leave some windows for the next pass.
             if end == before || end >= limit {
                 return end;
             }
         }
     }
 
-    /// `end`, carried on by every window that it touches.
-    fn extend(&self, mut end: Timestamp, limit: Timestamp) -> Timestamp {
+    /// Returns `end`, extended by every touching window.
+    fn extend_by_windows(&self, mut end: Timestamp, limit: Timestamp) -> Timestamp {
         let first = days_before(self.date(end), self.lookback);
         for day in days_from(first) {
-            // One day more, as dates may step back where clocks do.
+            // A day more, because dates may step back where clocks do.
             if end >= limit || days_before(day, 1) > self.date(end) {
                 break;
             }
@@ -192,9 +192,10 @@ impl<'a> Calendar<'a> {
         end
     }
 
-    /// The first start of a window after `time`. The starts of one window are in order.
+    /// Returns the first start of a window after `time`. The starts of each single window are in
+    /// order.
     fn next_window(&self, time: Timestamp) -> Option<Timestamp> {
-        // A gap may have moved yesterday's start into today.
+        // A clock change may have moved yesterday's start into today.
         let first = days_before(self.date(time), 1);
         let next_of = |window| {
             days_from(first)
@@ -222,8 +223,8 @@ impl<'a> Calendar<'a> {
     }
 }
 
-/// When the zone's clocks show `at`, by the rule that [`Window::from`] states. What is before
-/// 1970 is moved there, and what is too late to be written to [`Timestamp::MAX`].
+/// Returns the time when the zone's clocks show `at`, by the rule of [`Window::from`]. Times before
+/// 1970 become 1970. Times too late for a timestamp become [`Timestamp::MAX`].
 fn instant(zone: &TimeZone, at: DateTime) -> Timestamp {
     match zone.to_ambiguous_timestamp(at).compatible() {
         Ok(time) => {
@@ -235,7 +236,7 @@ fn instant(zone: &TimeZone, at: DateTime) -> Timestamp {
     }
 }
 
-/// A window's length, bounded also where nobody has asked for the problems.
+/// Returns the length of a window, bounded even if the schedule was never checked.
 fn length(window: &Window) -> Duration {
     window.length.0.min(MAX_WINDOW)
 }

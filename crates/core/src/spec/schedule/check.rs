@@ -1,12 +1,12 @@
-//! What the types of a schedule cannot say.
+//! Checks of a schedule beyond its types.
 
 use std::collections::HashSet;
 
 use super::{MAX_FREEZES, MAX_WINDOW, MAX_WINDOWS, MIN_WINDOW, STARTS, Schedule, UnknownZone};
 
 impl Schedule {
-    /// Everything that is wrong with it: the field, from `schedule` on, and what was found and
-    /// is allowed.
+    /// Returns all problems of the schedule: the field, relative to `schedule`, and a description
+    /// of the found and the allowed value.
     #[must_use]
     pub fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -51,12 +51,12 @@ impl Schedule {
             if freeze.last() < freeze.from {
                 problem(
                     format!("freeze[{index}].to"),
-                    format!("{} is before its from, {}", freeze.last(), freeze.from),
+                    format!("{} is before `from`, {}", freeze.last(), freeze.from),
                 );
             }
         }
         if self.unknown_zone != UnknownZone::Default && self.zone_tag.is_none() {
-            let what = "has a meaning with `zone_tag` only".to_owned();
+            let what = "is allowed only with `zone_tag`".to_owned();
             problems.push(("unknown_zone".to_owned(), what));
         }
         if problems.is_empty()

@@ -1,4 +1,4 @@
-//! Days, dates, times and zones as people write them.
+//! Days, dates, times and zones as written by people.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use jiff::tz::{TimeZone, TimeZoneDatabase};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The compiled-in database, by name: the default one may be the system's, and two machines
+/// The compiled-in database, by name. The default database may be the system's, and two machines
 /// must not read a schedule differently.
 static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
 
@@ -66,7 +66,7 @@ impl fmt::Display for Day {
 #[serde(try_from = "String", into = "String")]
 pub struct TimeOfDay(Time);
 
-/// Why a text is no time of day.
+/// The error for a text that is not a time of day.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a time of day; write for example \"22:00\" or \"06:30\", at most \"23:59\"")]
 pub struct InvalidTimeOfDay(String);
@@ -123,12 +123,12 @@ impl JsonSchema for TimeOfDay {
     }
 }
 
-/// A date in some zone, written like `2026-12-24`; of the years 0000 to 9999.
+/// A date in a zone, written like `2026-12-24`; years 0000 to 9999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CivilDate(Date);
 
-/// Why a text is no date.
+/// The error for a text that is not a date.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a date; write for example \"2026-12-24\"")]
 pub struct InvalidDate(String);
@@ -184,25 +184,25 @@ impl JsonSchema for CivilDate {
     }
 }
 
-/// A number of exactly `digits` digits: `7` could be half of a `17`.
+/// Parses a number of exactly `digits` digits: `7` could be half of `17`.
 fn number<T: FromStr>(text: &str, digits: usize) -> Option<T> {
     let well_formed = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
     well_formed.then(|| text.parse().ok()).flatten()
 }
 
-/// The IANA name of a time zone, like `Europe/Berlin` or `UTC`. Case does not matter; it is
-/// kept the way IANA writes it.
+/// The IANA name of a time zone, like `Europe/Berlin` or `UTC`. Case does not matter; the name is
+/// kept in the spelling of IANA.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ZoneName(TimeZone);
 
-/// Why a text is no time zone.
+/// The error for a text that is not a time zone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a time zone; write its IANA name, for example \"Europe/Berlin\" or \"UTC\"")]
 pub struct InvalidZone(String);
 
 impl ZoneName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.0
@@ -214,10 +214,10 @@ impl ZoneName {
         &self.0
     }
 
-    /// The zone of that name, without the cost of an error.
+    /// Returns the zone with this name, without the cost of an error.
     pub(super) fn find(name: &str) -> Option<TimeZone> {
         let zone = ZONES.get(name).ok()?;
-        // `Etc/Unknown` is a name for having none.
+        // `Etc/Unknown` is the name for no zone.
         (!zone.is_unknown()).then_some(zone)
     }
 }

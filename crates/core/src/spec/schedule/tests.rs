@@ -6,7 +6,7 @@ use crate::spec::Document;
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 
-/// A schedule from its YAML, whose own problems are none.
+/// Parses a schedule from YAML, and asserts that there are no problems.
 fn schedule(yaml: &str) -> Schedule {
     let schedule: Schedule = Document::parse("x.yaml", yaml).unwrap().read().unwrap();
     assert_eq!(schedule.problems(), []);
@@ -17,14 +17,14 @@ fn time(text: &str) -> Timestamp {
     serde_json::from_value(text.into()).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-fn open(until: &str) -> Opening {
-    Opening::Open {
+fn open(until: &str) -> ScheduleState {
+    ScheduleState::Open {
         until: Some(time(until)),
     }
 }
 
-fn closed(until: &str, why: Closed) -> Opening {
-    Opening::Closed {
+fn closed(until: &str, why: Closed) -> ScheduleState {
+    ScheduleState::Closed {
         until: Some(time(until)),
         why,
     }
@@ -36,17 +36,17 @@ fn frozen(reason: &str) -> Closed {
     }
 }
 
-/// The stretches of being open from `from` on, as `at` leads from one to the next.
+/// Returns `count` open intervals from `from` on, as given by `at`.
 fn stretches(schedule: &Schedule, from: &str, count: usize) -> Vec<(String, String)> {
     let mut now = time(from);
     let mut found = Vec::new();
     while found.len() < count {
-        now = match schedule.at(now, None) {
-            Opening::Open { until: Some(until) } => {
+        now = match schedule.state_at(now, None) {
+            ScheduleState::Open { until: Some(until) } => {
                 found.push((now.to_string(), until.to_string()));
                 until
             }
-            Opening::Closed {
+            ScheduleState::Closed {
                 until: Some(until), ..
             } => until,
             last => panic!("{now}: {last:?}"),
@@ -109,7 +109,10 @@ fn what_does_not_read_says_why() {
             "unknown_zone: ignore",
             "unknown_zone: \"ignore\" is not one of default, skip",
         ),
-        ("zone_tag: a b", "zone_tag: tag \"a b\" cannot be queried"),
+        (
+            "zone_tag: a b",
+            "zone_tag: tag \"a b\" is not a valid tag path",
+        ),
         ("windows: [{for: 1h}]", "windows[0].from: is missing"),
         (
             "windows: [{from: 7:00, for: 1h}]",
@@ -163,15 +166,15 @@ freeze:
             "windows[3].for",
             "7d 1ms is out of bounds; 1m to 7d is allowed",
         ),
-        ("freeze[1].to", "2026-12-23 is before its from, 2026-12-24"),
+        ("freeze[1].to", "2026-12-23 is before `from`, 2026-12-24"),
     ]
     .map(|(field, message)| (field.to_owned(), message.to_owned()));
     assert_eq!(schedule.problems(), expected);
 
-    // What was not checked is still answered.
+    // An unchecked schedule still gives results.
     assert!(matches!(
-        schedule.at(time("2026-12-23T12:00:00Z"), None),
-        Opening::Closed {
+        schedule.state_at(time("2026-12-23T12:00:00Z"), None),
+        ScheduleState::Closed {
             why: Closed::NotStarted,
             ..
         }
@@ -200,7 +203,10 @@ fn reasons_are_plain_words() {
 #[test]
 fn what_is_not_said_does_not_limit() {
     for now in [Timestamp(0), time("2026-10-25T01:00:00Z"), Timestamp::MAX] {
-        assert_eq!(schedule("{}").at(now, None), Opening::Open { until: None });
+        assert_eq!(
+            schedule("{}").state_at(now, None),
+            ScheduleState::Open { until: None }
+        );
     }
 }
 
@@ -220,7 +226,7 @@ fn windows_are_half_open_to_the_millisecond() {
             closed("2026-06-02T22:00:00Z", Closed::OutsideWindow),
         ),
     ] {
-        assert_eq!(daily.at(time(now), None), expected, "{now}");
+        assert_eq!(daily.state_at(time(now), None), expected, "{now}");
     }
 }
 
@@ -236,7 +242,7 @@ fn a_window_starts_on_its_days_and_ends_when_it_ends() {
             ("2026-06-12T22:00:00Z", "2026-06-13T02:00:00Z"),
         ],
     );
-    // Over several midnights.
+    // A window over several midnights.
     assert_stretches(
         "windows: [{days: [fri], from: 18:00, for: 2d 12h}]",
         "2026-06-07T23:00:00Z",
@@ -257,7 +263,7 @@ fn windows_that_touch_are_one() {
             ("2026-06-05T14:01:00Z", "2026-06-05T15:01:00Z"),
         ],
     );
-    // A short one inside a long one.
+    // A short window inside a long window.
     assert_stretches(
         "windows: [{days: [sat], from: 08:00, for: 2d}, {from: 12:00, for: 1h}]",
         "2026-06-05T23:00:00Z",
@@ -277,12 +283,12 @@ fn windows_that_fill_the_week_never_close() {
         "{windows: [{from: 06:00, for: 12h}, {from: 18:00, for: 12h}], zone: Asia/Tokyo}",
     ] {
         assert_eq!(
-            schedule(yaml).at(now, None),
-            Opening::Open { until: None },
+            schedule(yaml).state_at(now, None),
+            ScheduleState::Open { until: None },
             "{yaml}"
         );
     }
-    // 24 hours leave one over on the day that has 25.
+    // Windows of 24 hours leave an hour on the day of 25 hours.
     assert_stretches(
         "{windows: [{from: 00:00, for: 1d}], zone: Europe/Berlin}",
         "2026-06-05T00:00:00Z",
@@ -296,7 +302,7 @@ fn windows_that_fill_the_week_never_close() {
 #[test]
 fn windows_where_summer_time_begins() {
     for (zone, from, window, expected) in [
-        // At 02:00+01 it becomes 03:00+02.
+        // Clocks go from 02:00+01 to 03:00+02.
         (
             "Europe/Berlin",
             "2026-03-27T12:00:00Z",
@@ -318,7 +324,7 @@ fn windows_where_summer_time_begins() {
                 ("2026-03-30T00:30:00Z", "2026-03-30T01:30:00Z"),
             ],
         ),
-        // At 02:00-05 it becomes 03:00-04.
+        // Clocks go from 02:00-05 to 03:00-04.
         (
             "America/New_York",
             "2026-03-07T00:00:00Z",
@@ -329,7 +335,7 @@ fn windows_where_summer_time_begins() {
                 ("2026-03-09T06:00:00Z", "2026-03-09T07:30:00Z"),
             ],
         ),
-        // At 02:00+10:30 it becomes 02:30+11.
+        // Clocks go from 02:00+10:30 to 02:30+11.
         (
             "Australia/Lord_Howe",
             "2026-10-02T15:00:00Z",
@@ -349,7 +355,7 @@ fn windows_where_summer_time_begins() {
 #[test]
 fn windows_where_summer_time_ends() {
     for (zone, from, window, expected) in [
-        // At 03:00+02 it becomes 02:00+01.
+        // Clocks go from 03:00+02 to 02:00+01.
         (
             "Europe/Berlin",
             "2026-10-24T12:00:00Z",
@@ -359,7 +365,7 @@ fn windows_where_summer_time_ends() {
                 ("2026-10-25T21:00:00Z", "2026-10-26T05:00:00Z"),
             ],
         ),
-        // 02:30 is there twice; the first one counts.
+        // 02:30 occurs twice; the first time counts.
         (
             "Europe/Berlin",
             "2026-10-25T00:00:00Z",
@@ -369,7 +375,7 @@ fn windows_where_summer_time_ends() {
                 ("2026-10-26T01:30:00Z", "2026-10-26T02:15:00Z"),
             ],
         ),
-        // At 02:00-04 it becomes 01:00-05.
+        // Clocks go from 02:00-04 to 01:00-05.
         (
             "America/New_York",
             "2026-11-01T00:00:00Z",
@@ -379,7 +385,7 @@ fn windows_where_summer_time_ends() {
                 ("2026-11-02T06:30:00Z", "2026-11-02T07:30:00Z"),
             ],
         ),
-        // At 02:00+11 it becomes 01:30+10:30.
+        // Clocks go from 02:00+11 to 01:30+10:30.
         (
             "Australia/Lord_Howe",
             "2026-04-04T12:00:00Z",
@@ -395,8 +401,8 @@ fn windows_where_summer_time_ends() {
     }
 }
 
-/// In Nuuk the last Saturday of March ends at 23:00, so its window of 23:30 begins on Sunday,
-/// after that day's own first one.
+/// In Nuuk the last Saturday of March ends at 23:00. Saturday's window of 23:30 therefore begins on
+/// Sunday, after the first window of Sunday itself.
 #[test]
 fn a_start_that_moves_over_midnight_is_not_lost() {
     let yaml = |second: &str| {
@@ -421,7 +427,7 @@ fn a_start_that_moves_over_midnight_is_not_lost() {
 
 #[test]
 fn a_window_is_known_however_many_midnights_ago_it_began() {
-    // The Sunday of 23 hours; Samoa's missing 30 December.
+    // The Sunday of 23 hours, and Samoa's missing 30 December.
     assert_stretches(
         "{windows: [{days: [sat], from: 23:30, for: 1d}], zone: Europe/Berlin}",
         "2026-03-29T22:15:00Z",
@@ -445,7 +451,7 @@ fn a_window_is_known_however_many_midnights_ago_it_began() {
 fn a_day_that_a_zone_leaves_out_freezes_nothing() {
     let apia = schedule("{zone: Pacific/Apia, freeze: [{from: 2011-12-30}, {from: 2012-01-01}]}");
     assert_eq!(
-        apia.at(time("2011-12-29T12:00:00Z"), None),
+        apia.state_at(time("2011-12-29T12:00:00Z"), None),
         open("2011-12-31T10:00:00Z")
     );
 }
@@ -463,7 +469,7 @@ freeze: [{from: 2026-12-24, to: 2026-12-25, reason: Christmas}, {from: 2026-12-2
         &[
             ("2026-12-22T22:00:00Z", "2026-12-23T01:00:00Z"),
             ("2026-12-23T21:00:00Z", "2026-12-23T23:00:00Z"),
-            // What began on the last frozen evening goes on once the day is over.
+            // A window from the last frozen evening goes on after the freeze.
             ("2026-12-26T23:00:00Z", "2026-12-27T01:00:00Z"),
         ],
     );
@@ -475,7 +481,11 @@ freeze: [{from: 2026-12-24, to: 2026-12-25, reason: Christmas}, {from: 2026-12-2
         ("2026-12-26T12:00:00Z", Closed::Frozen { reason: None }),
         ("2026-12-26T22:59:59.999Z", Closed::Frozen { reason: None }),
     ] {
-        assert_eq!(schedule.at(time(now), None), closed(end, why), "{now}");
+        assert_eq!(
+            schedule.state_at(time(now), None),
+            closed(end, why),
+            "{now}"
+        );
     }
 }
 
@@ -512,7 +522,7 @@ fn a_frozen_day_is_as_long_as_it_is() {
             24,
             30,
         ),
-        // Its midnight is left out, and its 23:00 there twice.
+        // In April, midnight is left out. In October, 23:00 occurs twice.
         ("Africa/Cairo", "2026-04-24", "2026-04-23T22:00:00Z", 23, 0),
         ("Africa/Cairo", "2026-10-29", "2026-10-28T21:00:00Z", 25, 0),
     ] {
@@ -520,23 +530,23 @@ fn a_frozen_day_is_as_long_as_it_is() {
         let from = time(from);
         let to = Timestamp(from.0 + hours * HOUR + minutes * MINUTE);
         assert_eq!(
-            schedule.at(Timestamp(from.0 - 1), None),
-            Opening::Open { until: Some(from) },
+            schedule.state_at(Timestamp(from.0 - 1), None),
+            ScheduleState::Open { until: Some(from) },
             "{zone} {day}"
         );
-        let closed = Opening::Closed {
+        let closed = ScheduleState::Closed {
             until: Some(to),
             why: Closed::Frozen { reason: None },
         };
-        assert_eq!(schedule.at(from, None), closed, "{zone} {day}");
+        assert_eq!(schedule.state_at(from, None), closed, "{zone} {day}");
         assert_eq!(
-            schedule.at(Timestamp(to.0 - 1), None),
+            schedule.state_at(Timestamp(to.0 - 1), None),
             closed,
             "{zone} {day}"
         );
         assert_eq!(
-            schedule.at(to, None),
-            Opening::Open { until: None },
+            schedule.state_at(to, None),
+            ScheduleState::Open { until: None },
             "{zone} {day}"
         );
     }
@@ -557,7 +567,7 @@ fn nothing_opens_before_the_start() {
         let schedule = schedule(&format!("start_at: {start}\n{rest}\n"));
         for now in ["2020-06-05T00:00:00Z", "2026-06-05T23:30:00.499Z"] {
             assert_eq!(
-                schedule.at(time(now), None),
+                schedule.state_at(time(now), None),
                 closed(until, Closed::NotStarted),
                 "{now} {rest}"
             );
@@ -565,8 +575,8 @@ fn nothing_opens_before_the_start() {
     }
     let schedule = schedule(&format!("start_at: {start}"));
     assert_eq!(
-        schedule.at(time(start), None),
-        Opening::Open { until: None }
+        schedule.state_at(time(start), None),
+        ScheduleState::Open { until: None }
     );
 }
 
@@ -577,12 +587,12 @@ fn what_is_beyond_the_horizon_is_not_looked_for() {
     };
     let now = time("2026-01-01T12:00:00Z");
     assert_eq!(
-        schedule(&yaml("2026-12-31")).at(now, None),
+        schedule(&yaml("2026-12-31")).state_at(now, None),
         closed("2027-01-01T10:00:00Z", Closed::Frozen { reason: None })
     );
     assert_eq!(
-        schedule(&yaml("9999-12-31")).at(now, None),
-        Opening::Closed {
+        schedule(&yaml("9999-12-31")).state_at(now, None),
+        ScheduleState::Closed {
             until: None,
             why: Closed::Frozen { reason: None }
         }
@@ -593,7 +603,7 @@ fn what_is_beyond_the_horizon_is_not_looked_for() {
 fn a_schedule_opens_within_400_days_of_its_start_or_now() {
     let with = |yaml: &str| -> Schedule { Document::parse("x", yaml).unwrap().read().unwrap() };
     let start = "start_at: 2027-01-01T00:00:00Z";
-    // 400 days after the start it is 2028-02-05.
+    // 400 days after the start is 2028-02-05.
     for (rest, problem) in [
         ("freeze: [{from: 2027-01-01, to: 2028-02-04}]", None),
         (
@@ -606,7 +616,7 @@ fn a_schedule_opens_within_400_days_of_its_start_or_now() {
             "freeze: [{from: 2026-01-01, to: 2027-06-01}, {from: 2027-06-02, to: 2099-01-01}]",
             Some("is frozen at"),
         ),
-        // Open before.
+        // Open before the freeze.
         ("freeze: [{from: 2027-01-02, to: 2099-01-01}]", None),
         (
             "windows: [{days: [sun], from: \"10:00\", for: 1h}], freeze: [{from: 2027-01-02, to: 2099-01-01}]",
@@ -620,7 +630,7 @@ fn a_schedule_opens_within_400_days_of_its_start_or_now() {
             assert!(what.starts_with(problem.unwrap()), "{what}");
         }
     }
-    // Without a start, nobody knows before the time is known.
+    // Without a start, the check needs a given time.
     let frozen = with("freeze: [{from: 2027-01-01, to: 2030-01-01}]");
     assert_eq!(frozen.problems(), []);
     assert_eq!(frozen.never_opens(time("2026-12-31T12:00:00Z")), None);
@@ -653,11 +663,11 @@ fn a_device_has_its_own_zone() {
             closed("2026-06-05T22:00:00Z", Closed::OutsideWindow),
         ),
     ] {
-        assert_eq!(schedule.at(now, zone), expected, "{zone:?}");
+        assert_eq!(schedule.state_at(now, zone), expected, "{zone:?}");
     }
 }
 
-/// Zones, each with a time near which its clocks change.
+/// Zones, each with a time near a change of the zone's clocks.
 const CHANGES: [(&str, &str); 14] = [
     ("Europe/Berlin", "2026-03-29T01:00:00Z"),
     ("Europe/Berlin", "2026-10-25T01:00:00Z"),
@@ -693,11 +703,11 @@ fn some_window() -> impl Strategy<Value = Window> {
     (days, hour, minute, minutes).prop_map(|(days, hour, minute, minutes)| Window {
         days,
         from: format!("{hour:02}:{minute:02}").parse().unwrap(),
-        length: Span(Duration::from_secs(minutes * 60)),
+        length: HumanDuration(Duration::from_secs(minutes * 60)),
     })
 }
 
-/// A schedule, and a time near a change of its zone's clocks.
+/// A schedule, and a time near a change of the zone's clocks.
 fn some_schedule() -> impl Strategy<Value = (Schedule, Timestamp)> {
     let windows = prop::collection::vec(some_window(), 0..5);
     let freezes = prop::collection::vec((-3..4i64, 0..3i64), 0..3);
@@ -729,7 +739,7 @@ fn some_schedule() -> impl Strategy<Value = (Schedule, Timestamp)> {
     )
 }
 
-/// The definition, read at one time: every start of every window of the last days is tried.
+/// The definition for a single time: tries every start of every window of the last days.
 fn is_open(schedule: &Schedule, now: Timestamp) -> bool {
     let zone = schedule.zone.as_ref().unwrap().zone();
     let now = jiff::Timestamp::from_millisecond(now.0.cast_signed()).unwrap();
@@ -767,11 +777,11 @@ proptest! {
         let end = Timestamp(from.0 + 72 * HOUR);
         let mut now = from;
         while now < end {
-            let (open, until) = match schedule.at(now, None) {
-                Opening::Open { until } => (true, until),
-                Opening::Closed { until, .. } => (false, until),
+            let (open, until) = match schedule.state_at(now, None) {
+                ScheduleState::Open { until } => (true, until),
+                ScheduleState::Closed { until, .. } => (false, until),
             };
-            let is_open_at = |time| matches!(schedule.at(time, None), Opening::Open { .. });
+            let is_open_at = |time| matches!(schedule.state_at(time, None), ScheduleState::Open { .. });
             if let Some(until) = until {
                 prop_assert!(until > now, "{now} until {until}");
                 prop_assert_eq!(is_open_at(until), !open, "at {}", until);

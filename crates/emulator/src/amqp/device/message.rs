@@ -1,4 +1,4 @@
-//! Messages as devices get them.
+//! Messages in the form for devices.
 
 use bytes::{BufMut, BytesMut};
 
@@ -6,7 +6,8 @@ use super::super::encode;
 use super::super::message::SystemFields;
 use crate::hub::Delivery;
 
-/// Encodes a message for the device `id`: the service's properties and body as they came, and the hub's own annotations.
+/// Encodes a message for the device `id`: the service's properties and body unchanged, and the
+/// hub's annotations.
 pub(crate) fn encode(id: &str, delivery: &Delivery) -> BytesMut {
     let system = SystemFields::decode(&delivery.system);
     let size = delivery.properties.len() + delivery.body.len() + 512;

@@ -1,4 +1,4 @@
-//! Direct methods over AMQP: a call goes out with a correlation id, and the answer brings it back.
+//! Direct methods over AMQP: the call carries a correlation id, and the answer repeats the id.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use crate::hub::{MethodAnswer, MethodCall, Refusal};
 
 /// The application property with the method's name (`azure-iot-device-amqp`).
 const NAME: &str = "IoThub-methodname";
-/// The application property with the device's verdict.
+/// The application property with the device's status.
 const STATUS: &str = "IoThub-status";
 
 /// Encodes a call.
@@ -29,13 +29,13 @@ pub(crate) fn encode_call(call: &MethodCall) -> BytesMut {
     out
 }
 
-/// Reads an answer, and which call it is for.
+/// Reads an answer and the id of the answered call.
 pub(crate) fn read_answer(message: &Message<'_>) -> Result<(u64, MethodAnswer), Refusal> {
     let call = message
         .system
         .correlation_id
         .and_then(|raw| call_of(&field_text(raw)))
-        .ok_or_else(|| Refusal::bad_argument("the correlation id is not that of a call"))?;
+        .ok_or_else(|| Refusal::bad_argument("the correlation id is not the id of a call"))?;
     let status = value_in(message.application_properties, STATUS)
         .and_then(|raw| {
             let text = Reader::new(raw).text().ok().flatten();
@@ -50,7 +50,8 @@ pub(crate) fn read_answer(message: &Message<'_>) -> Result<(u64, MethodAnswer), 
     Ok((call, MethodAnswer { status, payload }))
 }
 
-/// A random uuid by its bits, since SDKs only take such for one, that carries the number of the call.
+/// Returns a UUID with the call's number in the last six bytes. Version and variant are those of a
+/// random UUID, since SDKs accept no other.
 fn correlation_of(call: u64) -> Uuid {
     let [.., a, b, c, d, e, f] = call.to_be_bytes();
     uuid::Builder::from_random_bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f]).into_uuid()

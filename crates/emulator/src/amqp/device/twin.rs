@@ -1,11 +1,12 @@
-//! Twins over AMQP: requests, answers with the same correlation id, and changes without one.
+//! Twins over AMQP: requests, answers with the same correlation id, and changes without a
+//! correlation id.
 
 use bytes::{BufMut, BytesMut};
 use serde_json::Value;
 
 use super::super::encode;
 use super::super::message::{Message, text_in};
-use super::super::outcome::ErrorText;
+use super::super::outcome::AmqpError;
 use crate::hub::{DesiredPush, DeviceSession, Interest, Refusal};
 
 /// The resource of the reported properties (`azure-iot-device-amqp`).
@@ -13,20 +14,20 @@ const REPORTED: &str = "/properties/reported";
 /// The resource of the changes of the desired properties.
 const DESIRED: &str = "/notifications/twin/properties/desired";
 
-/// What a request comes to: its status, the version that it made, and a body.
+/// The result of a request: the status, the new version if any, and a body.
 struct Outcome {
     status: i32,
     version: Option<u64>,
     body: Vec<u8>,
 }
 
-/// Does what a request wants, and encodes the answer.
+/// Performs a request and encodes the answer.
 pub(crate) fn answer(session: &DeviceSession, request: &Message<'_>, body: &[u8]) -> Vec<u8> {
     let outcome = perform(session, request, body).unwrap_or_else(|refusal| Outcome {
-        // The codes begin with the status they go with.
+        // An error code begins with the HTTP status.
         status: i32::try_from(refusal.code / 1000).unwrap_or(500),
         version: None,
-        body: ErrorText::from(&refusal).description.into_bytes(),
+        body: AmqpError::from(&refusal).description.into_bytes(),
     });
     let mut out = BytesMut::with_capacity(outcome.body.len() + 128);
     out.put_slice(&[0x00, 0x53, 0x72]);
@@ -71,13 +72,14 @@ fn perform(
             done(200, None, Vec::new())
         }
         _ => Err(Refusal::bad_operation(format!(
-            "there is no operation '{operation}' of the resource '{resource}'; GET, PATCH of {REPORTED}, and PUT and \
-             DELETE of {DESIRED} are there"
+            "unknown operation '{operation}' of the resource '{resource}'; allowed: GET, PATCH of {REPORTED}, PUT and \
+             DELETE of {DESIRED}"
         ))),
     }
 }
 
-/// Encodes a change of the desired properties. It has no correlation id, which tells it from an answer.
+/// Encodes a change of the desired properties. A missing correlation id distinguishes the change
+/// from an answer.
 pub(crate) fn encode_push(push: &DesiredPush) -> BytesMut {
     let mut patch = push.patch.clone();
     patch.insert("$version".to_owned(), push.version.into());

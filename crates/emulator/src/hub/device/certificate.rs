@@ -1,4 +1,4 @@
-//! Certificates that devices present, and the authorities that sign them.
+//! Device certificates, and the authorities that sign them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// What a client has proved in its TLS handshake to hold the key of: its own certificate first.
+/// The certificate chain a client has presented in the TLS handshake, starting with the client's
+/// own certificate. The handshake has proved possession of the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientCertificate(Vec<CertificateDer<'static>>);
 
 impl ClientCertificate {
-    /// None if the client has presented nothing.
+    /// Returns `None` for an empty chain.
     pub(crate) fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let chain: Vec<_> = chain
             .iter()
@@ -28,19 +29,19 @@ impl ClientCertificate {
         &self.0[0]
     }
 
-    /// Whether the client's own certificate is this one.
+    /// Whether the client's own certificate equals `other`.
     pub(crate) fn is(&self, other: &CertificateDer<'_>) -> bool {
         self.own().as_ref() == other.as_ref()
     }
 
-    /// The SHA-1 and the SHA-256 of the DER, in hexadecimal digits of lower case.
+    /// Returns the SHA-1 and the SHA-256 of the DER, in lower-case hexadecimal digits.
     pub(crate) fn thumbprints(&self) -> [String; 2] {
         use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
         [&SHA1_FOR_LEGACY_USE_ONLY, &SHA256]
             .map(|algorithm| hex::encode(digest(algorithm, self.own()).as_ref()))
     }
 
-    /// The subject's first common name, if it has one that is text.
+    /// Returns the subject's first common name, if present and valid text.
     pub(crate) fn common_name(&self) -> Option<String> {
         let (_, certificate) = X509Certificate::from_der(self.own()).ok()?;
         let mut names = certificate.subject().iter_common_name();
@@ -48,12 +49,13 @@ impl ClientCertificate {
     }
 }
 
-/// The authorities whose certificates devices may present.
+/// The certificate authorities for device certificates.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DeviceAuthorities(Option<Arc<dyn ClientCertVerifier>>);
 
 impl DeviceAuthorities {
-    /// Takes the authorities' own certificates, in DER. An error is about their number in the list, from one on.
+    /// Builds the set from the authorities' certificates, in DER. An error names the position of
+    /// the bad certificate in the list, counted from 1.
     pub(crate) fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, String> {
         if certificates.is_empty() {
             return Ok(Self(None));
@@ -71,12 +73,13 @@ impl DeviceAuthorities {
         Ok(Self(Some(verifier)))
     }
 
-    /// Whether the certificate was signed, perhaps through others that came with it, by one of the authorities.
+    /// Checks that one of the authorities has signed the certificate, directly or through presented
+    /// intermediates.
     pub(crate) fn check(&self, certificate: &ClientCertificate, now_s: u64) -> Result<(), String> {
         let verifier = self
             .0
             .as_ref()
-            .ok_or("no authority of devices is registered")?;
+            .ok_or("no device certificate authority is registered")?;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
         verifier
             .verify_client_cert(certificate.own(), &certificate.0[1..], now)

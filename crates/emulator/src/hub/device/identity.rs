@@ -1,4 +1,4 @@
-//! Who a device is, and how it proves that.
+//! Device authentication.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,36 +8,36 @@ use super::super::core::Hub;
 use super::super::refusal::Refusal;
 use super::certificate::ClientCertificate;
 use crate::fleet::{Authentication, Status};
-use crate::sas::{Holder, Token, TokenError};
+use crate::sas::{Token, TokenError, TokenHolder};
 
-/// What a device proves its identity with.
+/// The proof of a device's identity.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Proof<'a> {
-    /// A shared access signature, as it came.
+    /// A shared access signature, in the received form.
     Token(&'a str),
     /// A certificate from the TLS handshake.
     Certificate(&'a ClientCertificate),
 }
 
-/// A device that has proved its identity.
+/// The identity of an authenticated device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DevicePass {
-    pub(crate) device: u32,
+pub(crate) struct AuthenticatedDevice {
+    pub(crate) number: u32,
     pub(crate) id: String,
-    /// Which of all devices of that name it is.
+    /// The generation id, which tells apart successive devices of the same id.
     pub(crate) generation: String,
-    /// When its token ends, in seconds since 1970; never, if a certificate was the proof.
+    /// The expiry of the token, in seconds since 1970; `None` for a certificate.
     pub(crate) ends_s: Option<u64>,
 }
 
-/// Why somebody is not let in as a device.
+/// The reason for refusing a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Denial {
+pub(crate) enum AuthenticationError {
     #[error("there is no device '{0}'")]
     Unknown(String),
     #[error("the device '{0}' is disabled")]
     Disabled(String),
-    #[error("the device '{id}' authenticates by '{kind}', and {found} was presented")]
+    #[error("the device '{id}' authenticates with '{kind}', but presented {found}")]
     OtherKind {
         id: String,
         kind: &'static str,
@@ -49,47 +49,47 @@ pub(crate) enum Denial {
     OtherDevice(String),
     #[error("the policy '{0}' does not allow connecting as a device")]
     Policy(String),
-    #[error("the certificate's thumbprints {sha1} and {sha256} are none of the device '{id}'")]
+    #[error("the certificate's thumbprints {sha1} and {sha256} do not match the device '{id}'")]
     Thumbprint {
         id: String,
         sha1: String,
         sha256: String,
     },
-    #[error("the certificate is not of a registered authority: {0}")]
+    #[error("the certificate is not signed by a registered authority: {0}")]
     Authority(String),
     #[error("the certificate's common name is {found:?}, not the device's id '{id}'")]
     CommonName { id: String, found: Option<String> },
 }
 
-impl From<&Denial> for Refusal {
-    fn from(denial: &Denial) -> Self {
-        match denial {
-            Denial::Unknown(id) => Self::device_not_found(id),
-            Denial::Disabled(id) => Self::device_disabled(id),
+impl From<&AuthenticationError> for Refusal {
+    fn from(error: &AuthenticationError) -> Self {
+        match error {
+            AuthenticationError::Unknown(id) => Self::device_not_found(id),
+            AuthenticationError::Disabled(id) => Self::device_disabled(id),
             other => Self::unauthorized(other.to_string()),
         }
     }
 }
 
 impl Hub {
-    /// Judges whether a client is the device `id`.
+    /// Authenticates a client as the device `id`.
     pub(crate) fn authenticate_device(
         &self,
         id: &str,
         proof: Proof<'_>,
-    ) -> Result<DevicePass, Denial> {
-        let judged = self.judge(id, proof);
-        match &judged {
-            Ok(_) => self.tallies.device_logins.one(),
-            Err(denial) => {
-                self.tallies.device_logins_refused.one();
-                tracing::debug!(device = id, reason = %denial, "device refused");
+    ) -> Result<AuthenticatedDevice, AuthenticationError> {
+        let checked = self.check_proof(id, proof);
+        match &checked {
+            Ok(_) => self.counters.device_logins.one(),
+            Err(error) => {
+                self.counters.device_logins_refused.one();
+                tracing::debug!(device = id, reason = %error, "device refused");
             }
         }
-        judged
+        checked
     }
 
-    /// The primary symmetric key of a device, in base64, if it has one.
+    /// Returns the primary symmetric key of a device in base64, if the device has symmetric keys.
     pub(crate) fn device_key(&self, id: &str) -> Option<String> {
         let registry = self.registry();
         match registry.record(registry.number(id)?)?.authentication {
@@ -98,12 +98,16 @@ impl Hub {
         }
     }
 
-    fn judge(&self, id: &str, proof: Proof<'_>) -> Result<DevicePass, Denial> {
+    fn check_proof(
+        &self,
+        id: &str,
+        proof: Proof<'_>,
+    ) -> Result<AuthenticatedDevice, AuthenticationError> {
         let (device, record) = {
             let registry = self.registry();
             let number = registry.number(id);
             let found = number.and_then(|number| Some((number, registry.record(number)?)));
-            found.ok_or_else(|| Denial::Unknown(id.to_owned()))?
+            found.ok_or_else(|| AuthenticationError::Unknown(id.to_owned()))?
         };
         let ends_s = match proof {
             Proof::Token(token) => Some(self.check_token(id, &record.authentication, token)?),
@@ -113,23 +117,24 @@ impl Hub {
             }
         };
         if record.status == Status::Disabled {
-            return Err(Denial::Disabled(id.to_owned()));
+            return Err(AuthenticationError::Disabled(id.to_owned()));
         }
-        Ok(DevicePass {
-            device,
+        Ok(AuthenticatedDevice {
+            number: device,
             id: record.id,
             generation: record.generation,
             ends_s,
         })
     }
 
-    /// Checks a token of the device's own or of a policy, and says when it ends.
+    /// Checks a token signed by a key of the device or of a policy. Returns the token's expiry, in
+    /// seconds since 1970.
     fn check_token(
         &self,
         id: &str,
         authentication: &Authentication,
         token: &str,
-    ) -> Result<u64, Denial> {
+    ) -> Result<u64, AuthenticationError> {
         let now_s = self.now_s();
         let token = Token::read(token)?;
         if token.policy.is_some() {
@@ -137,17 +142,17 @@ impl Hub {
                 return Err(TokenError::LocalAuthDisabled.into());
             }
             let grant = token.grant(&self.policies(), &self.names, now_s)?;
-            let may = matches!(&grant.holder, Holder::Policy { permissions, .. } if permissions.device_connect);
+            let may = matches!(&grant.holder, TokenHolder::Policy { permissions, .. } if permissions.device_connect);
             if !may {
-                return Err(Denial::Policy(grant.holder.name().to_owned()));
+                return Err(AuthenticationError::Policy(grant.holder.name().to_owned()));
             }
             if !grant.reaches(&format!("/devices/{id}")) {
-                return Err(Denial::OtherDevice(grant.scope));
+                return Err(AuthenticationError::OtherDevice(grant.scope));
             }
             return Ok(grant.expires_s);
         }
         let Authentication::Sas(keys) = authentication else {
-            return Err(Denial::OtherKind {
+            return Err(AuthenticationError::OtherKind {
                 id: id.to_owned(),
                 kind: authentication.kind(),
                 found: "a token",
@@ -163,7 +168,7 @@ impl Hub {
         }
         let scope = token.scope(&self.names)?;
         if !is_for_device(&scope, id) {
-            return Err(Denial::OtherDevice(scope));
+            return Err(AuthenticationError::OtherDevice(scope));
         }
         token.check_time(now_s)?;
         Ok(token.expires_s)
@@ -174,7 +179,7 @@ impl Hub {
         id: &str,
         authentication: &Authentication,
         certificate: &ClientCertificate,
-    ) -> Result<(), Denial> {
+    ) -> Result<(), AuthenticationError> {
         match authentication {
             Authentication::SelfSigned(known) => {
                 let [sha1, sha256] = certificate.thumbprints();
@@ -185,21 +190,21 @@ impl Hub {
                     return Ok(());
                 }
                 let id = id.to_owned();
-                Err(Denial::Thumbprint { id, sha1, sha256 })
+                Err(AuthenticationError::Thumbprint { id, sha1, sha256 })
             }
             Authentication::CertificateAuthority => {
                 self.authorities
                     .check(certificate, self.now_s())
-                    .map_err(Denial::Authority)?;
+                    .map_err(AuthenticationError::Authority)?;
                 match certificate.common_name() {
                     Some(name) if name == id => Ok(()),
                     found => {
                         let id = id.to_owned();
-                        Err(Denial::CommonName { id, found })
+                        Err(AuthenticationError::CommonName { id, found })
                     }
                 }
             }
-            other => Err(Denial::OtherKind {
+            other => Err(AuthenticationError::OtherKind {
                 id: id.to_owned(),
                 kind: other.kind(),
                 found: "a certificate",
@@ -208,7 +213,8 @@ impl Hub {
     }
 }
 
-/// Whether a scope is `{host}/devices/{id}`. Some SDKs encode the id once more than the whole.
+/// Whether a scope is `{host}/devices/{id}`. Some SDKs percent-encode the id once more than the
+/// whole scope.
 fn is_for_device(scope: &str, id: &str) -> bool {
     let mut parts = scope.split('/').skip(1);
     let is_devices = parts

@@ -1,4 +1,4 @@
-//! Messages on their way to real devices: waiting, held by a device, settled or back.
+//! The message queues of real devices: messages waiting, held by the device, settled or returned.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,107 +10,109 @@ use uuid::Uuid;
 
 use super::super::core::{Hub, State};
 use super::super::store::{Ack, MessageState};
-use super::line::Line;
+use super::connection::DeviceConnection;
 use super::session::Subscriptions;
 
-/// A message that was given to a device.
+/// A message given to a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivery {
-    /// The message's number, with which its connection settles it.
+    /// The message's number. The connection settles the message by this number.
     pub(crate) number: u32,
-    /// With what it is settled that has no connection, and how the device names it over AMQP.
+    /// The lock token. A device without a connection settles the message by this token; over AMQP
+    /// the token is the delivery tag.
     pub(crate) lock: Option<Uuid>,
     pub(crate) message_id: String,
     pub(crate) ack: Ack,
     pub(crate) enqueued_ms: u64,
     pub(crate) expires_ms: u64,
-    /// How often it was given out before.
+    /// The number of earlier deliveries.
     pub(crate) deliveries: u32,
     /// The map of application properties, as encoded in AMQP; may be empty.
     pub(crate) properties: Bytes,
-    /// What [`SystemFields::encode`](crate::amqp::SystemFields) has made.
+    /// The system properties, made by [`SystemFields::encode`](crate::amqp::SystemFields).
     pub(crate) system: Bytes,
     /// The body sections, as encoded in AMQP.
     pub(crate) body: Bytes,
 }
 
-/// What a device makes of a message.
+/// The settlement of a message by the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Settling {
+pub(crate) enum MessageSettlement {
     Completed,
     Rejected,
-    /// It is to be given out again.
+    /// The message goes back to the queue.
     Abandoned,
 }
 
-/// Who has a message that is out.
+/// The holder of a delivered message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Holder {
-    /// The connection; none if it is locked by itself, over HTTPS.
+struct MessageHolder {
+    /// The serial number of the holding connection; `None` for a message locked over HTTPS without
+    /// a connection.
     serial: Option<u64>,
     lock: Option<(Uuid, u64)>,
 }
 
-/// A device that has connected.
+/// A device after the first connection.
 #[derive(Debug, Default)]
 pub(super) struct RealDevice {
-    /// What is to be given out, oldest first: messages are numbered as they come.
+    /// The messages to deliver, oldest first: messages are numbered in the order of arrival.
     waiting: BTreeSet<u32>,
-    held: BTreeMap<u32, Holder>,
-    pub(super) line: Option<Arc<Line>>,
-    /// When it last did something, if it is not connected.
+    held: BTreeMap<u32, MessageHolder>,
+    pub(super) connection: Option<Arc<DeviceConnection>>,
+    /// The time of the last activity of a disconnected device.
     pub(super) activity_ms: u64,
     pub(super) changed_ms: u64,
-    /// What it has subscribed to in a session that outlives its connection.
+    /// The subscriptions of a session that outlives the connection.
     pub(super) subscriptions: Option<Subscriptions>,
 }
 
-/// All devices that have connected.
+/// All real devices: devices with at least one connection so far.
 #[derive(Debug, Default)]
 pub(crate) struct RealDevices {
     pub(super) by_number: HashMap<u32, RealDevice>,
-    /// Messages that are locked.
+    /// The locked messages, by lock.
     locks: HashMap<Uuid, u32>,
-    /// When locks end, with the message.
+    /// The lock expiries, each with the lock.
     lock_ends: BTreeSet<(u64, Uuid)>,
 }
 
-/// The hold on messages that a device takes.
+/// The terms under which a device takes messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hold {
     pub(super) serial: Option<u64>,
     pub(super) lock: Option<Duration>,
-    /// How many messages the holder may have at the same time.
+    /// The largest number of messages held at the same time.
     pub(super) held_max: usize,
 }
 
-/// A device that is connected.
+/// A connected device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionReport {
-    /// Its id.
+    /// The device's id.
     pub device_id: String,
-    /// Since when it is connected, in milliseconds since 1970.
+    /// The time of connection, in milliseconds since 1970.
     pub connected_ms: u64,
-    /// When it last did something, likewise.
+    /// The time of the last activity, in milliseconds since 1970.
     pub active_ms: u64,
-    /// How many messages it holds.
+    /// The number of messages held by the device.
     pub held: u64,
-    /// How many wait for it.
+    /// The number of messages waiting for the device.
     pub waiting: u64,
 }
 
 impl Hub {
-    /// The devices that are connected, simulated ones not, in no order.
+    /// Returns the connected real devices, in no particular order.
     pub(crate) fn sessions(&self) -> Vec<SessionReport> {
         let registry = self.registry();
         let state = self.state();
         let report = |(device, real): (&u32, &RealDevice)| {
-            let line = real.line.as_ref()?;
+            let connection = real.connection.as_ref()?;
             Some(SessionReport {
                 device_id: registry.id(*device)?,
                 connected_ms: real.changed_ms,
-                active_ms: line.activity_ms(),
+                active_ms: connection.activity_ms(),
                 held: real.held.len() as u64,
                 waiting: real.waiting.len() as u64,
             })
@@ -120,28 +122,34 @@ impl Hub {
 }
 
 impl RealDevices {
-    /// Notes that a message has arrived for a real device.
+    /// Adds a new message to a real device's queue, and wakes the connection.
     pub(crate) fn arrived(&mut self, device: u32, number: u32) {
         let Some(real) = self.by_number.get_mut(&device) else {
             return;
         };
         real.waiting.insert(number);
-        if let Some(line) = &real.line {
-            line.wake();
+        if let Some(connection) = &real.connection {
+            connection.wake();
         }
     }
 
-    /// How many there are.
+    /// Returns the number of real devices.
     pub(crate) fn len(&self) -> usize {
         self.by_number.len()
     }
 
-    pub(super) fn line(&self, device: u32) -> Option<Arc<Line>> {
-        self.by_number.get(&device)?.line.clone()
+    pub(super) fn connection(&self, device: u32) -> Option<Arc<DeviceConnection>> {
+        self.by_number.get(&device)?.connection.clone()
     }
 
-    /// Lets go of what a message was held by, if it was by `is_holder`'s.
-    fn let_go(&mut self, device: u32, number: u32, is_holder: impl Fn(&Holder) -> bool) -> bool {
+    /// Releases a held message and the lock, if `is_holder` accepts the holder. Returns whether the
+    /// message was released.
+    fn release(
+        &mut self,
+        device: u32,
+        number: u32,
+        is_holder: impl Fn(&MessageHolder) -> bool,
+    ) -> bool {
         let Some(real) = self.by_number.get_mut(&device) else {
             return false;
         };
@@ -157,18 +165,18 @@ impl RealDevices {
 }
 
 impl State {
-    /// Gives a device its next messages, as many as its hold allows.
+    /// Gives a device the next messages, as many as `hold` allows.
     pub(super) fn take(&mut self, device: u32, hold: Hold, now_ms: u64) -> Vec<Delivery> {
         let mut taken = Vec::new();
         let Some(real) = self.devices.by_number.get(&device) else {
             return taken;
         };
-        let current = real.line.as_ref().map(|line| line.serial);
+        let current = real.connection.as_ref().map(|connection| connection.serial);
         if hold.serial.is_some() && hold.serial != current {
-            // An earlier connection, which does not know yet that it has ended.
+            // The caller is an earlier connection, not yet aware of the replacement.
             return taken;
         }
-        let is_its = |holder: &&Holder| holder.serial == hold.serial;
+        let is_its = |holder: &&MessageHolder| holder.serial == hold.serial;
         let held = real.held.values().filter(is_its).count();
         while held + taken.len() < hold.held_max {
             let Some(real) = self.devices.by_number.get_mut(&device) else {
@@ -190,7 +198,7 @@ impl State {
             let Some(delivery) = self.delivery(number, lock) else {
                 tracing::warn!(
                     device,
-                    "a message is lost: its body was not kept before the device connected"
+                    "message lost: the body was not stored before the device connected"
                 );
                 self.end(number, MessageState::Lost, now_ms);
                 continue;
@@ -230,45 +238,46 @@ impl State {
         }
         if let Some(real) = devices.by_number.get_mut(&device) {
             let serial = hold.serial;
-            real.held.insert(number, Holder { serial, lock });
+            real.held.insert(number, MessageHolder { serial, lock });
         }
     }
 
-    /// Does with a message what the connection that holds it wants; false if it does not hold it.
+    /// Settles a message held by the connection `serial`. Returns `false` if the connection does
+    /// not hold the message.
     pub(super) fn settle(
         &mut self,
         device: u32,
         number: u32,
         serial: u64,
-        settling: Settling,
+        settlement: MessageSettlement,
         now_ms: u64,
         deliveries_max: u32,
     ) -> bool {
-        let is_its = |holder: &Holder| holder.serial == Some(serial);
-        if !self.devices.let_go(device, number, is_its) {
+        let is_its = |holder: &MessageHolder| holder.serial == Some(serial);
+        if !self.devices.release(device, number, is_its) {
             return false;
         }
-        self.do_settle(device, number, settling, now_ms, deliveries_max);
+        self.do_settle(device, number, settlement, now_ms, deliveries_max);
         true
     }
 
-    /// Does with a locked message what the holder of the lock wants; false if there is no such lock of the device.
+    /// Settles a locked message. Returns `false` if the device has no such lock.
     pub(super) fn settle_lock(
         &mut self,
         device: u32,
         lock: Uuid,
-        settling: Settling,
+        settlement: MessageSettlement,
         now_ms: u64,
         deliveries_max: u32,
     ) -> bool {
         let Some(number) = self.devices.locks.get(&lock).copied() else {
             return false;
         };
-        let is_its = |holder: &Holder| holder.lock.is_some_and(|(held, _)| held == lock);
-        if !self.devices.let_go(device, number, is_its) {
+        let is_its = |holder: &MessageHolder| holder.lock.is_some_and(|(held, _)| held == lock);
+        if !self.devices.release(device, number, is_its) {
             return false;
         }
-        self.do_settle(device, number, settling, now_ms, deliveries_max);
+        self.do_settle(device, number, settlement, now_ms, deliveries_max);
         true
     }
 
@@ -276,19 +285,22 @@ impl State {
         &mut self,
         device: u32,
         number: u32,
-        settling: Settling,
+        settlement: MessageSettlement,
         now_ms: u64,
         deliveries_max: u32,
     ) {
-        match settling {
-            Settling::Completed => self.end(number, MessageState::Delivered, now_ms),
-            Settling::Rejected => self.end(number, MessageState::Rejected, now_ms),
-            Settling::Abandoned => self.put_back(device, number, now_ms, Some(deliveries_max)),
+        match settlement {
+            MessageSettlement::Completed => self.end(number, MessageState::Delivered, now_ms),
+            MessageSettlement::Rejected => self.end(number, MessageState::Rejected, now_ms),
+            MessageSettlement::Abandoned => {
+                self.requeue(device, number, now_ms, Some(deliveries_max))
+            }
         }
     }
 
-    /// Puts a message back into its queue, unless it has expired or was given out too often.
-    fn put_back(&mut self, device: u32, number: u32, now_ms: u64, deliveries_max: Option<u32>) {
+    /// Puts a message back into the queue, unless the message has expired or reached the delivery
+    /// limit.
+    fn requeue(&mut self, device: u32, number: u32, now_ms: u64, deliveries_max: Option<u32>) {
         let Some(message) = self.store.message(number).copied() else {
             return;
         };
@@ -300,13 +312,13 @@ impl State {
         } else if message.expires_ms() <= now_ms {
             self.end(number, MessageState::Expired, now_ms);
         } else {
-            self.store.take_back(number);
+            self.store.requeue(number);
             self.devices.arrived(device, number);
         }
     }
 
-    /// Takes everything back that a connection holds.
-    pub(super) fn take_back_all(
+    /// Takes back all messages held by a connection.
+    pub(super) fn requeue_all(
         &mut self,
         device: u32,
         serial: u64,
@@ -316,7 +328,7 @@ impl State {
         let Some(real) = self.devices.by_number.get(&device) else {
             return;
         };
-        let is_its = |holder: &Holder| holder.serial == Some(serial);
+        let is_its = |holder: &MessageHolder| holder.serial == Some(serial);
         let held: Vec<u32> = real
             .held
             .iter()
@@ -324,12 +336,13 @@ impl State {
             .map(|(number, _)| *number)
             .collect();
         for number in held {
-            self.devices.let_go(device, number, is_its);
-            self.put_back(device, number, now_ms, Some(deliveries_max));
+            self.devices.release(device, number, is_its);
+            self.requeue(device, number, now_ms, Some(deliveries_max));
         }
     }
 
-    /// Takes messages back whose locks have ended. That does not count against a message.
+    /// Takes back messages with an expired lock. The end of a lock does not count against the
+    /// delivery limit.
     pub(crate) fn end_locks(&mut self, now_ms: u64) {
         while let Some((until_ms, lock)) = self.devices.lock_ends.first().copied() {
             if until_ms > now_ms {
@@ -342,23 +355,23 @@ impl State {
             let Some(device) = self.store.message(number).map(|message| message.device) else {
                 continue;
             };
-            if self.devices.let_go(device, number, |_| true) {
-                self.put_back(device, number, now_ms, None);
+            if self.devices.release(device, number, |_| true) {
+                self.requeue(device, number, now_ms, None);
             }
         }
     }
 
-    /// Forgets what is known of a device that is deleted, and ends its connection.
-    pub(crate) fn forget(&mut self, device: u32) -> Option<Arc<Line>> {
+    /// Forgets a deleted device. Returns the connection, which the caller ends.
+    pub(crate) fn forget(&mut self, device: u32) -> Option<Arc<DeviceConnection>> {
         let real = self.devices.by_number.remove(&device)?;
         for (lock, until_ms) in real.held.into_values().filter_map(|holder| holder.lock) {
             self.devices.locks.remove(&lock);
             self.devices.lock_ends.remove(&(until_ms, lock));
         }
-        real.line
+        real.connection
     }
 
-    /// Makes a device a real one: its messages wait for it from now on.
+    /// Makes a device real: pending messages wait for the device from now on.
     pub(super) fn make_real(&mut self, device: u32) {
         if self.devices.by_number.contains_key(&device) {
             return;
@@ -383,7 +396,7 @@ impl State {
 }
 
 impl Hub {
-    /// Gives a device its next message under a lock, without a connection.
+    /// Gives a device the next message under a lock, without a connection.
     pub(crate) fn receive(&self, device: u32) -> Option<Delivery> {
         let hold = Hold {
             serial: None,
@@ -399,12 +412,18 @@ impl Hub {
         state.take(device, one, now_ms).pop()
     }
 
-    /// Settles a message by its lock; false if the device has no such lock, or no longer.
-    pub(crate) fn settle_lock(&self, device: u32, lock: Uuid, settling: Settling) -> bool {
+    /// Settles a message by the lock. Returns `false` if the device does not hold such a lock any
+    /// more.
+    pub(crate) fn settle_lock(
+        &self,
+        device: u32,
+        lock: Uuid,
+        settlement: MessageSettlement,
+    ) -> bool {
         let max = self.config.delivery_count_max;
         let now_ms = self.now_ms();
         self.state()
-            .settle_lock(device, lock, settling, now_ms, max)
+            .settle_lock(device, lock, settlement, now_ms, max)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A connected device, as its transport has it.
+//! A connected device, as seen by the transport.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,14 +8,15 @@ use tokio::sync::Notify;
 
 use super::super::core::{Hub, State};
 use super::super::refusal::Refusal;
-use super::identity::{Denial, DevicePass};
-use super::line::{DeviceEvent, Ended, Interest, Line};
+use super::connection::{DeviceConnection, DeviceEvent, EndReason, Interest};
+use super::identity::{AuthenticatedDevice, AuthenticationError};
 use super::method::MethodAnswer;
-use super::queue::{Delivery, Hold, Settling};
-use crate::fleet::{Contact, RealTwin, Registry, Reported};
+use super::queue::{Delivery, Hold, MessageSettlement};
+use crate::fleet::{ConnectionInfo, RealTwin, Registry, Reported};
 use crate::hub::MessageState;
 
-/// What a device has subscribed to, each with the granted quality of service, in a session that outlives its connection.
+/// The subscriptions of a device, each with the granted quality of service, in a session that
+/// outlives the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Subscriptions {
     pub(crate) messages: Option<u8>,
@@ -24,84 +25,90 @@ pub(crate) struct Subscriptions {
     pub(crate) twin: Option<u8>,
 }
 
-/// A device's connection. Dropping it disconnects the device; what it holds goes back to its queue.
+/// A device's connection. Dropping the session disconnects the device and returns held messages to
+/// the queue.
 #[derive(Debug)]
 pub(crate) struct DeviceSession {
     hub: Arc<Hub>,
-    line: Arc<Line>,
-    pub(crate) pass: DevicePass,
+    connection: Arc<DeviceConnection>,
+    pub(crate) device: AuthenticatedDevice,
 }
 
-/// The largest message of a device, in bytes with its properties (`iot-hub-devguide-quotas-throttling`).
-const LARGEST_TELEMETRY: usize = 256 * 1024;
+/// The largest message from a device, in bytes with properties
+/// (`iot-hub-devguide-quotas-throttling`).
+const MAX_TELEMETRY_BYTES: usize = 256 * 1024;
 
 impl Hub {
-    /// Connects a device in the place of an earlier connection of it, which ends. `wake` is notified whenever there may
-    /// be something to take or to do; several sessions may have the same one.
+    /// Connects a device and ends an earlier connection of the same device. `wake` is notified
+    /// whenever messages or events may be waiting; several sessions may share one `wake`.
     pub(crate) fn attach(
         self: &Arc<Self>,
-        pass: DevicePass,
+        device: AuthenticatedDevice,
         wake: Arc<Notify>,
-    ) -> Result<DeviceSession, Denial> {
+    ) -> Result<DeviceSession, AuthenticationError> {
         let serial = self.connections_made.fetch_add(1, Ordering::Relaxed);
         let now_ms = self.now_ms();
-        let line = Arc::new(Line::new(serial, wake, now_ms));
-        self.settle_in(&pass, |state, registry_device| {
+        let connection = Arc::new(DeviceConnection::new(serial, wake, now_ms));
+        self.with_real_device(&device, |state, registry_device| {
             let Some(real) = state.devices.by_number.get_mut(&registry_device) else {
                 return;
             };
             real.changed_ms = now_ms;
-            let old = real.line.replace(Arc::clone(&line));
+            let old = real.connection.replace(Arc::clone(&connection));
             if let Some(old) = old {
-                self.tallies.device_replacements.one();
-                state.take_back_all(
+                self.counters.device_replacements.one();
+                state.requeue_all(
                     registry_device,
                     old.serial,
                     now_ms,
                     self.config.delivery_count_max,
                 );
-                old.end(Ended::Replaced);
+                old.end(EndReason::Replaced);
             } else {
-                self.tallies.connected_devices.up();
+                self.counters.connected_devices.up();
             }
         })?;
-        self.tallies.device_connections.one();
+        self.counters.device_connections.one();
         Ok(DeviceSession {
             hub: Arc::clone(self),
-            line,
-            pass,
+            connection,
+            device,
         })
     }
 
-    /// Makes the device a real one, if it is still the one that the pass is for, and notes that it is active.
-    pub(crate) fn visit(&self, pass: &DevicePass) -> Result<(), Denial> {
+    /// Makes an authenticated device real, if not deleted since, and records activity.
+    pub(crate) fn record_activity(
+        &self,
+        device: &AuthenticatedDevice,
+    ) -> Result<(), AuthenticationError> {
         let now_ms = self.now_ms();
-        self.settle_in(pass, |state, device| {
+        self.with_real_device(device, |state, device| {
             if let Some(real) = state.devices.by_number.get_mut(&device) {
                 real.activity_ms = now_ms;
             }
         })
     }
 
-    fn settle_in(
+    fn with_real_device(
         &self,
-        pass: &DevicePass,
+        device: &AuthenticatedDevice,
         then: impl FnOnce(&mut State, u32),
-    ) -> Result<(), Denial> {
+    ) -> Result<(), AuthenticationError> {
         {
-            // Under the lock to the end: a device that is deleted is forgotten after this, and its connection ends.
+            // The registry lock is held to the end: a later deletion of the device finds the
+            // connection, and ends it.
             let registry = self.registry();
-            if check_pass(&registry, pass)? {
-                then(&mut self.state(), pass.device);
+            if check_device(&registry, device)? {
+                then(&mut self.state(), device.number);
                 return Ok(());
             }
         }
         let mut registry = self.registry_mut();
-        check_pass(&registry, pass)?;
-        // First nothing is played any more, and then what was played is kept.
-        self.state().make_real(pass.device);
-        self.make_real(&mut registry, pass.device);
-        then(&mut self.state(), pass.device);
+        check_device(&registry, device)?;
+        // Stop the simulation first, then keep the simulated state.
+        self.state().make_real(device.number);
+        self.make_real(&mut registry, device.number);
+        then(&mut self.state(), device.number);
         Ok(())
     }
 
@@ -121,72 +128,79 @@ impl Hub {
         }
     }
 
-    /// What is known of a real device's connection.
-    pub(crate) fn real_contact(&self, device: u32) -> Contact {
+    /// Returns the state of a real device's connection.
+    pub(crate) fn real_connection_info(&self, device: u32) -> ConnectionInfo {
         let state = self.state();
         let Some(real) = state.devices.by_number.get(&device) else {
-            return Contact::default();
+            return ConnectionInfo::default();
         };
         let at = |ms: u64| (ms > 0).then_some(ms);
-        let active = real.line.as_ref().map_or(0, |line| line.activity_ms());
-        Contact {
-            connected: real.line.is_some(),
+        let active = real
+            .connection
+            .as_ref()
+            .map_or(0, |connection| connection.activity_ms());
+        ConnectionInfo {
+            connected: real.connection.is_some(),
             activity_ms: at(active.max(real.activity_ms)),
             changed_ms: at(real.changed_ms),
         }
     }
 
-    /// Ends a device's connection, if it has one.
-    pub(crate) fn disconnect(&self, device: u32, reason: Ended) {
-        if let Some(line) = self.state().devices.line(device) {
-            line.end(reason);
+    /// Ends a device's connection, if connected.
+    pub(crate) fn disconnect(&self, device: u32, reason: EndReason) {
+        if let Some(connection) = self.state().devices.connection(device) {
+            connection.end(reason);
         }
     }
 
     /// Ends the connections of all devices.
     pub(crate) fn disconnect_all(&self) {
         let state = self.state();
-        let lines = state
+        let connections = state
             .devices
             .by_number
             .values()
-            .filter_map(|it| it.line.as_ref());
-        lines.for_each(|line| line.end(Ended::Cut));
+            .filter_map(|it| it.connection.as_ref());
+        connections.for_each(|connection| connection.end(EndReason::Cut));
     }
 
-    /// Forgets a deleted device: its messages are lost and its connection ends.
+    /// Forgets a deleted device: messages are lost and the connection ends.
     pub(crate) fn forget_device(&self, device: u32) {
         self.empty_queue(device, MessageState::Lost);
-        let line = self.state().forget(device);
-        if let Some(line) = line {
-            self.tallies.connected_devices.down();
-            line.end(Ended::Deleted);
+        let connection = self.state().forget(device);
+        if let Some(connection) = connection {
+            self.counters.connected_devices.down();
+            connection.end(EndReason::Deleted);
         }
     }
 
-    /// Counts a message of a device against the day's quota; nothing is kept of it.
+    /// Counts a message from a device against the daily quota. The content is not kept.
     pub(crate) fn take_telemetry(&self, bytes: usize) -> Result<(), Refusal> {
-        if bytes > LARGEST_TELEMETRY {
-            return Err(Refusal::too_large(bytes, LARGEST_TELEMETRY));
+        if bytes > MAX_TELEMETRY_BYTES {
+            return Err(Refusal::too_large(bytes, MAX_TELEMETRY_BYTES));
         }
         let now_ms = self.now_ms();
         self.charge(&mut self.state(), bytes, now_ms)?;
-        self.tallies.telemetry_messages.one();
-        self.tallies.telemetry_bytes.add(bytes as u64);
+        self.counters.telemetry_messages.one();
+        self.counters.telemetry_bytes.add(bytes as u64);
         Ok(())
     }
 }
 
-/// Whether the device is a real one already; an error if it is not the one that the pass is for.
-fn check_pass(registry: &Registry, pass: &DevicePass) -> Result<bool, Denial> {
-    use crate::fleet::Conduct;
-    let found = registry.id_and_generation(pass.device);
-    if found.is_none_or(|(_, generation)| generation != pass.generation) {
-        return Err(Denial::Unknown(pass.id.clone()));
+/// Whether the device is already real. Returns an error if `device` is an earlier device of the
+/// same number, or if the device is disabled.
+fn check_device(
+    registry: &Registry,
+    device: &AuthenticatedDevice,
+) -> Result<bool, AuthenticationError> {
+    use crate::fleet::MessageBehaviour;
+    let found = registry.id_and_generation(device.number);
+    if found.is_none_or(|(_, generation)| generation != device.generation) {
+        return Err(AuthenticationError::Unknown(device.id.clone()));
     }
-    match registry.conduct(pass.device) {
-        Conduct::Disabled => Err(Denial::Disabled(pass.id.clone())),
-        conduct => Ok(conduct == Conduct::Real),
+    match registry.message_behaviour(device.number) {
+        MessageBehaviour::Disabled => Err(AuthenticationError::Disabled(device.id.clone())),
+        behaviour => Ok(behaviour == MessageBehaviour::Real),
     }
 }
 
@@ -195,88 +209,90 @@ impl DeviceSession {
         &self.hub
     }
 
-    /// Notes that the device has done something.
+    /// Records activity of the device.
     pub(crate) fn touch(&self) {
-        self.line.touch(self.hub.now_ms());
+        self.connection.touch(self.hub.now_ms());
     }
 
-    /// The next thing to do, if there is one. After [`DeviceEvent::Ended`] there is nothing else.
+    /// Returns the next event, if any. [`DeviceEvent::Ended`] is the last event.
     pub(crate) fn next_event(&self) -> Option<DeviceEvent> {
-        self.line.next_event()
+        self.connection.next_event()
     }
 
-    /// Whether the device wants to be called, or told of changes. It does not, to begin with.
+    /// Sets whether the device accepts method calls or changes of desired properties. A new session
+    /// accepts neither.
     pub(crate) fn set_interest(&self, interest: Interest, on: bool) {
-        self.line.set_interest(interest, on);
+        self.connection.set_interest(interest, on);
         if on && interest == Interest::Methods {
             self.hub.methods_ready.notify_waiters();
         }
     }
 
-    /// The next messages, in order, as far as the connection may hold more. With a `lock`, what is not settled in that
-    /// time goes back to the queue; without, the connection holds it as long as it lasts.
+    /// Takes the next messages, in order, as many as the connection may hold. With `lock`, a
+    /// message not settled within that time goes back to the queue; without, the connection holds
+    /// each message as long as the connection lasts.
     pub(crate) fn take(&self, lock: Option<Duration>) -> Vec<Delivery> {
         let hold = Hold {
-            serial: Some(self.line.serial),
+            serial: Some(self.connection.serial),
             lock,
             held_max: self.hub.config.device_inflight_max,
         };
         let now_ms = self.hub.now_ms();
-        let taken = self.hub.state().take(self.pass.device, hold, now_ms);
-        self.hub.tallies.deliveries.add(taken.len() as u64);
+        let taken = self.hub.state().take(self.device.number, hold, now_ms);
+        self.hub.counters.deliveries.add(taken.len() as u64);
         taken
     }
 
-    /// Settles a message; false if the connection does not hold it, or no longer.
-    pub(crate) fn settle(&self, number: u32, settling: Settling) -> bool {
+    /// Settles a message. Returns `false` if the connection does not hold the message any more.
+    pub(crate) fn settle(&self, number: u32, settlement: MessageSettlement) -> bool {
         self.touch();
         let max = self.hub.config.delivery_count_max;
-        let (now_ms, serial) = (self.hub.now_ms(), self.line.serial);
-        let device = self.pass.device;
+        let (now_ms, serial) = (self.hub.now_ms(), self.connection.serial);
+        let device = self.device.number;
         self.hub
             .state()
-            .settle(device, number, serial, settling, now_ms, max)
+            .settle(device, number, serial, settlement, now_ms, max)
     }
 
-    /// Gives back all that the connection holds, as it does when it ends.
+    /// Returns all messages held by the connection to the queue, as the end of the connection does.
     pub(crate) fn give_back(&self) {
         let max = self.hub.config.delivery_count_max;
-        let (now_ms, serial) = (self.hub.now_ms(), self.line.serial);
+        let (now_ms, serial) = (self.hub.now_ms(), self.connection.serial);
         self.hub
             .state()
-            .take_back_all(self.pass.device, serial, now_ms, max);
+            .requeue_all(self.device.number, serial, now_ms, max);
     }
 
-    /// Answers a method; false if nobody waits for the answer.
+    /// Answers a method call. Returns `false` if no caller waits.
     pub(crate) fn answer(&self, call: u64, answer: MethodAnswer) -> bool {
         self.touch();
-        self.line.answer(call, answer)
+        self.connection.answer(call, answer)
     }
 
-    /// Takes a message of the device, of which nothing is kept.
+    /// Accepts a message from the device. The content is not kept.
     pub(crate) fn telemetry(&self, bytes: usize) -> Result<(), Refusal> {
         self.touch();
         self.hub.take_telemetry(bytes)
     }
 
-    /// What the device has subscribed to in earlier connections, if that was to last.
+    /// Returns the subscriptions kept from earlier connections of a persistent session.
     pub(crate) fn subscriptions(&self) -> Option<Subscriptions> {
         let state = self.hub.state();
         state
             .devices
             .by_number
-            .get(&self.pass.device)?
+            .get(&self.device.number)?
             .subscriptions
     }
 
-    /// Keeps what the device has subscribed to for its next connections; `None` forgets it.
+    /// Keeps the device's subscriptions for later connections; `None` forgets them.
     pub(crate) fn keep_subscriptions(&self, subscriptions: Option<Subscriptions>) {
         let mut state = self.hub.state();
-        if let Some(real) = state.devices.by_number.get_mut(&self.pass.device) {
+        if let Some(real) = state.devices.by_number.get_mut(&self.device.number) {
             let is_current = real
-                .line
+                .connection
                 .as_ref()
-                .is_some_and(|line| line.serial == self.line.serial);
+                .is_some_and(|connection| connection.serial == self.connection.serial);
             if is_current {
                 real.subscriptions = subscriptions;
             }
@@ -289,20 +305,20 @@ impl Drop for DeviceSession {
         self.give_back();
         let now_ms = self.hub.now_ms();
         let mut state = self.hub.state();
-        if let Some(real) = state.devices.by_number.get_mut(&self.pass.device) {
-            real.activity_ms = real.activity_ms.max(self.line.activity_ms());
+        if let Some(real) = state.devices.by_number.get_mut(&self.device.number) {
+            real.activity_ms = real.activity_ms.max(self.connection.activity_ms());
             let is_current = real
-                .line
+                .connection
                 .as_ref()
-                .is_some_and(|line| line.serial == self.line.serial);
+                .is_some_and(|connection| connection.serial == self.connection.serial);
             if is_current {
-                real.line = None;
+                real.connection = None;
                 real.changed_ms = now_ms;
-                self.hub.tallies.connected_devices.down();
+                self.hub.counters.connected_devices.down();
             }
         }
         drop(state);
-        // Callers that wait hear that no answer will come.
-        self.line.end(Ended::Cut);
+        // Waiting callers learn that no answer will come.
+        self.connection.end(EndReason::Cut);
     }
 }

@@ -8,10 +8,10 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use super::super::core::{Hub, Submission};
+use super::super::core::{Hub, IncomingMessage};
 use super::super::store::{Ack, MessageState};
-use super::identity::Denial;
-use super::line::DesiredPush;
+use super::connection::DesiredPush;
+use super::identity::AuthenticationError;
 use super::*;
 use crate::fleet::{Authentication, AuthenticationBody, Credentials, Fleet, Status};
 use crate::sas::{TokenError, sign_device_token, sign_token};
@@ -50,17 +50,18 @@ fn token_of(hub: &Hub, id: &str) -> String {
     sign_device_token(&resource, &key_of(hub, id), hub.now_s() + 60)
 }
 
-fn pass(hub: &Hub) -> DevicePass {
+fn authenticated(hub: &Hub) -> AuthenticatedDevice {
     let token = token_of(hub, ID);
     hub.authenticate_device(ID, Proof::Token(&token)).unwrap()
 }
 
 fn connect(hub: &Arc<Hub>) -> DeviceSession {
-    hub.attach(pass(hub), Arc::new(Notify::new())).unwrap()
+    hub.attach(authenticated(hub), Arc::new(Notify::new()))
+        .unwrap()
 }
 
 fn send(hub: &Hub, message_id: &str, ttl_ms: u64) {
-    let submission = Submission {
+    let message = IncomingMessage {
         device_id: ID,
         message_id,
         ack: Ack::Full,
@@ -70,7 +71,7 @@ fn send(hub: &Hub, message_id: &str, ttl_ms: u64) {
         body: b"\x00\x53\x75\xa0\x02hi",
         size: 100,
     };
-    hub.submit(&submission).unwrap();
+    hub.submit(&message).unwrap();
 }
 
 fn ids(deliveries: &[Delivery]) -> Vec<&str> {
@@ -105,7 +106,7 @@ fn a_device_is_let_in_by_its_own_token_alone() {
     let check = |token: &str| hub.authenticate_device(ID, Proof::Token(token));
     let own = sign("localhost/devices/d-1");
     assert_eq!(check(&own).unwrap().ends_s, Some(ends_s));
-    // What is signed is the text as it came, whatever the case of its encoding.
+    // The signature covers the resource as received, in either case of the percent-encoding.
     let resource = "LOCALHOST%2fdevices%2fd-1";
     let lower = {
         let whole = sign_device_token("x", &key, ends_s);
@@ -117,12 +118,18 @@ fn a_device_is_let_in_by_its_own_token_alone() {
     assert!(check(&policy("device")).is_ok());
     assert!(check(&policy("iothubowner")).is_ok());
     let other = "localhost/devices/d-2";
-    for (token, denial) in [
-        (policy("service"), Denial::Policy("service".to_owned())),
-        (sign(other), Denial::OtherDevice(other.to_owned())),
+    for (token, error) in [
+        (
+            policy("service"),
+            AuthenticationError::Policy("service".to_owned()),
+        ),
+        (
+            sign(other),
+            AuthenticationError::OtherDevice(other.to_owned()),
+        ),
         (
             sign("localhost"),
-            Denial::OtherDevice("localhost".to_owned()),
+            AuthenticationError::OtherDevice("localhost".to_owned()),
         ),
         (
             sign("elsewhere/devices/d-1"),
@@ -135,12 +142,18 @@ fn a_device_is_let_in_by_its_own_token_alone() {
         ),
         ("nonsense".to_owned(), TokenError::NotASignature.into()),
     ] {
-        assert_eq!(check(&token), Err(denial), "{token}");
+        assert_eq!(check(&token), Err(error), "{token}");
     }
     let unknown = hub.authenticate_device("nobody", Proof::Token(&own));
-    assert_eq!(unknown, Err(Denial::Unknown("nobody".to_owned())));
+    assert_eq!(
+        unknown,
+        Err(AuthenticationError::Unknown("nobody".to_owned()))
+    );
     change(&hub, |record| record.status = Status::Disabled);
-    assert_eq!(check(&own), Err(Denial::Disabled(ID.to_owned())));
+    assert_eq!(
+        check(&own),
+        Err(AuthenticationError::Disabled(ID.to_owned()))
+    );
 }
 
 fn signed_as(resource: &str, key: &[u8], ends_s: u64) -> String {
@@ -193,7 +206,7 @@ fn a_device_is_let_in_by_its_certificate_alone() {
     let check = |certificate| hub.authenticate_device(ID, Proof::Certificate(certificate));
     assert!(matches!(
         check(&own),
-        Err(Denial::OtherKind { kind: "sas", .. })
+        Err(AuthenticationError::OtherKind { kind: "sas", .. })
     ));
     let set = |body: Value| {
         let body: AuthenticationBody = serde_json::from_value(body).unwrap();
@@ -213,19 +226,28 @@ fn a_device_is_let_in_by_its_certificate_alone() {
         set(json!({ "type": "selfSigned", "x509Thumbprint": thumbprints }));
         let found = check(&own);
         assert_eq!(found.is_ok(), good, "{found:?}");
-        assert!(good || matches!(found, Err(Denial::Thumbprint { .. })));
+        assert!(good || matches!(found, Err(AuthenticationError::Thumbprint { .. })));
     }
     set(json!({ "type": "certificateAuthority" }));
     assert_eq!(check(&own).unwrap().ends_s, None);
     let of_another = device_certificate(&known, "d-2");
     let wrong = check(&of_another);
-    assert!(matches!(wrong, Err(Denial::CommonName { .. })), "{wrong:?}");
+    assert!(
+        matches!(wrong, Err(AuthenticationError::CommonName { .. })),
+        "{wrong:?}"
+    );
     let of_a_stranger = device_certificate(&stranger, ID);
     let strange = check(&of_a_stranger);
-    assert!(matches!(strange, Err(Denial::Authority(_))), "{strange:?}");
+    assert!(
+        matches!(strange, Err(AuthenticationError::Authority(_))),
+        "{strange:?}"
+    );
     let token = sign_device_token("localhost/devices/d-1", b"k", hub.now_s() + 60);
     let by_token = hub.authenticate_device(ID, Proof::Token(&token));
-    assert!(matches!(by_token, Err(Denial::OtherKind { .. })));
+    assert!(matches!(
+        by_token,
+        Err(AuthenticationError::OtherKind { .. })
+    ));
 }
 
 #[test]
@@ -242,12 +264,12 @@ fn a_device_that_connects_takes_its_place_in_the_fleet() {
         let registry = hub.registry();
         hub.twin_of(&registry, number, &registry.record(number).unwrap())
     };
-    // What the simulated device has reported stays.
+    // The reported properties of the simulated device stay.
     assert_eq!(twin(&hub)["properties"]["reported"]["firmware"], "2");
     assert_eq!(twin(&hub)["connectionState"], "Connected");
     let taken = session.take(None);
     assert_eq!(ids(&taken), ["waits"]);
-    // The plan of earlier is void: it does not end by itself.
+    // The simulated end is void: the message does not end without the device.
     let until = hub.now_ms() + 700;
     while hub.now_ms() < until {
         hub.run_due();
@@ -272,16 +294,16 @@ fn a_second_connection_ends_the_first_and_gets_its_messages() {
     send(&hub, "a", 60_000);
     let held = first.take(None);
     let second = connect(&hub);
-    let ended = Some(DeviceEvent::Ended(Ended::Replaced));
+    let ended = Some(DeviceEvent::Ended(EndReason::Replaced));
     assert_eq!((first.next_event(), second.next_event()), (ended, None));
     assert!(first.take(None).is_empty());
     let taken = second.take(None);
     assert_eq!((ids(&taken), taken[0].deliveries), (vec!["a"], 1));
-    assert!(!first.settle(held[0].number, Settling::Completed));
+    assert!(!first.settle(held[0].number, MessageSettlement::Completed));
     drop(first);
     assert_eq!(hub.summary().connected_devices, 1);
-    assert!(second.settle(taken[0].number, Settling::Completed));
-    assert!(!second.settle(taken[0].number, Settling::Completed));
+    assert!(second.settle(taken[0].number, MessageSettlement::Completed));
+    assert!(!second.settle(taken[0].number, MessageSettlement::Completed));
     assert_eq!(hub.summary().delivered, 1);
     assert_eq!(hub.state().feedback.len(), 1);
 }
@@ -298,15 +320,15 @@ fn messages_come_in_order_and_no_more_than_a_device_may_hold() {
     let taken = session.take(None);
     assert_eq!(ids(&taken), ["a", "b"]);
     assert!(session.take(None).is_empty());
-    assert!(session.settle(taken[1].number, Settling::Rejected));
-    assert!(session.settle(taken[0].number, Settling::Abandoned));
-    // An abandoned message comes again before those behind it, and is given up when it was given out too often.
+    assert!(session.settle(taken[1].number, MessageSettlement::Rejected));
+    assert!(session.settle(taken[0].number, MessageSettlement::Abandoned));
+    // An abandoned message comes again before later messages, and ends at the delivery limit.
     let taken = session.take(None);
     assert_eq!(ids(&taken), ["a", "c"]);
-    assert!(session.settle(taken[0].number, Settling::Abandoned));
+    assert!(session.settle(taken[0].number, MessageSettlement::Abandoned));
     assert_eq!(state_of(&hub, 0), MessageState::DeliveryCountExceeded);
     assert_eq!(state_of(&hub, 1), MessageState::Rejected);
-    // A connection that ends counts as well.
+    // The end of a connection counts as a failed delivery too.
     drop(session);
     let session = connect(&hub);
     assert_eq!(ids(&session.take(None)), ["c"]);
@@ -327,8 +349,8 @@ fn what_a_device_holds_expires_when_it_comes_back() {
         hub.run_due();
     }
     assert_eq!(hub.summary().expired, 1);
-    assert!(session.settle(0, Settling::Completed));
-    assert!(session.settle(1, Settling::Abandoned));
+    assert!(session.settle(0, MessageSettlement::Completed));
+    assert!(session.settle(1, MessageSettlement::Abandoned));
     drop(session);
     let summary = hub.summary();
     assert_eq!(
@@ -343,27 +365,31 @@ fn a_lock_ends_and_its_message_comes_again() {
         device_lock: Duration::from_millis(30),
         ..config()
     });
-    let pass = pass(&hub);
-    hub.visit(&pass).unwrap();
+    let device = authenticated(&hub);
+    hub.record_activity(&device).unwrap();
     ["a", "b"].iter().for_each(|id| send(&hub, id, 60_000));
-    let first = hub.receive(pass.device).unwrap();
-    let second = hub.receive(pass.device).unwrap();
+    let first = hub.receive(device.number).unwrap();
+    let second = hub.receive(device.number).unwrap();
     assert_eq!(ids(&[first.clone(), second.clone()]), ["a", "b"]);
-    assert_eq!(hub.receive(pass.device), None);
+    assert_eq!(hub.receive(device.number), None);
     let locks = [first.lock.unwrap(), second.lock.unwrap()];
-    assert!(!hub.settle_lock(pass.device + 1, locks[0], Settling::Completed));
-    assert!(hub.settle_lock(pass.device, locks[0], Settling::Completed));
-    assert!(!hub.settle_lock(pass.device, locks[0], Settling::Completed));
+    assert!(!hub.settle_lock(device.number + 1, locks[0], MessageSettlement::Completed));
+    assert!(hub.settle_lock(device.number, locks[0], MessageSettlement::Completed));
+    assert!(!hub.settle_lock(device.number, locks[0], MessageSettlement::Completed));
     let again = loop {
         hub.run_due();
-        if let Some(again) = hub.receive(pass.device) {
+        if let Some(again) = hub.receive(device.number) {
             break again;
         }
     };
     assert_eq!((again.message_id.as_str(), again.deliveries), ("b", 1));
-    assert!(!hub.settle_lock(pass.device, locks[1], Settling::Completed));
-    assert!(hub.settle_lock(pass.device, again.lock.unwrap(), Settling::Rejected));
-    // It has no connection, so it is not connected.
+    assert!(!hub.settle_lock(device.number, locks[1], MessageSettlement::Completed));
+    assert!(hub.settle_lock(
+        device.number,
+        again.lock.unwrap(),
+        MessageSettlement::Rejected
+    ));
+    // A device without a connection does not count as connected.
     assert_eq!(hub.summary().connected_devices, 0);
     assert_eq!(hub.summary().rejected_by_device, 1);
 }
@@ -409,7 +435,7 @@ fn only_who_wants_to_hear_is_told() {
     let hub = hub();
     let session = connect(&hub);
     let patch = json!({ "a": 1 }).as_object().unwrap().clone();
-    let device = session.pass.device;
+    let device = session.device.number;
     hub.push_desired(device, &patch, 2);
     assert_eq!(session.next_event(), None);
     session.set_interest(Interest::Desired, true);
@@ -420,7 +446,7 @@ fn only_who_wants_to_hear_is_told() {
     };
     assert_eq!(session.next_event(), Some(DeviceEvent::Desired(push)));
     (0..100).for_each(|version| hub.push_desired(device, &patch, version));
-    let ended = Some(DeviceEvent::Ended(Ended::TooSlow));
+    let ended = Some(DeviceEvent::Ended(EndReason::TooSlow));
     assert_eq!(session.next_event(), ended);
 }
 
@@ -430,20 +456,20 @@ fn a_deleted_device_is_gone_with_its_connection() {
     let session = connect(&hub);
     send(&hub, "a", 60_000);
     let taken = session.take(None);
-    let old = pass(&hub);
+    let old = authenticated(&hub);
     {
         let mut registry = hub.registry_mut();
-        registry.delete(session.pass.device);
-        hub.forget_device(session.pass.device);
+        registry.delete(session.device.number);
+        hub.forget_device(session.device.number);
         let new = registry.new_record(ID, hub.now_ms());
         registry.put(new);
     }
-    let ended = Some(DeviceEvent::Ended(Ended::Deleted));
+    let ended = Some(DeviceEvent::Ended(EndReason::Deleted));
     assert_eq!(session.next_event(), ended);
-    assert!(!session.settle(taken[0].number, Settling::Completed));
+    assert!(!session.settle(taken[0].number, MessageSettlement::Completed));
     assert!(session.report(b"{}").is_err());
     let denied = hub.attach(old, Arc::new(Notify::new())).map(drop);
-    assert_eq!(denied, Err(Denial::Unknown(ID.to_owned())));
+    assert_eq!(denied, Err(AuthenticationError::Unknown(ID.to_owned())));
     drop(session);
     let summary = hub.summary();
     assert_eq!(
@@ -472,7 +498,7 @@ async fn a_method_waits_for_the_device_and_for_its_answer() {
     assert_eq!(code("nobody", invocation(10, 10)).await, Err(404_001));
     assert_eq!(code(ID, invocation(10, 10)).await, Err(404_103));
     let session = connect(&hub);
-    // Connected, and not ready.
+    // Connected, but not ready for methods.
     assert_eq!(code(ID, invocation(10, 0)).await, Err(404_103));
     let waiting = {
         let hub = Arc::clone(&hub);
@@ -497,7 +523,7 @@ async fn a_method_waits_for_the_device_and_for_its_answer() {
     };
     assert!(session.answer(call.id, answer.clone()));
     assert_eq!(waiting.await.unwrap(), Ok(answer.clone()));
-    // No answer in time: a late one finds nobody.
+    // No answer in time: a late answer finds no caller.
     assert_eq!(code(ID, invocation(10, 0)).await, Err(504_101));
     assert!(!session.answer(call.id + 1, answer));
     let hub_of_task = Arc::clone(&hub);

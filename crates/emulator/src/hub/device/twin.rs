@@ -1,18 +1,18 @@
-//! A device's own twin: read, reported, and told of changes.
+//! A device's own twin: reads, reported properties, and changes of desired properties.
 
 use serde_json::{Map, Value, json};
 
 use super::super::core::Hub;
 use super::super::refusal::Refusal;
-use super::line::DesiredPush;
+use super::connection::DesiredPush;
 use super::session::DeviceSession;
 use crate::fleet::{REPORTED_BYTES_MAX, Reported, Stamp, check_section, merge, touch};
 
 impl Hub {
-    /// Tells a connected device that its desired properties have changed by `patch`.
+    /// Pushes a change `patch` of the desired properties to a connected device.
     pub(crate) fn push_desired(&self, device: u32, patch: &Map<String, Value>, version: u64) {
-        if let Some(line) = self.state().devices.line(device) {
-            line.push_desired(DesiredPush {
+        if let Some(connection) = self.state().devices.connection(device) {
+            connection.push_desired(DesiredPush {
                 version,
                 patch: patch.clone(),
             });
@@ -21,15 +21,16 @@ impl Hub {
 }
 
 impl DeviceSession {
-    /// The twin as a device sees it: desired and reported properties, each with its version.
+    /// Returns the twin in the form for devices: desired and reported properties, each with the
+    /// version.
     pub(crate) fn twin(&self) -> Result<Value, Refusal> {
         self.touch();
-        self.hub().tallies.device_twin_reads.one();
+        self.hub().counters.device_twin_reads.one();
         let registry = self.hub().registry();
         let record = registry
-            .record(self.pass.device)
-            .filter(|record| record.generation == self.pass.generation)
-            .ok_or_else(|| Refusal::device_not_found(&self.pass.id))?;
+            .record(self.device.number)
+            .filter(|record| record.generation == self.device.generation)
+            .ok_or_else(|| Refusal::device_not_found(&self.device.id))?;
         let section = |values: Map<String, Value>, version: u64| {
             let mut values = values;
             values.insert("$version".to_owned(), version.into());
@@ -42,7 +43,7 @@ impl DeviceSession {
         }))
     }
 
-    /// Merges a patch into the reported properties (RFC 7396) and returns their version.
+    /// Merges a patch into the reported properties (RFC 7396). Returns the new version.
     pub(crate) fn report(&self, patch: &[u8]) -> Result<u64, Refusal> {
         self.touch();
         let patch: Map<String, Value> = serde_json::from_slice(patch).map_err(|error| {
@@ -53,9 +54,9 @@ impl DeviceSession {
         let at_ms = self.hub().now_ms();
         let mut registry = self.hub().registry_mut();
         let record = registry
-            .record_mut(self.pass.device)
-            .filter(|record| record.generation == self.pass.generation)
-            .ok_or_else(|| Refusal::device_not_found(&self.pass.id))?;
+            .record_mut(self.device.number)
+            .filter(|record| record.generation == self.device.generation)
+            .ok_or_else(|| Refusal::device_not_found(&self.device.id))?;
         let mut merged = record.reported.clone();
         merge(&mut merged, patch.clone());
         check_section("reported properties", &merged, REPORTED_BYTES_MAX)
@@ -75,14 +76,14 @@ impl DeviceSession {
         real.reported_version += 1;
         let version = real.reported_version;
         drop(registry);
-        self.hub().tallies.reported_patches.one();
+        self.hub().counters.reported_patches.one();
         Ok(version)
     }
 
-    /// Notes the Plug and Play model that the device names.
+    /// Records the Plug and Play model named by the device.
     pub(crate) fn set_model(&self, model_id: &str) {
         let mut registry = self.hub().registry_mut();
-        let record = registry.record_mut(self.pass.device);
+        let record = registry.record_mut(self.device.number);
         if let Some(real) = record.and_then(|record| record.real.as_mut()) {
             real.model_id = model_id.chars().take(MODEL_ID_CHARS_MAX).collect();
         }

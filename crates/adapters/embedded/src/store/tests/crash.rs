@@ -1,5 +1,5 @@
-//! The power goes at any instant: what was answered is there, what was not is there whole or not
-//! at all, and everything that is a sum is right.
+//! A power cut at any instant: answered writes are present, unanswered writes are whole or absent,
+//! and all sums are right.
 
 use std::sync::Arc;
 
@@ -20,16 +20,16 @@ const BATCHES: u32 = 3;
 const DEVICES: u32 = 300;
 const SEEDS: u64 = 200;
 
-/// What the caller knows.
+/// The knowledge of the caller.
 #[derive(Default)]
 struct Known {
-    /// The newest record that is stored.
+    /// The newest stored record.
     record: Option<Rollout>,
-    /// The change that was asked for last.
+    /// The last requested change.
     change: Option<Rollout>,
-    /// Batches that are stored.
+    /// The number of stored batches.
     added: u32,
-    /// What each batch's outcomes are, and what they are if the last record has taken effect.
+    /// The outcomes of each batch, before and after the last record.
     outcomes: Vec<(OutcomeList, OutcomeList)>,
 }
 
@@ -45,7 +45,7 @@ impl Known {
         Some(next)
     }
 
-    /// Plans twice, and works on the batches. `None` when the power went.
+    /// Plans twice, and works on the batches. `None` after a power cut.
     async fn work(&mut self, store: &EmbeddedStore, dice: &mut Dice) -> Option<()> {
         let first = self.set(store, accepted("r")).await?;
         let first = self
@@ -134,7 +134,7 @@ async fn check(store: &EmbeddedStore, known: &Known) {
     }
 }
 
-/// Goes on where it was cut off, with the same calls.
+/// Continues after the interruption, with the same calls.
 async fn finish(store: &EmbeddedStore) {
     let r = name("r");
     let mut rollout = match store.rollout(&r).await.unwrap() {
@@ -194,7 +194,8 @@ fn a_power_cut_loses_nothing_that_was_answered() {
     for seed in 0..SEEDS {
         let mut dice = Dice(seed);
         let disk = SimDisk::default();
-        // A new state gets its name when it is whole, so no power cut is in the middle of that.
+        // A new state gets the final name only when complete, so the creation is not tested with a
+        // power cut.
         drop(disk.open(clock.clone()).unwrap());
         disk.set_fuse(dice.below(operations));
         run(async {

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use twincast_core::ids::BatchId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{Batches as _, StoreError};
-use twincast_core::rollout::{Adding, PlanId, Wanted};
+use twincast_core::rollout::{Adding, Directive, PlanId};
 use twincast_testkit::ManualClock;
-use twincast_testkit::build::{TTL, batch, leased, name, plan_completed, planning, report, step};
+use twincast_testkit::build::{TTL, apply, batch, leased, name, plan_completed, planning, report};
 use twincast_testkit::conformance::run;
 
 use super::sim::SimDisk;
 
-/// The whole chain in one line, as a program would print it.
-fn in_words(error: &dyn Error) -> String {
+/// Formats the whole chain of errors in a single line, as a program prints the chain.
+fn describe(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -47,7 +47,7 @@ fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
             assert!(added < 1_000, "the disk never was full");
         };
         assert!(matches!(error, StoreError::NotWritable { .. }), "{error:?}");
-        let words = in_words(&error);
+        let words = describe(&error);
         assert!(
             words.starts_with("cannot add batches to rollout r: "),
             "{words}"
@@ -64,7 +64,7 @@ fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
         disk.set_room(None);
         add(added).await.unwrap();
         store.verify(&r).await.unwrap();
-        step(&store, &rollout, plan_completed(1)).await;
+        apply(&store, &rollout, plan_completed(1)).await;
         assert!(store.load(&r, BatchId(added)).await.is_ok());
     });
 }
@@ -77,7 +77,7 @@ fn a_lease_outlives_a_failed_write() {
         twincast_testkit::build::running(&store, "r", vec![batch(0, 10)]).await;
         let lease = leased(&store, &name("r"), 0, "w").await;
         let reports = [report(3, Outcome::Enqueued)];
-        // Not even what is there can be written again.
+        // Even existing data cannot be rewritten.
         disk.set_room(Some(0));
         for _ in 0..3 {
             let error = store.record(&lease, &reports, TTL).await.unwrap_err();
@@ -90,8 +90,8 @@ fn a_lease_outlives_a_failed_write() {
             );
         }
         disk.set_room(None);
-        let wanted = store.record(&lease, &reports, TTL).await.unwrap();
-        assert_eq!(wanted, Wanted::GoOn);
+        let directive = store.record(&lease, &reports, TTL).await.unwrap();
+        assert_eq!(directive, Directive::Continue);
         let work = store.load(&name("r"), BatchId(0)).await.unwrap();
         assert_eq!(work.outcomes.get(3), Outcome::Enqueued);
         store.verify(&name("r")).await.unwrap();

@@ -6,7 +6,7 @@ use twincast_core::outcome::Outcome;
 use twincast_core::ports::Batches as _;
 use twincast_core::rollout::{Adding, Event, PlanId};
 use twincast_testkit::ManualClock;
-use twincast_testkit::build::{TTL, batch, leased, name, planning, report, running, step};
+use twincast_testkit::build::{TTL, apply, batch, leased, name, planning, report, running};
 use twincast_testkit::conformance::run;
 
 use super::sim::SimDisk;
@@ -45,7 +45,7 @@ fn plans_that_were_given_up_are_removed() {
                     .await;
                 added.unwrap();
             }
-            rollout = step(&store, &rollout, Event::PlanningStarted).await;
+            rollout = apply(&store, &rollout, Event::PlanningStarted).await;
             if round == 4 {
                 after_a_few = disk.bytes();
             }

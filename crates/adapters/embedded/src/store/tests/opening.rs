@@ -1,4 +1,4 @@
-//! Opening what is there, and what should not be.
+//! Opening valid states, and files that are not valid states.
 
 use std::io;
 use std::path::Path;
@@ -14,15 +14,15 @@ use twincast_testkit::conformance::run;
 use super::sim::Dice;
 use crate::{EmbeddedStore, OpenError};
 
-fn open(dir: &Path) -> Result<EmbeddedStore, OpenError> {
+fn open_store(dir: &Path) -> Result<EmbeddedStore, OpenError> {
     EmbeddedStore::open(dir, Arc::new(ManualClock::default()))
 }
 
-/// A folder with a state in it.
+/// Creates a folder with a state.
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     run(async {
-        let store = open(dir.path()).unwrap();
+        let store = open_store(dir.path()).unwrap();
         running(&store, "r", vec![batch(0, 4_000), batch(1, 3)]).await;
         let lease = leased(&store, &name("r"), 0, "w").await;
         let reports = [report(7, Outcome::Enqueued)];
@@ -35,7 +35,7 @@ fn folder() -> tempfile::TempDir {
 fn what_was_answered_is_there_again() {
     let dir = folder();
     run(async {
-        let store = open(dir.path()).unwrap();
+        let store = open_store(dir.path()).unwrap();
         store.verify(&name("r")).await.unwrap();
         let statuses = store
             .open_batches(
@@ -56,10 +56,10 @@ fn what_was_answered_is_there_again() {
 fn a_lease_of_an_earlier_opening_is_fenced() {
     let dir = folder();
     run(async {
-        let store = open(dir.path()).unwrap();
+        let store = open_store(dir.path()).unwrap();
         let old = leased(&store, &name("r"), 0, "w").await;
         drop(store);
-        let store = open(dir.path()).unwrap();
+        let store = open_store(dir.path()).unwrap();
         let refused = store.record(&old, &[], TTL).await;
         assert!(matches!(refused, Err(StoreError::Superseded { .. })));
     });
@@ -69,32 +69,32 @@ fn a_lease_of_an_earlier_opening_is_fenced() {
 fn a_closed_store_lets_go_of_its_folder_and_refuses_calls() {
     let dir = folder();
     run(async {
-        let store = open(dir.path()).unwrap();
+        let store = open_store(dir.path()).unwrap();
         store.close().await;
         store.close().await;
         let refused = store.rollouts().await;
         assert!(matches!(refused, Err(StoreError::Unavailable { .. })));
-        open(dir.path()).unwrap();
+        open_store(dir.path()).unwrap();
     });
 }
 
 #[test]
 fn one_process_at_a_time() {
     let dir = folder();
-    let _first = open(dir.path()).unwrap();
-    let error = open(dir.path()).unwrap_err();
+    let _first = open_store(dir.path()).unwrap();
+    let error = open_store(dir.path()).unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
     assert!(error.to_string().ends_with("is in use by another process"));
 }
 
 #[test]
-fn several_look_at_once_and_nothing_is_changed() {
+fn several_read_at_once_and_nothing_is_changed() {
     let dir = folder();
     let file = dir.path().join("state.redb");
     let before = std::fs::read(&file).unwrap();
-    let look = || EmbeddedStore::open_to_look(dir.path(), Arc::new(ManualClock::default()));
+    let open = || EmbeddedStore::open_read_only(dir.path(), Arc::new(ManualClock::default()));
     run(async {
-        let (first, second) = (look().unwrap(), look().unwrap());
+        let (first, second) = (open().unwrap(), open().unwrap());
         for store in [&first, &second] {
             store.verify(&name("r")).await.unwrap();
             let rollout = store.rollout(&name("r")).await.unwrap().unwrap();
@@ -104,26 +104,26 @@ fn several_look_at_once_and_nothing_is_changed() {
                 "{refused:?}"
             );
         }
-        let error = open(dir.path()).unwrap_err();
+        let error = open_store(dir.path()).unwrap_err();
         assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
     });
     assert_eq!(std::fs::read(&file).unwrap(), before);
-    let worker = open(dir.path()).unwrap();
-    let error = look().unwrap_err();
+    let worker = open_store(dir.path()).unwrap();
+    let error = open().unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
     drop(worker);
 }
 
 #[test]
-fn a_state_that_was_not_closed_is_looked_at_as_it_was() {
+fn a_state_that_was_not_closed_is_read_as_it_was() {
     let dir = folder();
     let copy = tempfile::tempdir().unwrap();
     run(async {
-        let store = open(dir.path()).unwrap();
+        let store = open_store(dir.path()).unwrap();
         let lease = leased(&store, &name("r"), 1, "w").await;
         let reports = [report(1, Outcome::Enqueued)];
         store.record(&lease, &reports, TTL).await.unwrap();
-        // As after a kill: it is open, so it is not marked as closed.
+        // As after a kill: the file is open, and not marked as closed.
         std::fs::copy(
             dir.path().join("state.redb"),
             copy.path().join("state.redb"),
@@ -131,7 +131,7 @@ fn a_state_that_was_not_closed_is_looked_at_as_it_was() {
         .unwrap();
         let before = std::fs::read(copy.path().join("state.redb")).unwrap();
         let clock = Arc::new(ManualClock::default());
-        let seen = EmbeddedStore::open_to_look(copy.path(), clock).unwrap();
+        let seen = EmbeddedStore::open_read_only(copy.path(), clock).unwrap();
         seen.verify(&name("r")).await.unwrap();
         assert_eq!(
             seen.tallies(&name("r")).await.unwrap(),
@@ -149,7 +149,7 @@ fn a_path_that_is_no_folder_is_named() {
     let file = dir.path().join("file");
     std::fs::write(&file, "x").unwrap();
     for path in [file.clone(), file.join("below")] {
-        let error = open(&path).unwrap_err();
+        let error = open_store(&path).unwrap_err();
         assert!(matches!(error, OpenError::NotAFolder { .. }), "{error:?}");
     }
 }
@@ -160,7 +160,7 @@ fn a_file_of_another_kind_is_left_as_it_is() {
     let path = dir.path().join("state.redb");
     for content in ["hello".to_owned(), "hello\n".repeat(10_000)] {
         std::fs::write(&path, &content).unwrap();
-        let error = open(dir.path()).unwrap_err();
+        let error = open_store(dir.path()).unwrap_err();
         assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
     }
@@ -179,7 +179,7 @@ fn a_database_of_another_program_is_refused() {
         .unwrap();
     transaction.commit().unwrap();
     drop(database);
-    let error = open(dir.path()).unwrap_err();
+    let error = open_store(dir.path()).unwrap_err();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
 }
 
@@ -193,7 +193,7 @@ fn a_newer_format_is_refused() {
     drop(table);
     transaction.commit().unwrap();
     drop(database);
-    let error = open(dir.path()).unwrap_err();
+    let error = open_store(dir.path()).unwrap_err();
     assert!(
         matches!(
             error,
@@ -218,16 +218,16 @@ fn damage_is_found_when_it_is_opened() {
         let start = dice.below(good.len() as u64 - 64) as usize;
         bad[start..start + 64].fill(0xA5);
         std::fs::write(&path, &bad).unwrap();
-        match open(dir.path()) {
+        match open_store(dir.path()) {
             Err(OpenError::Damaged { .. }) => found += 1,
             Err(error) => panic!("damage at {start} is {error:?}"),
-            // It was in a page that nothing is in, or in the older commit's header.
+            // The damage was in an unused page, or in the header of the older commit.
             Ok(store) => run(async { store.verify(&name("r")).await.unwrap() }),
         }
     }
     assert!(found > 0, "all of the damage was beside the data");
     std::fs::write(&path, &good[..good.len() / 2]).unwrap();
-    let error = open(dir.path()).unwrap_err();
+    let error = open_store(dir.path()).unwrap_err();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
 }
 
@@ -251,6 +251,6 @@ fn the_systems_refusals_are_told_apart() {
 fn a_crash_while_it_was_made_is_no_damage() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("state.new"), [0; 5_000]).unwrap();
-    drop(open(dir.path()).unwrap());
+    drop(open_store(dir.path()).unwrap());
     assert!(!dir.path().join("state.new").exists());
 }

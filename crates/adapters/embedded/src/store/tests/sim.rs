@@ -1,7 +1,7 @@
-//! A disk that can lose its power, or be full.
+//! A disk that can lose power, or be full.
 //!
-//! What was written and not synced is in the system's cache: a power cut keeps an arbitrary part
-//! of it, and of a single write an arbitrary part of its sectors, in any order.
+//! Unsynced writes are in the system's cache: a power cut keeps an arbitrary part of the writes,
+//! and of a single write an arbitrary part of the sectors, in any order.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::{EmbeddedStore, OpenError};
 
 const SECTOR: usize = 512;
 
-/// A sequence of numbers that a seed decides (splitmix64).
+/// Pseudo-random numbers from a seed (splitmix64).
 #[derive(Debug, Clone)]
 pub(super) struct Dice(pub(super) u64);
 
@@ -28,28 +28,28 @@ impl Dice {
     }
 }
 
-/// A disk with one file. Clones are the same disk.
+/// A disk with a single file. Clones are the same disk.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SimDisk(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// What a power cut leaves for sure.
+    /// The content certain to survive a power cut.
     durable: Vec<u8>,
-    /// What is read.
+    /// The content seen by reads.
     current: Vec<u8>,
-    /// What was written since the last sync.
+    /// The writes since the last sync.
     unsynced: Vec<(usize, Vec<u8>)>,
-    /// Writes and syncs until the power goes.
+    /// The number of writes and syncs until the power cut.
     fuse: Option<u64>,
-    /// Writes and syncs so far.
+    /// The number of writes and syncs so far.
     operations: u64,
-    /// Nothing beyond this can be written.
+    /// The largest possible size of written data.
     room: Option<u64>,
 }
 
 impl SimDisk {
-    /// A store on this disk.
+    /// Opens a store on this disk.
     pub(super) fn open(&self, clock: Arc<dyn Clock>) -> Result<EmbeddedStore, OpenError> {
         let disk = self.clone();
         let disk = Disk::new(PathBuf::from("(simulated)"), move |builder| {
@@ -58,12 +58,12 @@ impl SimDisk {
         EmbeddedStore::start(disk, clock)
     }
 
-    /// The power goes after so many more writes and syncs.
+    /// Cuts the power after this many further writes and syncs.
     pub(super) fn set_fuse(&self, operations: u64) {
         self.state().fuse = Some(operations);
     }
 
-    /// There is room for a file of so many bytes; `None` for any.
+    /// Limits the file to this many bytes; `None` for no limit.
     pub(super) fn set_room(&self, bytes: Option<u64>) {
         self.state().room = bytes;
     }
@@ -76,14 +76,14 @@ impl SimDisk {
         self.state().current.len() as u64
     }
 
-    /// The power is back; the dice say what of the cache had reached the disk.
+    /// Restores power; the dice decide which cached writes have reached the disk.
     pub(super) fn power_on(&self, dice: &mut Dice) {
         let mut state = self.state();
         let mut image = std::mem::take(&mut state.durable);
         for (offset, data) in std::mem::take(&mut state.unsynced) {
             let keep = dice.below(3);
             for (index, sector) in data.chunks(SECTOR).enumerate() {
-                // All of it, nothing of it, or every sector by itself.
+                // All sectors, no sector, or every sector at random.
                 if keep == 0 || keep == 1 && dice.below(2) == 0 {
                     let start = offset + index * SECTOR;
                     let end = start + sector.len();
@@ -92,7 +92,7 @@ impl SimDisk {
                 }
             }
         }
-        // A file that is longer than what was synced has its length from the cache.
+        // The length of a file longer than the synced data comes from the cache.
         let length = state.current.len().max(image.len());
         image.resize(length, 0);
         state.current.clone_from(&image);
@@ -140,7 +140,7 @@ impl StorageBackend for SimDisk {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state();
         state.step()?;
-        // As on a real disk, growing a file takes no room: its pages do, when they are written.
+        // As on a real disk, growing a file takes no room; writing the pages does.
         state.current.resize(len as usize, 0);
         Ok(())
     }
