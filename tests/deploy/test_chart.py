@@ -1,5 +1,5 @@
-"""The Helm chart: rendered with several values files, every manifest held against the Kubernetes
-schemas and against what must be true of it. Offline."""
+"""Tests the Helm chart, offline: renders the chart with several values files, and checks every manifest
+against the Kubernetes schemas and the requirements of the chart."""
 
 import base64
 import copy
@@ -22,14 +22,14 @@ from common import HERE, ROOT, TWINCAST
 
 CHART = ROOT / "helm/twincast"
 CASES = {path.stem: path for path in sorted((HERE / "values").glob("*.yaml"))}
-# The oldest that the chart takes, and a new one.
+# The oldest supported version, and a new version.
 KUBERNETES = ["1.27", "1.34"]
 CRDS = yaml.safe_load((HERE / "crds.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 
 chart = helm.Chart.load(CHART)
-# It reads the same large files for every manifest.
+# Without the cache, the same large files are read for every manifest.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
@@ -43,7 +43,7 @@ def render(given):
 
 @functools.cache
 def manifests(case):
-    """All objects of a case."""
+    """Returns all objects of a case."""
     texts = [text for path, text in render(values(case)).items() if not path.endswith(".txt")]
     return [one for text in texts for one in yaml.safe_load_all(text) if one]
 
@@ -57,7 +57,7 @@ def named(one):
 
 
 def pods(case):
-    """(name, labels, spec) of everything that becomes a pod."""
+    """Yields (name, labels, spec) of all pods and pod templates."""
     for one in of_kind(case, "Deployment"):
         template = one["spec"]["template"]
         yield named(one), template["metadata"]["labels"], template["spec"]
@@ -70,7 +70,7 @@ def containers(spec):
 
 
 def config(case):
-    """The configuration file that processes get, as text."""
+    """Returns the text of the processes' configuration file."""
     [one] = [one for one in of_kind(case, "ConfigMap") if "twincast.yaml" in one["data"]]
     return one["data"]["twincast.yaml"]
 
@@ -84,7 +84,7 @@ def matches(selector, labels):
 
 
 def overlay(base, change):
-    """Values with others over them, as Helm does it."""
+    """Merges values over base values, like Helm."""
     result = copy.deepcopy(base)
     for key, value in change.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -93,14 +93,14 @@ def overlay(base, change):
 
 
 def at(path, value):
-    """Values with one entry, by its path."""
+    """Returns values with a single entry at a path."""
     for key in reversed(path):
         value = {key: value}
     return value
 
 
 def properties(schema=SCHEMA, path=()):
-    """(path, schema) of every value that has no values in it, as the schema has them."""
+    """Yields (path, schema) of every value of the schema without nested values."""
     if "$ref" in schema:
         schema = SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[1]]
     if "properties" not in schema:
@@ -111,7 +111,7 @@ def properties(schema=SCHEMA, path=()):
 
 
 class EveryManifest(unittest.TestCase):
-    """Whatever the values are."""
+    """Requirements for any values."""
 
     def each(self):
         for case in CASES:
@@ -206,13 +206,13 @@ class EveryManifest(unittest.TestCase):
                     selector = spec["podSelector"] if one["kind"] == "NetworkPolicy" else spec["selector"]
                     if one["kind"] == "Service":
                         selector = {"matchLabels": selector}
-                        # A name of the containers' own port, see above.
+                        # The name of a container port, see above.
                         port = "api" if one["metadata"]["name"].endswith("-api") else "http"
                         self.assertEqual([port["targetPort"] for port in spec["ports"]], [port])
                     component = one["metadata"]["labels"]["app.kubernetes.io/component"]
-                    # The API is that of the orchestrators, and none of what is scraped.
+                    # The API's service selects only orchestrators.
                     self.assertEqual(found(selector), [names["orchestrator" if component == "api" else component]])
-                    # Is never changed by an upgrade.
+                    # An upgrade must not change a selector.
                     self.assertNotIn("app.kubernetes.io/version", selector["matchLabels"])
             for one in of_kind(case, "Deployment"):
                 for spread in one["spec"]["template"]["spec"]["topologySpreadConstraints"]:
@@ -260,13 +260,15 @@ class EveryManifest(unittest.TestCase):
         for case in self.each():
             whole = yaml.safe_load(config(case))
             for_all = {key: value for key, value in whole.items() if key not in ["api", "prometheus"]}
+            for_test = {key: value for key, value in whole.items() if key != "api"}
             self.assertGreaterEqual(len(list(files(for_all))), 3)
             for name, _, spec in pods(case):
                 with self.subTest(name):
-                    # Nobody else is to have the keys of the API, and what opens the Prometheus server.
-                    named_in_config = sorted(files(whole if name.endswith("-orchestrator") else for_all))
+                    # Only orchestrators have the keys of the API. Workers do not query Prometheus.
+                    component = name.rsplit("-", 1)[-1]
+                    named_in_config = sorted(files({"orchestrator": whole, "test": for_test}.get(component, for_all)))
                     [secrets] = [volume["projected"] for volume in spec["volumes"] if "projected" in volume]
-                    # Readable by the group of the process, and by nobody else.
+                    # Readable only by the owner and the group of the process.
                     self.assertEqual(secrets["defaultMode"], 0o440)
                     paths = [item["path"] for source in secrets["sources"] for item in list(source.values())[0]["items"]]
                     for container in containers(spec):
@@ -290,7 +292,7 @@ class EveryManifest(unittest.TestCase):
 
 
 class Particulars(unittest.TestCase):
-    """What certain values must do."""
+    """Requirements for certain values."""
 
     def test_the_configuration_says_what_the_values_say(self):
         secrets = "/run/secrets/twincast"
@@ -366,9 +368,9 @@ class Particulars(unittest.TestCase):
             self.assertNotIn("replicas", worker["spec"])
             self.assertEqual(len(of_kind(case, "ScaledObject", "HorizontalPodAutoscaler")), 1)
             self.assertEqual(len(of_kind(case, kind)), 1)
-        # What an orchestrator counts.
+        # A metric of the orchestrator.
         metric = DEFAULTS["worker"]["autoscaling"]["metric"]
-        self.assertIn(f"`{metric}{{hub}}`", (ROOT / "docs/metrics.md").read_text())
+        self.assertIn(f"`{metric}{{hub}}`", (ROOT / "docs/reference/metrics.md").read_text())
         for case in ["minimal", "secrets"]:
             self.assertEqual(of_kind(case, "ScaledObject", "HorizontalPodAutoscaler"), [])
             self.assertEqual([one["spec"]["replicas"] for one in of_kind(case, "Deployment")], [2, 3])
@@ -398,7 +400,9 @@ class Particulars(unittest.TestCase):
         )
         [test] = [one for one in of_kind("full", "NetworkPolicy") if one["metadata"]["name"].endswith("-test")]
         self.assertNotIn("ingress", test["spec"])
-        self.assertEqual([rule["ports"][0]["port"] for rule in test["spec"]["egress"]], [53, 5671, 6379])
+        rules = [sorted({port["port"] for port in rule["ports"]}) for rule in test["spec"]["egress"]]
+        # DNS, RabbitMQ, Redis, the hubs over AMQP and WebSockets, Prometheus, and the extra egress.
+        self.assertEqual(rules, [[53], [5671], [6379], [443, 5671], [443], [4317]])
 
     def test_alerts_and_dashboards_are_those_of_the_repository(self):
         for case, base in {"full": "https://git.example.com/twincast/docs/", "hpa": "docs/"}.items():
@@ -453,7 +457,7 @@ class Particulars(unittest.TestCase):
 
 
 class Values(unittest.TestCase):
-    """values.yaml, its schema, and what reads it."""
+    """Tests values.yaml, its schema, and the templates."""
 
     def test_the_schema_describes_every_value(self):
         def described(schema, path):
@@ -475,14 +479,14 @@ class Values(unittest.TestCase):
             else:
                 yield path
 
-        # These take what the schema does not name.
+        # These values accept keys not named in the schema.
         free = {path for path, schema in properties() if schema.get("type") == "object"}
         in_schema = {path for path, _ in properties()} - {("global",)}
         self.assertEqual(set(leaves(DEFAULTS)), in_schema)
 
     def test_every_value_makes_a_difference(self):
         full, hpa = values("full"), values("hpa")
-        # What has a meaning in one of these only.
+        # Values with an effect in only one of these cases.
         bases = {
             ("worker", "replicas"): values("minimal"),
             ("worker", "autoscaling", "metric"): hpa,
@@ -574,7 +578,7 @@ class Values(unittest.TestCase):
         for change, message in cases:
             with self.subTest(message):
                 with self.assertRaises(helm.HelmError) as refused:
-                    # As an install does it: first the schema, then the templates.
+                    # In the order of an installation: first the schema, then the templates.
                     given = overlay(values("minimal"), change)
                     chart.validate_schema(given)
                     render(given)
@@ -592,7 +596,7 @@ class Values(unittest.TestCase):
 
 
 def without(of, path):
-    """Values but for one entry."""
+    """Returns values without one entry."""
     result = copy.deepcopy(of)
     del lookup(result, path[:-1])[path[-1]]
     return result
@@ -605,7 +609,7 @@ def lookup(of, path, strict=False):
 
 
 def other(schema, now):
-    """An allowed value that is not the one that is there."""
+    """Returns an allowed value other than the current value."""
     if "examples" in schema:
         return next(value for value in schema["examples"] if value != now)
     if "enum" in schema:

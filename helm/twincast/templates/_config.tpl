@@ -87,8 +87,8 @@ The configuration file of all processes. Secrets are named by their files only.
 {{- end }}
 
 {{/*
-The secrets and certificates that the configuration names, as sources of one projected volume. What only
-orchestrators read is theirs alone. Takes (list root component).
+The secrets and certificates that the configuration names, as sources of one projected volume. Secrets of
+the API are for orchestrators only, and secrets of Prometheus for orchestrators and the test pod. Takes (list root component).
 */}}
 {{- define "twincast.secretSources" -}}
 {{- $component := index . 1 -}}
@@ -144,6 +144,8 @@ orchestrators read is theirs alone. Takes (list root component).
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- if ne $component "worker" }}
 {{- with .Values.prometheus }}
 {{- $prometheus := . }}
 {{- if .url }}
