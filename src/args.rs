@@ -9,7 +9,7 @@ use twincast_core::spec::HumanDuration;
 
 use crate::failure::ExitCode;
 
-/// Roll a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
+/// Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub.
 #[derive(Debug, Parser)]
 #[command(name = "twincast", version, about, after_help = ExitCode::HELP, max_term_width = 100)]
 pub(crate) struct Args {

@@ -14,7 +14,7 @@ use crate::waiting::poll_until;
 const OLD: u64 = 300;
 const NEW: u64 = 100;
 /// The time until the last scan. The update must reach all devices before.
-const LAST_LOOK: Duration = Duration::from_secs(60);
+const LAST_SCAN: Duration = Duration::from_secs(60);
 const TIME_LIMIT: Duration = Duration::from_secs(90);
 
 fn fleet() -> Fleet {
@@ -40,7 +40,7 @@ fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(2, 2);
     let mut pipeline = engine.pipeline();
-    let until = from_now(LAST_LOOK);
+    let until = from_now(LAST_SCAN);
     let spec = json!({
         "target": { "where": "properties.reported.firmware = '2'" },
         "continuous": { "every": "1m", "until": until.to_string() },

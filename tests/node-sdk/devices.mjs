@@ -310,13 +310,13 @@ async function renewal(transport) {
   const deviceId = `node-${transport}-renewal`;
   const connection = await create(deviceId);
   await cell(transport, 'renewal', async () => {
-    const authentication = device.SharedAccessKeyAuthenticationProvider.fromConnectionString(connection, 4, 2);
+    const authentication = device.SharedAccessKeyAuthenticationProvider.fromConnectionString(connection, 10, 5);
     const raw = device.Client.fromAuthenticationProvider(authentication, transports[transport].device);
     const client = await opened(raw, transport);
     const received = new Received(client);
     const begun = Date.now();
     let rounds = 0;
-    while (Date.now() - begun < 6_500) {
+    while (Date.now() - begun < 12_000) {
       const sent = await send(deviceId);
       const message = await received.next();
       assert.equal(message.messageId, sent.id);

@@ -13,7 +13,7 @@ use crate::harness::{Room, eventually, from_now};
 const OLD: usize = 40;
 const NEW: usize = 10;
 /// The time until the last scan. The update must reach all devices before.
-const LAST_LOOK: Duration = Duration::from_secs(20);
+const LAST_SCAN: Duration = Duration::from_secs(40);
 
 fn hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
     let fleet = format!(
@@ -32,7 +32,7 @@ fn hub(runtime: &tokio::runtime::Runtime) -> RunningHub {
 
 /// Writes a continuous rollout to devices of a firmware.
 fn write(room: &Room, firmware: u32, more: &str) {
-    let until = from_now(LAST_LOOK);
+    let until = from_now(LAST_SCAN);
     let text = format!(
         "name: moving\ntarget: {{ where: \"properties.reported.firmware = '{firmware}'\" }}\n\
          message: {{ body: {{ text: hello }} }}\ncontinuous: {{ every: 1m, until: {until} }}\n{more}\n"
@@ -99,7 +99,7 @@ fn devices_that_leave_before_their_turn_are_not_sent_it() {
     let hub = hub(&runtime);
     let room = Room::of(&hub);
     // All devices but the first wait for the bake, and the bake ends after the last scan.
-    let stages = "stages: [{ name: first, max_devices: 5, gate: { bake: 25s } }]";
+    let stages = "stages: [{ name: first, max_devices: 5, gate: { bake: 45s } }]";
     write(&room, 1, stages);
     let running = room.start(&["run", "moving.yaml"]);
     let sent = || (0..OLD).filter(|n| messages(&hub, &format!("old-{n:02}")) > 0);

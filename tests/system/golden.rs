@@ -3,7 +3,7 @@
 use crate::harness::{Fleet, Hub, Room};
 
 const HELP: &str = "\
-Roll a cloud-to-device message out to a fleet of devices behind Azure IoT Hub
+Rolls a cloud-to-device message out to a fleet of devices behind Azure IoT Hub
 
 Usage: twincast [OPTIONS] [COMMAND]
 
