@@ -121,6 +121,23 @@ pub struct GroupProgress {
 impl GroupProgress {
     /// Returns the progress of a group with `devices` devices at `now`, from the batches counted by
     /// the group's budget.
+    ///
+    /// # Example
+    /// ```
+    /// use twincast_core::budget::{BudgetUsage, GroupProgress, Limit};
+    /// use twincast_core::ids::BatchId;
+    /// use twincast_core::outcome::Counts;
+    /// use twincast_core::time::Timestamp;
+    ///
+    /// // A group of 20 devices. A worker has leased a batch with 3 of the devices.
+    /// let mut usage = BudgetUsage::default();
+    /// usage.on_lease();
+    /// let batch = (BatchId(0), usage, Counts::pending(3));
+    /// let progress = GroupProgress::of(20, [batch], 60_000, Timestamp(1_000));
+    /// assert_eq!(progress.in_progress, 3);
+    /// assert_eq!(progress.room(Limit::Devices(5)), 2);
+    /// assert_eq!(progress.room(Limit::Millionths(200_000)), 1);
+    /// ```
     #[must_use]
     pub fn of(
         devices: u64,

@@ -164,6 +164,26 @@ pub enum Admission {
 }
 
 /// Decides by the members ahead, first to last. None of them is [`MemberState::Gone`].
+///
+/// # Example
+/// ```
+/// use twincast_core::concurrency_group::{Admission, MemberState, admission};
+/// use twincast_core::ids::{InvalidName, RolloutName};
+/// use twincast_core::rollout::Phase;
+/// use twincast_core::spec::ConcurrencyPolicy;
+///
+/// let [old, new] = [RolloutName::new("firmware-1")?, RolloutName::new("firmware-2")?];
+/// let reason = "superseded".to_owned();
+/// let ahead = [
+///     (old.clone(), MemberState::Active(Phase::Aborting { reason })),
+///     (new.clone(), MemberState::Active(Phase::Running)),
+/// ];
+/// let decide = |policy| admission(policy, &ahead);
+/// assert_eq!(decide(ConcurrencyPolicy::Reject), Admission::Refused { active: old });
+/// assert_eq!(decide(ConcurrencyPolicy::Queue), Admission::Waits { behind: new.clone() });
+/// assert_eq!(decide(ConcurrencyPolicy::Supersede), Admission::Supersedes(vec![new]));
+/// # Ok::<(), InvalidName>(())
+/// ```
 #[must_use]
 pub fn admission(policy: ConcurrencyPolicy, ahead: &[(RolloutName, MemberState)]) -> Admission {
     let (Some((first, _)), Some((last, _))) = (ahead.first(), ahead.last()) else {

@@ -642,6 +642,21 @@ impl OutcomeList {
     ///
     /// # Panics
     /// When the batch has no such device.
+    ///
+    /// # Example
+    /// ```
+    /// use twincast_core::outcome::{Outcome, OutcomeList};
+    ///
+    /// let mut outcomes = OutcomeList::pending(2);
+    /// let mut counts = outcomes.counts();
+    /// // The feedback of the hub overtakes the record of the send.
+    /// for report in [Outcome::Delivered, Outcome::Enqueued] {
+    ///     let (old, new) = outcomes.merge(1, report);
+    ///     counts.shift(old, new);
+    /// }
+    /// assert_eq!(outcomes.get(1), Outcome::Delivered);
+    /// assert_eq!(counts, outcomes.counts());
+    /// ```
     pub fn merge(&mut self, index: usize, report: Outcome) -> (Outcome, Outcome) {
         let old = self.get(index);
         let new = old.merge(report);

@@ -91,6 +91,23 @@ impl Default for SendLimiter {
 impl SendLimiter {
     /// Reserves up to `wanted` permits at `per_minute`: at most one [`BLOCK`], and at least one
     /// permit unless the horizon is reached.
+    ///
+    /// # Example
+    /// ```
+    /// use std::time::Duration;
+    /// use twincast_core::permits::{BLOCK, Grant, SendLimiter};
+    /// use twincast_core::time::Timestamp;
+    ///
+    /// let now = Timestamp(1_000);
+    /// let mut limiter = SendLimiter::default();
+    /// // At 6,000 per minute, a block has 10 permits. The second block begins after the first.
+    /// let first = limiter.take(now, 500, 6_000.0);
+    /// assert_eq!(first, Grant { permits: 10, wait: Duration::ZERO });
+    /// let second = limiter.take(now, 500, 6_000.0);
+    /// assert_eq!(second, Grant { permits: 10, wait: BLOCK });
+    /// limiter.throttled(now, Some(Duration::from_secs(30)));
+    /// assert_eq!(limiter.take(now, 500, 6_000.0).permits, 0);
+    /// ```
     pub fn take(&mut self, now: Timestamp, wanted: u32, per_minute: f64) -> Grant {
         let now_us = now.0 * 1_000;
         let rate = per_minute * self.factor(now);

@@ -229,6 +229,21 @@ pub fn matching(tags: &TagSelector) -> String {
 /// A device without the tag does not match, so the condition must include the device. The condition
 /// says so explicitly, because in the query language a comparison with an undefined value is
 /// neither true nor false, and `NOT` does not make it true.
+///
+/// # Example
+/// ```
+/// use twincast_core::query::{InvalidTagPath, OneOrMany, TagPath, TagSelector, TagValue};
+/// use twincast_core::query::{matching, not_matching};
+///
+/// let eu = OneOrMany::One(TagValue::Text("eu".to_owned()));
+/// let tags = TagSelector::from([(TagPath::new("location.region")?, eu)]);
+/// assert_eq!(matching(&tags), "tags.location.region = 'eu'");
+/// assert_eq!(
+///     not_matching(&tags),
+///     "NOT IS_DEFINED(tags.location.region) OR tags.location.region != 'eu'"
+/// );
+/// # Ok::<(), InvalidTagPath>(())
+/// ```
 #[must_use]
 pub fn not_matching(tags: &TagSelector) -> String {
     join(

@@ -27,6 +27,23 @@ const ADDRESS: usize = "/devices/".len() + "/messages/devicebound".len();
 /// properties (`iot-hub-devguide-messages-construct`). The encoded AMQP message contains all of
 /// these parts and more, so a message within the limit by [`MessageSize::encoded`] is within the
 /// limit by any method of counting.
+///
+/// ```
+/// use twincast_hub_limits::{MAX_MESSAGE_BYTES, MessageSize, encoded_id, property};
+///
+/// let size = MessageSize {
+///     device_id: encoded_id("fridge-7"),
+///     message_id: "rollout-7.fridge-7".len(),
+///     correlation_id: None,
+///     content_type: Some("application/json".len()),
+///     content_encoding: None,
+///     properties: property("kind".len(), "update".len()),
+///     ack: Some("full".len()),
+///     body: 1_000,
+/// };
+/// assert_eq!(size.encoded(), 1_164);
+/// assert!(!MessageSize { body: MAX_MESSAGE_BYTES, ..size }.fits());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageSize {
     /// The device's id, percent-encoded: see [`encoded_id`].

@@ -55,6 +55,24 @@ impl SecretSource {
     ///
     /// # Errors
     /// The file cannot be read, or is empty.
+    ///
+    /// # Example
+    /// ```
+    /// use twincast_secret::SecretSource;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("hub-key");
+    /// std::fs::write(&path, "first\n")?;
+    /// let setting = "hubs.eu.key_file".to_owned();
+    /// let source = SecretSource::File { setting, path: path.clone() };
+    /// assert_eq!(source.read()?.expose(), "first");
+    /// // A platform rotates the secret.
+    /// std::fs::write(&path, "second\n")?;
+    /// let secret = source.read()?;
+    /// assert_eq!(secret.expose(), "second");
+    /// assert_eq!(format!("{secret:?}"), "[redacted]");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read(&self) -> Result<Secret, SourceError> {
         match self {
             Self::Fixed(secret) => Ok(Secret::new(secret.expose().trim())),

@@ -100,6 +100,30 @@ impl LeaseState {
     /// record.
     ///
     /// Epochs follow the clock, so a store that lost its last writes never grants an epoch twice.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::time::Duration;
+    /// use twincast_core::batch::{Fenced, LeaseReply, LeaseRequest, LeaseState};
+    /// # use twincast_core::ids::{BatchId, Epoch, Holder, RolloutName, Version};
+    /// # use twincast_core::time::Timestamp;
+    ///
+    /// let ttl = Duration::from_secs(10);
+    /// let request = |holder: &str| LeaseRequest {
+    ///     rollout: RolloutName::new("firmware-1.4.2").unwrap(),
+    ///     batch: BatchId(0),
+    ///     holder: Holder::new(holder).unwrap(),
+    ///     ttl,
+    /// };
+    /// let mut state = LeaseState::default();
+    /// let granted = state.lease(&request("worker-1"), Version(1), Timestamp(1_000));
+    /// let LeaseReply::Granted(lease) = granted else { panic!("{granted:?}") };
+    /// // The lease lapses, and another worker takes the batch.
+    /// _ = state.lease(&request("worker-2"), Version(1), Timestamp(12_000));
+    /// let renewed = state.renew(&lease, true, Timestamp(12_500), ttl);
+    /// let fenced = Fenced { held: Epoch(1_000), current: Epoch(12_000) };
+    /// assert_eq!(renewed, Err(fenced));
+    /// ```
     pub fn lease(
         &mut self,
         request: &LeaseRequest,

@@ -90,6 +90,39 @@ impl StageView<'_> {
 }
 
 /// Judges a stage's gate at `now`.
+///
+/// # Example
+/// ```
+/// # use std::time::Duration;
+/// # use twincast_core::evidence::{Evidence, EvidenceClock};
+/// # use twincast_core::ids::StageName;
+/// # use twincast_core::rollout::StageProgress;
+/// # use twincast_core::spec::{Document, Gate};
+/// # use twincast_core::time::Timestamp;
+/// use twincast_core::gate::{StageView, Verdict, judge};
+/// use twincast_core::outcome::{Counts, Outcome};
+///
+/// let gate: Gate = Document::parse("gate.yaml", "failure_above: 5%")?.read()?;
+/// let mut counts = Counts::pending(80);
+/// (0..18).for_each(|_| counts.count(Outcome::Enqueued));
+/// (0..2).for_each(|_| counts.count(Outcome::Refused));
+/// let stage = StageView {
+///     gate: &gate,
+///     counts: &counts,
+///     sends_owed: true,
+/// #   progress: &StageProgress::new(StageName::new("canary")?),
+/// #   applied_count: None,
+/// #   by_answers: false,
+/// #   ttl: None,
+/// #   answer_time: Duration::ZERO,
+/// #   evidence: &Evidence::complete(),
+/// #   clock: &EvidenceClock::default(),
+///     // ...
+/// };
+/// let reason = "2 of 20 measured devices failed (10.0%), more than 5%".to_owned();
+/// assert_eq!(judge(stage, Timestamp(0)), Verdict::Failed { reason });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use]
 pub fn judge(view: StageView<'_>, now: Timestamp) -> Verdict {
     let StageView { gate, counts, .. } = view;

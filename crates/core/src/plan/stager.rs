@@ -290,6 +290,27 @@ fn cohort_at(fraction: f64) -> Cohort {
 }
 
 /// Assigns one hub's devices to stages.
+///
+/// ```
+/// use twincast_core::ids::{DeviceId, StageIndex};
+/// use twincast_core::plan::{HubStager, StageRules, TagGroup, finish_stages};
+/// # use twincast_core::spec::RolloutSpec;
+/// # let text = "{name: r, target: {all: true}, message: {body: {text: hi}}, \
+/// #     stages: [{name: canary, percent: 10%}]}";
+/// # let spec = RolloutSpec::read("r.yaml", text)?;
+/// // The only stage in the spec, `canary`, takes 10% of the devices.
+/// let rules = StageRules::of(&spec);
+/// let mut stager = HubStager::new(&rules, 0);
+/// let mut assigned = Vec::new();
+/// for number in 0..50 {
+///     let device = DeviceId::new(format!("fridge-{number}"))?;
+///     stager.push(device, TagGroup::default(), |_| None, &mut assigned);
+/// }
+/// assigned.extend(finish_stages(vec![stager])?.remove(0));
+/// let canary = assigned.iter().filter(|device| device.stage == StageIndex(0));
+/// assert_eq!((canary.count(), assigned.len()), (5, 50));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct HubStager<'a> {
     rules: &'a StageRules,

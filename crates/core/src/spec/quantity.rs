@@ -8,6 +8,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A duration, written like `90s`, `15m`, `1h 30m` or `2d`.
+///
+/// ```
+/// use std::time::Duration;
+/// use twincast_core::spec::{HumanDuration, InvalidDuration};
+///
+/// let duration: HumanDuration = "90m".parse()?;
+/// assert_eq!(duration.0, Duration::from_secs(5_400));
+/// assert_eq!(duration.to_string(), "1h 30m");
+/// assert!("90".parse::<HumanDuration>().is_err(), "a unit is required");
+/// # Ok::<(), InvalidDuration>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HumanDuration(pub Duration);

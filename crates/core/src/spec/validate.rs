@@ -29,6 +29,26 @@ impl RolloutSpec {
     ///
     /// # Errors
     /// Returns all problems, each with field and line.
+    ///
+    /// # Example
+    /// ```
+    /// use twincast_core::spec::{Problems, RolloutSpec};
+    ///
+    /// let text = "\
+    /// name: firmware-1.4.2
+    /// target: {tags: {region: [eu, us]}}
+    /// message: {body: {text: update}, ttl: 72h}
+    /// rate: 600
+    /// ";
+    /// let problems = RolloutSpec::read("firmware.yaml", text).unwrap_err().problems;
+    /// let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
+    /// assert_eq!(fields, ["message.ttl", "rate"]);
+    ///
+    /// let text = text.replace("72h", "24h").replace("600", "600/min");
+    /// let spec = RolloutSpec::read("firmware.yaml", &text)?;
+    /// assert_eq!(spec.condition(), "tags.region IN ['eu', 'us']");
+    /// # Ok::<(), Problems>(())
+    /// ```
     pub fn read(origin: impl Into<String>, text: &str) -> Result<Self, Problems> {
         const PLACEHOLDERS: [(&str, &str); 4] = [
             ("name", r#""a""#),

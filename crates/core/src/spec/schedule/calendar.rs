@@ -18,6 +18,25 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 impl Schedule {
     /// Returns whether the schedule is open at `now`, and when this changes. `zone` is the value of
     /// the device's `zone_tag`, if any. An unknown zone counts as no zone.
+    ///
+    /// # Example
+    /// ```
+    /// use twincast_core::spec::{Closed, Document, Problems, Schedule, ScheduleState};
+    /// use twincast_core::time::Timestamp;
+    ///
+    /// let text = "{windows: [{from: 22:00, for: 4h}], zone: Europe/Berlin}";
+    /// let schedule: Schedule = Document::parse("schedule.yaml", text)?.read()?;
+    /// // 16:13:20 in Berlin, 23:13:20 in Tokyo.
+    /// let now = Timestamp(1_790_000_000_000);
+    /// let ScheduleState::Closed { until: Some(until), why } = schedule.state_at(now, None) else {
+    ///     panic!("the window begins at 22:00");
+    /// };
+    /// assert_eq!(why, Closed::OutsideWindow);
+    /// assert_eq!(until.to_string(), "2026-09-21T20:00:00Z");
+    /// let in_tokyo = schedule.state_at(now, Some("Asia/Tokyo"));
+    /// assert!(matches!(in_tokyo, ScheduleState::Open { .. }));
+    /// # Ok::<(), Problems>(())
+    /// ```
     #[must_use]
     pub fn state_at(&self, now: Timestamp, zone: Option<&str>) -> ScheduleState {
         let zone = zone
