@@ -103,8 +103,8 @@ impl Cluster {
 
 #[test]
 fn a_rollout_by_workload_identity_outlives_its_tokens_and_a_kill() {
-    let cluster = Cluster::start(3, &["IoT Hub Data Contributor"]).in_pod();
-    let spec = cluster.room.rollout("entra", "rate: 24000/min");
+    let cluster = Cluster::start(8, &["IoT Hub Data Contributor"]).in_pod();
+    let spec = cluster.room.rollout("entra", "rate: 12000/min");
     let mut run = cluster.room.start(&["run", &spec]);
     cluster.until_accepted(&mut run, DEVICES / 3);
     run.kill();

@@ -448,10 +448,10 @@ fn installed(firmware: &crate::config::Firmware) -> Option<String> {
     match text.as_deref().map(str::trim) {
         Ok(text) if version::is_version(text) => return Some(text.to_owned()),
         Ok(_) => {
-            tracing::warn!(path = %path.display(), "version file does not contain a valid version")
+            tracing::warn!(path = %path.display(), "version file does not contain a valid version");
         }
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "failed to read the version file")
+            tracing::warn!(path = %path.display(), %error, "failed to read the version file");
         }
     }
     None

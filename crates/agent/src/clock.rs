@@ -47,7 +47,7 @@ impl Clock {
         match *reference {
             // The system clock was set in the meantime.
             Some(ReferenceTime { is_guess: true, .. }) if system >= build_time() => {
-                *reference = None
+                *reference = None;
             }
             None if system < build_time() => {
                 *reference = Some(ReferenceTime {

@@ -383,7 +383,7 @@ impl State {
                 self.end_current(Progress::Failed, Some(failed("install", output)), now);
             }
             (Step::Activating { .. }, HookResult::Done) => {
-                self.go_to(Step::Checking { starts: 1 }, now)
+                self.go_to(Step::Checking { starts: 1 }, now);
             }
             (Step::Activating { .. }, HookResult::Restart) => {
                 self.go_to(

@@ -100,6 +100,30 @@ impl Tokens {
     /// # Panics
     ///
     /// Never: building a client without settings of its own cannot fail.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use twincast_entra::{HUB_SCOPE, Identity, Proof, Tokens};
+    ///
+    /// # _ = rustls::crypto::ring::default_provider().install_default();
+    /// # let web = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+    /// let identity = Identity::Application {
+    ///     tenant_id: Some("contoso.example".to_owned()),
+    ///     client_id: None,
+    ///     proof: Proof::FederatedToken(None),
+    /// };
+    /// // Workload identity sets these variables in a pod.
+    /// let env = |name: &str| match name {
+    ///     "AZURE_CLIENT_ID" => Some("worker".to_owned()),
+    ///     "AZURE_FEDERATED_TOKEN_FILE" => Some("/var/run/secrets/azure/token".to_owned()),
+    ///     _ => None,
+    /// };
+    /// let tokens = Tokens::new(&identity, HUB_SCOPE, web, &env)?;
+    /// let expected = "workload identity (client worker, tenant contoso.example)";
+    /// assert_eq!(tokens.identity(), expected);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(
         identity: &Identity,
         scope: &str,

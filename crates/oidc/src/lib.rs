@@ -139,6 +139,36 @@ impl Issuer {
     /// # Errors
     /// The reason of the rejection; [`Rejection::NoKeys`] and [`Rejection::TooManyWaiting`] if the
     /// token cannot be checked now.
+    ///
+    /// # Example
+    /// ```
+    /// use std::time::{Duration, UNIX_EPOCH};
+    /// use twincast_oidc::{Issuer, IssuerConfig, KeyLocation, Rejection};
+    /// # use twincast_oidc::TokenSigner;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let file = folder.path().join("keys.json");
+    /// # let signer = TokenSigner::new("key-1");
+    /// # std::fs::write(&file, TokenSigner::key_set(&[&signer]).to_string())?;
+    /// # let token = signer.sign(&serde_json::json!({
+    /// #     "iss": "https://login.example", "aud": "twincast", "exp": 1_800_000_300, "sub": "ann",
+    /// # }));
+    /// let issuer = Issuer::new(IssuerConfig {
+    ///     issuer: "https://login.example".to_owned(),
+    ///     audience: "twincast".to_owned(),
+    ///     keys: KeyLocation::File(file),
+    /// })?;
+    /// issuer.load().await?;
+    /// // `token` is from this issuer, and expires 300 seconds later.
+    /// let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    /// assert_eq!(issuer.verify(&token, now).await?.text("sub"), Some("ann"));
+    /// let later = now + Duration::from_secs(360);
+    /// assert_eq!(issuer.verify(&token, later).await, Err(Rejection::Expired));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, Rejection> {
         let token = Parts::parse(token)?;
         match self.0.check(&token) {

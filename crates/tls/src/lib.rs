@@ -81,6 +81,24 @@ pub enum RootsError {
 ///
 /// # Errors
 /// [`RootsError`].
+///
+/// # Example
+/// ```
+/// use twincast_tls::{Roots, RootsError, client_config, root_store};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("ca.pem");
+/// let roots = Roots::OnlyFile(path.clone());
+/// std::fs::write(&path, "not a certificate")?;
+/// assert!(matches!(client_config(&roots), Err(RootsError::InFile { .. })));
+///
+/// let authority = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+/// std::fs::write(&path, authority.cert.pem())?;
+/// let config = client_config(&roots)?;
+/// assert!(!config.client_auth_cert_resolver.has_certs());
+/// assert_eq!(root_store(&roots)?.len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn client_config(roots: &Roots) -> Result<Arc<ClientConfig>, RootsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))

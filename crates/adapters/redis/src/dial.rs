@@ -238,7 +238,7 @@ async fn first<T>(
         match attempt {
             Ok(done) => return Ok(done),
             Err(error) if reported.as_ref().is_none_or(|it| !is_refusal(it)) => {
-                reported = Some(error)
+                reported = Some(error);
             }
             Err(_) => {}
         }

@@ -90,7 +90,7 @@ async fn a_connection_is_judged_as_the_hub_does() {
         (
             BadUserNamePassword,
             Box::new(|options| {
-                options.user_name = "elsewhere/d1/?api-version=2021-04-12".to_owned()
+                options.user_name = "elsewhere/d1/?api-version=2021-04-12".to_owned();
             }),
         ),
     ] {

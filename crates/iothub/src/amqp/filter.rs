@@ -406,7 +406,7 @@ fn make_decodable(head: Head, frame: &mut Vec<u8>, end: usize) -> Result<usize, 
     }
     let after = frame.len() - end;
     let sanitize_field = |field: &mut Vec<u8>, sanitized: fn(&[u8]) -> Vec<u8>| {
-        *field = sanitized(&mem::take(field))
+        *field = sanitized(&mem::take(field));
     };
     edit(head, frame, |fields| match head.performative {
         Performative::Disposition => {

@@ -211,10 +211,10 @@ impl Side {
         let mut event = change.event.clone();
         match &mut event {
             Event::PlanCompleted { plan } => {
-                plan.checksum = stored_checksum(&*self.store, &rollout).await
+                plan.checksum = stored_checksum(&*self.store, &rollout).await;
             }
             Event::ScanCompleted { found } => {
-                found.checksum = stored_checksum(&*self.store, &rollout).await
+                found.checksum = stored_checksum(&*self.store, &rollout).await;
             }
             _ => {}
         }

@@ -249,7 +249,7 @@ impl World {
                 Step::CancelAcquire => assert!(std::mem::take(&mut self.acquiring)),
                 Step::VoidPermits => {}
                 Step::ReportThrottle { .. } => {
-                    assert!(!std::mem::replace(&mut self.reporting_throttle, true))
+                    assert!(!std::mem::replace(&mut self.reporting_throttle, true));
                 }
             }
         }
@@ -298,7 +298,7 @@ impl World {
         match result {
             SendResult::Enqueued | SendResult::Final { .. } => _ = self.answered.insert(index),
             SendResult::Unknown { .. } if !self.resend_unanswered => {
-                _ = self.answered.insert(index)
+                _ = self.answered.insert(index);
             }
             SendResult::HubUnavailable { .. } => self.is_over = true,
             _ => {}

@@ -293,7 +293,7 @@ impl State {
             MessageSettlement::Completed => self.end(number, MessageState::Delivered, now_ms),
             MessageSettlement::Rejected => self.end(number, MessageState::Rejected, now_ms),
             MessageSettlement::Abandoned => {
-                self.requeue(device, number, now_ms, Some(deliveries_max))
+                self.requeue(device, number, now_ms, Some(deliveries_max));
             }
         }
     }
