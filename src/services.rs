@@ -166,7 +166,7 @@ impl Services {
             let was = self.store_obstacle.send_replace(obstacle.clone());
             match (was, obstacle) {
                 (None, Some(obstacle)) => {
-                    tracing::warn!(obstacle, "Redis does not answer, waiting")
+                    tracing::warn!(obstacle, "Redis does not answer, waiting");
                 }
                 (Some(_), None) => tracing::info!("Redis answers again"),
                 _ => {}

@@ -458,7 +458,7 @@ impl Observer for Auditor {
                 ledger.check(skipped);
             }
             Effect::FeedbackScheduled(_, record, told_at) => {
-                ledger.gates.feedback_scheduled(record, *told_at)
+                ledger.gates.feedback_scheduled(record, *told_at);
             }
             Effect::FeedbackHandedOut(_, records) => ledger.gates.feedback_handed_out(records),
             Effect::FeedbackCompleted(_, records) => {

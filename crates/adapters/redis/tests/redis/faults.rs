@@ -80,7 +80,7 @@ async fn a_call_that_is_no_longer_polled_holds_up_no_other() {
     let proxy = Proxy::start(redis.address()).await;
     let settings = Settings {
         url: Settings::new(redis.url_via(&proxy)).url,
-        ..settings(&redis)
+        ..settings(redis)
     };
     let store = connect(&settings).await;
     proxy.refuse();
