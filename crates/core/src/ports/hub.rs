@@ -282,7 +282,7 @@ pub trait Hub: Send + Sync + 'static {
 pub trait Feedback: Send + 'static {
     /// Returns the next message of the feedback queue; `None` after the queue was reachable for all
     /// of `quiet` and empty. Reconnects for as long as necessary. A few messages may still be on
-    /// their way at the return, and come with the next call; see [`rest`](Self::rest).
+    /// their way at the return, and come with the next call; see [`pause`](Self::pause).
     ///
     /// An error is permanent: the hub refuses this receiver, and would refuse again. A new receiver
     /// may succeed later.
