@@ -1,6 +1,8 @@
-// The script that most people start with: each device in turn, each send awaited, with Azure's own Node service SDK.
+// The script that most people start with: each device in turn, each send awaited, with Azure's own
+// Node service SDK.
 //
-//   NODE_EXTRA_CA_CERTS=ca.pem node sending.mjs <folder with node_modules> <connection string> <count> <body> <rollout>
+//   NODE_EXTRA_CA_CERTS=ca.pem node sending.mjs <folder with node_modules> <connection string> \
+//     <count> <body> <rollout>
 
 import { createRequire } from 'node:module';
 import path from 'node:path';

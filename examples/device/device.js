@@ -1,7 +1,8 @@
-// A device app for signed updates, with Azure's own SDK. The README.md in this folder explains the start.
+// A device app for signed updates, with Azure's own SDK. The README.md in this folder explains the
+// start.
 //
-// The app waits for messages of the kind `update`, checks and installs each update, and answers in the reported property
-// `update`.
+// The app waits for messages of the kind `update`, checks and installs each update, and answers in
+// the reported property `update`.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -10,12 +11,19 @@ const path = require('node:path');
 const { Client } = require('azure-iot-device');
 const { Mqtt } = require('azure-iot-device-mqtt');
 
-const { UPDATE_NAME, UPDATE_HARDWARE, UPDATE_KEYS, STATE_FOLDER = '.', DEVICE_CONNECTION_STRING } = process.env;
+const {
+  UPDATE_NAME,
+  UPDATE_HARDWARE,
+  UPDATE_KEYS,
+  STATE_FOLDER = '.',
+  DEVICE_CONNECTION_STRING,
+} = process.env;
 const PAYLOAD_TYPE = 'application/vnd.twincast.update+json';
 const LARGEST = 64 * 1024 * 1024;
 const REMEMBERED = 100;
 const inFolder = (name) => path.join(STATE_FOLDER, name);
-const PREFIX = Buffer.from('302a300506032b6570032100', 'hex'); // the prefix of an ed25519 key in DER (RFC 8410)
+// The prefix of an ed25519 key in DER (RFC 8410).
+const PREFIX = Buffer.from('302a300506032b6570032100', 'hex');
 const KEYS = UPDATE_KEYS.split(',').map((key) => crypto.createPublicKey({
   key: Buffer.concat([PREFIX, Buffer.from(key, 'base64')]), format: 'der', type: 'spki',
 }));
@@ -28,7 +36,8 @@ class Wrong extends Error {
   }
 }
 
-// Installs the artefact. Replace this function; the app reports every exception of the function as a failure.
+// Installs the artefact. Replace this function; the app reports every exception of the function as
+// a failure.
 async function install(artifact, manifest) {
   fs.writeFileSync(inFolder('firmware.new'), artifact);
   fs.renameSync(inFolder('firmware.new'), inFolder('firmware'));
@@ -39,8 +48,12 @@ async function install(artifact, manifest) {
 function verified(body) {
   const { payload, payloadType: kind, signatures } = JSON.parse(body);
   const content = Buffer.from(payload, 'base64');
-  const signed = Buffer.concat([Buffer.from(`DSSEv1 ${Buffer.byteLength(kind)} ${kind} ${content.length} `), content]);
-  const good = signatures.some(({ sig }) => KEYS.some((key) => crypto.verify(null, signed, key, Buffer.from(sig, 'base64'))));
+  const signed = Buffer.concat([
+    Buffer.from(`DSSEv1 ${Buffer.byteLength(kind)} ${kind} ${content.length} `),
+    content,
+  ]);
+  const good = signatures.some(({ sig }) =>
+    KEYS.some((key) => crypto.verify(null, signed, key, Buffer.from(sig, 'base64'))));
   if (!good) throw new Wrong('signature', 'no key that this device trusts has signed the update');
   if (kind !== PAYLOAD_TYPE) throw new Wrong('payload_type', `the payload is of the type ${kind}`);
   return JSON.parse(content);
@@ -52,13 +65,24 @@ function isNewer(version, running) {
   return at >= 0 && left[at] > (right[at] ?? -1);
 }
 
-function check({ schema, name, version, hardware = [UPDATE_HARDWARE], artifact, expires, force }, running) {
+function check(
+  { schema, name, version, hardware = [UPDATE_HARDWARE], artifact, expires, force },
+  running
+) {
   const rules = [
     [schema === 1, 'schema', `the schema is ${schema}, not 1`],
     [name === UPDATE_NAME, 'name', `${name} is not ${UPDATE_NAME}`],
     [hardware.includes(UPDATE_HARDWARE), 'hardware', `it is not for ${UPDATE_HARDWARE}`],
-    [expires === undefined || Date.parse(expires) > Date.now(), 'expired', `it has expired at ${expires}`],
-    [force === true || isNewer(version, running), 'downgrade', `${version} is not newer than ${running}, which runs`],
+    [
+      expires === undefined || Date.parse(expires) > Date.now(),
+      'expired',
+      `it has expired at ${expires}`,
+    ],
+    [
+      force === true || isNewer(version, running),
+      'downgrade',
+      `${version} is not newer than ${running}, which runs`,
+    ],
     [artifact.size > 0 && artifact.size <= LARGEST, 'size', `at most ${LARGEST} bytes are taken`],
   ];
   for (const [good, code, text] of rules) if (!good) throw new Wrong(code, text);
@@ -81,9 +105,12 @@ async function download({ url, size, sha256 }) {
   return content;
 }
 
-const state = fs.existsSync(inFolder('state.json')) ? JSON.parse(fs.readFileSync(inFolder('state.json'))) : { version: '0', ends: {} };
+const state = fs.existsSync(inFolder('state.json'))
+  ? JSON.parse(fs.readFileSync(inFolder('state.json')))
+  : { version: '0', ends: {} };
 
-// Stores the end of an update on the disk. An end is final, so the app stores the end before reporting the end.
+// Stores the end of an update on the disk. An end is final, so the app stores the end before
+// reporting the end.
 function remember(id, end) {
   state.ends = Object.fromEntries([...Object.entries(state.ends), [id, end]].slice(-REMEMBERED));
   fs.writeFileSync(inFolder('state.new'), JSON.stringify(state), { flush: true });
@@ -113,12 +140,14 @@ async function update(id, body, report) {
 async function main() {
   const client = Client.fromConnectionString(DEVICE_CONNECTION_STRING, Mqtt);
   let twin;
-  // The function behind `twin.properties.reported.update`: a reported property with the name `update` hides the method.
+  // The function behind `twin.properties.reported.update`: a reported property with the name
+  // `update` hides the method.
   const tell = (patch) => new Promise((resolve, reject) => {
     twin._updateReportedProperties(patch, (error) => (error ? reject(error) : resolve()));
   });
   const report = (id, word, version, error = null) => tell({
-    update: { id, state: word, version, error, attempt: 1, at: new Date().toISOString() }, firmware: state.version,
+    update: { id, state: word, version, error, attempt: 1, at: new Date().toISOString() },
+    firmware: state.version,
   });
   let ready;
   let last = new Promise((resolve) => { ready = resolve; }); // one update at a time
@@ -126,7 +155,9 @@ async function main() {
   client.on('message', (message) => {
     client.complete(message, () => {}); // over MQTT, the SDK has completed the message on arrival
     if (message.properties.getValue('kind') !== 'update') return;
-    last = last.then(() => update(message.messageId, message.getData(), report)).catch(console.error);
+    last = last
+      .then(() => update(message.messageId, message.getData(), report))
+      .catch(console.error);
   });
   await client.open();
   twin = await client.getTwin();

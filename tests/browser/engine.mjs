@@ -1,5 +1,5 @@
-// The whole engine for a test: RabbitMQ, Redis, an emulated hub, an orchestrator and a worker, as private processes on
-// free ports.
+// The whole engine for a test: RabbitMQ, Redis, an emulated hub, an orchestrator and a worker, as
+// private processes on free ports.
 
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
@@ -40,7 +40,10 @@ export class Engine {
   #children = [];
   #folder;
 
-  /** Starts the services and a hub of the given tier with `devices` refrigerators, without orchestrator and worker. */
+  /**
+   * Starts the services and a hub of the given tier with `devices` refrigerators, without
+   * orchestrator and worker.
+   */
   static async start({ devices, tier }) {
     const engine = new Engine();
     try {
@@ -55,11 +58,20 @@ export class Engine {
   async #start(devices, tier) {
     this.#folder = await mkdtemp(join(tmpdir(), 'twincast-browser-'));
     // The guard kills the services after the end of this process, and removes the folder.
-    this.guard = spawn(services, ['guard', join(this.#folder, 'services')], { stdio: ['pipe', 'inherit', 'inherit'] });
-    const [rabbitmq, redis] = await Promise.all([this.#service('rabbitmq'), this.#service('redis')]);
-    this.spawn('hub', ['hub', '--devices', String(devices), '--tier', tier, '--amqp-port', '0', '--out', 'hub']);
-    const hub = await eventually('the hub', () => readFile(join(this.#folder, 'hub', 'twincast.toml'), 'utf8').catch(() => null));
-    const tokens = await Promise.all([['ann', 'admin'], ['vic', 'viewer']].map(([name, role]) => this.token(name, role)));
+    this.guard = spawn(services, ['guard', join(this.#folder, 'services')], {
+      stdio: ['pipe', 'inherit', 'inherit'],
+    });
+    const [rabbitmq, redis] = await Promise.all([
+      this.#service('rabbitmq'),
+      this.#service('redis'),
+    ]);
+    this.spawn('hub', [
+      'hub', '--devices', String(devices), '--tier', tier, '--amqp-port', '0', '--out', 'hub',
+    ]);
+    const hub = await eventually('the hub', () =>
+      readFile(join(this.#folder, 'hub', 'twincast.toml'), 'utf8').catch(() => null));
+    const tokens = await Promise.all(
+      [['ann', 'admin'], ['vic', 'viewer']].map(([name, role]) => this.token(name, role)));
     await writeFile(join(this.#folder, 'tokens'), tokens.map(({ line }) => `${line}\n`).join(''));
     [this.admin, this.viewer] = tokens.map(({ token }) => token);
     await writeFile(join(this.#folder, 'hub', 'engine.toml'), `
@@ -75,7 +87,8 @@ tokens_file = "../tokens"
 ${hub}`);
     this.orchestrator = this.work('orchestrator');
     this.work('worker');
-    const [, address] = await eventually('the API', () => this.orchestrator.log().match(/API: (http:\/\/\S+?)\/api\/v1/));
+    const [, address] = await eventually('the API', () =>
+      this.orchestrator.log().match(/API: (http:\/\/\S+?)\/api\/v1/));
     this.address = address;
     await eventually('a worker', async () => (await this.get('/hubs')).hubs[0].workers === 1);
   }
@@ -106,7 +119,8 @@ ${hub}`);
       });
     }
     started.add(child);
-    const over = new Promise((resolve) => child.once('close', resolve)).then(() => started.delete(child));
+    const over = new Promise((resolve) => child.once('close', resolve)).then(() =>
+      started.delete(child));
     const member = { child, over, name, log: () => log };
     this.#children.push(member);
     return member;

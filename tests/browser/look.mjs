@@ -26,12 +26,17 @@ const spec = {
   rate: '4000/min',
   stages: [
     { name: 'canary', percent: '5%', gate: { counts: 'enqueued', approval: {} } },
-    { name: SECOND, percent: '50%', gate: { counts: 'enqueued', failure_above: '5%', approval: {} } },
+    {
+      name: SECOND,
+      percent: '50%',
+      gate: { counts: 'enqueued', failure_above: '5%', approval: {} },
+    },
   ],
 };
 
 const began = Date.now();
-const step = (what) => console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(5)} s  ${what}`);
+const step = (what) =>
+  console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(5)} s  ${what}`);
 
 /** A browser window of a person. Errors and warnings of the browser fail the test at the end. */
 class Visitor {
@@ -41,14 +46,16 @@ class Visitor {
     const visitor = new Visitor();
     visitor.context = await browser.newContext({ viewport: WIDE, baseURL: address, ...settings });
     await visitor.context.addInitScript(() => {
-      addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+      addEventListener('securitypolicyviolation', (event) =>
+        console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
     });
     visitor.page = await visitor.context.newPage();
     visitor.page.setDefaultTimeout(30_000);
     visitor.page.on('pageerror', (error) => Visitor.complaints.push(String(error)));
     visitor.page.on('console', (said) => {
       // The 401 before the sign-in is expected.
-      const isExpected = /status of 401/.test(said.text()) && said.location().url.endsWith('/whoami');
+      const isExpected =
+        /status of 401/.test(said.text()) && said.location().url.endsWith('/whoami');
       if (['error', 'warning'].includes(said.type()) && !isExpected) {
         Visitor.complaints.push(`${said.text()} (${said.location().url})`);
       }
@@ -71,17 +78,25 @@ class Visitor {
   /** Takes screenshots, light and dark, wide and narrow; checks the width and the accessibility. */
   async look(name) {
     for (const [scheme, size, viewport] of [
-      ['light', 'wide', WIDE], ['dark', 'wide', WIDE], ['light', 'narrow', NARROW], ['dark', 'narrow', NARROW],
+      ['light', 'wide', WIDE],
+      ['dark', 'wide', WIDE],
+      ['light', 'narrow', NARROW],
+      ['dark', 'narrow', NARROW],
     ]) {
       await this.page.emulateMedia({ colorScheme: scheme, reducedMotion: 'reduce' });
       await this.page.setViewportSize(viewport);
-      await this.page.screenshot({ path: join(pictures, `${name}-${size}-${scheme}.png`), fullPage: true });
+      await this.page.screenshot({
+        path: join(pictures, `${name}-${size}-${scheme}.png`),
+        fullPage: true,
+      });
       const [inner, outer] = await this.page.evaluate(
         () => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
       assert.ok(inner <= outer, `${name}, ${size}: ${inner} px wide, and the window ${outer}`);
       // Evaluated outside the page's scripts, so the content security policy does not apply.
-      const { violations } = await this.page.evaluate(`${axe}; axe.run({ resultTypes: ['violations'] })`);
-      const told = violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html).join(' ')}`);
+      const { violations } = await this.page.evaluate(
+        `${axe}; axe.run({ resultTypes: ['violations'] })`);
+      const told = violations.map(
+        ({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html).join(' ')}`);
       assert.deepEqual(told, [], `${name}, ${size}, ${scheme}`);
     }
     await this.page.setViewportSize(WIDE);
@@ -95,7 +110,8 @@ async function tabTo(page, name) {
     await page.keyboard.press('Tab');
     const focused = await page.evaluate(() => document.activeElement.textContent.trim());
     if (focused === name) {
-      const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+      const outline = await page.evaluate(
+        () => getComputedStyle(document.activeElement).outlineStyle);
       assert.notEqual(outline, 'none', `${name} is focused, and it is not to be seen`);
       return;
     }
@@ -123,7 +139,10 @@ async function watch(engine, browser) {
   await viewer.signIn(engine.viewer);
   await viewer.page.goto(`/#/rollouts/${spec.name}`);
   await waitsFor(viewer.page, 'Stage canary waits for an approval');
-  assert.equal(await viewer.page.locator('button[data-operation]').count(), 0, 'who looks only has no buttons');
+  assert.equal(
+    await viewer.page.locator('button[data-operation]').count(),
+    0,
+    'who looks only has no buttons');
 
   // Approve by click, with a reason that looks like HTML.
   await page.getByRole('button', { name: 'Approve canary' }).click();
@@ -150,12 +169,18 @@ async function watch(engine, browser) {
   // More rollouts have ended than fit on a page of the list, and their names sort first.
   const names = Array.from({ length: 101 }, (_, n) => `archive-${n + 100}`);
   while (names.length > 0) {
-    await Promise.all(names.splice(0, 10).map((name) => engine.post('/rollouts', { ...spec, name, target: { tags: { type: 'none' } } })));
+    await Promise.all(names.splice(0, 10).map((name) =>
+      engine.post('/rollouts', { ...spec, name, target: { tags: { type: 'none' } } })));
   }
-  await eventually('their end', async () => (await engine.get('/rollouts?ended=false')).rollouts.length === 1);
+  await eventually(
+    'their end',
+    async () => (await engine.get('/rollouts?ended=false')).rollouts.length === 1);
   await page.goto('/#/');
   await page.getByRole('link', { name: 'archive-199' }).waitFor();
-  assert.match(await page.locator('tbody tr').first().textContent(), new RegExp(`^${spec.name}`), 'what runs comes first');
+  assert.match(
+    await page.locator('tbody tr').first().textContent(),
+    new RegExp(`^${spec.name}`),
+    'what runs comes first');
   await ann.look('rollouts');
   await page.getByRole('button', { name: 'Next page' }).click();
   await page.getByRole('link', { name: 'archive-200' }).waitFor();
@@ -175,7 +200,10 @@ async function watch(engine, browser) {
   await page.getByRole('cell', { name: 'the device is unknown to the hub, or disabled' }).waitFor();
   await page.locator('.devices code', { hasText: 'fridge-' }).first().waitFor();
   await page.getByText('devices per minute at most').waitFor();
-  assert.equal(await page.locator('button[data-operation="abort"]').count(), 0, 'what is over cannot be aborted');
+  assert.equal(
+    await page.locator('button[data-operation="abort"]').count(),
+    0,
+    'what is over cannot be aborted');
   const { phase, by_class } = await engine.get(`/rollouts/${spec.name}`);
   assert.equal(phase, 'finished_with_failures');
   assert.equal(by_class.pending, 0);
@@ -195,7 +223,8 @@ async function watch(engine, browser) {
   await page.getByText('there is no rollout there-is-none').waitFor();
   await page.goto(`/#/rollouts/${spec.name}/devices/100%`);
   await page.getByText('100%').first().waitFor();
-  const unasked = Visitor.complaints.filter((said) => !/status of 404.*(there-is-none|100%25)/.test(said));
+  const unasked = Visitor.complaints.filter(
+    (said) => !/status of 404.*(there-is-none|100%25)/.test(said));
   assert.deepEqual(unasked, [], 'what the browser complained of');
 
   // Outdated data are always marked.
@@ -235,7 +264,10 @@ async function byKeyboard(engine, browser) {
   await page.getByRole('dialog').waitFor();
   await page.keyboard.press('Escape');
   await page.getByRole('dialog').waitFor({ state: 'hidden' });
-  assert.equal(await page.evaluate(() => document.activeElement.textContent.trim()), `Approve ${SECOND}`, 'back where one was');
+  assert.equal(
+    await page.evaluate(() => document.activeElement.textContent.trim()),
+    `Approve ${SECOND}`,
+    'back where one was');
   await page.keyboard.press('Enter');
   await page.keyboard.type('no complaints');
   await tabTo(page, 'Approve');

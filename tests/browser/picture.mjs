@@ -1,4 +1,5 @@
-// Takes the picture of the README: a staged rollout, half done. `tests/browser/run picture` writes docs/images/rollout.png.
+// Takes the picture of the README: a staged rollout, half done. `tests/browser/run picture` writes
+// docs/images/rollout.png.
 
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -27,9 +28,13 @@ try {
   browser = await launch();
   await engine.post('/rollouts', spec);
   const rollout = () => engine.get(`/rollouts/${spec.name}`);
-  await eventually('the gate of the canaries', async () => (await rollout()).waits_for?.startsWith('an approval'));
+  await eventually('the gate of the canaries', async () =>
+    (await rollout()).waits_for?.startsWith('an approval'));
   await engine.post(`/rollouts/${spec.name}/approve`, { stage: 'canary', reason: 'no complaints' });
-  const page = await browser.newPage({ viewport: { width: 1120, height: 820 }, baseURL: engine.address });
+  const page = await browser.newPage({
+    viewport: { width: 1120, height: 820 },
+    baseURL: engine.address,
+  });
   await page.goto('/');
   await page.getByLabel('Token').fill(engine.admin);
   await page.getByRole('button', { name: 'Sign in' }).click();

@@ -2,9 +2,9 @@
 //
 //   NODE_EXTRA_CA_CERTS=ca.pem DEVICES='{...}' node devices.mjs
 //
-// `DEVICES` has the hub's address and credentials, set by `crates/emulator/tests/device_sdks.rs`. Prints a table of
-// transports and features, and exits with 1 if a cell failed. A dash marks a feature that an SDK does not support; the
-// reasons are in `cannot`.
+// `DEVICES` has the hub's address and credentials, set by `crates/emulator/tests/device_sdks.rs`.
+// Prints a table of transports and features, and exits with 1 if a cell failed. A dash marks a
+// feature that an SDK does not support; the reasons are in `cannot`.
 
 import assert from 'node:assert/strict';
 import { createHmac, randomUUID } from 'node:crypto';
@@ -64,7 +64,8 @@ async function cell(transport, feature, action) {
 
 function told(error) {
   const stack = (error?.stack ?? JSON.stringify(error)).split('\n');
-  return [...stack.slice(0, 12), error?.innerError ? `because of ${error.innerError}` : ''].join('\n');
+  return [...stack.slice(0, 12), error?.innerError ? `because of ${error.innerError}` : '']
+    .join('\n');
 }
 
 function within(ms, what, promise) {
@@ -103,7 +104,9 @@ async function send(deviceId, properties = {}, body = 'body') {
   message.contentEncoding = 'utf-8';
   message.ack = 'full';
   for (const [key, value] of Object.entries(properties)) message.properties.add(key, value);
-  const verdict = new Promise((resolve) => { feedback.set(message.messageId, (record) => resolve(record.statusCode)); });
+  const verdict = new Promise((resolve) => {
+    feedback.set(message.messageId, (record) => resolve(record.statusCode));
+  });
   await within(30_000, 'send', service.send(deviceId, message));
   return { id: message.messageId, verdict };
 }
@@ -115,17 +118,26 @@ async function services() {
     async getToken() {
       const { authority, tenant, client, secret } = hub.entra;
       const body = new URLSearchParams({
-        grant_type: 'client_credentials', client_id: client, client_secret: secret, scope: 'https://iothubs.azure.net/.default',
+        grant_type: 'client_credentials',
+        client_id: client,
+        client_secret: secret,
+        scope: 'https://iothubs.azure.net/.default',
       });
-      const answer = await fetch(`${authority}/${tenant}/oauth2/v2.0/token`, { method: 'POST', body });
+      const answer = await fetch(`${authority}/${tenant}/oauth2/v2.0/token`, {
+        method: 'POST',
+        body,
+      });
       const { access_token: token, expires_in: life } = await answer.json();
       return { token, expiresOnTimestamp: Date.now() + life * 1000 };
     },
   };
   const ways = {
-    'service, amqp-ws, key': () => iothub.Client.fromConnectionString(hub.connectionString, iothub.AmqpWs),
-    'service, amqp, Entra ID': () => iothub.Client.fromTokenCredential(hub.host, credential, iothub.Amqp),
-    'service, amqp-ws, Entra ID': () => iothub.Client.fromTokenCredential(hub.host, credential, iothub.AmqpWs),
+    'service, amqp-ws, key': () =>
+      iothub.Client.fromConnectionString(hub.connectionString, iothub.AmqpWs),
+    'service, amqp, Entra ID': () =>
+      iothub.Client.fromTokenCredential(hub.host, credential, iothub.Amqp),
+    'service, amqp-ws, Entra ID': () =>
+      iothub.Client.fromTokenCredential(hub.host, credential, iothub.AmqpWs),
   };
   let failed = 0;
   for (const [name, connect] of Object.entries(ways)) {
@@ -185,7 +197,8 @@ async function opened(client, transport) {
   return client;
 }
 
-// Returns properties with all special characters allowed by the hub, in names and values; HTTPS sends both in headers.
+// Returns properties with all special characters allowed by the hub, in names and values; HTTPS
+// sends both in headers.
 function oddProperties(transport) {
   const properties = { empty: '', plain: 'value', kind: 'update' };
   const names = [..."!#$%&'*+-.^_`|~"];
@@ -198,11 +211,15 @@ function oddProperties(transport) {
   return properties;
 }
 
-// Over HTTPS, the SDK returns the lower-case header names; over MQTT, it also returns the hub's own properties.
+// Over HTTPS, the SDK returns the lower-case header names; over MQTT, it also returns the hub's own
+// properties.
 function propertiesOf(message, transport) {
   const entries = message.properties.propertyList.map(({ key, value }) => [key, value]);
-  if (transport === 'http') return Object.fromEntries(entries.map(([key, value]) => [key.replace(/^iothub-app-/, ''), value]));
-  return Object.fromEntries(entries.filter(([key]) => key !== 'iothub-ack' && !key.startsWith('$.')));
+  if (transport === 'http')
+    return Object.fromEntries(
+      entries.map(([key, value]) => [key.replace(/^iothub-app-/, ''), value]));
+  return Object.fromEntries(
+    entries.filter(([key]) => key !== 'iothub-ack' && !key.startsWith('$.')));
 }
 
 async function basics(transport) {
@@ -228,7 +245,8 @@ async function basics(transport) {
     assert.equal(message.getData().toString(), 'odd');
     assert.equal(message.messageId, sent.id);
     assert.equal(message.correlationId, 'correlation/1 %');
-    const lower = (map) => Object.fromEntries(Object.entries(map).map(([key, value]) => [key.toLowerCase(), value]));
+    const lower = (map) =>
+      Object.fromEntries(Object.entries(map).map(([key, value]) => [key.toLowerCase(), value]));
     const expected = transport === 'http' ? lower(properties) : properties;
     assert.deepEqual(propertiesOf(message, transport), expected);
   });
@@ -240,14 +258,16 @@ async function basics(transport) {
   await cell(transport, 'reject', async () => {
     const sent = await send(deviceId);
     const message = await received.next();
-    if (!settles) return assert.rejects(async () => client.reject(message), { name: 'NotImplementedError' });
+    if (!settles)
+      return assert.rejects(async () => client.reject(message), { name: 'NotImplementedError' });
     await client.reject(message);
     assert.equal(await within(15_000, 'feedback', sent.verdict), 'Rejected');
   });
   await cell(transport, 'abandon', async () => {
     const sent = await send(deviceId);
     const message = await received.next();
-    if (!settles) return assert.rejects(async () => client.abandon(message), { name: 'NotImplementedError' });
+    if (!settles)
+      return assert.rejects(async () => client.abandon(message), { name: 'NotImplementedError' });
     await client.abandon(message);
     const again = await received.next();
     assert.equal(again.messageId, sent.id);
@@ -260,7 +280,8 @@ async function basics(transport) {
 }
 
 async function twin(deviceId, client, transport) {
-  if (transport === 'http') return assert.rejects(async () => client.getTwin(), { name: 'NotImplementedError' });
+  if (transport === 'http')
+    return assert.rejects(async () => client.getTwin(), { name: 'NotImplementedError' });
   const twin = await within(15_000, 'get', client.getTwin());
   const change = new Promise((resolve) => {
     twin.on('properties.desired', (delta) => { if (delta.interval === 5) resolve(delta); });
@@ -293,14 +314,23 @@ async function twin(deviceId, client, transport) {
 }
 
 async function method(deviceId, client, transport) {
-  if (transport === 'http') return assert.rejects(async () => client.onDeviceMethod('reboot', () => {}), { name: 'NotImplementedError' });
+  if (transport === 'http')
+    return assert.rejects(async () => client.onDeviceMethod('reboot', () => {}), {
+      name: 'NotImplementedError',
+    });
   client.onDeviceMethod('reboot', (request, response) => {
-    response.send(207, { got: request.payload }, (error) => { if (error) console.log(`${transport} method: ${error}`); });
+    response.send(207, { got: request.payload }, (error) => {
+      if (error) console.log(`${transport} method: ${error}`);
+    });
   });
   const parameters = {
-    methodName: 'reboot', payload: { in: ['s', 5, null] }, responseTimeoutInSeconds: 15, connectTimeoutInSeconds: 15,
+    methodName: 'reboot',
+    payload: { in: ['s', 5, null] },
+    responseTimeoutInSeconds: 15,
+    connectTimeoutInSeconds: 15,
   };
-  const { result, message } = await within(20_000, 'call', service.invokeDeviceMethod(deviceId, parameters));
+  const { result, message } = await within(
+    20_000, 'call', service.invokeDeviceMethod(deviceId, parameters));
   const answer = result ?? message;
   assert.deepEqual(answer, { status: 207, payload: { got: { in: ['s', 5, null] } } });
 }
@@ -310,8 +340,10 @@ async function renewal(transport) {
   const deviceId = `node-${transport}-renewal`;
   const connection = await create(deviceId);
   await cell(transport, 'renewal', async () => {
-    const authentication = device.SharedAccessKeyAuthenticationProvider.fromConnectionString(connection, 10, 5);
-    const raw = device.Client.fromAuthenticationProvider(authentication, transports[transport].device);
+    const authentication = device.SharedAccessKeyAuthenticationProvider.fromConnectionString(
+      connection, 10, 5);
+    const raw = device.Client.fromAuthenticationProvider(
+      authentication, transports[transport].device);
     const client = await opened(raw, transport);
     const received = new Received(client);
     const begun = Date.now();
@@ -375,14 +407,16 @@ async function useCertificate(transport, deviceId, { cert, key }, host) {
 }
 
 async function register(transport, security) {
-  const client = provisioning.ProvisioningDeviceClient.create(hub.host, hub.idScope, new transports[transport].provisioning(), security);
+  const client = provisioning.ProvisioningDeviceClient.create(
+    hub.host, hub.idScope, new transports[transport].provisioning(), security);
   return within(20_000, 'registration', new Promise((resolve, reject) => {
     client.register((error, result) => (error ? reject(error) : resolve(result)));
   }));
 }
 
 async function useKey(transport, deviceId, key, host) {
-  const client = await open(`HostName=${host};DeviceId=${deviceId};SharedAccessKey=${key}`, transport);
+  const client = await open(
+    `HostName=${host};DeviceId=${deviceId};SharedAccessKey=${key}`, transport);
   await within(15_000, 'telemetry', client.sendEvent(new device.Message('provisioned')));
   await client.close();
 }
@@ -396,12 +430,15 @@ async function registrations(transport) {
     assert.equal(result.deviceId, `device-of-${registrationId}`);
     assert.equal(result.assignedHub, hub.host);
     await useKey(transport, result.deviceId, key, result.assignedHub);
-    const wrong = new symmetric.SymmetricKeySecurityClient(registrationId, Buffer.alloc(32).toString('base64'));
+    const wrong = new symmetric.SymmetricKeySecurityClient(
+      registrationId, Buffer.alloc(32).toString('base64'));
     await assert.rejects(register(transport, wrong));
   });
   await cell(transport, 'dps-group', async () => {
     const registrationId = `grouped-${transport}`;
-    const key = createHmac('sha256', Buffer.from(hub.groupKey, 'base64')).update(registrationId).digest('base64');
+    const key = createHmac('sha256', Buffer.from(hub.groupKey, 'base64'))
+      .update(registrationId)
+      .digest('base64');
     const security = new symmetric.SymmetricKeySecurityClient(registrationId, key);
     const result = await register(transport, security);
     assert.equal(result.deviceId, registrationId);
@@ -411,7 +448,10 @@ async function registrations(transport) {
     assert.equal(twin.tags.from, 'group');
     assert.equal(twin.properties.desired.interval, 60);
   });
-  for (const [feature, certificate] of [['dps-x509', hub.certificates[`individual-x509-${transport}`]], ['dps-x509-group', hub.certificates[`grouped-x509-${transport}`]]]) {
+  for (const [feature, certificate] of [
+    ['dps-x509', hub.certificates[`individual-x509-${transport}`]],
+    ['dps-x509-group', hub.certificates[`grouped-x509-${transport}`]],
+  ]) {
     await cell(transport, feature, async () => {
       const { name, cert, key } = certificate;
       const result = await register(transport, new x509.X509Security(name, { cert, key }));
@@ -425,7 +465,8 @@ async function certificates(transport) {
   const own = hub.certificates[`own-${transport}`];
   const { thumbprint } = own;
   await withCertificate(transport, 'x509', own, {
-    type: 'selfSigned', x509Thumbprint: { primaryThumbprint: thumbprint, secondaryThumbprint: thumbprint },
+    type: 'selfSigned',
+    x509Thumbprint: { primaryThumbprint: thumbprint, secondaryThumbprint: thumbprint },
   });
   const signed = hub.certificates[`signed-${transport}`];
   await withCertificate(transport, 'x509-ca', signed, { type: 'certificateAuthority' });
@@ -439,7 +480,11 @@ process.on('unhandledRejection', (error) => {
 await openService();
 const chosen = Object.keys(transports).filter((name) => !only.length || only.includes(name));
 await Promise.all(chosen.flatMap((transport) => [
-  basics(transport), renewal(transport), eviction(transport), certificates(transport), registrations(transport),
+  basics(transport),
+  renewal(transport),
+  eviction(transport),
+  certificates(transport),
+  registrations(transport),
 ].map((part) => part.catch((error) => {
   table[transport] ??= {};
   table[transport].other = 'FAILED';

@@ -2,8 +2,8 @@
 //
 //   NODE_EXTRA_CA_CERTS=ca.pem node drive.mjs <connection string> <device id prefix>
 //
-// The fleet must have at least 250 devices "<prefix>000" and up, with the tag `kind` "fridge", completing all messages.
-// Prints a JSON object per check, and exits with 1 if any check failed.
+// The fleet must have at least 250 devices "<prefix>000" and up, with the tag `kind` "fridge",
+// completing all messages. Prints a JSON object per check, and exits with 1 if any check failed.
 
 import assert from 'node:assert/strict';
 import https from 'node:https';
@@ -17,10 +17,12 @@ const [connectionString, prefix] = process.argv.slice(2);
 assert.ok(connectionString && prefix, 'usage: drive.mjs <connection string> <device id prefix>');
 const [host, port] = /HostName=([^;]+)/.exec(connectionString)[1].split(':');
 
-// The SDK's REST client uses the whole host name, including the port, as a DNS name, so connections are opened here.
+// The SDK's REST client uses the whole host name, including the port, as a DNS name, so connections
+// are opened here.
 class PortAgent extends https.Agent {
   createConnection(options, callback) {
-    return super.createConnection({ ...options, host, servername: host, port: Number(port ?? 443) }, callback);
+    return super.createConnection(
+      { ...options, host, servername: host, port: Number(port ?? 443) }, callback);
   }
 }
 
@@ -32,7 +34,8 @@ async function check(name, action) {
     console.log(JSON.stringify({ check: name, ok: true, ms: Date.now() - started, ...detail }));
   } catch (error) {
     failed += 1;
-    console.log(JSON.stringify({ check: name, ok: false, error: `${error.name}: ${error.message}` }));
+    console.log(
+      JSON.stringify({ check: name, ok: false, error: `${error.name}: ${error.message}` }));
   }
 }
 
@@ -60,7 +63,8 @@ await check('open', () => within(30_000, 'open', client.open()));
 await check('feedback receiver', async () => {
   const { result, message } = await within(30_000, 'receiver', client.getFeedbackReceiver());
   const receiver = message ?? result ?? (await client.getFeedbackReceiver());
-  receiver.on('errorReceived', (error) => console.log(JSON.stringify({ note: 'receiver', error: error.message })));
+  receiver.on('errorReceived', (error) =>
+    console.log(JSON.stringify({ note: 'receiver', error: error.message })));
   receiver.on('message', (received) => {
     for (const record of JSON.parse(received.data.toString())) {
       wanted.get(record.originalMessageId)?.(record);
@@ -91,12 +95,16 @@ for (const [n, ack] of ['none', 'positive', 'negative', 'full'].entries()) {
 }
 
 await check('send to an unknown device fails', async () => {
-  await assert.rejects(within(30_000, 'send', client.send('nobody', new Message('x'))), { name: 'DeviceNotFoundError' });
+  await assert.rejects(within(30_000, 'send', client.send('nobody', new Message('x'))), {
+    name: 'DeviceNotFoundError',
+  });
 });
 
 await check('send of too much fails', async () => {
   const large = new Message(Buffer.alloc(70_000));
-  await assert.rejects(within(30_000, 'send', client.send(device(0), large)), { name: 'MessageTooLargeError' });
+  await assert.rejects(within(30_000, 'send', client.send(device(0), large)), {
+    name: 'MessageTooLargeError',
+  });
 });
 
 await check('many sends at once', async () => {
@@ -138,7 +146,8 @@ await check('query with count', async () => {
 });
 
 await check('query with groups', async () => {
-  const query = registry.createQuery('SELECT devices.tags.kind AS kind, COUNT() AS n FROM devices GROUP BY tags.kind');
+  const query = registry.createQuery(
+    'SELECT devices.tags.kind AS kind, COUNT() AS n FROM devices GROUP BY tags.kind');
   const { result } = await within(30_000, 'groups', query.next());
   assert.ok(result.find((row) => row.kind === 'fridge').n >= 250);
 });
@@ -164,7 +173,8 @@ await check('create', async () => {
   assert.ok(responseBody.authentication.symmetricKey.primaryKey);
 });
 
-await check('create again fails', () => assert.rejects(registry.create({ deviceId: extra }), { name: 'DeviceAlreadyExistsError' }));
+await check('create again fails', () =>
+  assert.rejects(registry.create({ deviceId: extra }), { name: 'DeviceAlreadyExistsError' }));
 
 await check('get', async () => {
   const { responseBody } = await registry.get(extra);
@@ -177,18 +187,27 @@ await check('list', async () => {
 });
 
 await check('update', async () => {
-  const { responseBody } = await registry.update({ deviceId: extra, status: 'disabled', authentication: (await registry.get(extra)).responseBody.authentication });
+  const { responseBody } = await registry.update({
+    deviceId: extra,
+    status: 'disabled',
+    authentication: (await registry.get(extra)).responseBody.authentication,
+  });
   assert.equal(responseBody.status, 'disabled');
 });
 
 await check('update twin', async () => {
   const { responseBody: before } = await registry.getTwin(extra);
-  const patch = { tags: { kind: 'visitor', room: { floor: 3 } }, properties: { desired: { interval: 5 } } };
+  const patch = {
+    tags: { kind: 'visitor', room: { floor: 3 } },
+    properties: { desired: { interval: 5 } },
+  };
   const { responseBody: after } = await registry.updateTwin(extra, patch, before.etag);
   assert.equal(after.tags.room.floor, 3);
   assert.equal(after.properties.desired.interval, 5);
   await assert.rejects(registry.updateTwin(extra, patch, before.etag));
-  const { result } = await registry.createQuery(`SELECT deviceId FROM devices WHERE tags.room.floor >= 3`).next();
+  const { result } = await registry
+    .createQuery(`SELECT deviceId FROM devices WHERE tags.room.floor >= 3`)
+    .next();
   assert.deepEqual(result, [{ deviceId: extra }]);
 });
 
@@ -215,7 +234,9 @@ await check('create with certificates, as an edge device', async () => {
     await registry.create({ deviceId, statusReason: 'new', authentication, capabilities });
     const { responseBody: found } = await registry.get(deviceId);
     assert.equal(found.authentication.type, authentication.type ?? 'selfSigned');
-    assert.equal(found.authentication.x509Thumbprint.primaryThumbprint, authentication.x509Thumbprint?.primaryThumbprint ?? null);
+    assert.equal(
+      found.authentication.x509Thumbprint.primaryThumbprint,
+      authentication.x509Thumbprint?.primaryThumbprint ?? null);
     assert.deepEqual(found.capabilities, capabilities);
     const { responseBody: twin } = await registry.getTwin(deviceId);
     assert.equal(twin.authenticationType, found.authentication.type);
@@ -229,27 +250,40 @@ await check('create with certificates, as an edge device', async () => {
 
 await check('keys that are no base64 are refused', async () => {
   const symmetricKey = { primaryKey: 'not base64!', secondaryKey: 'not base64!' };
-  await assert.rejects(registry.create({ deviceId: 'bad-keys', authentication: { symmetricKey } }), { name: 'ArgumentError' });
+  await assert.rejects(
+    registry.create({ deviceId: 'bad-keys', authentication: { symmetricKey } }),
+    { name: 'ArgumentError' });
   await assert.rejects(registry.get('bad-keys'), { name: 'DeviceNotFoundError' });
 });
 
 await check('integers beyond 52 bits are refused', async () => {
-  const { responseBody: twin } = await registry.updateTwin(extra, { tags: { n: 4503599627370495 } }, '*');
+  const { responseBody: twin } = await registry.updateTwin(
+    extra, { tags: { n: 4503599627370495 } }, '*');
   assert.equal(twin.tags.n, 4503599627370495);
-  await assert.rejects(registry.updateTwin(extra, { tags: { n: 4503599627370496 } }, '*'), { name: 'ArgumentError' });
+  await assert.rejects(registry.updateTwin(extra, { tags: { n: 4503599627370496 } }, '*'), {
+    name: 'ArgumentError',
+  });
 });
 
 await check('twins have the times of their updates', async () => {
   const { responseBody: twin } = await registry.getTwin(extra);
   const time = twin.properties.desired.$metadata.interval.$lastUpdated;
-  const query = `SELECT deviceId FROM devices WHERE properties.desired.$metadata.interval.$lastUpdated >= '${time}'`;
+  const query =
+    'SELECT deviceId FROM devices ' +
+    `WHERE properties.desired.$metadata.interval.$lastUpdated >= '${time}'`;
   assert.deepEqual((await registry.createQuery(query).next()).result, [{ deviceId: extra }]);
 });
 
 await check('what the emulator has not is said', async () => {
-  const missing = [() => registry.getModulesOnDevice(extra), () => registry.getConfigurations(), () => registry.listJobs()];
+  const missing = [
+    () => registry.getModulesOnDevice(extra),
+    () => registry.getConfigurations(),
+    () => registry.listJobs(),
+  ];
   for (const call of missing) {
-    await assert.rejects(call(), (error) => error.response.statusCode === 501 && /emulator/.test(error.responseBody));
+    await assert.rejects(
+      call(),
+      (error) => error.response.statusCode === 501 && /emulator/.test(error.responseBody));
   }
 });
 
@@ -268,10 +302,12 @@ await check('a device made over REST is away', async () => {
 await check('file notifications leave the connection alone', async () => {
   let lost = false;
   client.on('disconnect', () => { lost = true; });
-  const { result, message } = await within(30_000, 'receiver', client.getFileNotificationReceiver());
+  const { result, message } = await within(
+    30_000, 'receiver', client.getFileNotificationReceiver());
   const receiver = message ?? result ?? (await client.getFileNotificationReceiver());
   receiver.on('errorReceived', (error) => { lost = error; });
-  // The first answer shows that all data sent with the link were read; the next sends need the connection.
+  // The first answer shows that all data sent with the link were read; the next sends need the
+  // connection.
   for (const n of [1, 2, 3]) {
     const after = new Message('after the receiver');
     after.messageId = `after-${n}`;

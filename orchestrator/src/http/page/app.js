@@ -11,7 +11,10 @@ import { moment, zone } from './words.js';
 const POLL_MS = 2000;
 /** The interval for a rollout that has ended. */
 const POLL_ENDED_MS = 10_000;
-/** The interval is at least this many times as long as an answer takes, so that viewers do not slow the server down ... */
+/**
+ * The interval is at least this many times as long as an answer takes, so that viewers do not slow
+ * the server down ...
+ */
 const POLL_TIME_FACTOR = 10;
 /** ... but at most this. */
 const MAX_POLL_MS = 30_000;
@@ -65,14 +68,18 @@ async function ask(path, { body, signal = AbortSignal.timeout(REQUEST_TIMEOUT_MS
   if (response.ok && answer) {
     return answer;
   }
-  const says = [answer?.detail ?? `The server answered ${response.status} ${response.statusText}`, ...(answer?.details ?? [])];
+  const says = [
+    answer?.detail ?? `The server answered ${response.status} ${response.statusText}`,
+    ...(answer?.details ?? []),
+  ];
   throw new Refused(response.status, says.join('\n'));
 }
 
 // --- choice of the view
 
 function chosen() {
-  const [, name, device] = location.hash.match(/^#\/rollouts\/([\w.-]+)(?:\/devices\/(.+))?$/) ?? [];
+  const [, name, device] =
+    location.hash.match(/^#\/rollouts\/([\w.-]+)(?:\/devices\/(.+))?$/) ?? [];
   if (device) {
     return deviceView(name, decoded(device));
   }
@@ -157,13 +164,17 @@ function failed(error) {
   }
   if (error.status === 404) {
     data = null;
-    show([el('h1', { tabindex: '-1' }, view.title), el('p', {}, `${error.message}. `, el('a', { href: '#/' }, 'All rollouts'))]);
+    show([
+      el('h1', { tabindex: '-1' }, view.title),
+      el('p', {}, `${error.message}. `, el('a', { href: '#/' }, 'All rollouts')),
+    ]);
     recovered();
     return;
   }
   lostSince ??= moment(Date.now());
   const seen = data ? ` The data shown is older than ${lostSince}.` : '';
-  trouble(`${error.status ? error.message : 'No connection to the orchestrator.'}${seen} Retrying.`);
+  trouble(
+    `${error.status ? error.message : 'No connection to the orchestrator.'}${seen} Retrying.`);
 }
 
 function recovered() {
@@ -204,7 +215,10 @@ function signInForm(mistake) {
     el('h1', { tabindex: '-1' }, 'Sign in'),
     el('label', { for: 'token' }, 'Token'),
     input,
-    el('p', { id: 'token-says', class: 'calm' }, 'The token is kept until this tab is closed. Create a token with ', el('code', {}, 'twincast token NAME'), ', or use a JWT of the configured issuer.'),
+    el('p', { id: 'token-says', class: 'calm' },
+      'The token is kept until this tab is closed. Create a token with ',
+      el('code', {}, 'twincast token NAME'),
+      ', or use a JWT of the configured issuer.'),
     el('p', { id: 'token-mistake', class: 'mistake', role: 'alert' }, mistake),
     el('button', { type: 'submit', class: 'main' }, 'Sign in'));
   form.addEventListener('submit', (submitted) => {

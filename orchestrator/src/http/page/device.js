@@ -22,9 +22,11 @@ function show(name, { device, phase: now, reason, places }) {
   return [
     el('p', { class: 'trail' }, el('a', { href: `#/rollouts/${name}` }, name)),
     el('h1', { tabindex: '-1' }, device),
-    el('p', { class: 'state' }, `The rollout is ${phase(now)}${reason ? `: ${onTheClock(reason)}` : ''}.`),
-    ...places.map((place) => el('section', { 'data-key': titleOf(place), 'aria-label': titleOf(place) },
-      table(titleOf(place), [{ head: 'Property' }, { head: 'Value' }], rowsOf(place)))),
+    el('p', { class: 'state' },
+      `The rollout is ${phase(now)}${reason ? `: ${onTheClock(reason)}` : ''}.`),
+    ...places.map((place) =>
+      el('section', { 'data-key': titleOf(place), 'aria-label': titleOf(place) },
+        table(titleOf(place), [{ head: 'Property' }, { head: 'Value' }], rowsOf(place)))),
   ];
 }
 
@@ -36,12 +38,27 @@ function rowsOf(place) {
   const { stage, times } = place;
   const at = (key, says, time) => time && { key, cells: [says, when(time)] };
   return [
-    { key: 'stage', cells: ['Stage', `${stage.name} (${stage.number} of ${stage.of}): ${stage.reason}`] },
-    ...stage.passed_over.map((it) => ({ key: `not-${it.stage}`, cells: ['Earlier stage', `${it.stage}: ${it.reason}`] })),
-    { key: 'batch', cells: ['Batch', `${place.batch}, device ${place.index + 1} of ${place.batch_devices}; ${place.group}`] },
+    {
+      key: 'stage',
+      cells: ['Stage', `${stage.name} (${stage.number} of ${stage.of}): ${stage.reason}`],
+    },
+    ...stage.passed_over.map((it) => ({
+      key: `not-${it.stage}`,
+      cells: ['Earlier stage', `${it.stage}: ${it.reason}`],
+    })),
+    {
+      key: 'batch',
+      cells: [
+        'Batch',
+        `${place.batch}, device ${place.index + 1} of ${place.batch_devices}; ${place.group}`,
+      ],
+    },
     { key: 'outcome', cells: ['Outcome', `${outcomeName(place.outcome)}: ${place.reason}`] },
     { key: 'class', cells: ['Class', classMeans(place.class)] },
-    ...place.attempts.map((it) => ({ key: `attempt-${it.attempt}`, cells: [`Attempt ${it.attempt}`, el('code', {}, it.message_id)] })),
+    ...place.attempts.map((it) => ({
+      key: `attempt-${it.attempt}`,
+      cells: [`Attempt ${it.attempt}`, el('code', {}, it.message_id)],
+    })),
     { key: 'waits', cells: ['Waits for', onTheClock(place.waits_for ?? 'nothing')] },
     at('accepted', 'Accepted', times.accepted_at),
     at('planned', 'Planned', times.planned_at),

@@ -1,11 +1,14 @@
 // Creation and update of elements.
 //
-// Every answer builds a new view, and only the differences are applied to the shown elements. Focus, scroll position and
-// unfolded parts therefore stay. Texts are always inserted as text, never parsed as HTML.
+// Every answer builds a new view, and only the differences are applied to the shown elements.
+// Focus, scroll position and unfolded parts therefore stay. Texts are always inserted as text,
+// never parsed as HTML.
 
 const SVG = new Set(['svg', 'path', 'line', 'title']);
 
-/** Creates an element. Attributes and children with the value null, undefined or false are left out. */
+/**
+ * Creates an element. Attributes and children with the value null, undefined or false are left out.
+ */
 export function el(tag, attributes = {}, ...children) {
   const element = SVG.has(tag)
     ? document.createElementNS('http://www.w3.org/2000/svg', tag)
@@ -24,8 +27,9 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 /**
- * Creates a table with a caption. A column is `{ head, number }`; a row is `{ key, cells }`, and the first cell is the
- * heading of the row. The roles keep the meaning of a table on narrow screens, where rows are shown as cards.
+ * Creates a table with a caption. A column is `{ head, number }`; a row is `{ key, cells }`, and
+ * the first cell is the heading of the row. The roles keep the meaning of a table on narrow
+ * screens, where rows are shown as cards.
  */
 export function table(caption, columns, rows) {
   const side = (column) => (column.number ? 'number' : null);

@@ -2,7 +2,9 @@
 
 import { el, table } from './dom.js';
 import { buttonsForAll, failedOf } from './operations.js';
-import { classes, isEnded, moment, number, onTheClock, phase, phaseLook, several } from './words.js';
+import {
+  classes, isEnded, moment, number, onTheClock, phase, phaseLook, several,
+} from './words.js';
 
 const PHASES = [
   'accepted', 'planning', 'running', 'paused', 'halted', 'aborting',
@@ -12,7 +14,9 @@ const PHASES = [
 /** Shows a phase as sign and text. */
 export function badge(name) {
   const { sign, look } = phaseLook(name);
-  return el('span', { class: `badge ${look}` }, el('span', { 'aria-hidden': 'true' }, `${sign} `), phase(name));
+  return el('span', { class: `badge ${look}` },
+    el('span', { 'aria-hidden': 'true' }, `${sign} `),
+    phase(name));
 }
 
 /** The number of all devices, and the number of devices without a pending send. */
@@ -22,7 +26,9 @@ export const doneOf = (by_class) => allOf(by_class) - by_class.pending;
 /** Shows the number of done devices, with the figures beside the bar. */
 export function progress(by_class) {
   const all = allOf(by_class);
-  return all > 0 && el('span', { class: 'progress' }, bar(by_class), `${number(doneOf(by_class))} of ${number(all)}`);
+  return all > 0 && el('span', { class: 'progress' },
+    bar(by_class),
+    `${number(doneOf(by_class))} of ${number(all)}`);
 }
 
 /** Shows devices by class as a bar, pending devices last. The figures are beside the bar. */
@@ -34,11 +40,19 @@ export function bar(by_class) {
   for (const look of classes.filter((name) => name !== 'pending')) {
     const width = whole > 0 ? (by_class[look] / whole) * inner : 0;
     if (width > 0) {
-      shapes.push(el('path', { class: look, d: `M${from.toFixed(2)} 0h${width.toFixed(2)}v10h-${width.toFixed(2)}z` }));
+      shapes.push(el('path', {
+        class: look,
+        d: `M${from.toFixed(2)} 0h${width.toFixed(2)}v10h-${width.toFixed(2)}z`,
+      }));
     }
     from += width;
   }
-  return el('svg', { class: 'bar', viewBox: `0 0 ${inner} 10`, preserveAspectRatio: 'none', 'aria-hidden': 'true' }, shapes);
+  return el('svg', {
+    class: 'bar',
+    viewBox: `0 0 ${inner} 10`,
+    preserveAspectRatio: 'none',
+    'aria-hidden': 'true',
+  }, shapes);
 }
 
 /** Shows a time without a line break. */
@@ -51,7 +65,10 @@ export function standstill({ reason, waits_for }) {
 
 /** Shows that all rollouts are stopped, if so. */
 function standingStill(stopped) {
-  return stopped && el('p', { class: 'waits', 'data-key': 'stopped' }, 'All rollouts are stopped since ', when(stopped.since), `: ${stopped.reason}.`);
+  return stopped && el('p', { class: 'waits', 'data-key': 'stopped' },
+    'All rollouts are stopped since ',
+    when(stopped.since),
+    `: ${stopped.reason}.`);
 }
 
 /** Returns the announcement of the beginning or end of such a stop. */
@@ -59,12 +76,17 @@ function newsOfStop(before, now) {
   if (Boolean(before.stopped) === Boolean(now.stopped)) {
     return '';
   }
-  return now.stopped ? `All rollouts are stopped: ${now.stopped.reason}.` : 'All rollouts are resumed.';
+  return now.stopped
+    ? `All rollouts are stopped: ${now.stopped.reason}.`
+    : 'All rollouts are resumed.';
 }
 
 // --- rollouts
 
-/** The choice of a next page: after a name, among the active or ended rollouts, or the rollouts in a phase. */
+/**
+ * The choice of a next page: after a name, among the active or ended rollouts, or the rollouts in a
+ * phase.
+ */
 const AFTER = /^after-(active|ended|phase):(.*)$/;
 
 export function rolloutsView() {
@@ -76,7 +98,11 @@ export function rolloutsView() {
     title: 'Rollouts',
     async load(ask) {
       const page = async (of, filter) => {
-        const query = new URLSearchParams({ limit: '100', ...filter, ...(part === of && after && { after }) });
+        const query = new URLSearchParams({
+          limit: '100',
+          ...filter,
+          ...(part === of && after && { after }),
+        });
         const found = await ask(`/rollouts?${query}`);
         return { ...found, next: found.next && `after-${of}:${found.next}` };
       };
@@ -90,9 +116,15 @@ export function rolloutsView() {
       // All active rollouts come before the first ended rollout.
       const ended = await page('ended', { ended: true });
       const both = (of) => [...active?.[of] ?? [], ...ended[of] ?? []];
-      return { ...ended, rollouts: both('rollouts'), of_newer_release: both('of_newer_release'), damaged: both('damaged') };
+      return {
+        ...ended,
+        rollouts: both('rollouts'),
+        of_newer_release: both('of_newer_release'),
+        damaged: both('damaged'),
+      };
     },
-    news: (before, now) => [newsOfStop(before, now), changes(before.rollouts, now.rollouts)].join(' ').trim(),
+    news: (before, now) =>
+      [newsOfStop(before, now), changes(before.rollouts, now.rollouts)].join(' ').trim(),
     isOver: () => false,
     choose(choice, value) {
       if (choice === 'phase') {
@@ -123,7 +155,12 @@ const COLUMNS = [
   { head: 'Failed', number: true }, { head: 'Waits for, or reason' }, { head: 'Accepted' },
 ];
 
-function showRollouts({ rollouts, next, of_newer_release: newer = [], damaged = [], stopped }, who, wanted, after) {
+function showRollouts(
+  { rollouts, next, of_newer_release: newer = [], damaged = [], stopped },
+  who,
+  wanted,
+  after
+) {
   const rows = inOrder(rollouts).map((row) => ({
     key: row.name,
     cells: [
@@ -149,10 +186,13 @@ function showRollouts({ rollouts, next, of_newer_release: newer = [], damaged = 
     rows.length > 0
       ? table('Rollouts', COLUMNS, rows)
       : nothing(wanted || after),
-    newer.length > 0 && el('p', { 'data-key': 'newer' }, `Written by a newer release, not shown: ${newer.join(', ')}.`),
-    damaged.length > 0 && el('p', { 'data-key': 'damaged' }, `Damaged, not shown: ${damaged.join(', ')}.`),
+    newer.length > 0 && el('p', { 'data-key': 'newer' },
+      `Written by a newer release, not shown: ${newer.join(', ')}.`),
+    damaged.length > 0 && el('p', { 'data-key': 'damaged' },
+      `Damaged, not shown: ${damaged.join(', ')}.`),
     el('div', { class: 'buttons' },
-      after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' }, 'First page'),
+      after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' },
+        'First page'),
       next && el('button', { type: 'button', class: 'quiet', 'data-choice': next }, 'Next page')),
   ];
 }
@@ -177,12 +217,17 @@ export function hubsView() {
         }
         throw error;
       });
-      const [{ hubs, stopped }, { dead_letters, missing }] = await Promise.all([ask('/hubs'), letters]);
+      const [{ hubs, stopped }, { dead_letters, missing }] = await Promise.all([
+        ask('/hubs'),
+        letters,
+      ]);
       return { hubs, stopped, letters: dead_letters, missing };
     },
     news(before, now) {
       const more = (now.letters?.length ?? 0) - (before.letters?.length ?? 0);
-      return [newsOfStop(before, now), more > 0 && `${several(more, 'new dead letter')}.`].filter(Boolean).join(' ');
+      return [newsOfStop(before, now), more > 0 && `${several(more, 'new dead letter')}.`]
+        .filter(Boolean)
+        .join(' ');
     },
     isOver: () => false,
     choose() {},
@@ -205,19 +250,27 @@ function given({ per_minute, paused_until }) {
 
 /** Shows the time of the last feedback, and the reason of an interruption. */
 function heard({ heard_until, obstacle }) {
-  return [...(heard_until ? ['received until ', when(heard_until)] : []), ...(obstacle ? [` ${obstacle}`] : [])];
+  return [
+    ...(heard_until ? ['received until ', when(heard_until)] : []),
+    ...(obstacle ? [` ${obstacle}`] : []),
+  ];
 }
 
 /** Shows whether workers can send to the hub, and the reason if not. */
 function sending({ open, hindered, trouble, since }) {
   const through = open ? `${open} open` : '';
   if (!trouble) return through || '-';
-  return [open ? `${through}; ${hindered} blocked since ` : 'none open since ', when(since), `: the hub ${trouble}`];
+  return [
+    open ? `${through}; ${hindered} blocked since ` : 'none open since ',
+    when(since),
+    `: the hub ${trouble}`,
+  ];
 }
 
 function showHubs({ hubs, stopped, letters, missing }) {
   const columns = [
-    { head: 'Hub' }, { head: 'Quota per minute', number: true }, { head: 'Quota per day', number: true },
+    { head: 'Hub' },
+    { head: 'Quota per minute', number: true }, { head: 'Quota per day', number: true },
     { head: 'Current rate', number: true }, { head: 'Rollouts' },
     { head: 'Batches waiting', number: true }, { head: 'Workers', number: true },
     { head: 'Links' }, { head: 'Feedback' },
@@ -233,7 +286,10 @@ function showHubs({ hubs, stopped, letters, missing }) {
   return [
     el('h1', { tabindex: '-1' }, 'Hubs'),
     standingStill(stopped),
-    el('p', { class: 'calm' }, 'For each hub: the quotas, the current rate and the rollouts that share it, the batches waiting for a worker, the workers and their open links, and the time until which all feedback was received.'),
+    el('p', { class: 'calm' },
+      'For each hub: the quotas, the current rate and the rollouts that share it, the batches ' +
+        'waiting for a worker, the workers and their open links, and the time until which all ' +
+        'feedback was received.'),
     table('Hubs', columns, rows),
     el('section', { 'aria-labelledby': 'letters' },
       el('h2', { id: 'letters' }, 'Dead letters'),
@@ -246,7 +302,8 @@ function showLetters(letters) {
     return el('p', {}, 'No dead letters.');
   }
   const columns = [
-    { head: 'Id' }, { head: 'When' }, { head: 'From' }, { head: 'Cause' }, { head: 'Detail' }, { head: 'Message' },
+    { head: 'Id' }, { head: 'When' }, { head: 'From' }, { head: 'Cause' }, { head: 'Detail' },
+    { head: 'Message' },
   ];
   const rows = letters.map((letter) => ({
     key: String(letter.id),
@@ -260,7 +317,10 @@ function showLetters(letters) {
     ],
   }));
   return [
-    el('p', {}, 'The oldest 100 unusable messages. ', el('code', {}, 'twincast dead-letters'), ' replays or discards them.'),
+    el('p', {},
+      'The oldest 100 unusable messages. ',
+      el('code', {}, 'twincast dead-letters'),
+      ' replays or discards them.'),
     table('Dead letters', columns, rows),
   ];
 }

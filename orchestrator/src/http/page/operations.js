@@ -11,8 +11,8 @@ const OPEN = ['running', 'paused', 'halted'];
 export const failedOf = (by_class) => by_class.not_sent + by_class.not_taken + by_class.not_applied;
 
 /**
- * `may`: the allowed roles. `fits`: whether the operation is possible in the rollout's state. `of`: the operation is on a
- * stage. `why`: the reason is required, not optional.
+ * `may`: the allowed roles. `fits`: whether the operation is possible in the rollout's state. `of`:
+ * the operation is on a stage. `why`: the reason is required, not optional.
  */
 const OPERATIONS = {
   approve: {
@@ -42,7 +42,8 @@ const OPERATIONS = {
   },
   retry: {
     label: 'Retry', look: 'quiet', may: OPERATE,
-    fits: ({ phase, by_class }) => failedOf(by_class) > 0 && [...OPEN, 'succeeded', 'finished_with_failures'].includes(phase),
+    fits: ({ phase, by_class }) =>
+      failedOf(by_class) > 0 && [...OPEN, 'succeeded', 'finished_with_failures'].includes(phase),
     says: 'A new attempt at all failed devices. An ended rollout runs again.',
   },
   abort: {
@@ -53,7 +54,8 @@ const OPERATIONS = {
   delete: {
     label: 'Delete', look: 'danger', may: ['admin'], why: true,
     fits: ({ phase }) => isEnded(phase),
-    says: 'All stored data of the rollout is removed, including the outcome of each device. The name becomes free.',
+    says: 'All stored data of the rollout is removed, including the outcome of each device. ' +
+      'The name becomes free.',
   },
   'stop-all': {
     label: 'Stop all', look: 'danger', may: OPERATE, all: true, why: true,
@@ -82,7 +84,8 @@ export function buttonsFor(rollout, who) {
 
 /** Returns the buttons of the operations on all rollouts. */
 export function buttonsForAll(who) {
-  const fitting = Object.entries(OPERATIONS).filter(([, { all, may }]) => all && may.includes(who.role));
+  const fitting = Object.entries(OPERATIONS).filter(
+    ([, { all, may }]) => all && may.includes(who.role));
   return fitting.map(([name]) => button(name, null, null));
 }
 
@@ -96,7 +99,10 @@ function button(name, rollout, stage) {
 
 const part = (name) => document.getElementById(name ? `dialog-${name}` : 'dialog');
 
-/** Asks for confirmation and a reason. `perform` receives a path and a body; `announce` receives the result. */
+/**
+ * Asks for confirmation and a reason. `perform` receives a path and a body; `announce` receives the
+ * result.
+ */
 export function openDialog({ operation, rollout, stage }, perform, announce) {
   const { label, look, says, why, all } = OPERATIONS[operation];
   part('title').textContent = all ? `${label} rollouts?`
@@ -129,7 +135,10 @@ export function openDialog({ operation, rollout, stage }, perform, announce) {
     try {
       const answer = await perform(path, { ...(stage && { stage }), ...(reason && { reason }) });
       part().close();
-      announce(answer.changed ? `Done: ${label.toLowerCase()}.` : answer.note ?? 'Already in effect; nothing has changed.');
+      announce(
+        answer.changed
+          ? `Done: ${label.toLowerCase()}.`
+          : (answer.note ?? 'Already in effect; nothing has changed.'));
     } catch (error) {
       mistake(error.message);
     } finally {

@@ -7,7 +7,10 @@ import { number } from './words.js';
 const DRAWN_MS = 10 * 60_000;
 /** The span over which a rate is measured, the same as the command line's. */
 const MEASURED_MS = 10_000;
-/** A quota more than this many times higher than the rates is not drawn: the rates would be too low to see. */
+/**
+ * A quota more than this many times higher than the rates is not drawn: the rates would be too low
+ * to see.
+ */
 const MAX_QUOTA_FACTOR = 8;
 
 /** The number of rollouts whose rates are kept while another rollout is shown. */
@@ -66,7 +69,10 @@ export function rateOf(name) {
 export function chart(rate, quota, isOver) {
   const points = rate.line();
   if (points.length < 2) {
-    return el('p', {}, isOver ? 'The rollout ended before this page measured a rate.' : 'The rate is measured while this page is open.');
+    return el('p', {},
+      isOver
+        ? 'The rollout ended before this page measured a rate.'
+        : 'The rate is measured while this page is open.');
   }
   const highest = Math.max(...points.map((point) => point.rate), 1);
   const isDrawn = quota !== null && quota <= highest * MAX_QUOTA_FACTOR;
@@ -76,25 +82,39 @@ export function chart(rate, quota, isOver) {
   const x = (at) => ((1 - (last - at) / width) * WIDTH).toFixed(1);
   const y = (value) => ((1 - value / top) * HEIGHT).toFixed(1);
   const drawn = points.filter((point) => last - point.at <= width);
-  const line = drawn.map(({ at, rate: value }, index) => `${index ? 'L' : 'M'}${x(at)} ${y(value)}`).join('');
+  const line = drawn
+    .map(({ at, rate: value }, index) => `${index ? 'L' : 'M'}${x(at)} ${y(value)}`)
+    .join('');
   const area = `${line}L${x(last)} ${HEIGHT}L${x(drawn[0].at)} ${HEIGHT}Z`;
   const most = number(Math.round(highest));
   const now = number(Math.round(points.at(-1).rate));
   const says = [
-    isOver ? `at most ${most} devices per minute` : `${now} devices per minute now, at most ${most}`,
+    isOver
+      ? `at most ${most} devices per minute`
+      : `${now} devices per minute now, at most ${most}`,
     quota === null ? 'no quota' : `the quota is ${number(Math.floor(quota))}`,
   ].join('; ');
   return el('figure', { class: 'chart' },
-    el('figcaption', {}, el('strong', {}, isOver ? most : now), ` devices per minute ${isOver ? 'at most' : 'now'}`,
-      isDrawn && el('span', { class: 'key' }, el('span', { class: 'dash', 'aria-hidden': 'true' }), 'quota')),
+    el('figcaption', {},
+      el('strong', {}, isOver ? most : now),
+      ` devices per minute ${isOver ? 'at most' : 'now'}`,
+      isDrawn && el('span', { class: 'key' },
+        el('span', { class: 'dash', 'aria-hidden': 'true' }),
+        'quota')),
     el('div', { class: 'plot' },
       el('span', { class: 'most', 'aria-hidden': 'true' }, number(top)),
       el('span', { class: 'zero', 'aria-hidden': 'true' }, '0'),
-      el('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img', 'aria-label': says },
+      el('svg', {
+        viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+        preserveAspectRatio: 'none',
+        role: 'img',
+        'aria-label': says,
+      },
         el('path', { class: 'area', d: area }),
         el('path', { class: 'line', d: line }),
         isDrawn && el('line', { class: 'quota', x1: 0, x2: WIDTH, y1: y(quota), y2: y(quota) })),
-      el('span', { class: 'from', 'aria-hidden': 'true' }, `${Math.round(width / 60_000)} min ${isOver ? 'before' : 'ago'}`),
+      el('span', { class: 'from', 'aria-hidden': 'true' },
+        `${Math.round(width / 60_000)} min ${isOver ? 'before' : 'ago'}`),
       el('span', { class: 'to', 'aria-hidden': 'true' }, isOver ? 'the end' : 'now')));
 }
 

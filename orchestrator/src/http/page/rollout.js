@@ -5,15 +5,18 @@ import { allOf, badge, bar, doneOf, progress, standstill, when } from './lists.j
 import { buttonsFor, currentStage } from './operations.js';
 import { chart, rateOf } from './rate.js';
 import {
-  activity, capital, classMeans, className, classes, event, failures, isEnded, moment, number, onTheClock, outcome,
-  errorIn, outcomeName, phase, several, share, span,
+  activity, capital, classMeans, className, classes, event, failures, isEnded, moment, number,
+  onTheClock, outcome, errorIn, outcomeName, phase, several, share, span,
 } from './words.js';
 
 /** The number of devices shown for each kind of failure. */
 const SAMPLES = 5;
 /** The state of the hubs is requested again after this time, in milliseconds. */
 const HUBS_MAX_AGE_MS = 10_000;
-/** With new failures, samples are requested again after this time: when fewer samples than could be shown are known, and when enough are. */
+/**
+ * With new failures, samples are requested again after this time: when fewer samples than could be
+ * shown are known, and when enough are.
+ */
 const FEW_SAMPLES_MAX_AGE_MS = 5_000;
 const SAMPLES_MAX_AGE_MS = 60_000;
 /** The number of events shown without unfolding the rest. */
@@ -29,7 +32,8 @@ export function rolloutView(name) {
   async function sample(ask, counts) {
     const now = performance.now();
     const isOld = ({ count, devices, at }, failure) =>
-      count !== counts[failure] && now - at > (devices.length < SAMPLES ? FEW_SAMPLES_MAX_AGE_MS : SAMPLES_MAX_AGE_MS);
+      count !== counts[failure] &&
+      now - at > (devices.length < SAMPLES ? FEW_SAMPLES_MAX_AGE_MS : SAMPLES_MAX_AGE_MS);
     const wanted = failures.map(({ name }) => name).filter((failure) => {
       const known = samples.get(failure);
       return counts[failure] > 0 && (!known || isOld(known, failure));
@@ -86,10 +90,14 @@ function show({ rollout, samples, rate, hubs }, who) {
     el('div', { class: 'head' },
       el('h1', { tabindex: '-1' }, rollout.name),
       badge(rollout.phase),
-      buttons.length > 0 && el('div', { class: 'buttons', role: 'group', 'aria-label': 'Operations' }, buttons)),
+      buttons.length > 0 && el('div',
+        { class: 'buttons', role: 'group', 'aria-label': 'Operations' },
+        buttons)),
     state(rollout),
     section('progress', 'Progress', showProgress(rollout, rate, hubs)),
-    rollout.spec.stages?.length > 0 && rollout.stages.length > 0 && section('stages', 'Stages', showStages(rollout.stages)),
+    rollout.spec.stages?.length > 0 &&
+      rollout.stages.length > 0 &&
+      section('stages', 'Stages', showStages(rollout.stages)),
     el('div', { class: 'pair' },
       section('rate', 'Rate', showRate(rollout, rate, hubs)),
       section('time', 'Time', showTime(rollout.time_seconds))),
@@ -102,14 +110,18 @@ function show({ rollout, samples, rate, hubs }, who) {
 }
 
 function section(id, title, ...content) {
-  return el('section', { 'data-key': id, 'aria-labelledby': `of-${id}` }, el('h2', { id: `of-${id}` }, title), ...content);
+  return el('section', { 'data-key': id, 'aria-labelledby': `of-${id}` },
+    el('h2', { id: `of-${id}` }, title),
+    ...content);
 }
 
 /** Returns a sentence about the state. */
 function state(rollout) {
   const { phase: now, waits_for, changed_at, created_at } = rollout;
   const stage = rollout.spec.stages?.length > 0 && currentStage(rollout)?.name;
-  const since = `${now === 'accepted' ? 'since' : `accepted ${moment(created_at)}, ${phase(now)} since`} ${moment(changed_at)}`;
+  const since =
+    (now === 'accepted' ? 'since' : `accepted ${moment(created_at)}, ${phase(now)} since`) +
+    ` ${moment(changed_at)}`;
   const why = standstill(rollout);
   const says = waits_for ? `${stage ? `Stage ${stage} waits` : 'Waits'} for ${why}` : why;
   return el('p', { class: waits_for ? 'state waits' : 'state' },
@@ -122,15 +134,22 @@ function showProgress(rollout, rate, hubs) {
   const { by_class } = rollout;
   if (allOf(by_class) === 0) {
     return [
-      el('p', {}, rollout.phase === 'planning' ? finding(rollout.devices_found) : 'The rollout has no devices.'),
+      el('p', {},
+        rollout.phase === 'planning'
+          ? finding(rollout.devices_found)
+          : 'The rollout has no devices.'),
       ...leftOut(rollout.plan),
     ];
   }
   const parts = classes.filter((name) => by_class[name] > 0);
-  const legend = parts.map((name) => el('li', { 'data-key': name },
-    el('span', { class: `swatch ${name}`, 'aria-hidden': 'true' }), `${number(by_class[name])} ${classMeans(name)}`));
+  const legend = parts.map((name) =>
+    el('li', { 'data-key': name },
+      el('span', { class: `swatch ${name}`, 'aria-hidden': 'true' }),
+      `${number(by_class[name])} ${classMeans(name)}`));
   return [
-    el('p', { class: 'figure' }, el('strong', {}, number(doneOf(by_class))), ` of ${several(allOf(by_class), 'device')} done`,
+    el('p', { class: 'figure' },
+      el('strong', {}, number(doneOf(by_class))),
+      ` of ${several(allOf(by_class), 'device')} done`,
       el('span', { class: 'calm' }, ` ${pace(rollout, rate)}`)),
     el('div', { class: 'big' }, bar(by_class)),
     el('ul', { class: 'legend' }, legend),
@@ -153,7 +172,8 @@ function showAnswers({ phase: now, stages }) {
   const sum = (of) => answers.reduce((all, answered) => all + answered[of], 0);
   const asked = answers.map((answered) => answered.asked_at).sort().at(-1);
   return el('p', { 'data-key': 'answers' },
-    `Answers so far: ${number(sum('applied'))} applied, ${number(sum('installing'))} installing, ${number(sum('failed'))} failed.`,
+    `Answers so far: ${number(sum('applied'))} applied, ${number(sum('installing'))} installing, ` +
+      `${number(sum('failed'))} failed.`,
     el('span', { class: 'calm' }, ` Queried at ${moment(asked)}.`));
 }
 
@@ -162,11 +182,16 @@ function leftOut(plan) {
   const { repeated = 0, malformed_rows: malformed } = plan ?? {};
   const more = malformed ? malformed.rows - malformed.examples.length : 0;
   return [
-    repeated > 0 && el('p', { 'data-key': 'repeated' }, `${several(repeated, 'duplicate')} in the list or in the hubs’ answers; each device counts once.`),
+    repeated > 0 && el('p', { 'data-key': 'repeated' },
+      `${several(repeated, 'duplicate')} in the list or in the hubs’ answers; ` +
+        'each device counts once.'),
     malformed && el('div', { 'data-key': 'malformed-rows' },
       el('p', {}, `Left out: ${several(malformed.rows, 'malformed row')} of the hubs’ answers.`),
       el('ul', { class: 'devices' },
-        malformed.examples.map(({ hub, found, reason }, index) => el('li', { 'data-key': String(index) }, el('code', {}, found), ` of hub ${hub}: ${reason}`)),
+        malformed.examples.map(({ hub, found, reason }, index) =>
+          el('li', { 'data-key': String(index) },
+            el('code', {}, found),
+            ` of hub ${hub}: ${reason}`)),
         more > 0 && el('li', { 'data-key': 'more' }, `and ${number(more)} more`))),
   ];
 }
@@ -216,7 +241,13 @@ function byHub(rollout, hubs) {
 
 function showStages(stages) {
   const byClass = classColumns(stages.map(({ by_class }) => by_class));
-  const columns = [{ head: 'Stage' }, { head: 'State' }, { head: 'Done' }, ...byClass.heads, { head: 'Gate' }];
+  const columns = [
+    { head: 'Stage' },
+    { head: 'State' },
+    { head: 'Done' },
+    ...byClass.heads,
+    { head: 'Gate' },
+  ];
   const rows = stages.map((stage) => ({
     key: stage.name,
     cells: [
@@ -237,10 +268,16 @@ function showRate(rollout, rate, hubs) {
   const isLimited = used.length > 0 && used.every((hub) => hub.messages_per_minute !== null);
   const quota = isLimited ? used.reduce((all, hub) => all + hub.messages_per_minute, 0) : null;
   const limits = [
-    quota === null ? null : `${used.length === 1 ? 'Quota of the hub' : 'Quota of the hubs'}: ${number(Math.floor(quota))} messages per minute.`,
+    quota === null
+      ? null
+      : `${used.length === 1 ? 'Quota of the hub' : 'Quota of the hubs'}: ` +
+        `${number(Math.floor(quota))} messages per minute.`,
     rollout.spec.rate ? `Rate limit of the rollout: ${rollout.spec.rate}.` : null,
   ];
-  return [chart(rate, quota, isEnded(rollout.phase)), el('p', { class: 'calm' }, limits.filter(Boolean).join(' '))];
+  return [
+    chart(rate, quota, isEnded(rollout.phase)),
+    el('p', { class: 'calm' }, limits.filter(Boolean).join(' ')),
+  ];
 }
 
 // --- failures
@@ -250,10 +287,17 @@ function showFailures(rollout, samples) {
   if (failed.length === 0) {
     return el('p', {}, 'No device has failed.');
   }
-  const columns = [{ head: 'Outcome' }, { head: 'Class' }, { head: 'Devices', number: true }, { head: 'Reason' }, { head: 'Examples' }];
+  const columns = [
+    { head: 'Outcome' },
+    { head: 'Class' },
+    { head: 'Devices', number: true },
+    { head: 'Reason' },
+    { head: 'Examples' },
+  ];
   const rows = failed.map(({ of, name: failure }) => {
     const devices = samples.get(failure)?.devices ?? [];
-    const reasons = new Set(devices.map(({ code, error }) => errorIn(error) ?? outcome(failure, code ?? 0)));
+    const reasons = new Set(
+      devices.map(({ code, error }) => errorIn(error) ?? outcome(failure, code ?? 0)));
     const why = [...(reasons.size > 0 ? reasons : [outcome(failure, 0)])].join('; ');
     return {
       key: failure,
@@ -262,14 +306,19 @@ function showFailures(rollout, samples) {
         className(of),
         number(rollout.counts[failure]),
         why,
-        el('ul', { class: 'devices' }, devices.map(({ device }) => el('li', { 'data-key': device },
-          el('a', { href: `#/rollouts/${rollout.name}/devices/${encodeURIComponent(device)}` }, el('code', {}, device))))),
+        el('ul', { class: 'devices' },
+          devices.map(({ device }) =>
+            el('li', { 'data-key': device },
+              el('a', { href: `#/rollouts/${rollout.name}/devices/${encodeURIComponent(device)}` },
+                el('code', {}, device))))),
       ],
     };
   });
   return [
     table('Devices that failed, by outcome', columns, rows),
-    el('p', { class: 'calm' }, 'All failed devices: ', el('code', {}, `twincast report ${rollout.name} --failed`)),
+    el('p', { class: 'calm' },
+      'All failed devices: ',
+      el('code', {}, `twincast report ${rollout.name} --failed`)),
   ];
 }
 
@@ -282,9 +331,19 @@ function showTime(time) {
     .sort(([, one], [, other]) => other - one)
     .map(([name, seconds]) => [name, activity(name), seconds]);
   const all = total || rows.reduce((sum, [, , seconds]) => sum + seconds, 0);
-  const columns = [{ head: 'Activity' }, { head: 'Time', number: true }, { head: 'Share', number: true }];
-  const body = rows.map(([key, says, seconds]) => ({ key, cells: [says, span(seconds), share(seconds, all)] }));
-  return table('Time by activity', columns, [...body, { key: 'in-all', cells: ['total', span(all), ''] }]);
+  const columns = [
+    { head: 'Activity' },
+    { head: 'Time', number: true },
+    { head: 'Share', number: true },
+  ];
+  const body = rows.map(([key, says, seconds]) => ({
+    key,
+    cells: [says, span(seconds), share(seconds, all)],
+  }));
+  return table('Time by activity', columns, [
+    ...body,
+    { key: 'in-all', cells: ['total', span(all), ''] },
+  ]);
 }
 
 function showHistory(history) {
@@ -292,7 +351,9 @@ function showHistory(history) {
   const rest = entries.slice(MAX_SHOWN_EVENTS);
   return [
     historyTable('History, newest first', entries.slice(0, MAX_SHOWN_EVENTS)),
-    rest.length > 0 && el('details', {}, el('summary', {}, `${several(rest.length, 'older event')}`), historyTable('Older events', rest)),
+    rest.length > 0 && el('details', {},
+      el('summary', {}, `${several(rest.length, 'older event')}`),
+      historyTable('Older events', rest)),
   ];
 }
 
@@ -302,7 +363,11 @@ function historyTable(caption, entries) {
     key: `v${entry.version}-${entry.event}`,
     cells: [
       when(entry.at),
-      [event(entry.event), entry.stage && ` (${entry.stage})`, entry.times && `, ${entry.times} times since ${when(entry.since)}`],
+      [
+        event(entry.event),
+        entry.stage && ` (${entry.stage})`,
+        entry.times && `, ${entry.times} times since ${when(entry.since)}`,
+      ],
       whoAndWhy(entry),
     ],
   }));
@@ -311,6 +376,7 @@ function historyTable(caption, entries) {
 
 function whoAndWhy({ by, reason, plan, behind, metric, samples }) {
   const measured = metric && `${metric}: ${samples}`;
-  const why = onTheClock(reason ?? behind ?? measured ?? (plan ? several(plan.devices, 'device') : ''));
+  const why = onTheClock(
+    reason ?? behind ?? measured ?? (plan ? several(plan.devices, 'device') : ''));
   return by && why ? `${by}: ${why}` : by ?? why;
 }

@@ -7,7 +7,8 @@ const OUTCOMES = {
   unknown: 'no answer from the hub: the device may have the message or not',
   skipped: 'not sent: the rollout was aborted, or the device has left the target',
   not_found: 'the device is unknown to the hub, or disabled',
-  queue_full: '50 messages are already waiting for the device: it is offline, or does not accept messages',
+  queue_full:
+    '50 messages are already waiting for the device: it is offline, or does not accept messages',
   refused: 'the hub refused the message',
   enqueued: 'the hub holds the message for the device',
   expired: 'the message expired before the device accepted it',
@@ -118,7 +119,8 @@ export const className = (name) => plain(name);
 export const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 /** The kinds of failure, each with its class. */
-export const failures = Object.entries(FAILURES).flatMap(([of, outcomes]) => outcomes.map((name) => ({ of, name })));
+export const failures = Object.entries(FAILURES).flatMap(([of, outcomes]) =>
+  outcomes.map((name) => ({ of, name })));
 
 export const phase = (name) => plain(name);
 
@@ -135,7 +137,8 @@ export function outcome(name, code) {
 }
 
 /** The error of a failed device, if known. */
-export const errorIn = (error) => error && ([error.code, error.text].filter(Boolean).join(': ') || 'the device gives no reason');
+export const errorIn = (error) =>
+  error && ([error.code, error.text].filter(Boolean).join(': ') || 'the device gives no reason');
 
 export const outcomeName = (name) => plain(name);
 

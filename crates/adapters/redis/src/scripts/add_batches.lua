@@ -1,7 +1,7 @@
 -- Adds batches. Existing batches stay unchanged.
--- ARGV: time, permission for adding batches, and for each batch: number, fingerprint, header, devices, row without the
--- time, field in TALLIES, name in OPEN, manifest, number of groups, and names of the groups. Returns the checksum of all
--- batches.
+-- ARGV: time, permission for adding batches, and for each batch: number, fingerprint, header,
+-- devices, row without the time, field in TALLIES, name in OPEN, manifest, number of groups, and
+-- names of the groups. Returns the checksum of all batches.
 
 if not version then return { 'NO_ROLLOUT' } end
 if adding ~= ARGV[2] then return { 'SUPERSEDED' } end
@@ -10,7 +10,8 @@ local time = redis.call('TIME')
 local now, first = clock(time), stamp(time, 0)
 local at = 3
 while at <= #ARGV do
-  local number, fingerprint, header, devices, row, tally, open, manifest, groups = unpack(ARGV, at, at + 8)
+  local number, fingerprint, header, devices, row, tally, open, manifest, groups =
+    unpack(ARGV, at, at + 8)
   groups = tonumber(groups)
   if redis.call('HSETNX', MANIFESTS, number, manifest) == 1 then
     for group = at + 9, at + 8 + groups do redis.call('HINCRBY', GROUPS, ARGV[group], devices) end

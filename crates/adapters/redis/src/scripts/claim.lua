@@ -1,4 +1,5 @@
--- Takes or renews claims of rollouts. Returns the rollouts claimed by others, each with the holder and the expiry.
+-- Takes or renews claims of rollouts. Returns the rollouts claimed by others, each with the holder
+-- and the expiry.
 -- KEYS: claims. ARGV: time, holder, milliseconds, names.
 
 local now = clock()

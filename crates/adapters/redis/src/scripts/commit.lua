@@ -1,19 +1,22 @@
--- Stores the new state of a batch, unless the batch or the rollout has changed since the batch was read.
--- ARGV: time, batch, stamp of the batch at reading, expected version and lineage of the rollout (or empty), stamp of the last
--- batch newly counted by budgets (or empty), row, state (or empty), name of the batch in OPEN, 1 to add the name or 0 to
--- remove the name; then three lists, each preceded by its length: fields of tallies with increments, names to add to
--- COUNTED, and names to remove from COUNTED. Returns the new stamp, the directive for workers, and the time; after a conflict
+-- Stores the new state of a batch, unless the batch or the rollout has changed since the batch was
+-- read.
+-- ARGV: time, batch, stamp of the batch at reading, expected version and lineage of the rollout (or
+-- empty), stamp of the last batch newly counted by budgets (or empty), row, state (or empty), name
+-- of the batch in OPEN, 1 to add the name or 0 to remove the name; then three lists, each preceded
+-- by its length: fields of tallies with increments, names to add to COUNTED, and names to remove
+-- from COUNTED. Returns the new stamp, the directive for workers, and the time; after a conflict
 -- false, and an existing batch in the form of `loaded`.
 
-local format, directive, version, lineage, budget_stamp, row =
-  unpack(redis.call('HMGET', HEAD, 'format', 'directive', 'version', 'lineage', 'budget_stamp', ARGV[2]))
+local format, directive, version, lineage, budget_stamp, row = unpack(redis.call(
+  'HMGET', HEAD, 'format', 'directive', 'version', 'lineage', 'budget_stamp', ARGV[2]))
 if is_newer(format) then return { 'NEWER', tonumber(format) } end
 if not row then return { 'OK', false } end
 if string.match(row, '^%d+') ~= ARGV[3]
   or ARGV[4] ~= '' and (version ~= ARGV[4] or lineage ~= ARGV[5])
   or ARGV[6] ~= '' and (budget_stamp or '0') ~= ARGV[6]
 then
-  local control, plan_completed_at = unpack(redis.call('HMGET', HEAD, 'control', 'plan_completed_at'))
+  local control, plan_completed_at =
+    unpack(redis.call('HMGET', HEAD, 'control', 'plan_completed_at'))
   return { 'OK', false, loaded(ARGV[2], control, plan_completed_at, budget_stamp, row) }
 end
 

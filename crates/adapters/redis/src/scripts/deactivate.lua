@@ -1,5 +1,5 @@
--- Removes a rollout from the active rollouts, unless a newer version is or will be stored, or the name belongs to another
--- rollout.
+-- Removes a rollout from the active rollouts, unless a newer version is or will be stored, or the
+-- name belongs to another rollout.
 -- KEYS: active rollouts. ARGV: time, name, version.
 
 local newest = redis.call('ZSCORE', KEYS[1], ARGV[2])

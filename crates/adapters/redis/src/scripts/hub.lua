@@ -10,7 +10,8 @@ local function read_limiter(values)
   }
 end
 
--- Returns the id of the server's run, changed by a restart or a failover; nil if the server does not provide an id.
+-- Returns the id of the server's run, changed by a restart or a failover; nil if the server does
+-- not provide an id.
 local function server_run()
   local info = redis.pcall('INFO', 'server')
   return type(info) == 'string' and string.match(info, 'run_id:(%x+)') or nil

@@ -1,6 +1,6 @@
 -- Returns the batches counted by the budgets of groups.
--- ARGV: time, and the groups' names. Returns the time, and for each group: the number of devices, and the numbers and rows of
--- the batches counted by the group's budget.
+-- ARGV: time, and the groups' names. Returns the time, and for each group: the number of devices,
+-- and the numbers and rows of the batches counted by the group's budget.
 
 if not version then return { 'NO_ROLLOUT' } end
 local answer = { 'OK', clock() }

@@ -1,6 +1,6 @@
 -- Returns the state of a hub's limiter: `HubPermits::state`. Writes nothing.
--- KEYS: permits of the hub. ARGV: time. Returns the fraction of the quota in use, the microseconds of
--- permits reserved ahead, and the rollouts requesting permits.
+-- KEYS: permits of the hub. ARGV: time. Returns the fraction of the quota in use, the microseconds
+-- of permits reserved ahead, and the rollouts requesting permits.
 
 local now = clock()
 local limiter, shares = read_hub()

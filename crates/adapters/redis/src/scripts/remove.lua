@@ -1,5 +1,5 @@
--- Removes a rollout with all its keys. A rollout of any size has few keys, and the server frees their memory in the
--- background.
+-- Removes a rollout with all its keys. A rollout of any size has few keys, and the server frees
+-- their memory in the background.
 -- KEYS: keys of the rollout, and its registry. ARGV: time, version, lineage.
 
 if not version then return { 'OK' } end

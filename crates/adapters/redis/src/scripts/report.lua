@@ -1,5 +1,7 @@
--- Stores the report of a process about a hub, replacing the process's previous report, and removes old reports.
--- KEYS: reports about the hub. ARGV: time, reporter, age in milliseconds of the reported moment (or empty), reported state.
+-- Stores the report of a process about a hub, replacing the process's previous report, and removes
+-- old reports.
+-- KEYS: reports about the hub. ARGV: time, reporter, age in milliseconds of the reported moment (or
+-- empty), reported state.
 
 local now = clock()
 local known = redis.call('HGETALL', KEYS[1])

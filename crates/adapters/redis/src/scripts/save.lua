@@ -1,8 +1,8 @@
--- Replaces a rollout's record. A change of the plan removes the whole old plan: a plan of any size has
--- few keys, and the server frees their memory in the background.
--- ARGV: time, record, id, version, lineage, plan, control, directive for workers, permission for adding batches, notes,
--- remembered commands ('': unchanged), version and lineage of the base record, and the condition: 'settled', or 'batches'
--- with the checksum.
+-- Replaces a rollout's record. A change of the plan removes the whole old plan: a plan of any size
+-- has few keys, and the server frees their memory in the background.
+-- ARGV: time, record, id, version, lineage, plan, control, directive for workers, permission for
+-- adding batches, notes, remembered commands ('': unchanged), version and lineage of the base
+-- record, and the condition: 'settled', or 'batches' with the checksum.
 
 if not version then return { 'NO_ROLLOUT' } end
 if version ~= ARGV[12] or lineage ~= ARGV[13] then return { 'SUPERSEDED' } end
@@ -22,7 +22,7 @@ if plan ~= ARGV[6] then
   redis.call('UNLINK', unpack(KEYS))
 end
 redis.call('HSET', HEAD, 'format', FORMAT,
-  'record', ARGV[2], 'id', ARGV[3], 'version', ARGV[4], 'lineage', ARGV[5], 'plan', ARGV[6], 'control', ARGV[7],
-  'directive', ARGV[8], 'adding', ARGV[9], 'notes', ARGV[10])
+  'record', ARGV[2], 'id', ARGV[3], 'version', ARGV[4], 'lineage', ARGV[5], 'plan', ARGV[6],
+  'control', ARGV[7], 'directive', ARGV[8], 'adding', ARGV[9], 'notes', ARGV[10])
 if commands ~= '' then redis.call('HSET', HEAD, 'commands', commands) end
 return { 'OK' }

@@ -1,6 +1,7 @@
 -- Reserves permits of a hub: `HubPermits::take`.
--- KEYS: permits of the hub. ARGV: time, rollout, requested permits, pace per minute, weight, the rollout's own limit per minute
--- (or empty), and the milliseconds after which a write is durable. Returns the permits, and the microseconds to wait.
+-- KEYS: permits of the hub. ARGV: time, rollout, requested permits, pace per minute, weight, the
+-- rollout's own limit per minute (or empty), and the milliseconds after which a write is durable.
+-- Returns the permits, and the microseconds to wait.
 
 local now = clock()
 local now_us = now * 1000
@@ -12,7 +13,9 @@ local durable_after, run = tonumber(ARGV[7]), nil
 if durable_after > 0 then
   run = server_run()
   local before = run and redis.call('HGET', KEYS[1], 'run')
-  if before and before ~= run then limiter.next_us = math.max(limiter.next_us, now_us) + durable_after * 1000 end
+  if before and before ~= run then
+    limiter.next_us = math.max(limiter.next_us, now_us) + durable_after * 1000
+  end
 end
 
 -- Permits unused before this time are lost.
@@ -33,7 +36,8 @@ local share = shares[rollout] or { used = 0, asking_until = 0, next_us = 0 }
 if share.asking_until <= now then share.used = least and math.max(share.used, least) or 0 end
 
 local function answer(permits, wait_us)
-  local stored = table.concat({ exact(share.used), exact(share.asking_until), exact(share.next_us) }, ' ')
+  local stored = table.concat(
+    { exact(share.used), exact(share.asking_until), exact(share.next_us) }, ' ')
   if run then
     write_limiter(limiter, 'share:' .. rollout, stored, 'run', run)
   else
