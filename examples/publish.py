@@ -5,14 +5,15 @@
     export TWINCAST__AMQP__URL=amqp://guest:guest@localhost:5672
     python3 publish.py start.json --wait
 
-The command is a JSON file; - is standard input. The exit codes are the exit codes of `twincast`: 0 done, 3 refused,
-4 some devices were not sent the message, did not take the message, or failed, 8 aborted, 9 no answer.
+The command is a JSON file; - is standard input. The exit codes are the exit codes of `twincast`:
+0 done, 3 refused, 4 some devices were not sent the message, did not take the message, or failed,
+8 aborted, 9 no answer.
 
-Without --wait, exit code 0 means: the orchestrator has executed the command. With --wait, the script waits for the end of
-the rollout, also while the rollout is paused.
+Without --wait, exit code 0 means: the orchestrator has executed the command. With --wait, the
+script waits for the end of the rollout, also while the rollout is paused.
 
-With --env NAME, @NAME@ in the texts of the command becomes the value of the environment variable NAME. The value is data
-and never part of a script.
+With --env NAME, @NAME@ in the texts of the command becomes the value of the environment variable
+NAME. The value is data and never part of a script.
 """
 
 import argparse
@@ -25,7 +26,8 @@ import uuid
 
 import pika
 
-REPLIES = "amq.rabbitmq.reply-to"  # RabbitMQ's direct reply-to: replies arrive on the channel of the request
+# RabbitMQ's direct reply-to: replies arrive on the channel of the request.
+REPLIES = "amq.rabbitmq.reply-to"
 COMMAND = "application/vnd.twincast.command.v1+json"
 QUIET = 300  # seconds without an event until the script asks for the state of the rollout
 REFUSED = (
@@ -38,13 +40,34 @@ ENDED = {"succeeded": 0, "finished_with_failures": 4, "failed": 3, "aborted": 8}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", type=argparse.FileType("rb"), help="a JSON file; - for standard input")
-    parser.add_argument("--wait", action="store_true", help="wait until the rollout ends (for start and status)")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds to wait for an answer, and for RabbitMQ (30)")
-    parser.add_argument("--away", type=float, default=600, help="seconds that all may be away while it waits (600)")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="@NAME@ in the command becomes this variable")
-    parser.add_argument("--url", default=os.environ.get("TWINCAST__AMQP__URL"), help="default: TWINCAST__AMQP__URL")
-    parser.add_argument("--prefix", default="twincast", help="what the names of all queues begin with (twincast)")
+    parser.add_argument(
+        "command", type=argparse.FileType("rb"), help="a JSON file; - for standard input"
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="wait until the rollout ends (for start and status)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30,
+        help="seconds to wait for an answer, and for RabbitMQ (30)",
+    )
+    parser.add_argument(
+        "--away", type=float, default=600, help="seconds that all may be away while it waits (600)"
+    )
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="@NAME@ in the command becomes this variable",
+    )
+    parser.add_argument(
+        "--url", default=os.environ.get("TWINCAST__AMQP__URL"), help="default: TWINCAST__AMQP__URL"
+    )
+    parser.add_argument(
+        "--prefix", default="twincast", help="what the names of all queues begin with (twincast)"
+    )
     args = parser.parse_args()
     if not args.url:
         parser.error("give the broker with --url or TWINCAST__AMQP__URL")
@@ -55,7 +78,8 @@ def main():
     if args.env:
         args.question = json.dumps(filled(json.loads(args.question), args.env)).encode()
 
-    args.accepted = False  # after the acceptance, the script waits for services that are away (--away)
+    # After the acceptance, the script waits for services that are away (--away).
+    args.accepted = False
     args.heard = time.monotonic()
     while True:
         try:
@@ -87,7 +111,9 @@ def filled(value, names):
         return [filled(inner, names) for inner in value]
     if isinstance(value, str):
         # Replace all names in one pass: a value is not searched for names.
-        return re.sub(f"@({'|'.join(map(re.escape, names))})@", lambda found: os.environ[found[1]], value)
+        return re.sub(
+            f"@({'|'.join(map(re.escape, names))})@", lambda found: os.environ[found[1]], value
+        )
     return value
 
 
@@ -123,11 +149,15 @@ def run(broker, args):
 
 
 class Broker:
-    """A connection to RabbitMQ. The connection receives events from the start, so no event is missed."""
+    """A connection to RabbitMQ. The connection receives events from the start, so no event is
+    missed."""
 
     def __init__(self, url, prefix):
-        # The URL may list several nodes of a cluster, separated by commas: the first answering node is used.
-        self.connection = pika.BlockingConnection([pika.URLParameters(each) for each in url.split(",")])
+        # The URL may list several nodes of a cluster, separated by commas: the first answering node
+        # is used.
+        self.connection = pika.BlockingConnection(
+            [pika.URLParameters(each) for each in url.split(",")]
+        )
         self.channel = self.connection.channel()
         self.commands = f"{prefix}.commands"
         self.queue = self.channel.queue_declare("", exclusive=True).method.queue
@@ -171,8 +201,11 @@ class Broker:
         return answers[0] if answers else None
 
     def events(self):
-        """Yields events until no event has come for QUIET seconds. An event may come twice, with the same id."""
-        for method, _properties, body in self.channel.consume(self.queue, auto_ack=True, inactivity_timeout=QUIET):
+        """Yields events until no event has come for QUIET seconds. An event may come twice, with
+        the same id."""
+        for method, _properties, body in self.channel.consume(
+            self.queue, auto_ack=True, inactivity_timeout=QUIET
+        ):
             if method is None:
                 break
             yield json.loads(body)

@@ -1,7 +1,9 @@
-"""A device app for signed updates, with Azure's own SDK. The README.md in this folder explains the start.
+"""A device app for signed updates, with Azure's own SDK.
 
-The app waits for messages of the kind `update`, checks and installs each update, and answers in the reported property
-`update`.
+The README.md in this folder explains the start.
+
+The app waits for messages of the kind `update`, checks and installs each update, and answers in the
+reported property `update`.
 """
 
 import base64
@@ -19,7 +21,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 NAME, HARDWARE = os.environ["UPDATE_NAME"], os.environ["UPDATE_HARDWARE"]
-KEYS = [Ed25519PublicKey.from_public_bytes(base64.b64decode(key)) for key in os.environ["UPDATE_KEYS"].split(",")]
+KEYS = [
+    Ed25519PublicKey.from_public_bytes(base64.b64decode(key))
+    for key in os.environ["UPDATE_KEYS"].split(",")
+]
 FOLDER = pathlib.Path(os.environ.get("STATE_FOLDER", "."))
 PAYLOAD_TYPE, LARGEST, REMEMBERED = "application/vnd.twincast.update+json", 64 << 20, 100
 
@@ -29,7 +34,8 @@ class Wrong(Exception):
 
 
 def install(artifact: bytes, manifest: dict) -> None:
-    """Installs the artefact. Replace this function; the app reports every exception of the function as a failure."""
+    """Installs the artefact. Replace this function; the app reports every exception of the
+    function as a failure."""
     (FOLDER / "firmware.new").write_bytes(artifact)
     os.replace(FOLDER / "firmware.new", FOLDER / "firmware")
     print(f"installed {manifest['version']}", flush=True)
@@ -40,7 +46,9 @@ def verified(body: bytes) -> dict:
     envelope = json.loads(body)
     kind, payload = envelope["payloadType"], base64.b64decode(envelope["payload"], validate=True)
     signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
-    for key, signature in ((key, signature) for key in KEYS for signature in envelope["signatures"]):
+    for key, signature in (
+        (key, signature) for key in KEYS for signature in envelope["signatures"]
+    ):
         try:
             key.verify(base64.b64decode(signature["sig"]), signed)
         except InvalidSignature:
@@ -52,7 +60,8 @@ def verified(body: bytes) -> dict:
 
 
 def check(manifest: dict, running: str) -> None:
-    now, numbers = datetime.datetime.now(datetime.timezone.utc), lambda version: [int(n) for n in re.findall(r"\d+", version)]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    numbers = lambda version: [int(n) for n in re.findall(r"\d+", version)]
     expires = manifest.get("expires", "9999-12-31T00:00:00Z").replace("Z", "+00:00")
     newer = manifest.get("force", False) or numbers(manifest["version"]) > numbers(running)
     for good, code, text in [
@@ -70,7 +79,10 @@ def check(manifest: dict, running: str) -> None:
 def download(artifact: dict) -> bytes:
     with urllib.request.urlopen(artifact["url"], timeout=60) as response:
         content = response.read(artifact["size"] + 1)
-    if len(content) != artifact["size"] or hashlib.sha256(content).hexdigest() != artifact["sha256"]:
+    if (
+        len(content) != artifact["size"]
+        or hashlib.sha256(content).hexdigest() != artifact["sha256"]
+    ):
         raise Wrong("sha256", "what was downloaded is not what the manifest names")
     return content
 
@@ -78,16 +90,32 @@ def download(artifact: dict) -> bytes:
 class App:
     def __init__(self, client):
         self.client, self.file = client, FOLDER / "state.json"
-        self.state = json.loads(self.file.read_text()) if self.file.exists() else {"version": "0", "ends": {}}
+        self.state = (
+            json.loads(self.file.read_text())
+            if self.file.exists()
+            else {"version": "0", "ends": {}}
+        )
 
     def report(self, message_id, state, version, error=None):
         at = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        update = {"id": message_id, "state": state, "version": version, "error": error, "attempt": 1, "at": at}
-        self.client.patch_twin_reported_properties({"update": update, "firmware": self.state["version"]})
+        update = {
+            "id": message_id,
+            "state": state,
+            "version": version,
+            "error": error,
+            "attempt": 1,
+            "at": at,
+        }
+        self.client.patch_twin_reported_properties(
+            {"update": update, "firmware": self.state["version"]}
+        )
 
     def remember(self, message_id, end):
-        """Stores the end of an update on the disk. An end is final, so the app stores the end before reporting the end."""
-        self.state["ends"] = dict(list((self.state["ends"] | {message_id: end}).items())[-REMEMBERED:])
+        """Stores the end of an update on the disk. An end is final, so the app stores the end
+        before reporting the end."""
+        self.state["ends"] = dict(
+            list((self.state["ends"] | {message_id: end}).items())[-REMEMBERED:]
+        )
         with open(FOLDER / "state.new", "w") as file:
             json.dump(self.state, file)
             file.flush()
@@ -115,9 +143,12 @@ class App:
 def main():
     ca = os.environ.get("HUB_CA_FILE")  # the certificate authority of an emulated hub
     options = {"server_verification_cert": pathlib.Path(ca).read_text()} if ca else {}
-    client = IoTHubDeviceClient.create_from_connection_string(os.environ["DEVICE_CONNECTION_STRING"], **options)
+    client = IoTHubDeviceClient.create_from_connection_string(
+        os.environ["DEVICE_CONNECTION_STRING"], **options
+    )
     app, messages = App(client), queue.Queue(maxsize=100)
-    client.on_message_received = messages.put  # connects; a handler set later misses waiting messages
+    # Connects; a handler set later misses waiting messages.
+    client.on_message_received = messages.put
     client.patch_twin_reported_properties({"firmware": app.state["version"]})
     while True:  # one update at a time
         message = messages.get()

@@ -1,5 +1,5 @@
-"""Tests the Helm chart, offline: renders the chart with several values files, and checks every manifest
-against the Kubernetes schemas and the requirements of the chart."""
+"""Tests the Helm chart, offline: renders the chart with several values files, and checks every
+manifest against the Kubernetes schemas and the requirements of the chart."""
 
 import base64
 import copy
@@ -30,7 +30,9 @@ DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 
 chart = helm.Chart.load(CHART)
 # Without the cache, the same large files are read for every manifest.
-kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+kubernetes_validate.utils.schema_contents = functools.cache(
+    kubernetes_validate.utils.schema_contents
+)
 
 
 def values(case):
@@ -164,7 +166,9 @@ class EveryManifest(unittest.TestCase):
                         self.assertIs(security["allowPrivilegeEscalation"], False)
                         self.assertEqual(security["capabilities"], {"drop": ["ALL"]})
                         self.assertIn("memory", container["resources"]["limits"])
-                        self.assertTrue(all(mount["readOnly"] for mount in container["volumeMounts"]))
+                        self.assertTrue(
+                            all(mount["readOnly"] for mount in container["volumeMounts"])
+                        )
 
     def test_processes_are_given_time_to_end(self):
         source = (ROOT / "worker/src/config.rs").read_text()
@@ -183,7 +187,9 @@ class EveryManifest(unittest.TestCase):
                 [container] = one["spec"]["template"]["spec"]["containers"]
                 ports = {"http": int(port)}
                 if "api" in yaml.safe_load(config(case)) and container["name"] == "orchestrator":
-                    ports["api"] = int(yaml.safe_load(config(case))["api"]["listen"].rsplit(":", 1)[1])
+                    ports["api"] = int(
+                        yaml.safe_load(config(case))["api"]["listen"].rsplit(":", 1)[1]
+                    )
                 found = {port["name"]: port["containerPort"] for port in container["ports"]}
                 self.assertEqual(found, ports)
                 probes = {
@@ -198,12 +204,20 @@ class EveryManifest(unittest.TestCase):
         for case in self.each():
             labels = {name: labels for name, labels, _ in pods(case)}
             found = lambda selector: [name for name, of in labels.items() if matches(selector, of)]
-            prefix = DEFAULTS["fullnameOverride"] or values(case).get("fullnameOverride", "demo-twincast")
-            names = {of: f"Deployment {prefix}-{of}" for of in ["orchestrator", "worker"]} | {"test": f"Pod {prefix}-test"}
-            for one in of_kind(case, "Deployment", "PodDisruptionBudget", "NetworkPolicy", "Service"):
+            prefix = DEFAULTS["fullnameOverride"] or values(case).get(
+                "fullnameOverride", "demo-twincast"
+            )
+            names = {of: f"Deployment {prefix}-{of}" for of in ["orchestrator", "worker"]} | {
+                "test": f"Pod {prefix}-test"
+            }
+            for one in of_kind(
+                case, "Deployment", "PodDisruptionBudget", "NetworkPolicy", "Service"
+            ):
                 with self.subTest(named(one)):
                     spec = one["spec"]
-                    selector = spec["podSelector"] if one["kind"] == "NetworkPolicy" else spec["selector"]
+                    selector = (
+                        spec["podSelector"] if one["kind"] == "NetworkPolicy" else spec["selector"]
+                    )
                     if one["kind"] == "Service":
                         selector = {"matchLabels": selector}
                         # The name of a container port, see above.
@@ -211,29 +225,52 @@ class EveryManifest(unittest.TestCase):
                         self.assertEqual([port["targetPort"] for port in spec["ports"]], [port])
                     component = one["metadata"]["labels"]["app.kubernetes.io/component"]
                     # The API's service selects only orchestrators.
-                    self.assertEqual(found(selector), [names["orchestrator" if component == "api" else component]])
+                    self.assertEqual(
+                        found(selector),
+                        [names["orchestrator" if component == "api" else component]],
+                    )
                     # An upgrade must not change a selector.
                     self.assertNotIn("app.kubernetes.io/version", selector["matchLabels"])
             for one in of_kind(case, "Deployment"):
                 for spread in one["spec"]["template"]["spec"]["topologySpreadConstraints"]:
                     self.assertEqual(found(spread["labelSelector"]), [named(one)])
             for one in of_kind(case, "PodMonitor"):
-                self.assertEqual(sorted(found(one["spec"]["selector"])), sorted(name for name in labels if "test" not in name))
+                self.assertEqual(
+                    sorted(found(one["spec"]["selector"])),
+                    sorted(name for name in labels if "test" not in name),
+                )
             for one in of_kind(case, "ServiceMonitor"):
-                services = [service for service in of_kind(case, "Service") if not service["metadata"]["name"].endswith("-api")]
-                seen = [service for service in of_kind(case, "Service") if matches(one["spec"]["selector"], service["metadata"]["labels"])]
+                services = [
+                    service
+                    for service in of_kind(case, "Service")
+                    if not service["metadata"]["name"].endswith("-api")
+                ]
+                seen = [
+                    service
+                    for service in of_kind(case, "Service")
+                    if matches(one["spec"]["selector"], service["metadata"]["labels"])
+                ]
                 self.assertEqual(seen, services)
                 for service in seen:
                     self.assertIn(one["spec"]["jobLabel"], service["metadata"]["labels"])
-                    self.assertIn(one["spec"]["endpoints"][0]["port"], [port["name"] for port in service["spec"]["ports"]])
+                    self.assertIn(
+                        one["spec"]["endpoints"][0]["port"],
+                        [port["name"] for port in service["spec"]["ports"]],
+                    )
 
     def test_objects_that_are_referred_to_are_there(self):
         for case in self.each():
             made = {named(one) for one in manifests(case)}
-            theirs = set(re.findall(r"(?:name|secret|configMap): ([a-z0-9-]+)", CASES[case].read_text()))
+            theirs = set(
+                re.findall(r"(?:name|secret|configMap): ([a-z0-9-]+)", CASES[case].read_text())
+            )
             account = values(case).get("serviceAccount", {})
             for name, _, spec in pods(case):
-                self.assertTrue(f"ServiceAccount {spec['serviceAccountName']}" in made or not account.get("create", True), name)
+                self.assertTrue(
+                    f"ServiceAccount {spec['serviceAccountName']}" in made
+                    or not account.get("create", True),
+                    name,
+                )
                 for volume in spec["volumes"]:
                     if "configMap" in volume:
                         self.assertIn(f"ConfigMap {volume['configMap']['name']}", made)
@@ -242,7 +279,11 @@ class EveryManifest(unittest.TestCase):
                         [(kind, of)] = source.items()
                         kind = {"secret": "Secret", "configMap": "ConfigMap"}[kind]
                         if f"{kind} {of['name']}" in made:
-                            [secret] = [one for one in manifests(case) if named(one) == f"{kind} {of['name']}"]
+                            [secret] = [
+                                one
+                                for one in manifests(case)
+                                if named(one) == f"{kind} {of['name']}"
+                            ]
                             self.assertIn(of["items"][0]["key"], secret["data"])
                         else:
                             self.assertIn(of["name"], theirs)
@@ -259,35 +300,57 @@ class EveryManifest(unittest.TestCase):
 
         for case in self.each():
             whole = yaml.safe_load(config(case))
-            for_all = {key: value for key, value in whole.items() if key not in ["api", "prometheus"]}
+            for_all = {
+                key: value for key, value in whole.items() if key not in ["api", "prometheus"]
+            }
             for_test = {key: value for key, value in whole.items() if key != "api"}
             self.assertGreaterEqual(len(list(files(for_all))), 3)
             for name, _, spec in pods(case):
                 with self.subTest(name):
                     # Only orchestrators have the keys of the API. Workers do not query Prometheus.
                     component = name.rsplit("-", 1)[-1]
-                    named_in_config = sorted(files({"orchestrator": whole, "test": for_test}.get(component, for_all)))
-                    [secrets] = [volume["projected"] for volume in spec["volumes"] if "projected" in volume]
+                    named_in_config = sorted(
+                        files({"orchestrator": whole, "test": for_test}.get(component, for_all))
+                    )
+                    [secrets] = [
+                        volume["projected"] for volume in spec["volumes"] if "projected" in volume
+                    ]
                     # Readable only by the owner and the group of the process.
                     self.assertEqual(secrets["defaultMode"], 0o440)
-                    paths = [item["path"] for source in secrets["sources"] for item in list(source.values())[0]["items"]]
+                    paths = [
+                        item["path"]
+                        for source in secrets["sources"]
+                        for item in list(source.values())[0]["items"]
+                    ]
                     for container in containers(spec):
-                        folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+                        folders = {
+                            mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]
+                        }
                         mounted = sorted(f"{folders['secrets']}/{path}" for path in paths)
                         self.assertEqual(mounted, named_in_config)
-                        env = {variable["name"]: variable.get("value") for variable in container["env"]}
-                        self.assertEqual(env["TWINCAST_CONFIG"], f"{folders['config']}/twincast.yaml")
+                        env = {
+                            variable["name"]: variable.get("value") for variable in container["env"]
+                        }
+                        self.assertEqual(
+                            env["TWINCAST_CONFIG"], f"{folders['config']}/twincast.yaml"
+                        )
 
     def test_the_program_takes_the_configuration_and_the_commands(self):
         for case in self.each():
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "twincast.yaml"
                 file.write_text(config(case))
-                shown = subprocess.run([TWINCAST, "--config", file, "--json", "--print-config"], capture_output=True, text=True)
+                shown = subprocess.run(
+                    [TWINCAST, "--config", file, "--json", "--print-config"],
+                    capture_output=True,
+                    text=True,
+                )
                 self.assertEqual(shown.returncode, 0, shown.stderr)
             for name, _, spec in pods(case):
                 for container in containers(spec):
-                    helped = subprocess.run([TWINCAST, *container["args"], "--help"], capture_output=True, text=True)
+                    helped = subprocess.run(
+                        [TWINCAST, *container["args"], "--help"], capture_output=True, text=True
+                    )
                     self.assertEqual(helped.returncode, 0, f"{name}: {helped.stderr}")
 
 
@@ -310,7 +373,12 @@ class Particulars(unittest.TestCase):
                     "ca_file": f"{secrets}/ca/oidc.pem",
                     "roles_claim": "realm_access.roles",
                     "name_claim": "email",
-                    "roles": {"viewer": ["employees"], "operator": ["fleet-operators", "on-call"], "approver": [], "admin": ["fleet-admins"]},
+                    "roles": {
+                        "viewer": ["employees"],
+                        "operator": ["fleet-operators", "on-call"],
+                        "approver": [],
+                        "admin": ["fleet-admins"],
+                    },
                 },
                 "tls_cert_file": f"{secrets}/api/tls.crt",
                 "tls_key_file": f"{secrets}/api/tls.key",
@@ -324,7 +392,11 @@ class Particulars(unittest.TestCase):
                 "timeout": "5s",
             },
             "worker": {"slots": 8, "window": 128},
-            "amqp": {"url_file": f"{secrets}/amqp-url", "ca_file": f"{secrets}/ca/amqp.pem", "prefix": "fleet"},
+            "amqp": {
+                "url_file": f"{secrets}/amqp-url",
+                "ca_file": f"{secrets}/ca/amqp.pem",
+                "prefix": "fleet",
+            },
             "redis": {
                 "url_file": f"{secrets}/redis-url",
                 "ca_file": f"{secrets}/ca/redis.pem",
@@ -346,7 +418,10 @@ class Particulars(unittest.TestCase):
                 },
                 "us": {
                     "host": "us.azure-devices.net",
-                    "auth": {"method": "workload_identity", "tenant_id": "5b1f0000-0000-0000-0000-000000000000"},
+                    "auth": {
+                        "method": "workload_identity",
+                        "tenant_id": "5b1f0000-0000-0000-0000-000000000000",
+                    },
                     "tier": "S1",
                     "units": 1,
                 },
@@ -364,7 +439,11 @@ class Particulars(unittest.TestCase):
 
     def test_an_autoscaler_owns_the_number_of_workers(self):
         for case, kind in {"full": "ScaledObject", "hpa": "HorizontalPodAutoscaler"}.items():
-            [worker] = [one for one in of_kind(case, "Deployment") if one["metadata"]["name"].endswith("-worker")]
+            [worker] = [
+                one
+                for one in of_kind(case, "Deployment")
+                if one["metadata"]["name"].endswith("-worker")
+            ]
             self.assertNotIn("replicas", worker["spec"])
             self.assertEqual(len(of_kind(case, "ScaledObject", "HorizontalPodAutoscaler")), 1)
             self.assertEqual(len(of_kind(case, kind)), 1)
@@ -373,23 +452,35 @@ class Particulars(unittest.TestCase):
         self.assertIn(f"`{metric}{{hub}}`", (ROOT / "docs/reference/metrics.md").read_text())
         for case in ["minimal", "secrets"]:
             self.assertEqual(of_kind(case, "ScaledObject", "HorizontalPodAutoscaler"), [])
-            self.assertEqual([one["spec"]["replicas"] for one in of_kind(case, "Deployment")], [2, 3])
+            self.assertEqual(
+                [one["spec"]["replicas"] for one in of_kind(case, "Deployment")], [2, 3]
+            )
 
     def test_keda_looks_at_the_queues_that_dispatches_are_on(self):
         [scaled] = of_kind("full", "ScaledObject")
         queues = [trigger["metadata"]["queueName"] for trigger in scaled["spec"]["triggers"]]
-        self.assertEqual(queues, ["fleet.dispatch.emulator", "fleet.dispatch.eu", "fleet.dispatch.us"])
+        self.assertEqual(
+            queues, ["fleet.dispatch.emulator", "fleet.dispatch.eu", "fleet.dispatch.us"]
+        )
         [authentication] = of_kind("full", "TriggerAuthentication")
         for trigger in scaled["spec"]["triggers"]:
-            self.assertEqual(trigger["authenticationRef"]["name"], authentication["metadata"]["name"])
-        self.assertEqual(authentication["spec"]["secretTargetRef"], [{"parameter": "host", "name": "rabbitmq", "key": "connection_string"}])
+            self.assertEqual(
+                trigger["authenticationRef"]["name"], authentication["metadata"]["name"]
+            )
+        self.assertEqual(
+            authentication["spec"]["secretTargetRef"],
+            [{"parameter": "host", "name": "rabbitmq", "key": "connection_string"}],
+        )
 
     def test_network_policies_let_through_what_is_needed_and_no_more(self):
         ports = {}
         for one in of_kind("hpa", "NetworkPolicy"):
             component = one["metadata"]["labels"]["app.kubernetes.io/component"]
             out = [port["port"] for rule in one["spec"]["egress"] for port in rule["ports"]]
-            ports[component] = ([port["port"] for rule in one["spec"]["ingress"] for port in rule["ports"]], out)
+            ports[component] = (
+                [port["port"] for rule in one["spec"]["ingress"] for port in rule["ports"]],
+                out,
+            )
             self.assertEqual(one["spec"]["policyTypes"], ["Ingress", "Egress"])
         self.assertEqual(
             ports,
@@ -398,19 +489,40 @@ class Particulars(unittest.TestCase):
                 "worker": (["http"], [53, 53, 5671, 5672, 6379, 5671, 443]),
             },
         )
-        [test] = [one for one in of_kind("full", "NetworkPolicy") if one["metadata"]["name"].endswith("-test")]
+        [test] = [
+            one
+            for one in of_kind("full", "NetworkPolicy")
+            if one["metadata"]["name"].endswith("-test")
+        ]
         self.assertNotIn("ingress", test["spec"])
-        rules = [sorted({port["port"] for port in rule["ports"]}) for rule in test["spec"]["egress"]]
+        rules = [
+            sorted({port["port"] for port in rule["ports"]}) for rule in test["spec"]["egress"]
+        ]
         # DNS, RabbitMQ, Redis, the hubs over AMQP and WebSockets, Prometheus, and the extra egress.
         self.assertEqual(rules, [[53], [5671], [6379], [443, 5671], [443], [4317]])
 
     def test_alerts_and_dashboards_are_those_of_the_repository(self):
-        for case, base in {"full": "https://git.example.com/twincast/docs/", "hpa": "docs/"}.items():
-            texts = [path.read_text() for path in sorted((ROOT / "deploy/prometheus").glob("*.rules.yml"))]
-            groups = [group for text in texts for group in yaml.safe_load(text.replace("runbook_url: docs/", f"runbook_url: {base}"))["groups"]]
+        for case, base in {
+            "full": "https://git.example.com/twincast/docs/",
+            "hpa": "docs/",
+        }.items():
+            texts = [
+                path.read_text()
+                for path in sorted((ROOT / "deploy/prometheus").glob("*.rules.yml"))
+            ]
+            groups = [
+                group
+                for text in texts
+                for group in yaml.safe_load(
+                    text.replace("runbook_url: docs/", f"runbook_url: {base}")
+                )["groups"]
+            ]
             [rule] = of_kind(case, "PrometheusRule")
             self.assertEqual(rule["spec"]["groups"] or [], groups)
-            dashboards = {f"twincast-{path.name}": path.read_text().rstrip("\n") for path in (ROOT / "deploy/grafana").glob("*.json")}
+            dashboards = {
+                f"twincast-{path.name}": path.read_text().rstrip("\n")
+                for path in (ROOT / "deploy/grafana").glob("*.json")
+            }
             found = {}
             for one in of_kind(case, "ConfigMap"):
                 if "grafana_dashboard" in one["metadata"]["labels"]:
@@ -420,7 +532,8 @@ class Particulars(unittest.TestCase):
     def test_a_change_of_configuration_or_secret_starts_processes_anew(self):
         def checksums(change):
             texts = render(overlay(values("minimal"), change))
-            return yaml.safe_load(texts["twincast/templates/worker.yaml"])["spec"]["template"]["metadata"]["annotations"]
+            worker = yaml.safe_load(texts["twincast/templates/worker.yaml"])
+            return worker["spec"]["template"]["metadata"]["annotations"]
 
         before = checksums({})
         after = checksums({"worker": {"slots": 3}})
@@ -432,7 +545,12 @@ class Particulars(unittest.TestCase):
 
     def test_the_notes_say_what_to_do_next(self):
         notes = render(values("minimal"))["twincast/templates/NOTES.txt"]
-        for part in ["1 hub: main", "helm -n fleet test demo", "deploy/demo-twincast-orchestrator -- twincast submit -", "existingSecret"]:
+        for part in [
+            "1 hub: main",
+            "helm -n fleet test demo",
+            "deploy/demo-twincast-orchestrator -- twincast submit -",
+            "existingSecret",
+        ]:
             self.assertIn(part, notes)
 
     def test_the_package_is_whole(self):
@@ -441,14 +559,30 @@ class Particulars(unittest.TestCase):
             with tarfile.open(archive) as tar:
                 names = set(tar.getnames())
         linked = [f"files/grafana/{path.name}" for path in (ROOT / "deploy/grafana").glob("*.json")]
-        linked += [f"files/prometheus/{path.name}" for path in (ROOT / "deploy/prometheus").glob("*.rules.yml")]
-        self.assertEqual(sorted(name for name in names if "/files/" in name), sorted(f"twincast/{name}" for name in linked))
-        self.assertLessEqual({f"twincast/{name}" for name in ["Chart.yaml", "README.md", "values.yaml", "values.schema.json"]}, names)
+        linked += [
+            f"files/prometheus/{path.name}"
+            for path in (ROOT / "deploy/prometheus").glob("*.rules.yml")
+        ]
+        self.assertEqual(
+            sorted(name for name in names if "/files/" in name),
+            sorted(f"twincast/{name}" for name in linked),
+        )
+        self.assertLessEqual(
+            {
+                f"twincast/{name}"
+                for name in ["Chart.yaml", "README.md", "values.yaml", "values.schema.json"]
+            },
+            names,
+        )
 
     def test_lint_has_nothing_to_say(self):
         for case in CASES:
             report = helm.lint(CHART, values(case), strict=True)
-            problems = [message for message in report["messages"] if message["error"] != "icon is recommended"]
+            problems = [
+                message
+                for message in report["messages"]
+                if message["error"] != "icon is recommended"
+            ]
             self.assertEqual((problems, report["errors"]), ([], []), case)
 
     def test_versions_are_the_same(self):
@@ -494,22 +628,50 @@ class Values(unittest.TestCase):
             ("amqp", "ca", "secret"): hpa,
             ("redis", "existingSecret", "name"): values("secrets"),
             ("redis", "existingSecret", "key"): values("secrets"),
-            ("worker", "autoscaling", "existingSecret", "key"): overlay(full, {"worker": {"autoscaling": {"existingSecret": {"name": "one"}}}}),
+            ("worker", "autoscaling", "existingSecret", "key"): overlay(
+                full, {"worker": {"autoscaling": {"existingSecret": {"name": "one"}}}}
+            ),
             ("redis", "ca", "configMap"): hpa,
             ("redis", "sentinel", "url"): values("minimal"),
             ("redis", "sentinel", "existingSecret", "name"): values("secrets"),
             ("redis", "sentinel", "existingSecret", "key"): values("secrets"),
-            ("api", "oidc", "ca", "secret"): overlay(full, {"api": {"oidc": {"ca": {"configMap": ""}}}}),
+            ("api", "oidc", "ca", "secret"): overlay(
+                full, {"api": {"oidc": {"ca": {"configMap": ""}}}}
+            ),
             ("prometheus", "ca", "secret"): without(full, ("prometheus", "ca", "configMap")),
-            ("prometheus", "token", "secret"): overlay(full, {"prometheus": {"user": "", "password": {"secret": ""}}}),
-            ("prometheus", "token", "key"): overlay(full, {"prometheus": {"user": "", "password": {"secret": ""}, "token": {"secret": "one"}}}),
+            ("prometheus", "token", "secret"): overlay(
+                full, {"prometheus": {"user": "", "password": {"secret": ""}}}
+            ),
+            ("prometheus", "token", "key"): overlay(
+                full,
+                {
+                    "prometheus": {
+                        "user": "",
+                        "password": {"secret": ""},
+                        "token": {"secret": "one"},
+                    }
+                },
+            ),
         }
         entry = SCHEMA["properties"]["hubs"]["additionalProperties"]
         of_hubs = [(("hubs", "eu", *path), schema) for path, schema in properties(entry)]
         bases |= {
-            ("hubs", "eu", "connectionString"): overlay(without(full, ("hubs", "eu", "existingSecret")), {"hubs": {"eu": {"connectionString": "HostName=h;SharedAccessKey=k"}}}),
-            ("hubs", "eu", "host"): overlay(without(without(full, ("hubs", "eu", "existingSecret")), ("hubs", "eu", "secondary")), {"hubs": {"eu": {"host": "h", "auth": "azure_cli"}}}),
-            ("hubs", "eu", "auth"): overlay(without(without(full, ("hubs", "eu", "existingSecret")), ("hubs", "eu", "secondary")), {"hubs": {"eu": {"host": "h", "auth": "azure_cli"}}}),
+            ("hubs", "eu", "connectionString"): overlay(
+                without(full, ("hubs", "eu", "existingSecret")),
+                {"hubs": {"eu": {"connectionString": "HostName=h;SharedAccessKey=k"}}},
+            ),
+            ("hubs", "eu", "host"): overlay(
+                without(
+                    without(full, ("hubs", "eu", "existingSecret")), ("hubs", "eu", "secondary")
+                ),
+                {"hubs": {"eu": {"host": "h", "auth": "azure_cli"}}},
+            ),
+            ("hubs", "eu", "auth"): overlay(
+                without(
+                    without(full, ("hubs", "eu", "existingSecret")), ("hubs", "eu", "secondary")
+                ),
+                {"hubs": {"eu": {"host": "h", "auth": "azure_cli"}}},
+            ),
             ("hubs", "eu", "ca", "key"): overlay(full, {"hubs": {"eu": {"ca": {"secret": "one"}}}}),
         }
         tried = 0
@@ -518,7 +680,9 @@ class Values(unittest.TestCase):
                 continue
             base = bases.get(path, full)
             with self.subTest(".".join(path)):
-                changed = overlay(base, at(path, other(schema, lookup(chart.merge_values(base), path))))
+                changed = overlay(
+                    base, at(path, other(schema, lookup(chart.merge_values(base), path)))
+                )
                 self.assertTrue(render(base) != render(changed), "nothing is different")
                 tried += 1
         self.assertGreater(tried, 90)
@@ -528,52 +692,170 @@ class Values(unittest.TestCase):
         cases = [
             ({"imaeg": {}}, "at '': additional properties 'imaeg' not allowed"),
             ({"worker": {"replicas": "3"}}, "at '/worker/replicas': got string, want integer"),
-            ({"worker": {"terminationGracePeriodSeconds": 15}}, "at '/worker/terminationGracePeriodSeconds': minimum: got 15, want 20"),
+            (
+                {"worker": {"terminationGracePeriodSeconds": 15}},
+                "at '/worker/terminationGracePeriodSeconds': minimum: got 15, want 20",
+            ),
             ({"worker": {"slots": 65}}, "at '/worker/slots': maximum: got 65, want 64"),
-            ({"worker": {"autoscaling": {"kind": "vpa"}}}, "at '/worker/autoscaling/kind': value must be one of 'keda', 'hpa'"),
-            ({"worker": {"autoscaling": {"minReplicas": 5, "maxReplicas": 4}}}, "worker.autoscaling: minReplicas (5) is above maxReplicas (4)"),
+            (
+                {"worker": {"autoscaling": {"kind": "vpa"}}},
+                "at '/worker/autoscaling/kind': value must be one of 'keda', 'hpa'",
+            ),
+            (
+                {"worker": {"autoscaling": {"minReplicas": 5, "maxReplicas": 4}}},
+                "worker.autoscaling: minReplicas (5) is above maxReplicas (4)",
+            ),
             ({"security": {"runAsUser": 0}}, "at '/security/runAsUser': minimum: got 0, want 1"),
             ({"image": {"tag": "a b"}}, "at '/image/tag': 'a b' does not match pattern"),
-            ({"image": {"digest": "sha256:12"}}, "at '/image/digest': 'sha256:12' does not match pattern"),
+            (
+                {"image": {"digest": "sha256:12"}},
+                "at '/image/digest': 'sha256:12' does not match pattern",
+            ),
             ({"http": {"port": 80}}, "at '/http/port': minimum: got 80, want 1,024"),
-            ({"api": {"enabled": True}}, "api.tokens.secret: name the secret with the tokens, or an issuer"),
-            ({"api": {"enabled": True, "oidc": {"issuer": "https://i"}}}, "api.oidc.audience: say whom"),
-            ({"api": {"enabled": True, "oidc": {"issuer": "https://i", "audience": "a"}}}, "api.oidc.roles: give values for a role"),
-            ({"api": {"oidc": {"keysUrl": "http://i"}}}, "at '/api/oidc/keysUrl': 'http://i' does not match pattern"),
-            ({"api": {"oidc": {"ca": {"secret": "a", "configMap": "b"}}}}, "api.oidc.ca: give only one of secret and configMap"),
-            ({"api": {"enabled": True, "port": 8080, "tokens": {"secret": "t"}}}, "api.port and http.port are both 8080"),
+            (
+                {"api": {"enabled": True}},
+                "api.tokens.secret: name the secret with the tokens, or an issuer",
+            ),
+            (
+                {"api": {"enabled": True, "oidc": {"issuer": "https://i"}}},
+                "api.oidc.audience: say whom",
+            ),
+            (
+                {"api": {"enabled": True, "oidc": {"issuer": "https://i", "audience": "a"}}},
+                "api.oidc.roles: give values for a role",
+            ),
+            (
+                {"api": {"oidc": {"keysUrl": "http://i"}}},
+                "at '/api/oidc/keysUrl': 'http://i' does not match pattern",
+            ),
+            (
+                {"api": {"oidc": {"ca": {"secret": "a", "configMap": "b"}}}},
+                "api.oidc.ca: give only one of secret and configMap",
+            ),
+            (
+                {"api": {"enabled": True, "port": 8080, "tokens": {"secret": "t"}}},
+                "api.port and http.port are both 8080",
+            ),
             ({"prometheus": {"token": {"secret": "t"}}}, "prometheus.url: say where it is"),
-            ({"prometheus": {"url": "http://p", "token": {"secret": "t"}, "user": "ann"}}, "prometheus: give only one of a token, and user and password"),
-            ({"prometheus": {"url": "http://p", "user": "ann"}}, "prometheus: give both user and password.secret"),
-            ({"settings": {"otlp": {"password": "hidden"}}}, "settings.otlp.password would be readable by all"),
-            ({"prometheus": {"url": "http://me:hidden@prometheus"}}, "prometheus.url: must begin with http:// or https://"),
-            ({"prometheus": {"url": "prometheus:9090"}}, "prometheus.url: must begin with http:// or https://"),
-            ({"settings": {"prometheus": {"token": "hidden"}}}, "settings.prometheus.token would be readable by all"),
-            ({"networkPolicy": {"redis": {"ports": []}}}, "at '/networkPolicy/redis/ports': minItems: got 0, want 1"),
+            (
+                {"prometheus": {"url": "http://p", "token": {"secret": "t"}, "user": "ann"}},
+                "prometheus: give only one of a token, and user and password",
+            ),
+            (
+                {"prometheus": {"url": "http://p", "user": "ann"}},
+                "prometheus: give both user and password.secret",
+            ),
+            (
+                {"settings": {"otlp": {"password": "hidden"}}},
+                "settings.otlp.password would be readable by all",
+            ),
+            (
+                {"prometheus": {"url": "http://me:hidden@prometheus"}},
+                "prometheus.url: must begin with http:// or https://",
+            ),
+            (
+                {"prometheus": {"url": "prometheus:9090"}},
+                "prometheus.url: must begin with http:// or https://",
+            ),
+            (
+                {"settings": {"prometheus": {"token": "hidden"}}},
+                "settings.prometheus.token would be readable by all",
+            ),
+            (
+                {"networkPolicy": {"redis": {"ports": []}}},
+                "at '/networkPolicy/redis/ports': minItems: got 0, want 1",
+            ),
             ({"settings": {"hubz": {}}}, "value must be one of 'state', 'log', 'worker'"),
-            ({"settings": {"amqp": {"url": "amqp://x"}}}, "settings.amqp.url would be readable by all"),
-            ({"settings": {"redis": {"sentinel_url": "redis://x:1"}}}, "settings.redis.sentinel_url would be readable by all"),
-            ({"settings": {"otlp": {"headers": "a=b"}}}, "settings.otlp.headers would be readable by all"),
-            ({"settings": {"otlp": {"token": "hidden"}}}, "settings.otlp.token would be readable by all"),
-            ({"settings": {"prometheus": {"headers": "a=b"}}}, "settings.prometheus.headers would be readable by all"),
-            ({"settings": {"hubs": {"main": {"connection_string": key}}}}, "settings.hubs.main.connection_string would be readable by all"),
+            (
+                {"settings": {"amqp": {"url": "amqp://x"}}},
+                "settings.amqp.url would be readable by all",
+            ),
+            (
+                {"settings": {"redis": {"sentinel_url": "redis://x:1"}}},
+                "settings.redis.sentinel_url would be readable by all",
+            ),
+            (
+                {"settings": {"otlp": {"headers": "a=b"}}},
+                "settings.otlp.headers would be readable by all",
+            ),
+            (
+                {"settings": {"otlp": {"token": "hidden"}}},
+                "settings.otlp.token would be readable by all",
+            ),
+            (
+                {"settings": {"prometheus": {"headers": "a=b"}}},
+                "settings.prometheus.headers would be readable by all",
+            ),
+            (
+                {"settings": {"hubs": {"main": {"connection_string": key}}}},
+                "settings.hubs.main.connection_string would be readable by all",
+            ),
             ({"amqp": {"url": ""}}, "amqp: give one of amqp.url and amqp.existingSecret.name"),
-            ({"redis": {"existingSecret": {"name": "redis"}}}, "redis: give only one of redis.url and redis.existingSecret.name"),
-            ({"redis": {"sentinel": {"url": "redis://hidden@s:26379", "existingSecret": {"name": "s"}}}}, "redis.sentinel: give only one"),
-            ({"redis": {"cluster": True, "sentinel": {"url": "redis://hidden@s:26379"}}}, "redis.sentinel: a cluster has no sentinels"),
-            ({"redis": {"sentinel": {"url": "s:26379 hidden"}}}, "redis.sentinel.url: must begin with redis:// or rediss://"),
+            (
+                {"redis": {"existingSecret": {"name": "redis"}}},
+                "redis: give only one of redis.url and redis.existingSecret.name",
+            ),
+            (
+                {
+                    "redis": {
+                        "sentinel": {
+                            "url": "redis://hidden@s:26379",
+                            "existingSecret": {"name": "s"},
+                        }
+                    }
+                },
+                "redis.sentinel: give only one",
+            ),
+            (
+                {"redis": {"cluster": True, "sentinel": {"url": "redis://hidden@s:26379"}}},
+                "redis.sentinel: a cluster has no sentinels",
+            ),
+            (
+                {"redis": {"sentinel": {"url": "s:26379 hidden"}}},
+                "redis.sentinel.url: must begin with redis:// or rediss://",
+            ),
             ({"amqp": {"url": "https://hidden"}}, "amqp.url: must begin with amqp:// or amqps://"),
-            ({"amqp": {"url": "amqp://:hidden@a,amqp://:hidden@b"}, "worker": {"autoscaling": {"enabled": True}}}, "worker.autoscaling.existingSecret.name: amqp.url has several addresses"),
-            ({"redis": {"ca": {"secret": "a", "configMap": "b"}}}, "redis.ca: give only one of secret and configMap"),
+            (
+                {
+                    "amqp": {"url": "amqp://:hidden@a,amqp://:hidden@b"},
+                    "worker": {"autoscaling": {"enabled": True}},
+                },
+                "worker.autoscaling.existingSecret.name: amqp.url has several addresses",
+            ),
+            (
+                {"redis": {"ca": {"secret": "a", "configMap": "b"}}},
+                "redis.ca: give only one of secret and configMap",
+            ),
             ({"hubs": None}, "hubs: name at least one"),
-            ({"hubs": {"no spaces": {"connectionString": key}}}, "'no spaces' does not match pattern"),
-            ({"hubs": {"eu": {"tier": "S3"}}}, "hubs.eu: give one of connectionString, existingSecret and host"),
+            (
+                {"hubs": {"no spaces": {"connectionString": key}}},
+                "'no spaces' does not match pattern",
+            ),
+            (
+                {"hubs": {"eu": {"tier": "S3"}}},
+                "hubs.eu: give one of connectionString, existingSecret and host",
+            ),
             ({"hubs": {"eu": {"host": "h"}}}, "hubs.eu: give host and auth together"),
-            ({"hubs": {"eu": {"host": "h", "auth": "azure_cli", "secondary": {"name": "s"}}}}, "hubs.eu: secondary is for hubs with a connection string"),
-            ({"hubs": {"main": {"existingSecret": {"name": "hub"}}}}, "hubs.main: give only one of connectionString, existingSecret and host"),
-            ({"hubs": {"main": {"connectionString": "hidden"}}}, "hubs.main.connectionString: must be like HostName="),
-            ({"hubs": {"main": {"tier": "B1"}}}, "at '/hubs/main/tier': value must be one of 'F1', 'S1', 'S2', 'S3'"),
-            ({"hubs": {"main": {"tear": "S1"}}}, "at '/hubs/main': additional properties 'tear' not allowed"),
+            (
+                {"hubs": {"eu": {"host": "h", "auth": "azure_cli", "secondary": {"name": "s"}}}},
+                "hubs.eu: secondary is for hubs with a connection string",
+            ),
+            (
+                {"hubs": {"main": {"existingSecret": {"name": "hub"}}}},
+                "hubs.main: give only one of connectionString, existingSecret and host",
+            ),
+            (
+                {"hubs": {"main": {"connectionString": "hidden"}}},
+                "hubs.main.connectionString: must be like HostName=",
+            ),
+            (
+                {"hubs": {"main": {"tier": "B1"}}},
+                "at '/hubs/main/tier': value must be one of 'F1', 'S1', 'S2', 'S3'",
+            ),
+            (
+                {"hubs": {"main": {"tear": "S1"}}},
+                "at '/hubs/main': additional properties 'tear' not allowed",
+            ),
         ]
         for change, message in cases:
             with self.subTest(message):
@@ -587,7 +869,11 @@ class Values(unittest.TestCase):
 
     def test_the_readme_names_values_that_there_are(self):
         readme = (CHART / "README.md").read_text()
-        names = {part for part in re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)*)`", readme) if part.split(".")[0] in DEFAULTS}
+        names = {
+            part
+            for part in re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)*)`", readme)
+            if part.split(".")[0] in DEFAULTS
+        }
         self.assertGreater(len(names), 10)
         for name in names:
             path = tuple(name.split("."))

@@ -1,5 +1,5 @@
-"""Tests the image and the compose file against their schemas and against each other. The containers are
-not started, because no container engine is available; other tests run the processes."""
+"""Tests the image and the compose file against their schemas and against each other. The containers
+are not started, because no container engine is available; other tests run the processes."""
 
 import json
 import re
@@ -15,7 +15,9 @@ from common import ROOT, TWINCAST
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if service["image"] == "twincast:compose"}
+OURS = {
+    name: service for name, service in SERVICES.items() if service["image"] == "twincast:compose"
+}
 PROCESSES = ["orchestrator", "worker"]
 CONFIG = tomllib.loads((DEPLOY / "compose/twincast.toml").read_text())
 
@@ -27,14 +29,27 @@ def mounts(service):
 
 def option(service, name):
     """Returns the value of a command's --name=value."""
-    [value] = [part.removeprefix(f"--{name}=") for part in service["command"] if part.startswith(f"--{name}=")]
+    [value] = [
+        part.removeprefix(f"--{name}=")
+        for part in service["command"]
+        if part.startswith(f"--{name}=")
+    ]
     return value
 
 
 class Compose(unittest.TestCase):
     def test_is_as_compose_wants_it(self):
-        check = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"]
-        checked = subprocess.run([sys.executable, "-m", check[0].replace("-", "_"), *check[1:]], capture_output=True, text=True)
+        check = [
+            "check-jsonschema",
+            "--builtin-schema",
+            "vendor.compose-spec",
+            DEPLOY / "compose.yaml",
+        ]
+        checked = subprocess.run(
+            [sys.executable, "-m", check[0].replace("-", "_"), *check[1:]],
+            capture_output=True,
+            text=True,
+        )
         self.assertEqual(checked.returncode, 0, checked.stdout)
 
     def test_has_all_parts(self):
@@ -45,7 +60,9 @@ class Compose(unittest.TestCase):
 
     def test_versions_are_pinned(self):
         for name in set(SERVICES) - set(OURS):
-            self.assertRegex(SERVICES[name]["image"], r"^docker\.io/[a-z/]+:v?\d+\.\d+\.\d+(-management)?$")
+            self.assertRegex(
+                SERVICES[name]["image"], r"^docker\.io/[a-z/]+:v?\d+\.\d+\.\d+(-management)?$"
+            )
 
     def test_ours_have_no_rights(self):
         for name, service in OURS.items():
@@ -65,13 +82,18 @@ class Compose(unittest.TestCase):
 
     def test_only_this_machine_can_reach_it(self):
         published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-        self.assertEqual(sorted(port.split(":")[1] for port in published), ["15672", "3000", "5672", "9090"])
+        self.assertEqual(
+            sorted(port.split(":")[1] for port in published), ["15672", "3000", "5672", "9090"]
+        )
         for port in published:
             self.assertTrue(port.startswith("127.0.0.1:"), port)
 
     def test_the_only_password_is_the_one_for_trying_it_out(self):
         text = (DEPLOY / "compose.yaml").read_text()
-        self.assertEqual(len(re.findall(r"DEMO_PASSWORD", text)), text.count("${DEMO_PASSWORD:-for-trying-it-out}"))
+        self.assertEqual(
+            len(re.findall(r"DEMO_PASSWORD", text)),
+            text.count("${DEMO_PASSWORD:-for-trying-it-out}"),
+        )
         for name, service in SERVICES.items():
             for key, value in service.get("environment", {}).items():
                 if re.search("PASS|AUTH$|URL", key):
@@ -100,15 +122,23 @@ class Compose(unittest.TestCase):
     def test_the_program_takes_the_configuration_and_the_commands(self):
         for name in [*PROCESSES, "cli"]:
             service = SERVICES[name]
-            self.assertEqual(mounts(service)[service["environment"]["TWINCAST_CONFIG"]], "./compose/twincast.toml")
+            self.assertEqual(
+                mounts(service)[service["environment"]["TWINCAST_CONFIG"]],
+                "./compose/twincast.toml",
+            )
             variables = {key: value for key, value in service["environment"].items() if "__" in key}
             shown = subprocess.run(
-                [TWINCAST, "--config", DEPLOY / "compose/twincast.toml", "--print-config"], env=variables, capture_output=True, text=True
+                [TWINCAST, "--config", DEPLOY / "compose/twincast.toml", "--print-config"],
+                env=variables,
+                capture_output=True,
+                text=True,
             )
             self.assertEqual(shown.returncode, 0, shown.stderr)
         for name in [*PROCESSES, "hub"]:
             # The program checks the command's own options before showing the help.
-            helped = subprocess.run([TWINCAST, *SERVICES[name]["command"], "--help"], capture_output=True, text=True)
+            helped = subprocess.run(
+                [TWINCAST, *SERVICES[name]["command"], "--help"], capture_output=True, text=True
+            )
             self.assertEqual(helped.returncode, 0, helped.stderr)
 
     def test_processes_find_the_hub(self):
@@ -118,7 +148,9 @@ class Compose(unittest.TestCase):
         self.assertEqual((option(hub, "tier"), 1), (config["tier"], config["units"]))
         self.assertEqual(mounts(hub)[option(hub, "out")], "hub")
         for name in [*PROCESSES, "cli"]:
-            folder = next(path for path, source in mounts(SERVICES[name]).items() if source == "hub")
+            folder = next(
+                path for path, source in mounts(SERVICES[name]).items() if source == "hub"
+            )
             self.assertEqual(config["connection_string_file"], f"{folder}/connection-string")
             self.assertEqual(config["ca_file"], f"{folder}/ca.pem")
 
@@ -136,12 +168,19 @@ class Compose(unittest.TestCase):
         file = option({"command": prometheus["command"]}, "config.file")
         folder, name = file.rsplit("/", 1)
         path = DEPLOY / mounts(prometheus)[folder] / name
-        checked = subprocess.run(["promtool", "check", "config", path], capture_output=True, text=True)
+        checked = subprocess.run(
+            ["promtool", "check", "config", path], capture_output=True, text=True
+        )
         self.assertEqual(checked.returncode, 0, checked.stderr)
         self.assertIn("rules found", checked.stdout)
         jobs = yaml.safe_load(path.read_text())["scrape_configs"]
         port = int(CONFIG["http"]["listen"].rsplit(":", 1)[1])
-        found = {name: config["port"] for job in jobs for config in job.get("dns_sd_configs", []) for name in config["names"]}
+        found = {
+            name: config["port"]
+            for job in jobs
+            for config in job.get("dns_sd_configs", [])
+            for name in config["names"]
+        }
         self.assertEqual(found, {name: port for name in PROCESSES})
 
     def test_grafana_finds_prometheus_and_the_dashboards(self):
@@ -149,14 +188,19 @@ class Compose(unittest.TestCase):
         provisioned = "/etc/grafana/provisioning"
         [file] = (DEPLOY / at[f"{provisioned}/datasources"]).glob("*.yml")
         [source] = yaml.safe_load(file.read_text())["datasources"]
-        self.assertEqual((source["type"], source["url"], source["isDefault"]), ("prometheus", "http://prometheus:9090", True))
+        self.assertEqual(
+            (source["type"], source["url"], source["isDefault"]),
+            ("prometheus", "http://prometheus:9090", True),
+        )
         [file] = (DEPLOY / at[f"{provisioned}/dashboards"]).glob("*.yml")
         [provider] = yaml.safe_load(file.read_text())["providers"]
         dashboards = DEPLOY / at[provider["options"]["path"]]
         uids = [json.loads(path.read_text())["uid"] for path in dashboards.glob("*.json")]
         self.assertEqual(sorted(uids), ["twincast-engine", "twincast-rollouts"])
         home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-        self.assertTrue((dashboards / home.removeprefix(provider["options"]["path"] + "/")).exists())
+        self.assertTrue(
+            (dashboards / home.removeprefix(provider["options"]["path"] + "/")).exists()
+        )
 
 
 class Image(unittest.TestCase):
@@ -169,7 +213,13 @@ class Image(unittest.TestCase):
         self.assertIn("target/dist/twincast", self.DOCKERFILE)
         bases = re.findall(r"^FROM (\S+)", self.DOCKERFILE, re.M)
         rust = self.CARGO["workspace"]["package"]["rust-version"]
-        self.assertEqual(bases, [f"docker.io/library/rust:{rust}-slim-bookworm", "docker.io/library/debian:bookworm-slim"])
+        self.assertEqual(
+            bases,
+            [
+                f"docker.io/library/rust:{rust}-slim-bookworm",
+                "docker.io/library/debian:bookworm-slim",
+            ],
+        )
 
     def test_is_not_root(self):
         last = self.DOCKERFILE.rsplit("\nFROM ", 1)[1]
@@ -182,8 +232,14 @@ class Image(unittest.TestCase):
         self.assertEqual(folder, option(SERVICES["hub"], "out"))
 
     def test_the_build_gets_all_that_it_reads(self):
-        allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-        is_sent = lambda path: any(path == entry or path.startswith(f"{entry}/") for entry in allowed)
+        allowed = [
+            line[1:]
+            for line in (ROOT / ".dockerignore").read_text().splitlines()
+            if line.startswith("!")
+        ]
+        is_sent = lambda path: any(
+            path == entry or path.startswith(f"{entry}/") for entry in allowed
+        )
         for entry in allowed:
             self.assertTrue((ROOT / entry).exists(), entry)
         members = [member for member in self.CARGO["workspace"]["members"] if member != "."]
@@ -195,7 +251,9 @@ class Image(unittest.TestCase):
             for source in (ROOT / entry).rglob("*.rs"):
                 if {"target", "tests"} & set(source.relative_to(ROOT).parts):
                     continue
-                for name in re.findall(r"include(?:_str|_bytes)?!\(\s*\"([^\"]+)\"", source.read_text()):
+                for name in re.findall(
+                    r"include(?:_str|_bytes)?!\(\s*\"([^\"]+)\"", source.read_text()
+                ):
                     path = (source.parent / name).resolve().relative_to(ROOT)
                     self.assertTrue(is_sent(str(path)), f"{source} reads {path}")
                     included += 1

@@ -1,5 +1,6 @@
-"""Tests the steps of docs/how-to/pipelines: checks the files against the schemas of the pipeline systems, and runs
-the steps with a real RabbitMQ and Redis, an orchestrator, a worker, and the emulator."""
+"""Tests the steps of docs/how-to/pipelines: checks the files against the schemas of the pipeline
+systems, and runs the steps with a real RabbitMQ and Redis, an orchestrator, a worker, and the
+emulator."""
 
 import json
 import os
@@ -18,7 +19,11 @@ import yaml
 from common import HERE, ROOT, TWINCAST
 
 PIPELINES = ROOT / "docs/how-to/pipelines"
-FILES = {"azure-devops": "azure-pipelines", "github-actions": "github-workflows", "gitlab-ci": "gitlab-ci"}
+FILES = {
+    "azure-devops": "azure-pipelines",
+    "github-actions": "github-workflows",
+    "gitlab-ci": "gitlab-ci",
+}
 PARSED = {name: yaml.safe_load((PIPELINES / f"{name}.yml").read_text()) for name in FILES}
 
 FLEET = """
@@ -26,8 +31,16 @@ seed: 1
 groups:
   - { name: fridges, count: 200, id: "fridge-{index:03}", tags: { type: fridge, region: north } }
   - { name: freezers, count: 50, id: "freezer-{index:03}", tags: { type: freezer, region: north } }
-  - { name: broken, count: 1, id: "broken-{index:03}", tags: { type: freezer, region: south }, behaviour: { disabled: 100% } }
-  - { name: gone, count: 50, id: "gone-{index:03}", tags: { type: kettle, region: south }, behaviour: { disabled: 100% } }
+  - name: broken
+    count: 1
+    id: "broken-{index:03}"
+    tags: { type: freezer, region: south }
+    behaviour: { disabled: 100% }
+  - name: gone
+    count: 50
+    id: "gone-{index:03}"
+    tags: { type: kettle, region: south }
+    behaviour: { disabled: 100% }
 """
 
 
@@ -40,7 +53,9 @@ def step(name):
         steps = pipeline["jobs"][0]["steps"]
     else:
         steps = pipeline["jobs"]["rollout"]["steps"]
-    [found] = [one for one in steps if "Tell the fleet" in (one.get("displayName"), one.get("name"))]
+    [found] = [
+        one for one in steps if "Tell the fleet" in (one.get("displayName"), one.get("name"))
+    ]
     return found.get("bash") or found["run"]
 
 
@@ -49,7 +64,15 @@ class Files(unittest.TestCase):
         for name, schema in FILES.items():
             transform = [] if schema == "github-workflows" else ["--data-transform", schema]
             checked = subprocess.run(
-                [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", "--regex-variant", "nonunicode"]
+                [
+                    sys.executable,
+                    "-m",
+                    "check_jsonschema",
+                    "--builtin-schema",
+                    f"vendor.{schema}",
+                    "--regex-variant",
+                    "nonunicode",
+                ]
                 + [*transform, PIPELINES / f"{name}.yml"],
                 capture_output=True,
                 text=True,
@@ -91,7 +114,9 @@ class Steps(unittest.TestCase):
         cls.folder = Path(tempfile.mkdtemp(prefix="twincast-pipelines-"))
         services = ROOT / "scripts/services"
         # Ends the services after any end of this process.
-        guard = subprocess.Popen([services, "guard", cls.folder / "services"], stdin=subprocess.PIPE)
+        guard = subprocess.Popen(
+            [services, "guard", cls.folder / "services"], stdin=subprocess.PIPE
+        )
         cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
         cls.addClassCleanup(guard.wait)
         cls.addClassCleanup(guard.stdin.close)
@@ -107,12 +132,21 @@ class Steps(unittest.TestCase):
 
         rabbitmq, redis = start("rabbitmq"), start("redis")
         cls.url = f"amqp://guest:guest@127.0.0.1:{port(rabbitmq)}"
-        env = os.environ | {"TWINCAST__AMQP__URL": cls.url, "TWINCAST__REDIS__URL": f"redis://127.0.0.1:{port(redis)}"}
+        env = os.environ | {
+            "TWINCAST__AMQP__URL": cls.url,
+            "TWINCAST__REDIS__URL": f"redis://127.0.0.1:{port(redis)}",
+        }
 
         def run(*args):
             with open(cls.folder / f"{args[-1]}.log", "wb") as log:
                 # `timeout` ends the process if the test cannot.
-                process = subprocess.Popen(["timeout", "300", TWINCAST, *args], env=env, stdout=subprocess.PIPE, stderr=log, cwd=cls.folder)
+                process = subprocess.Popen(
+                    ["timeout", "300", TWINCAST, *args],
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=cls.folder,
+                )
             cls.addClassCleanup(process.wait)
             cls.addClassCleanup(process.terminate)
             cls.addClassCleanup(process.stdout.close)
@@ -145,7 +179,14 @@ class Steps(unittest.TestCase):
     def publish(self, *args, url=None):
         """Runs the example with `--wait`. Returns the exit code."""
         ran = subprocess.run(
-            [sys.executable, ROOT / "examples/publish.py", ROOT / "examples/start.json", "--wait", "--timeout=3", *args],
+            [
+                sys.executable,
+                ROOT / "examples/publish.py",
+                ROOT / "examples/start.json",
+                "--wait",
+                "--timeout=3",
+                *args,
+            ],
             env={"PATH": os.environ["PATH"], "TWINCAST__AMQP__URL": url or self.url},
             capture_output=True,
             text=True,
@@ -187,7 +228,14 @@ class Steps(unittest.TestCase):
                 "VERSION": version,
                 "TWINCAST__AMQP__URL": self.url,
             }
-            ran = subprocess.run(["bash", "-c", script], env=env, cwd=repository, capture_output=True, text=True, timeout=120)
+            ran = subprocess.run(
+                ["bash", "-c", script],
+                env=env,
+                cwd=repository,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
             self.output = ran.stdout + ran.stderr
             return ran.returncode
 
@@ -213,11 +261,15 @@ class Steps(unittest.TestCase):
 
         for name in FILES:
             self.assertEqual(self.run_step(step(name), f"v2-{name}", change), 4, self.output)
-        self.assertEqual(self.run_step(step(name) + " || [ $? -eq 4 ]", f"v2-{name}", change), 0, self.output)
+        self.assertEqual(
+            self.run_step(step(name) + " || [ $? -eq 4 ]", f"v2-{name}", change), 0, self.output
+        )
 
     def test_fail_when_a_gate_aborts(self):
         for name in FILES:
-            code = self.run_step(step(name), f"v3-{name}", lambda spec: spec["target"]["tags"].update(type="kettle"))
+            code = self.run_step(
+                step(name), f"v3-{name}", lambda spec: spec["target"]["tags"].update(type="kettle")
+            )
             self.assertEqual(code, 8, self.output)
             self.assertEqual(self.ask(f"firmware-v3-{name}"), 8, self.output)
 
@@ -227,7 +279,9 @@ class Steps(unittest.TestCase):
             self.assertIn("invalid_spec", self.output)
 
     def test_fail_when_there_is_nothing_to_tell(self):
-        code = self.run_step(step("gitlab-ci"), "v4", lambda spec: spec["target"]["tags"].update(type="toaster"))
+        code = self.run_step(
+            step("gitlab-ci"), "v4", lambda spec: spec["target"]["tags"].update(type="toaster")
+        )
         self.assertEqual(code, 3, self.output)
 
 

@@ -3,9 +3,9 @@
     python devices.py prepare FOLDER
     HUB=FOLDER/hub python devices.py drive FOLDER
 
-The first command creates certificates (`authority.pem`, `*.pem`) and enrolments (`enrollments.json`) for the hub. The
-second prints a table of transports and features, and exits with 1 if a cell failed. A dash marks features that the SDK
-does not support.
+The first command creates certificates (`authority.pem`, `*.pem`) and enrolments
+(`enrollments.json`) for the hub. The second prints a table of transports and features, and exits
+with 1 if a cell failed. A dash marks features that the SDK does not support.
 """
 
 import base64
@@ -19,7 +19,13 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
-from azure.iot.device import IoTHubDeviceClient, Message, MethodResponse, ProvisioningDeviceClient, X509
+from azure.iot.device import (
+    IoTHubDeviceClient,
+    Message,
+    MethodResponse,
+    ProvisioningDeviceClient,
+    X509,
+)
 from azure.iot.device.common.pipeline import pipeline_stages_base
 from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
 from cryptography import x509
@@ -31,7 +37,8 @@ action, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 TRANSPORTS = {"mqtt": False, "mqtt-ws": True}
 ID_SCOPE = "0ne00PYTHON"
 KEY = base64.b64encode(b"k" * 32).decode()
-# MQTT allows only the acknowledgement of a message. The SDK has no call for it: paho acknowledges on arrival.
+# MQTT allows only the acknowledgement of a message. The SDK has no call for it: paho acknowledges
+# on arrival.
 CANNOT = ["reject", "abandon"]
 
 # --- before the hub starts ---
@@ -53,7 +60,11 @@ def certificate(name, issuer=None, authority=False):
     )
     made = builder.sign(issuer[1] if issuer else key, hashes.SHA256())
     (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    form = (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
     (folder / f"{name}.key").write_bytes(key.private_bytes(*form))
     return made, key
 
@@ -68,13 +79,23 @@ def prepare():
         certificate(f"grouped-x509-{transport}", authority)
         keys = {"type": "symmetricKey", "symmetricKey": {"primaryKey": KEY}}
         name = f"individual-{transport}"
-        individual.append({"registrationId": name, "deviceId": f"device-of-{name}", "attestation": keys})
+        individual.append(
+            {"registrationId": name, "deviceId": f"device-of-{name}", "attestation": keys}
+        )
         primary = {"certificate": (folder / f"individual-x509-{transport}.pem").read_text()}
         attestation = {"type": "x509", "x509": {"clientCertificates": {"primary": primary}}}
-        individual.append({"registrationId": f"individual-x509-{transport}", "attestation": attestation})
+        individual.append(
+            {"registrationId": f"individual-x509-{transport}", "attestation": attestation}
+        )
     groups = [
-        {"enrollmentGroupId": "keys", "attestation": {"type": "symmetricKey", "symmetricKey": {"primaryKey": KEY}}},
-        {"enrollmentGroupId": "certificates", "attestation": {"type": "x509", "x509": {"signingCertificates": signing}}},
+        {
+            "enrollmentGroupId": "keys",
+            "attestation": {"type": "symmetricKey", "symmetricKey": {"primaryKey": KEY}},
+        },
+        {
+            "enrollmentGroupId": "certificates",
+            "attestation": {"type": "x509", "x509": {"signingCertificates": signing}},
+        },
     ]
     enrollments = {"idScope": ID_SCOPE, "enrollments": individual, "enrollmentGroups": groups}
     (folder / "enrollments.json").write_text(json.dumps(enrollments))
@@ -84,7 +105,15 @@ if action == "prepare":
     prepare()
     sys.exit(0)
 
-from service import create, eventually, hear_feedback, host, registry, send, verdict  # noqa: E402, the hub must be there
+from service import (  # noqa: E402, the hub must be there
+    create,
+    eventually,
+    hear_feedback,
+    host,
+    registry,
+    send,
+    verdict,
+)
 
 # --- the device's side ---
 
@@ -92,7 +121,11 @@ ca = (folder / "hub" / "ca.pem").read_text()
 
 
 def common(transport):
-    return {"server_verification_cert": ca, "websockets": TRANSPORTS[transport], "connection_retry": False}
+    return {
+        "server_verification_cert": ca,
+        "websockets": TRANSPORTS[transport],
+        "connection_retry": False,
+    }
 
 
 class Device:
@@ -116,9 +149,15 @@ class Device:
 
 def odd_properties():
     properties = {"empty": "", "plain": "value", "kind": "update"}
-    properties |= {f"n{at}{character}x": f"v{character}{at}" for at, character in enumerate("!#$%&'*+-.^_`|~")}
+    properties |= {
+        f"n{at}{character}x": f"v{character}{at}" for at, character in enumerate("!#$%&'*+-.^_`|~")
+    }
     properties |= {f"v{at}": f"a{character}b" for at, character in enumerate(' "(),/:;<=>?@[\\]{}')}
-    return properties | {"encoded": "%2F%25+%20", "query": "a=b&c=d#e?f/g", "unicode": "Kühlschrank ❄ 冷蔵庫"}
+    return properties | {
+        "encoded": "%2F%25+%20",
+        "query": "a=b&c=d#e?f/g",
+        "unicode": "Kühlschrank ❄ 冷蔵庫",
+    }
 
 
 def round_trip(device, device_id):
@@ -129,7 +168,11 @@ def round_trip(device, device_id):
 
 def basics(transport, cell):
     device_id = f"py-{transport}"
-    device = Device(IoTHubDeviceClient.create_from_connection_string(create(device_id, KEY), **common(transport)))
+    device = Device(
+        IoTHubDeviceClient.create_from_connection_string(
+            create(device_id, KEY), **common(transport)
+        )
+    )
     sent = None
 
     @cell("connect")
@@ -165,14 +208,18 @@ def basics(transport, cell):
         seen = registry.get_twin(device_id)
         assert {key: seen.properties.reported[key] for key in reported} == reported, seen
         assert seen.connection_state == "Connected", seen.connection_state
-        registry.update_twin(device_id, Twin(properties=TwinProperties(desired={"interval": 5})), None)
+        registry.update_twin(
+            device_id, Twin(properties=TwinProperties(desired={"interval": 5})), None
+        )
         eventually("push", lambda: patches)
         assert patches[0]["interval"] == 5 and patches[0]["$version"] >= 2, patches
 
     @cell("method")
     def _():
         def answer(request):
-            response = MethodResponse.create_from_method_request(request, 207, {"got": request.payload})
+            response = MethodResponse.create_from_method_request(
+                request, 207, {"got": request.payload}
+            )
             device.client.send_method_response(response)
             answered.append(True)
 
@@ -180,7 +227,10 @@ def basics(transport, cell):
         device.client.on_method_request_received = answer
         payload = {"in": ["s", 5, None]}
         call = CloudToDeviceMethod(
-            method_name="reboot", payload=payload, response_timeout_in_seconds=15, connect_timeout_in_seconds=15
+            method_name="reboot",
+            payload=payload,
+            response_timeout_in_seconds=15,
+            connect_timeout_in_seconds=15,
         )
         result = registry.invoke_device_method(device_id, call)
         assert (result.status, result.payload) == (207, {"got": payload}), result
@@ -195,7 +245,9 @@ def renewal(transport, cell):
 
     @cell("renewal")
     def _():
-        client = IoTHubDeviceClient.create_from_connection_string(connection, sastoken_ttl=4, **common(transport))
+        client = IoTHubDeviceClient.create_from_connection_string(
+            connection, sastoken_ttl=4, **common(transport)
+        )
         with Device(client) as device:
             end = time.monotonic() + 6.5
             while time.monotonic() < end:
@@ -209,8 +261,12 @@ def eviction(transport, cell):
 
     @cell("eviction")
     def _():
-        first = Device(IoTHubDeviceClient.create_from_connection_string(connection, **common(transport)))
-        with Device(IoTHubDeviceClient.create_from_connection_string(connection, **common(transport))) as second:
+        first = Device(
+            IoTHubDeviceClient.create_from_connection_string(connection, **common(transport))
+        )
+        with Device(
+            IoTHubDeviceClient.create_from_connection_string(connection, **common(transport))
+        ) as second:
             eventually("disconnect of the first", lambda: not first.client.connected)
             assert second.client.connected
             round_trip(second, device_id)
@@ -219,7 +275,9 @@ def eviction(transport, cell):
 
 def with_certificate(transport, name, hub_name):
     proof = X509(cert_file=str(folder / f"{name}.pem"), key_file=str(folder / f"{name}.key"))
-    client = IoTHubDeviceClient.create_from_x509_certificate(proof, hub_name, name, **common(transport))
+    client = IoTHubDeviceClient.create_from_x509_certificate(
+        proof, hub_name, name, **common(transport)
+    )
     with Device(client) as device:
         round_trip(device, name)
 
@@ -243,14 +301,18 @@ def registrations(transport, cell):
     where = {"server_verification_cert": ca, "websockets": TRANSPORTS[transport]}
 
     def with_key(registration_id, key):
-        client = ProvisioningDeviceClient.create_from_symmetric_key(host, registration_id, ID_SCOPE, key, **where)
+        client = ProvisioningDeviceClient.create_from_symmetric_key(
+            host, registration_id, ID_SCOPE, key, **where
+        )
         result = client.register()
         assert result.status == "assigned", result.status
         assert result.registration_state.assigned_hub == host, result.registration_state
         return result.registration_state.device_id
 
     def use_key(device_id, key):
-        client = IoTHubDeviceClient.create_from_symmetric_key(key, host, device_id, **common(transport))
+        client = IoTHubDeviceClient.create_from_symmetric_key(
+            key, host, device_id, **common(transport)
+        )
         with Device(client) as device:
             round_trip(device, device_id)
 
@@ -268,12 +330,19 @@ def registrations(transport, cell):
         assert with_key(name, key) == name
         use_key(name, key)
 
-    for feature, name in [("dps-x509", f"individual-x509-{transport}"), ("dps-x509-group", f"grouped-x509-{transport}")]:
+    for feature, name in [
+        ("dps-x509", f"individual-x509-{transport}"),
+        ("dps-x509-group", f"grouped-x509-{transport}"),
+    ]:
 
         @cell(feature)
         def _():
-            proof = X509(cert_file=str(folder / f"{name}.pem"), key_file=str(folder / f"{name}.key"))
-            client = ProvisioningDeviceClient.create_from_x509_certificate(host, name, ID_SCOPE, proof, **where)
+            proof = X509(
+                cert_file=str(folder / f"{name}.pem"), key_file=str(folder / f"{name}.key")
+            )
+            client = ProvisioningDeviceClient.create_from_x509_certificate(
+                host, name, ID_SCOPE, proof, **where
+            )
             result = client.register()
             assert result.status == "assigned", result.status
             with_certificate(transport, name, result.registration_state.assigned_hub)
@@ -281,7 +350,17 @@ def registrations(transport, cell):
 
 # --- the table ---
 
-FEATURES = ["connect", "c2d", "complete", "reject", "abandon", "twin", "method", "renewal", "eviction"]
+FEATURES = [
+    "connect",
+    "c2d",
+    "complete",
+    "reject",
+    "abandon",
+    "twin",
+    "method",
+    "renewal",
+    "eviction",
+]
 FEATURES += ["x509", "x509-ca", "dps-key", "dps-group", "dps-x509", "dps-x509-group"]
 table = {transport: {feature: "-" for feature in CANNOT} for transport in TRANSPORTS}
 
@@ -307,7 +386,9 @@ started = time.monotonic()
 hear_feedback()
 with ThreadPoolExecutor(max_workers=10) as pool:
     parts = [basics, renewal, eviction, certificates, registrations]
-    running = [pool.submit(part, transport, cells(transport)) for transport in TRANSPORTS for part in parts]
+    running = [
+        pool.submit(part, transport, cells(transport)) for transport in TRANSPORTS for part in parts
+    ]
 for part in running:
     if part.exception():
         print("".join(traceback.format_exception(part.exception())))

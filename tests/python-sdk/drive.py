@@ -2,8 +2,8 @@
 
     REQUESTS_CA_BUNDLE=ca.pem python drive.py CONNECTION_STRING DEVICE_ID
 
-The device must be connected and complete its messages, and the hub must deliver feedback soon. Prints a JSON object per
-check, and exits with 1 if any check failed.
+The device must be connected and complete its messages, and the hub must deliver feedback soon.
+Prints a JSON object per check, and exits with 1 if any check failed.
 """
 
 import base64
@@ -27,8 +27,8 @@ connection_string, connected = sys.argv[1:]
 host = dict(pair.split("=", 1) for pair in connection_string.split(";"))["HostName"]
 port = int(host.partition(":")[2] or 5671)
 
-# The SDK's HTTPS client honours a port in the host name. The AMQP client has no setting for the port or the certificate;
-# both are set here.
+# The SDK's HTTPS client honours a port in the host name. The AMQP client has no setting for the
+# port or the certificate; both are set here.
 token_authentication = uamqp.authentication.JWTTokenAuth
 uamqp.authentication.JWTTokenAuth = lambda *positional, **named: token_authentication(
     *positional, **named, port=port, verify=os.environ["REQUESTS_CA_BUNDLE"]
@@ -45,10 +45,18 @@ def check(name):
         started = time.monotonic()
         try:
             action()
-            print(json.dumps({"check": name, "ok": True, "ms": round((time.monotonic() - started) * 1000)}))
+            print(
+                json.dumps(
+                    {"check": name, "ok": True, "ms": round((time.monotonic() - started) * 1000)}
+                )
+            )
         except Exception as error:  # any error of the SDK
             failed += 1
-            print(json.dumps({"check": name, "ok": False, "error": f"{type(error).__name__}: {error}"}))
+            print(
+                json.dumps(
+                    {"check": name, "ok": False, "error": f"{type(error).__name__}: {error}"}
+                )
+            )
 
     return run
 
@@ -71,9 +79,13 @@ def thumbprint(fill):
 
 
 def rows(query):
-    # The SDK converts all rows to twins: fields of a twin are attributes, other fields are in `additional_properties`.
+    # The SDK converts all rows to twins: fields of a twin are attributes, other fields are in
+    # `additional_properties`.
     answer = registry.query_iot_hub(QuerySpecification(query=query)).items
-    return [row.additional_properties | ({"deviceId": row.device_id} if row.device_id else {}) for row in answer]
+    return [
+        row.additional_properties | ({"deviceId": row.device_id} if row.device_id else {})
+        for row in answer
+    ]
 
 
 # --- the registry ---
@@ -127,9 +139,15 @@ def _():
 @check("bulk")
 def _():
     def device(number):
-        keys = AuthenticationMechanism(type="sas", symmetric_key=SymmetricKey(primary_key=key(5), secondary_key=key(6)))
+        keys = AuthenticationMechanism(
+            type="sas", symmetric_key=SymmetricKey(primary_key=key(5), secondary_key=key(6))
+        )
         return ExportImportDevice(
-            id=f"py-bulk-{number}", import_mode="create", status="enabled", authentication=keys, tags={"kind": "bulk"}
+            id=f"py-bulk-{number}",
+            import_mode="create",
+            status="enabled",
+            authentication=keys,
+            tags={"kind": "bulk"},
         )
 
     assert registry.bulk_create_or_update_devices([device(1), device(2)]).is_successful
@@ -142,7 +160,11 @@ def _():
 
 @check("a twin's values have bounds")
 def _():
-    twin = registry.update_twin("py-ca", Twin(tags={"n": 4503599627370495}, properties=TwinProperties(desired={"a": 1})), None)
+    twin = registry.update_twin(
+        "py-ca",
+        Twin(tags={"n": 4503599627370495}, properties=TwinProperties(desired={"a": 1})),
+        None,
+    )
     assert twin.tags == {"n": 4503599627370495}, twin
     refused(400, registry.update_twin, "py-ca", Twin(tags={"n": 4503599627370496}), None)
     updated = twin.properties.desired["$metadata"]["a"]["$lastUpdated"]
@@ -155,7 +177,10 @@ def _():
 
 @check("groups")
 def _():
-    query = "SELECT tags.kind AS kind, COUNT() AS n FROM devices WHERE tags.kind = 'bulk' GROUP BY tags.kind"
+    query = (
+        "SELECT tags.kind AS kind, COUNT() AS n FROM devices"
+        " WHERE tags.kind = 'bulk' GROUP BY tags.kind"
+    )
     assert rows(query) == [{"kind": "bulk", "n": 2}], rows(query)
 
 
@@ -176,7 +201,9 @@ def _():
 def _():
     method = CloudToDeviceMethod(method_name="reboot", payload={}, response_timeout_in_seconds=5)
     error = refused(404, registry.invoke_device_method, "py-ca", method)
-    assert "404103" in error.response.text or "DeviceNotOnline" in error.response.text, error.response.text
+    assert (
+        "404103" in error.response.text or "DeviceNotOnline" in error.response.text
+    ), error.response.text
 
 
 # --- messages and their feedback ---
@@ -213,7 +240,9 @@ def _():
 def _():
     registry.send_c2d_message(connected, "hello", {"messageId": "py-1", "iothub-ack": "full"})
     lock, records = next_feedback()
-    assert [(one["originalMessageId"], one["statusCode"]) for one in records] == [("py-1", "Success")], records
+    assert [(one["originalMessageId"], one["statusCode"]) for one in records] == [
+        ("py-1", "Success")
+    ], records
     assert runtime.receive_feedback_notification() is None
     runtime.abandon_feedback_notification(lock)
     refused(412, runtime.complete_feedback_notification, lock)

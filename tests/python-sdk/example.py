@@ -1,7 +1,8 @@
 """Tests the device apps of `examples/device` with the hub in the folder `HUB`: `python example.py`.
 
-Each app receives a signed update, installs the artefact from a file server, and reports in its twin. Repeated updates,
-updates without a valid signature, and artefacts not matching the manifest are not installed.
+Each app receives a signed update, installs the artefact from a file server, and reports in its
+twin. Repeated updates, updates without a valid signature, and artefacts not matching the manifest
+are not installed.
 """
 
 import base64
@@ -25,7 +26,9 @@ APPS = {"python": [sys.executable, "device.py"], "node": ["node", "device.js"]}
 KEY = base64.b64encode(b"e" * 32).decode()
 ARTIFACT = b"firmware " * 1000
 signer = Ed25519PrivateKey.generate()
-public = signer.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+public = signer.public_key().public_bytes(
+    serialization.Encoding.Raw, serialization.PublicFormat.Raw
+)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -36,11 +39,26 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def envelope(url, key=signer, **changes):
     kind = "application/vnd.twincast.update+json"
     artifact = {"url": url, "size": len(ARTIFACT), "sha256": hashlib.sha256(ARTIFACT).hexdigest()}
-    manifest = {"schema": 1, "name": "fridge-firmware", "version": "1.4.2", "hardware": ["fridge-a"], "artifact": artifact}
+    manifest = {
+        "schema": 1,
+        "name": "fridge-firmware",
+        "version": "1.4.2",
+        "hardware": ["fridge-a"],
+        "artifact": artifact,
+    }
     payload = json.dumps(manifest | changes).encode()
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
-    signature = {"keyid": hashlib.sha256(public).hexdigest()[:16], "sig": base64.b64encode(key.sign(signed)).decode()}
-    return json.dumps({"payloadType": kind, "payload": base64.b64encode(payload).decode(), "signatures": [signature]})
+    signature = {
+        "keyid": hashlib.sha256(public).hexdigest()[:16],
+        "sig": base64.b64encode(key.sign(signed)).decode(),
+    }
+    return json.dumps(
+        {
+            "payloadType": kind,
+            "payload": base64.b64encode(payload).decode(),
+            "signatures": [signature],
+        }
+    )
 
 
 def drive(language, room, url):
@@ -59,7 +77,11 @@ def drive(language, room, url):
 
     def start():
         return subprocess.Popen(
-            APPS[language], cwd=ROOT / "examples/device", env=environment, stdout=subprocess.PIPE, text=True
+            APPS[language],
+            cwd=ROOT / "examples/device",
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def reported():
@@ -68,7 +90,11 @@ def drive(language, room, url):
     def answer(message_id):
         def end():
             update = reported().get("update", {})
-            return update if update.get("id") == message_id and update["state"] != "installing" else None
+            return (
+                update
+                if update.get("id") == message_id and update["state"] != "installing"
+                else None
+            )
 
         return eventually(f"answer of {language}", end)
 

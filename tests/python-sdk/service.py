@@ -1,4 +1,5 @@
-"""The service side for tests of devices: Azure's own service SDK with the hub in the folder `HUB`."""
+"""The service side for tests of devices: Azure's own service SDK with the hub in the folder
+`HUB`."""
 
 import os
 import pathlib
@@ -19,7 +20,9 @@ uamqp.authentication.JWTTokenAuth = lambda *positional, **named: token_authentic
     *positional, **named, verify=str(folder / "ca.pem")
 )
 registry = IoTHubRegistryManager.from_connection_string(connection_string)
-notifications = IoTHubHttpRuntimeManager.from_connection_string(connection_string).protocol.cloud_to_device_messages
+notifications = IoTHubHttpRuntimeManager.from_connection_string(
+    connection_string
+).protocol.cloud_to_device_messages
 sending, verdicts = threading.Lock(), {}
 
 
@@ -53,7 +56,12 @@ def eventually(what, look, seconds=15):
 def send(device_id, properties=None, body="body", message_id=None):
     """Sends a message and returns its id."""
     message_id = message_id or f"m-{uuid.uuid4()}"
-    fields = {"messageId": message_id, "correlationId": "correlation/1 %", "contentType": "application/json", "iothub-ack": "full"}
+    fields = {
+        "messageId": message_id,
+        "correlationId": "correlation/1 %",
+        "contentType": "application/json",
+        "iothub-ack": "full",
+    }
     with sending:
         registry.send_c2d_message(device_id, body, fields | (properties or {}))
     return message_id
