@@ -36,7 +36,7 @@ pub(crate) struct Families {
     quota: GaugeVec,
     link_up: IntGaugeVec,
     clock: GaugeVec,
-    shut: IntGaugeVec,
+    unavailable: IntGaugeVec,
     batches: IntGaugeVec,
     batches_ended: IntCounterVec,
     outcomes: IntCounterVec,
@@ -107,8 +107,8 @@ impl Families {
                 ),
                 &["hub"],
             )),
-            shut: gauges(
-                "twincast_hub_shut",
+            unavailable: gauges(
+                "twincast_hub_unavailable",
                 "1 while the hub accepts no messages: its daily quota is used up, it is suspended, \
                  or it refuses the key.",
                 &["hub"],
@@ -170,7 +170,7 @@ impl Families {
             Box::new(self.quota.clone()),
             Box::new(self.link_up.clone()),
             Box::new(self.clock.clone()),
-            Box::new(self.shut.clone()),
+            Box::new(self.unavailable.clone()),
             Box::new(self.batches.clone()),
             Box::new(self.batches_ended.clone()),
             Box::new(self.outcomes.clone()),
@@ -198,7 +198,7 @@ impl Families {
             name: name.clone(),
             link_up: self.link_up.clone(),
             clock: self.clock.clone(),
-            shut: self.shut.with_label_values(&hub),
+            unavailable: self.unavailable.with_label_values(&hub),
             batches: self.batches.with_label_values(&hub),
             ended: Ended::ALL.map(|end| self.batches_ended.with_label_values(&of(end.as_str()))),
             outcomes: Outcome::ALL
@@ -246,7 +246,7 @@ pub struct HubMetrics {
     /// The children of `link_up` and `clock` are created with the first known value.
     link_up: IntGaugeVec,
     clock: GaugeVec,
-    pub(crate) shut: IntGauge,
+    pub(crate) unavailable: IntGauge,
     pub(crate) batches: IntGauge,
     pub(crate) record_seconds: Histogram,
     ended: [IntCounter; Ended::ALL.len()],

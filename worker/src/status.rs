@@ -72,7 +72,7 @@ impl HubStatus {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(&*state, HubState::Unavailable { until, .. } if *until <= Instant::now()) {
             *state = HubState::Serving;
-            self.metrics.shut.set(0);
+            self.metrics.unavailable.set(0);
         }
     }
 
@@ -95,7 +95,7 @@ impl HubStatus {
             trouble,
             reason: reason.to_owned(),
         };
-        self.metrics.shut.set(1);
+        self.metrics.unavailable.set(1);
         is_news
     }
 
