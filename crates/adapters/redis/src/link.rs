@@ -193,11 +193,10 @@ impl Inner {
         let limit = self.settings.connect_timeout * ATTEMPT_TIMEOUTS;
         let made = timeout(limit, dial::connect(&self.settings)).await;
         let made = made.unwrap_or_else(|_| Err(timed_out(limit)));
-        let mut state = self.state();
         match made {
-            Ok(made) => Ok(state.hold(made)),
+            Ok(made) => Ok(self.state().hold(made)),
             Err(error) => {
-                state.failed(&error);
+                self.state().failed(&error);
                 if is_refusal(&error)
                     && let Some(provider) = &self.settings.credentials
                 {
