@@ -209,6 +209,13 @@ impl Auditor {
         }
     }
 
+    /// Returns true if the store has lost writes since this time.
+    pub(crate) fn has_lost_writes_since(&self, since: Instant) -> bool {
+        let ledger = self.ledger();
+        let mut periods = ledger.lost_periods.iter();
+        periods.any(|(_, lost_at)| *lost_at >= since)
+    }
+
     /// Returns a rollout as stored.
     pub(crate) fn stored(&self, name: &RolloutName) -> Option<Rollout> {
         let ledger = self.ledger();

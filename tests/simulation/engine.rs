@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use twincast_core::error::describe;
 use twincast_core::ports::{Clock, QueueError, RolloutRegistry as _, Rollouts as _};
@@ -302,6 +302,7 @@ impl Engine {
         let body = self.body(planned);
         for time in 0.. {
             let process = Process::start(&self.sim, format!("executor{n}.{time}"));
+            let asked_at = Instant::now();
             let answered = tokio::select! {
                 biased;
                 () = process.crashed() => None,
@@ -310,7 +311,7 @@ impl Engine {
             match answered {
                 Some(Ok(answer)) => return self.done(planned, &answer).await,
                 Some(Err(CommandError::Refused(refusal))) => {
-                    return self.refused(planned, refusal.cause);
+                    return self.refused(planned, refusal.cause, asked_at);
                 }
                 Some(Err(CommandError::Store(_))) | None => sleep(Duration::from_millis(700)).await,
             }
@@ -414,12 +415,16 @@ impl Engine {
         }
     }
 
-    fn refused(&self, planned: PlannedCommand, cause: Cause) {
+    fn refused(&self, planned: PlannedCommand, cause: Cause, asked_at: Instant) {
         self.sim
             .note(format_args!("{planned:?} is REFUSED: {cause:?}"));
+        // The other rollout may have been lost since the refusal.
+        let is_or_was = |n, conflicting| {
+            self.is_stored(n, conflicting) || self.auditor.has_lost_writes_since(asked_at)
+        };
         let rightly = match (planned, cause) {
-            (PlannedCommand::Start(n), Cause::Conflict) => self.is_stored(n, true),
-            (PlannedCommand::StartConflicting(n), Cause::Conflict) => self.is_stored(n, false),
+            (PlannedCommand::Start(n), Cause::Conflict) => is_or_was(n, true),
+            (PlannedCommand::StartConflicting(n), Cause::Conflict) => is_or_was(n, false),
             (
                 PlannedCommand::Pause(_)
                 | PlannedCommand::Resume(_)
