@@ -27,15 +27,15 @@ import uuid
 import pika
 
 # RabbitMQ's direct reply-to: replies arrive on the channel of the request.
-REPLIES = "amq.rabbitmq.reply-to"
-COMMAND = "application/vnd.twincast.command.v1+json"
-QUIET = 300  # seconds without an event until the script asks for the state of the rollout
-REFUSED = (
+REPLY_QUEUE = "amq.rabbitmq.reply-to"
+CONTENT_TYPE = "application/vnd.twincast.command.v1+json"
+EVENT_TIMEOUT = 300  # seconds without an event until the script requests the rollout's state
+REFUSALS = (
     pika.exceptions.AuthenticationError,
     pika.exceptions.ProbableAuthenticationError,
     pika.exceptions.ProbableAccessDeniedError,
 )
-ENDED = {"succeeded": 0, "finished_with_failures": 4, "failed": 3, "aborted": 8}
+EXIT_CODES = {"succeeded": 0, "finished_with_failures": 4, "failed": 3, "aborted": 8}
 
 
 def main():
@@ -71,80 +71,81 @@ def main():
     args = parser.parse_args()
     if not args.url:
         parser.error("give the broker with --url or TWINCAST__AMQP__URL")
-    args.question = args.command.read()
+    args.body = args.command.read()
     for name in args.env:
         if name not in os.environ:
             parser.error(f"--env {name}: the environment has no {name}")
     if args.env:
-        args.question = json.dumps(filled(json.loads(args.question), args.env)).encode()
+        args.body = json.dumps(substitute(json.loads(args.body), args.env)).encode()
 
-    # After the acceptance, the script waits for services that are away (--away).
+    # After the acceptance of the command, the script waits for unavailable services (--away).
     args.accepted = False
-    args.heard = time.monotonic()
+    args.last_contact_at = time.monotonic()
     while True:
         try:
             with Broker(args.url, args.prefix) as broker:
                 return run(broker, args)
-        except Away as error:
-            why = str(error)
-        except REFUSED as error:
-            why = f"RabbitMQ refuses the user, the password or the virtual host: {error!r}"
+        except Unavailable as error:
+            problem = str(error)
+        except REFUSALS as error:
+            problem = f"RabbitMQ refuses the user, the password or the virtual host: {error!r}"
             if not args.accepted:
-                print(why, file=sys.stderr)
+                print(problem, file=sys.stderr)
                 return 9
         except (pika.exceptions.AMQPError, OSError) as error:
-            why = f"RabbitMQ cannot be used: {error!r}"
-        patience = args.away if args.accepted else args.timeout
-        left = args.heard + patience - time.monotonic()
-        if not args.wait or left <= 0:
-            print(f"no answer: {why}", file=sys.stderr)
+            problem = f"RabbitMQ cannot be used: {error!r}"
+        max_wait = args.away if args.accepted else args.timeout
+        remaining = args.last_contact_at + max_wait - time.monotonic()
+        if not args.wait or remaining <= 0:
+            print(f"no answer: {problem}", file=sys.stderr)
             return 9
-        print(f"waiting: {why}", file=sys.stderr)
-        time.sleep(min(5, left))
+        print(f"waiting: {problem}", file=sys.stderr)
+        time.sleep(min(5, remaining))
 
 
-def filled(value, names):
+def substitute(value, names):
     """Returns the command with the values of the environment in its texts."""
     if isinstance(value, dict):
-        return {key: filled(inner, names) for key, inner in value.items()}
+        return {key: substitute(inner, names) for key, inner in value.items()}
     if isinstance(value, list):
-        return [filled(inner, names) for inner in value]
+        return [substitute(inner, names) for inner in value]
     if isinstance(value, str):
         # Replace all names in one pass: a value is not searched for names.
         return re.sub(
-            f"@({'|'.join(map(re.escape, names))})@", lambda found: os.environ[found[1]], value
+            f"@({'|'.join(map(re.escape, names))})@", lambda match: os.environ[match[1]], value
         )
     return value
 
 
-class Away(Exception):
+class Unavailable(Exception):
     """No orchestrator answers."""
 
 
 def run(broker, args):
-    answer = broker.request(args.question, args.timeout)
+    answer = broker.request(args.body, args.timeout)
     if answer is None:
-        raise Away(f"no answer within {args.timeout:g} s; is an orchestrator running?")
-    args.heard = time.monotonic()
+        raise Unavailable(f"no answer within {args.timeout:g} s; is an orchestrator running?")
+    args.last_contact_at = time.monotonic()
     print(json.dumps(answer))
     if not answer["ok"]:
         return 3
     if not args.wait:
         return 0
     rollout = answer["rollouts"][0]
-    # From here on, the script only asks for the state of the rollout after a lost connection.
-    args.question = json.dumps({"command": "status", "rollout": rollout["name"]}).encode()
+    # After a lost connection, the script requests the state of the rollout, and does not repeat the
+    # command.
+    args.body = json.dumps({"command": "status", "rollout": rollout["name"]}).encode()
     args.accepted = True
-    if rollout["phase"] in ENDED:
-        return ENDED[rollout["phase"]]
+    if rollout["phase"] in EXIT_CODES:
+        return EXIT_CODES[rollout["phase"]]
     for event in broker.events():
-        args.heard = time.monotonic()
+        args.last_contact_at = time.monotonic()
         if event["subject"] != rollout["name"]:
             continue
         print(json.dumps(event))
         phase = event["data"]["phase"]
-        if phase in ENDED:
-            return ENDED[phase]
+        if phase in EXIT_CODES:
+            return EXIT_CODES[phase]
     return run(broker, args)
 
 
@@ -156,12 +157,12 @@ class Broker:
         # The URL may list several nodes of a cluster, separated by commas: the first answering node
         # is used.
         self.connection = pika.BlockingConnection(
-            [pika.URLParameters(each) for each in url.split(",")]
+            [pika.URLParameters(node) for node in url.split(",")]
         )
         self.channel = self.connection.channel()
-        self.commands = f"{prefix}.commands"
-        self.queue = self.channel.queue_declare("", exclusive=True).method.queue
-        self.channel.queue_bind(self.queue, f"{prefix}.events", routing_key="rollout.#")
+        self.command_queue = f"{prefix}.commands"
+        self.event_queue = self.channel.queue_declare("", exclusive=True).method.queue
+        self.channel.queue_bind(self.event_queue, f"{prefix}.events", routing_key="rollout.#")
 
     def __enter__(self):
         return self
@@ -170,41 +171,41 @@ class Broker:
         if self.connection.is_open:
             self.connection.close()
 
-    def request(self, command, timeout):
+    def request(self, body, timeout):
         """Sends a command and returns the answer, or None without an answer in time."""
         answers = []
-        wanted = str(uuid.uuid4())
+        request_id = str(uuid.uuid4())
 
-        def on_reply(_channel, _method, properties, body):
-            if properties.correlation_id == wanted:
-                answers.append(json.loads(body))
+        def on_reply(_channel, _method, properties, reply):
+            if properties.correlation_id == request_id:
+                answers.append(json.loads(reply))
 
-        replies = self.channel.basic_consume(REPLIES, on_reply, auto_ack=True)
+        consumer_tag = self.channel.basic_consume(REPLY_QUEUE, on_reply, auto_ack=True)
         self.channel.confirm_delivery()
         self.channel.basic_publish(
             exchange="",
-            routing_key=self.commands,
-            body=command,
+            routing_key=self.command_queue,
+            body=body,
             properties=pika.BasicProperties(
-                content_type=COMMAND,
+                content_type=CONTENT_TYPE,
                 delivery_mode=pika.DeliveryMode.Persistent.value,
-                message_id=wanted,
-                correlation_id=wanted,
-                reply_to=REPLIES,
+                message_id=request_id,
+                correlation_id=request_id,
+                reply_to=REPLY_QUEUE,
             ),
             mandatory=True,
         )
-        until = time.monotonic() + timeout
-        while not answers and time.monotonic() < until:
+        deadline = time.monotonic() + timeout
+        while not answers and time.monotonic() < deadline:
             self.connection.process_data_events(time_limit=1)
-        self.channel.basic_cancel(replies)
+        self.channel.basic_cancel(consumer_tag)
         return answers[0] if answers else None
 
     def events(self):
-        """Yields events until no event has come for QUIET seconds. An event may come twice, with
-        the same id."""
+        """Yields events until no event has arrived for EVENT_TIMEOUT seconds. An event may arrive
+        twice, with the same id."""
         for method, _properties, body in self.channel.consume(
-            self.queue, auto_ack=True, inactivity_timeout=QUIET
+            self.event_queue, auto_ack=True, inactivity_timeout=EVENT_TIMEOUT
         ):
             if method is None:
                 break

@@ -26,11 +26,12 @@ KEYS = [
     for key in os.environ["UPDATE_KEYS"].split(",")
 ]
 FOLDER = pathlib.Path(os.environ.get("STATE_FOLDER", "."))
-PAYLOAD_TYPE, LARGEST, REMEMBERED = "application/vnd.twincast.update+json", 64 << 20, 100
+PAYLOAD_TYPE = "application/vnd.twincast.update+json"
+MAX_ARTIFACT_BYTES, MAX_STORED_ENDS = 64 << 20, 100
 
 
-class Wrong(Exception):
-    """A problem of an update: a code, and a text for people."""
+class UpdateError(Exception):
+    """The reason why an update is refused or has failed: a code, and a text for people."""
 
 
 def install(artifact: bytes, manifest: dict) -> None:
@@ -41,39 +42,45 @@ def install(artifact: bytes, manifest: dict) -> None:
     print(f"installed {manifest['version']}", flush=True)
 
 
-def verified(body: bytes) -> dict:
-    """Returns the manifest of an envelope (DSSE) with a valid signature of a trusted key."""
+def verify_envelope(body: bytes) -> dict:
+    """Verifies the signature of an envelope (DSSE) with the trusted keys, and returns the
+    manifest."""
     envelope = json.loads(body)
-    kind, payload = envelope["payloadType"], base64.b64decode(envelope["payload"], validate=True)
-    signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
+    payload_type = envelope["payloadType"].encode()
+    payload = base64.b64decode(envelope["payload"], validate=True)
+    signed_data = b"DSSEv1 %d %s %d %s" % (len(payload_type), payload_type, len(payload), payload)
     for key, signature in (
         (key, signature) for key in KEYS for signature in envelope["signatures"]
     ):
         try:
-            key.verify(base64.b64decode(signature["sig"]), signed)
+            key.verify(base64.b64decode(signature["sig"]), signed_data)
         except InvalidSignature:
             continue
-        if kind == PAYLOAD_TYPE:
+        if envelope["payloadType"] == PAYLOAD_TYPE:
             return json.loads(payload)
-        raise Wrong("payload_type", f"the payload is of the type {kind}")
-    raise Wrong("signature", "no key that this device trusts has signed the update")
+        raise UpdateError("payload_type", f"the payload is of the type {envelope['payloadType']}")
+    raise UpdateError("signature", "no key that this device trusts has signed the update")
 
 
-def check(manifest: dict, running: str) -> None:
+def check_manifest(manifest: dict, running: str) -> None:
     now = datetime.datetime.now(datetime.timezone.utc)
     numbers = lambda version: [int(n) for n in re.findall(r"\d+", version)]
     expires = manifest.get("expires", "9999-12-31T00:00:00Z").replace("Z", "+00:00")
-    newer = manifest.get("force", False) or numbers(manifest["version"]) > numbers(running)
-    for good, code, text in [
+    is_newer = manifest.get("force", False) or numbers(manifest["version"]) > numbers(running)
+    for is_valid, code, text in [
         (manifest["schema"] == 1, "schema", f"the schema is {manifest['schema']}, not 1"),
         (manifest["name"] == NAME, "name", f"{manifest['name']} is not {NAME}"),
         (HARDWARE in manifest.get("hardware", [HARDWARE]), "hardware", f"it is not for {HARDWARE}"),
         (datetime.datetime.fromisoformat(expires) > now, "expired", f"it has expired at {expires}"),
-        (newer, "downgrade", f"{manifest['version']} is not newer than {running}, which runs"),
-        (0 < manifest["artifact"]["size"] <= LARGEST, "size", f"at most {LARGEST} bytes are taken"),
+        (is_newer, "downgrade", f"{manifest['version']} is not newer than {running}, which runs"),
+        (
+            0 < manifest["artifact"]["size"] <= MAX_ARTIFACT_BYTES,
+            "size",
+            f"at most {MAX_ARTIFACT_BYTES} bytes are taken",
+        ),
     ]:
-        if not good:
-            raise Wrong(code, text)
+        if not is_valid:
+            raise UpdateError(code, text)
 
 
 def download(artifact: dict) -> bytes:
@@ -83,7 +90,7 @@ def download(artifact: dict) -> bytes:
         len(content) != artifact["size"]
         or hashlib.sha256(content).hexdigest() != artifact["sha256"]
     ):
-        raise Wrong("sha256", "what was downloaded is not what the manifest names")
+        raise UpdateError("sha256", "what was downloaded is not what the manifest names")
     return content
 
 
@@ -110,11 +117,11 @@ class App:
             {"update": update, "firmware": self.state["version"]}
         )
 
-    def remember(self, message_id, end):
+    def store_end(self, message_id, end):
         """Stores the end of an update on the disk. An end is final, so the app stores the end
         before reporting the end."""
         self.state["ends"] = dict(
-            list((self.state["ends"] | {message_id: end}).items())[-REMEMBERED:]
+            list((self.state["ends"] | {message_id: end}).items())[-MAX_STORED_ENDS:]
         )
         with open(FOLDER / "state.new", "w") as file:
             json.dump(self.state, file)
@@ -122,21 +129,21 @@ class App:
             os.fsync(file.fileno())
         os.replace(FOLDER / "state.new", self.file)
 
-    def update(self, message_id, body):
-        if message_id not in self.state["ends"]:  # a repeated message already has an answer
+    def process_update(self, message_id, body):
+        if message_id not in self.state["ends"]:  # a repeated message already has a stored end
             version, end, code = None, "refused", "malformed"
             try:
-                manifest = verified(body)
+                manifest = verify_envelope(body)
                 version = manifest["version"]
-                check(manifest, self.state["version"])
+                check_manifest(manifest, self.state["version"])
                 end, code = "failed", "install"
                 self.report(message_id, "installing", version)
                 install(download(manifest["artifact"]), manifest)
                 self.state["version"], result = version, ["applied", version, None]
             except Exception as error:
-                code, text = error.args if isinstance(error, Wrong) else (code, repr(error))
+                code, text = error.args if isinstance(error, UpdateError) else (code, repr(error))
                 result = [end, version, {"code": code, "text": text[:256]}]
-            self.remember(message_id, result)
+            self.store_end(message_id, result)
         self.report(message_id, *self.state["ends"][message_id])
 
 
@@ -147,13 +154,13 @@ def main():
         os.environ["DEVICE_CONNECTION_STRING"], **options
     )
     app, messages = App(client), queue.Queue(maxsize=100)
-    # Connects; a handler set later misses waiting messages.
+    # The client connects when the handler is set. A later handler misses waiting messages.
     client.on_message_received = messages.put
     client.patch_twin_reported_properties({"firmware": app.state["version"]})
-    while True:  # one update at a time
+    while True:  # the updates run one after the other
         message = messages.get()
         if message.custom_properties.get("kind") == "update":
-            app.update(message.message_id, message.data)
+            app.process_update(message.message_id, message.data)
 
 
 main()

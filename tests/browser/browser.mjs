@@ -3,8 +3,8 @@
 import { chromium } from 'playwright-core';
 
 /**
- * Starts Chromium without the sandbox: a container may lack the rights for it, and only the own
- * page is opened.
+ * Starts Chromium without the sandbox. A container may lack the permissions for the sandbox, and
+ * the tests open only the page of the project.
  */
 export const launch = () =>
   chromium.launch({

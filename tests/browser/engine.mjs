@@ -10,34 +10,34 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
-const target = process.env.CARGO_TARGET_DIR ?? join(root, 'target');
+const repository = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+const target = process.env.CARGO_TARGET_DIR ?? join(repository, 'target');
 const program = join(target, 'debug', 'twincast');
-const services = join(root, 'scripts', 'services');
+const services = join(repository, 'scripts', 'services');
 const run = promisify(execFile);
 
-/** Polls until there is a result. */
-export async function eventually(what, look, within = 60_000) {
-  const until = Date.now() + within;
+/** Polls until the result is truthy, and returns the result. */
+export async function eventually(description, poll, timeoutMs = 60_000) {
+  const deadline = Date.now() + timeoutMs;
   for (;;) {
-    const found = await look();
-    if (found) {
-      return found;
+    const result = await poll();
+    if (result) {
+      return result;
     }
-    assert.ok(Date.now() < until, `${what}: not within ${within / 1000} s`);
+    assert.ok(Date.now() < deadline, `${description}: not within ${timeoutMs / 1000} s`);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 
-/** All started processes, killed at the end of the test process. */
-const started = new Set();
-process.on('exit', () => started.forEach((child) => child.kill('SIGKILL')));
+/** All running child processes, killed at the end of the test process. */
+const runningProcesses = new Set();
+process.on('exit', () => runningProcesses.forEach((child) => child.kill('SIGKILL')));
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
   process.once(signal, () => process.exit(1));
 }
 
 export class Engine {
-  #children = [];
+  #processes = [];
   #folder;
 
   /**
@@ -68,7 +68,7 @@ export class Engine {
     this.spawn('hub', [
       'hub', '--devices', String(devices), '--tier', tier, '--amqp-port', '0', '--out', 'hub',
     ]);
-    const hub = await eventually('the hub', () =>
+    const hubConfig = await eventually('the configuration of the hub', () =>
       readFile(join(this.#folder, 'hub', 'twincast.toml'), 'utf8').catch(() => null));
     const tokens = await Promise.all(
       [['ann', 'admin'], ['vic', 'viewer']].map(([name, role]) => this.token(name, role)));
@@ -84,9 +84,9 @@ listen = "127.0.0.1:0"
 [api]
 listen = "127.0.0.1:0"
 tokens_file = "../tokens"
-${hub}`);
-    this.orchestrator = this.work('orchestrator');
-    this.work('worker');
+${hubConfig}`);
+    this.orchestrator = this.startRole('orchestrator');
+    this.startRole('worker');
     const [, address] = await eventually('the API', () =>
       this.orchestrator.log().match(/API: (http:\/\/\S+?)\/api\/v1/));
     this.address = address;
@@ -103,43 +103,43 @@ ${hub}`);
     return JSON.parse(stdout);
   }
 
-  /** Starts a process of the engine. */
-  work(role) {
+  /** Starts an orchestrator or a worker. */
+  startRole(role) {
     return this.spawn(role, ['--config', join('hub', 'engine.toml'), role]);
   }
 
-  spawn(name, words) {
-    const child = spawn(program, words, { cwd: this.#folder, stdio: ['ignore', 'pipe', 'pipe'] });
-    const file = createWriteStream(join(this.#folder, `${name}.log`));
+  spawn(name, args) {
+    const child = spawn(program, args, { cwd: this.#folder, stdio: ['ignore', 'pipe', 'pipe'] });
+    const logFile = createWriteStream(join(this.#folder, `${name}.log`));
     let log = '';
     for (const stream of [child.stdout, child.stderr]) {
       stream.on('data', (text) => {
         log += text;
-        file.write(text);
+        logFile.write(text);
       });
     }
-    started.add(child);
-    const over = new Promise((resolve) => child.once('close', resolve)).then(() =>
-      started.delete(child));
-    const member = { child, over, name, log: () => log };
-    this.#children.push(member);
-    return member;
+    runningProcesses.add(child);
+    const closed = new Promise((resolve) => child.once('close', resolve)).then(() =>
+      runningProcesses.delete(child));
+    const handle = { child, closed, name, log: () => log };
+    this.#processes.push(handle);
+    return handle;
   }
 
   async get(path) {
-    return this.#ask(path, {});
+    return this.#request(path, {});
   }
 
   async post(path, body) {
-    return this.#ask(path, { method: 'POST', body: JSON.stringify(body) });
+    return this.#request(path, { method: 'POST', body: JSON.stringify(body) });
   }
 
-  async #ask(path, request) {
+  async #request(path, options) {
     const headers = { Authorization: `Bearer ${this.admin}`, 'Content-Type': 'application/json' };
-    // A busy machine may not answer in time; a repeated request has no second effect.
+    // On a busy machine, the API may answer 503. The requests of the tests are idempotent.
     const response = await eventually(path, async () => {
-      const answer = await fetch(`${this.address}/api/v1${path}`, { headers, ...request });
-      return answer.status === 503 ? null : answer;
+      const response = await fetch(`${this.address}/api/v1${path}`, { headers, ...options });
+      return response.status === 503 ? null : response;
     });
     const text = await response.text();
     assert.ok(response.ok, `${path}: ${response.status}: ${text}`);
@@ -147,25 +147,25 @@ ${hub}`);
   }
 
   /** Ends a process with SIGTERM. */
-  async end({ child, over }) {
+  async terminate({ child, closed }) {
     child.kill('SIGTERM');
-    await over;
+    await closed;
   }
 
-  /** Returns the ends of the processes' logs, for a failed test. */
+  /** Returns the last part of the log of each process, for a failed test. */
   logs() {
-    return this.#children.map(({ name, log }) => `--- ${name}\n${log().slice(-3000)}`).join('\n');
+    return this.#processes.map(({ name, log }) => `--- ${name}\n${log().slice(-3000)}`).join('\n');
   }
 
   async stop() {
-    for (const { child, over } of this.#children) {
+    for (const { child, closed } of this.#processes) {
       child.kill('SIGKILL');
-      await over;
+      await closed;
     }
     if (this.guard) {
-      const over = new Promise((resolve) => this.guard.once('close', resolve));
+      const closed = new Promise((resolve) => this.guard.once('close', resolve));
       this.guard.stdin.end();
-      await over;
+      await closed;
     }
     await rm(this.#folder, { recursive: true, force: true });
   }

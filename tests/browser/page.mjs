@@ -11,11 +11,12 @@ import { Engine, eventually } from './engine.mjs';
 const DEVICES = 400;
 const WIDE = { width: 1280, height: 900 };
 const NARROW = { width: 360, height: 740 };
-const pictures = join(process.env.CARGO_TARGET_DIR ?? 'target', 'screenshots');
-const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const screenshots = join(process.env.CARGO_TARGET_DIR ?? 'target', 'screenshots');
+const { resolve } = createRequire(import.meta.url);
+const axeSource = await readFile(resolve('axe-core/axe.min.js'), 'utf8');
 
-/** A name of the maximum length. */
-const SECOND = 'early-adopters-of-all-regions-that-have-a-maintenance-contract';
+/** The name of the second stage, of the maximum length. */
+const SECOND_STAGE = 'early-adopters-of-all-regions-that-have-a-maintenance-contract';
 
 const spec = {
   name: 'firmware-1.4.2',
@@ -27,45 +28,45 @@ const spec = {
   stages: [
     { name: 'canary', percent: '5%', gate: { counts: 'enqueued', approval: {} } },
     {
-      name: SECOND,
+      name: SECOND_STAGE,
       percent: '50%',
       gate: { counts: 'enqueued', failure_above: '5%', approval: {} },
     },
   ],
 };
 
-const began = Date.now();
-const step = (what) =>
-  console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(5)} s  ${what}`);
+const startedAt = Date.now();
+const step = (description) =>
+  console.log(`${((Date.now() - startedAt) / 1000).toFixed(1).padStart(5)} s  ${description}`);
 
-/** A browser window of a person. Errors and warnings of the browser fail the test at the end. */
-class Visitor {
-  static complaints = [];
+/** A browser session of a user. Errors and warnings of the browser fail the test at the end. */
+class Session {
+  static problems = [];
 
-  static async of(browser, address, settings = {}) {
-    const visitor = new Visitor();
-    visitor.context = await browser.newContext({ viewport: WIDE, baseURL: address, ...settings });
-    await visitor.context.addInitScript(() => {
+  static async open(browser, address) {
+    const session = new Session();
+    session.context = await browser.newContext({ viewport: WIDE, baseURL: address });
+    await session.context.addInitScript(() => {
       addEventListener('securitypolicyviolation', (event) =>
         console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
     });
-    visitor.page = await visitor.context.newPage();
-    visitor.page.setDefaultTimeout(30_000);
-    visitor.page.on('pageerror', (error) => Visitor.complaints.push(String(error)));
-    visitor.page.on('console', (said) => {
+    session.page = await session.context.newPage();
+    session.page.setDefaultTimeout(30_000);
+    session.page.on('pageerror', (error) => Session.problems.push(String(error)));
+    session.page.on('console', (message) => {
       // The 401 before the sign-in is expected.
       const isExpected =
-        /status of 401/.test(said.text()) && said.location().url.endsWith('/whoami');
-      if (['error', 'warning'].includes(said.type()) && !isExpected) {
-        Visitor.complaints.push(`${said.text()} (${said.location().url})`);
+        /status of 401/.test(message.text()) && message.location().url.endsWith('/whoami');
+      if (['error', 'warning'].includes(message.type()) && !isExpected) {
+        Session.problems.push(`${message.text()} (${message.location().url})`);
       }
     });
-    visitor.page.on('request', (request) => {
+    session.page.on('request', (request) => {
       if (!request.url().startsWith(address)) {
-        Visitor.complaints.push(`asked somewhere else: ${request.url()}`);
+        Session.problems.push(`request to another origin: ${request.url()}`);
       }
     });
-    return visitor;
+    return session;
   }
 
   async signIn(token) {
@@ -76,7 +77,7 @@ class Visitor {
   }
 
   /** Takes screenshots, light and dark, wide and narrow; checks the width and the accessibility. */
-  async look(name) {
+  async checkPage(name) {
     for (const [scheme, size, viewport] of [
       ['light', 'wide', WIDE],
       ['dark', 'wide', WIDE],
@@ -86,21 +87,23 @@ class Visitor {
       await this.page.emulateMedia({ colorScheme: scheme, reducedMotion: 'reduce' });
       await this.page.setViewportSize(viewport);
       await this.page.screenshot({
-        path: join(pictures, `${name}-${size}-${scheme}.png`),
+        path: join(screenshots, `${name}-${size}-${scheme}.png`),
         fullPage: true,
       });
-      const [inner, outer] = await this.page.evaluate(
+      const [contentWidth, windowWidth] = await this.page.evaluate(
         () => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
-      assert.ok(inner <= outer, `${name}, ${size}: ${inner} px wide, and the window ${outer}`);
+      assert.ok(
+        contentWidth <= windowWidth,
+        `${name}, ${size}: the content has ${contentWidth} px, and the window ${windowWidth} px`);
       // Evaluated outside the page's scripts, so the content security policy does not apply.
       const { violations } = await this.page.evaluate(
-        `${axe}; axe.run({ resultTypes: ['violations'] })`);
-      const told = violations.map(
+        `${axeSource}; axe.run({ resultTypes: ['violations'] })`);
+      const messages = violations.map(
         ({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html).join(' ')}`);
-      assert.deepEqual(told, [], `${name}, ${size}, ${scheme}`);
+      assert.deepEqual(messages, [], `${name}, ${size}, ${scheme}`);
     }
     await this.page.setViewportSize(WIDE);
-    step(`looked at ${name}`);
+    step(`checked the page: ${name}`);
   }
 }
 
@@ -112,19 +115,20 @@ async function tabTo(page, name) {
     if (focused === name) {
       const outline = await page.evaluate(
         () => getComputedStyle(document.activeElement).outlineStyle);
-      assert.notEqual(outline, 'none', `${name} is focused, and it is not to be seen`);
+      assert.notEqual(outline, 'none', `the focus on ${name} is not visible`);
       return;
     }
   }
   assert.fail(`${name} cannot be reached with Tab`);
 }
 
-async function waitsFor(page, text) {
+async function waitForState(page, text) {
   await page.locator('.state', { hasText: text }).waitFor({ timeout: 60_000 });
 }
 
-async function watch(engine, browser) {
-  const { page, ...ann } = await visit(engine, browser);
+async function testRollout(engine, browser) {
+  const admin = await openAdminSession(engine, browser);
+  const { page } = admin;
   step('signed in');
   await page.getByText('No rollouts yet.').waitFor();
 
@@ -132,26 +136,26 @@ async function watch(engine, browser) {
   await engine.post('/rollouts', spec);
   await page.getByRole('link', { name: spec.name }).click();
   await page.getByRole('heading', { level: 1, name: spec.name }).waitFor();
-  await waitsFor(page, 'Stage canary waits for an approval');
-  step('the first gate waits');
+  await waitForState(page, 'Stage canary waits for an approval');
+  step('the first gate waits for an approval');
 
-  const viewer = await Visitor.of(browser, engine.address);
+  const viewer = await Session.open(browser, engine.address);
   await viewer.signIn(engine.viewer);
   await viewer.page.goto(`/#/rollouts/${spec.name}`);
-  await waitsFor(viewer.page, 'Stage canary waits for an approval');
+  await waitForState(viewer.page, 'Stage canary waits for an approval');
   assert.equal(
     await viewer.page.locator('button[data-operation]').count(),
     0,
-    'who looks only has no buttons');
+    'a viewer has no buttons');
 
-  // Approve by click, with a reason that looks like HTML.
+  // Approve with the mouse; the reason contains HTML tags.
   await page.getByRole('button', { name: 'Approve canary' }).click();
   await page.getByRole('dialog').getByLabel(/^Reason/).fill('looks <b>well</b>');
-  await ann.look('dialog');
+  await admin.checkPage('dialog');
   await page.getByRole('dialog').getByRole('button', { name: 'Approve' }).click();
   await page.getByText('Done: approve.').waitFor({ state: 'attached' });
   await page.getByRole('cell', { name: 'ann: looks <b>well</b>' }).waitFor();
-  step('approved by click');
+  step('approved with the mouse');
 
   await page.getByRole('button', { name: 'Pause' }).click();
   await page.getByRole('dialog').getByLabel(/^Reason/).fill('lunch');
@@ -161,39 +165,40 @@ async function watch(engine, browser) {
   await page.getByRole('button', { name: 'Resume' }).click();
   await page.getByRole('dialog').getByRole('button', { name: 'Resume' }).click();
   await page.locator('.badge', { hasText: 'running' }).waitFor();
-  step('paused and resumed by click');
+  step('paused and resumed with the mouse');
   await page.locator('.chart .line').waitFor({ state: 'attached' });
 
-  await waitsFor(page, `Stage ${SECOND} waits for an approval`);
-  await ann.look('half');
-  // More rollouts have ended than fit on a page of the list, and their names sort first.
+  await waitForState(page, `Stage ${SECOND_STAGE} waits for an approval`);
+  await admin.checkPage('second-gate');
+  // The ended rollouts do not fit on a page of the list, and sort before the running rollout by
+  // name.
   const names = Array.from({ length: 101 }, (_, n) => `archive-${n + 100}`);
   while (names.length > 0) {
     await Promise.all(names.splice(0, 10).map((name) =>
       engine.post('/rollouts', { ...spec, name, target: { tags: { type: 'none' } } })));
   }
   await eventually(
-    'their end',
+    'the end of the archived rollouts',
     async () => (await engine.get('/rollouts?ended=false')).rollouts.length === 1);
   await page.goto('/#/');
   await page.getByRole('link', { name: 'archive-199' }).waitFor();
   assert.match(
     await page.locator('tbody tr').first().textContent(),
     new RegExp(`^${spec.name}`),
-    'what runs comes first');
-  await ann.look('rollouts');
+    'the running rollout comes first');
+  await admin.checkPage('rollouts');
   await page.getByRole('button', { name: 'Next page' }).click();
   await page.getByRole('link', { name: 'archive-200' }).waitFor();
   await page.getByRole('button', { name: 'First page' }).click();
   await page.getByRole('link', { name: spec.name }).waitFor();
   await page.goto(`/#/rollouts/${spec.name}`);
 
-  await byKeyboard(engine, browser);
-  step('approved by keyboard');
+  await approveWithKeyboard(engine, browser);
+  step('approved with the keyboard');
 
   // Offline devices do not accept the message before it expires.
   await page.locator('.badge', { hasText: 'finished with failures' }).waitFor({ timeout: 180_000 });
-  await page.locator('.figure', { hasText: `${DEVICES} of ${DEVICES} devices done` }).waitFor();
+  await page.locator('.metric', { hasText: `${DEVICES} of ${DEVICES} devices done` }).waitFor();
   await page.locator('.legend', { hasText: 'not taken: the hub had the message' }).waitFor();
   await page.getByRole('row', { name: /^not found not sent/ }).waitFor();
   await page.getByRole('rowheader', { name: 'not found' }).waitFor();
@@ -203,54 +208,55 @@ async function watch(engine, browser) {
   assert.equal(
     await page.locator('button[data-operation="abort"]').count(),
     0,
-    'what is over cannot be aborted');
+    'an ended rollout cannot be aborted');
   const { phase, by_class } = await engine.get(`/rollouts/${spec.name}`);
   assert.equal(phase, 'finished_with_failures');
   assert.equal(by_class.pending, 0);
-  const all = Object.values(by_class).reduce((sum, devices) => sum + devices, 0);
-  assert.equal(all, DEVICES, 'classes add up to the devices');
-  step('it has finished');
-  await ann.look('finished');
+  const total = Object.values(by_class).reduce((sum, devices) => sum + devices, 0);
+  assert.equal(total, DEVICES, 'the sum of all classes is the number of devices');
+  step('the rollout has finished');
+  await admin.checkPage('finished');
 
   await page.locator('.devices a', { hasText: 'fridge-' }).first().click();
   await page.getByRole('rowheader', { name: 'Waits for' }).waitFor();
-  await ann.look('device');
+  await admin.checkPage('device');
 
   await page.getByRole('link', { name: 'Hubs' }).click();
   await page.getByRole('rowheader', { name: 'emulator' }).waitFor();
-  await ann.look('hubs');
+  await admin.checkPage('hubs');
   await page.goto('/#/rollouts/there-is-none');
   await page.getByText('there is no rollout there-is-none').waitFor();
   await page.goto(`/#/rollouts/${spec.name}/devices/100%`);
   await page.getByText('100%').first().waitFor();
-  const unasked = Visitor.complaints.filter(
-    (said) => !/status of 404.*(there-is-none|100%25)/.test(said));
-  assert.deepEqual(unasked, [], 'what the browser complained of');
+  const unexpected = Session.problems.filter(
+    (problem) => !/status of 404.*(there-is-none|100%25)/.test(problem));
+  assert.deepEqual(unexpected, [], 'errors and warnings of the browser');
 
   // Outdated data are always marked.
   await page.goto('/#/');
   await page.getByRole('link', { name: 'archive-100' }).waitFor();
-  await engine.end(engine.orchestrator);
+  await engine.terminate(engine.orchestrator);
   await page.getByRole('alert').filter({ hasText: 'No connection to the orchestrator.' }).waitFor();
-  await ann.look('away');
-  step('it says that nobody answers');
+  await admin.checkPage('disconnected');
+  step('the page reports the lost connection');
 }
 
-async function visit(engine, browser) {
-  const ann = await Visitor.of(browser, engine.address);
-  const { page } = ann;
+/** Checks the sign-in with a wrong token, and signs in as an admin. */
+async function openAdminSession(engine, browser) {
+  const session = await Session.open(browser, engine.address);
+  const { page } = session;
   await page.goto('/');
   await page.getByLabel('Token').fill('twc_wrong');
   await page.getByRole('button', { name: 'Sign in' }).click();
   await page.getByText('The token is not known.').waitFor();
-  await ann.look('sign-in');
-  await ann.signIn(engine.admin);
-  return { page, look: (name) => ann.look(name) };
+  await session.checkPage('sign-in');
+  await session.signIn(engine.admin);
+  return session;
 }
 
 /** Signs in and approves a gate with the keyboard alone. */
-async function byKeyboard(engine, browser) {
-  const { page, context } = await Visitor.of(browser, engine.address);
+async function approveWithKeyboard(engine, browser) {
+  const { page, context } = await Session.open(browser, engine.address);
   await page.goto('/');
   await page.getByLabel('Token').waitFor();
   await page.keyboard.type(engine.admin);
@@ -258,37 +264,37 @@ async function byKeyboard(engine, browser) {
   await page.getByRole('link', { name: spec.name }).waitFor();
   await tabTo(page, spec.name);
   await page.keyboard.press('Enter');
-  await waitsFor(page, `Stage ${SECOND} waits for an approval`);
-  await tabTo(page, `Approve ${SECOND}`);
+  await waitForState(page, `Stage ${SECOND_STAGE} waits for an approval`);
+  await tabTo(page, `Approve ${SECOND_STAGE}`);
   await page.keyboard.press('Enter');
   await page.getByRole('dialog').waitFor();
   await page.keyboard.press('Escape');
   await page.getByRole('dialog').waitFor({ state: 'hidden' });
   assert.equal(
     await page.evaluate(() => document.activeElement.textContent.trim()),
-    `Approve ${SECOND}`,
-    'back where one was');
+    `Approve ${SECOND_STAGE}`,
+    'the focus returns to the button that opened the dialog');
   await page.keyboard.press('Enter');
   await page.keyboard.type('no complaints');
   await tabTo(page, 'Approve');
   await page.keyboard.press('Enter');
   await page.getByRole('cell', { name: 'ann: no complaints' }).waitFor();
   await page.getByRole('dialog').waitFor({ state: 'hidden' });
-  // The button that opened the dialog is gone.
+  // The button that opened the dialog is gone, so the heading has the focus.
   await page.waitForFunction(() => document.activeElement.tagName === 'H1');
   await context.close();
 }
 
-await mkdir(pictures, { recursive: true });
+await mkdir(screenshots, { recursive: true });
 const engine = await Engine.start({ devices: DEVICES, tier: 'S3' });
-step(`the engine is up: ${engine.address}`);
+step(`the engine has started: ${engine.address}`);
 let browser;
 try {
   browser = await launch();
-  await watch(engine, browser);
-  step(`all well; pictures are in ${pictures}`);
+  await testRollout(engine, browser);
+  step(`passed; screenshots are in ${screenshots}`);
 } catch (error) {
-  console.error(engine.logs(), Visitor.complaints);
+  console.error(engine.logs(), Session.problems);
   throw error;
 } finally {
   await browser?.close();

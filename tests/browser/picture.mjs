@@ -1,5 +1,5 @@
-// Takes the picture of the README: a staged rollout, half done. `tests/browser/run picture` writes
-// docs/images/rollout.png.
+// Takes the screenshot of the README: a staged rollout with half of the messages sent.
+// `tests/browser/run picture` writes docs/images/rollout.png.
 
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -27,9 +27,9 @@ let browser;
 try {
   browser = await launch();
   await engine.post('/rollouts', spec);
-  const rollout = () => engine.get(`/rollouts/${spec.name}`);
-  await eventually('the gate of the canaries', async () =>
-    (await rollout()).waits_for?.startsWith('an approval'));
+  const getRollout = () => engine.get(`/rollouts/${spec.name}`);
+  await eventually('the gate of the stage canary', async () =>
+    (await getRollout()).waits_for?.startsWith('an approval'));
   await engine.post(`/rollouts/${spec.name}/approve`, { stage: 'canary', reason: 'no complaints' });
   const page = await browser.newPage({
     viewport: { width: 1120, height: 820 },
@@ -39,8 +39,8 @@ try {
   await page.getByLabel('Token').fill(engine.admin);
   await page.getByRole('button', { name: 'Sign in' }).click();
   await page.getByRole('link', { name: spec.name }).click();
-  await eventually('half of the devices', async () => {
-    const { counts, devices } = await rollout();
+  await eventually('the sends to half of the devices', async () => {
+    const { counts, devices } = await getRollout();
     return devices && (counts?.pending ?? 0) < devices / 2;
   });
   await page.waitForTimeout(1_500);

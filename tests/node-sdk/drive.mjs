@@ -17,8 +17,8 @@ const [connectionString, prefix] = process.argv.slice(2);
 assert.ok(connectionString && prefix, 'usage: drive.mjs <connection string> <device id prefix>');
 const [host, port] = /HostName=([^;]+)/.exec(connectionString)[1].split(':');
 
-// The SDK's REST client uses the whole host name, including the port, as a DNS name, so connections
-// are opened here.
+// Opens connections to host and port separately. The SDK's REST client uses the whole host name,
+// including the port, as a DNS name.
 class PortAgent extends https.Agent {
   createConnection(options, callback) {
     return super.createConnection(
@@ -39,38 +39,39 @@ async function check(name, action) {
   }
 }
 
-function within(ms, what, promise) {
+function withTimeout(ms, description, promise) {
   let timer;
-  const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`${what}: nothing within ${ms} ms`)), ms);
+  const timeout = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`${description}: no result within ${ms} ms`)), ms);
   });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+  return Promise.race([promise, timeout]).finally(() => clearTimeout(timer));
 }
 
-const device = (n) => `${prefix}${String(n).padStart(3, '0')}`;
+const deviceId = (n) => `${prefix}${String(n).padStart(3, '0')}`;
 const client = Client.fromConnectionString(connectionString);
 const registry = Registry.fromConnectionString(connectionString);
 registry._restApiClient.setOptions({ http: { agent: new PortAgent({ keepAlive: true }) } });
 
 // --- sending and feedback ---
 
-const wanted = new Map();
-let feedbackDone;
-const feedback = new Promise((resolve) => { feedbackDone = resolve; });
+// The expected feedback: a check of each record, by message id.
+const expectedFeedback = new Map();
+let resolveFeedback;
+const allFeedback = new Promise((resolve) => { resolveFeedback = resolve; });
 
-await check('open', () => within(30_000, 'open', client.open()));
+await check('open', () => withTimeout(30_000, 'open', client.open()));
 
 await check('feedback receiver', async () => {
-  const { result, message } = await within(30_000, 'receiver', client.getFeedbackReceiver());
+  const { result, message } = await withTimeout(30_000, 'receiver', client.getFeedbackReceiver());
   const receiver = message ?? result ?? (await client.getFeedbackReceiver());
   receiver.on('errorReceived', (error) =>
     console.log(JSON.stringify({ note: 'receiver', error: error.message })));
   receiver.on('message', (received) => {
     for (const record of JSON.parse(received.data.toString())) {
-      wanted.get(record.originalMessageId)?.(record);
-      wanted.delete(record.originalMessageId);
+      expectedFeedback.get(record.originalMessageId)?.(record);
+      expectedFeedback.delete(record.originalMessageId);
     }
-    receiver.complete(received, () => { if (wanted.size === 0) feedbackDone(); });
+    receiver.complete(received, () => { if (expectedFeedback.size === 0) resolveFeedback(); });
   });
 });
 
@@ -84,25 +85,26 @@ for (const [n, ack] of ['none', 'positive', 'negative', 'full'].entries()) {
     message.properties.add('n', String(n));
     message.expiryTimeUtc = Date.now() + 60_000;
     if (ack === 'positive' || ack === 'full') {
-      wanted.set(message.messageId, (record) => {
+      expectedFeedback.set(message.messageId, (record) => {
         assert.equal(record.statusCode, 'Success');
-        assert.equal(record.deviceId, device(n));
+        assert.equal(record.deviceId, deviceId(n));
       });
     }
-    const { message: outcome } = await within(30_000, 'send', client.send(device(n), message));
+    const { message: outcome } = await withTimeout(
+      30_000, 'send', client.send(deviceId(n), message));
     return { outcome: outcome?.constructor?.name };
   });
 }
 
 await check('send to an unknown device fails', async () => {
-  await assert.rejects(within(30_000, 'send', client.send('nobody', new Message('x'))), {
+  await assert.rejects(withTimeout(30_000, 'send', client.send('nobody', new Message('x'))), {
     name: 'DeviceNotFoundError',
   });
 });
 
-await check('send of too much fails', async () => {
+await check('send of a too large message fails', async () => {
   const large = new Message(Buffer.alloc(70_000));
-  await assert.rejects(within(30_000, 'send', client.send(device(0), large)), {
+  await assert.rejects(withTimeout(30_000, 'send', client.send(deviceId(0), large)), {
     name: 'MessageTooLargeError',
   });
 });
@@ -112,13 +114,14 @@ await check('many sends at once', async () => {
   for (let n = 0; n < 2500; n += 1) {
     const message = new Message('burst');
     message.messageId = `burst-${n}`;
-    sends.push(client.send(device(n % 250), message));
+    sends.push(client.send(deviceId(n % 250), message));
   }
-  await within(60_000, 'burst', Promise.all(sends));
+  await withTimeout(60_000, 'burst', Promise.all(sends));
   return { sends: sends.length };
 });
 
-await check('feedback arrives and is completed', () => within(30_000, 'feedback', feedback));
+await check('feedback arrives and is completed', () =>
+  withTimeout(30_000, 'feedback', allFeedback));
 
 // --- queries ---
 
@@ -127,7 +130,7 @@ await check('query with pages', async () => {
   const ids = new Set();
   let pages = 0;
   while (query.hasMoreResults) {
-    const { result } = await within(30_000, 'page', query.nextAsTwin());
+    const { result } = await withTimeout(30_000, 'page', query.nextAsTwin());
     pages += 1;
     for (const twin of result) {
       assert.equal(twin.tags.kind, 'fridge');
@@ -140,7 +143,7 @@ await check('query with pages', async () => {
 
 await check('query with count', async () => {
   const query = registry.createQuery(`SELECT COUNT() AS n FROM devices WHERE tags.kind = 'fridge'`);
-  const { result } = await within(30_000, 'count', query.next());
+  const { result } = await withTimeout(30_000, 'count', query.next());
   assert.ok(result[0].n >= 250);
   return { count: result[0].n };
 });
@@ -148,36 +151,36 @@ await check('query with count', async () => {
 await check('query with groups', async () => {
   const query = registry.createQuery(
     'SELECT devices.tags.kind AS kind, COUNT() AS n FROM devices GROUP BY tags.kind');
-  const { result } = await within(30_000, 'groups', query.next());
+  const { result } = await withTimeout(30_000, 'groups', query.next());
   assert.ok(result.find((row) => row.kind === 'fridge').n >= 250);
 });
 
 await check('query with the name of the collection', async () => {
   const query = registry.createQuery(`SELECT TOP 1 devices.deviceId FROM devices`);
-  const { result } = await within(30_000, 'page', query.next());
+  const { result } = await withTimeout(30_000, 'page', query.next());
   assert.match(result[0].deviceId, /./);
 });
 
-await check('bad query is refused', async () => {
+await check('an invalid query is refused', async () => {
   const query = registry.createQuery('SELECT * FROM devices WHERE');
   await assert.rejects(query.next());
 });
 
 // --- registry and twins ---
 
-const extra = 'node sdk@1'.replace(' ', '-');
+const testDevice = 'node-sdk@1';
 
 await check('create', async () => {
-  const { responseBody } = await registry.create({ deviceId: extra, status: 'enabled' });
-  assert.equal(responseBody.deviceId, extra);
+  const { responseBody } = await registry.create({ deviceId: testDevice, status: 'enabled' });
+  assert.equal(responseBody.deviceId, testDevice);
   assert.ok(responseBody.authentication.symmetricKey.primaryKey);
 });
 
 await check('create again fails', () =>
-  assert.rejects(registry.create({ deviceId: extra }), { name: 'DeviceAlreadyExistsError' }));
+  assert.rejects(registry.create({ deviceId: testDevice }), { name: 'DeviceAlreadyExistsError' }));
 
 await check('get', async () => {
-  const { responseBody } = await registry.get(extra);
+  const { responseBody } = await registry.get(testDevice);
   assert.equal(responseBody.status, 'enabled');
 });
 
@@ -188,27 +191,27 @@ await check('list', async () => {
 
 await check('update', async () => {
   const { responseBody } = await registry.update({
-    deviceId: extra,
+    deviceId: testDevice,
     status: 'disabled',
-    authentication: (await registry.get(extra)).responseBody.authentication,
+    authentication: (await registry.get(testDevice)).responseBody.authentication,
   });
   assert.equal(responseBody.status, 'disabled');
 });
 
 await check('update twin', async () => {
-  const { responseBody: before } = await registry.getTwin(extra);
+  const { responseBody: before } = await registry.getTwin(testDevice);
   const patch = {
-    tags: { kind: 'visitor', room: { floor: 3 } },
+    tags: { kind: 'test', room: { floor: 3 } },
     properties: { desired: { interval: 5 } },
   };
-  const { responseBody: after } = await registry.updateTwin(extra, patch, before.etag);
+  const { responseBody: after } = await registry.updateTwin(testDevice, patch, before.etag);
   assert.equal(after.tags.room.floor, 3);
   assert.equal(after.properties.desired.interval, 5);
-  await assert.rejects(registry.updateTwin(extra, patch, before.etag));
+  await assert.rejects(registry.updateTwin(testDevice, patch, before.etag));
   const { result } = await registry
     .createQuery(`SELECT deviceId FROM devices WHERE tags.room.floor >= 3`)
     .next();
-  assert.deepEqual(result, [{ deviceId: extra }]);
+  assert.deepEqual(result, [{ deviceId: testDevice }]);
 });
 
 await check('bulk add and remove', async () => {
@@ -223,23 +226,23 @@ await check('statistics', async () => {
   return responseBody;
 });
 
-const authenticated = {
+const authentications = {
   thumbprint: { x509Thumbprint: { primaryThumbprint: 'ab'.repeat(20), secondaryThumbprint: '' } },
   authority: { type: 'certificateAuthority' },
 };
 
 await check('create with certificates, as an edge device', async () => {
   const capabilities = { iotEdge: true };
-  for (const [deviceId, authentication] of Object.entries(authenticated)) {
+  for (const [deviceId, authentication] of Object.entries(authentications)) {
     await registry.create({ deviceId, statusReason: 'new', authentication, capabilities });
-    const { responseBody: found } = await registry.get(deviceId);
-    assert.equal(found.authentication.type, authentication.type ?? 'selfSigned');
+    const { responseBody: identity } = await registry.get(deviceId);
+    assert.equal(identity.authentication.type, authentication.type ?? 'selfSigned');
     assert.equal(
-      found.authentication.x509Thumbprint.primaryThumbprint,
+      identity.authentication.x509Thumbprint.primaryThumbprint,
       authentication.x509Thumbprint?.primaryThumbprint ?? null);
-    assert.deepEqual(found.capabilities, capabilities);
+    assert.deepEqual(identity.capabilities, capabilities);
     const { responseBody: twin } = await registry.getTwin(deviceId);
-    assert.equal(twin.authenticationType, found.authentication.type);
+    assert.equal(twin.authenticationType, identity.authentication.type);
     // An update replaces the whole identity: a missing reason or capability is removed.
     const { responseBody: updated } = await registry.update({ deviceId, authentication });
     assert.equal(updated.statusReason, null);
@@ -248,78 +251,79 @@ await check('create with certificates, as an edge device', async () => {
   }
 });
 
-await check('keys that are no base64 are refused', async () => {
+await check('keys that are not base64 are refused', async () => {
   const symmetricKey = { primaryKey: 'not base64!', secondaryKey: 'not base64!' };
   await assert.rejects(
-    registry.create({ deviceId: 'bad-keys', authentication: { symmetricKey } }),
+    registry.create({ deviceId: 'invalid-keys', authentication: { symmetricKey } }),
     { name: 'ArgumentError' });
-  await assert.rejects(registry.get('bad-keys'), { name: 'DeviceNotFoundError' });
+  await assert.rejects(registry.get('invalid-keys'), { name: 'DeviceNotFoundError' });
 });
 
 await check('integers beyond 52 bits are refused', async () => {
   const { responseBody: twin } = await registry.updateTwin(
-    extra, { tags: { n: 4503599627370495 } }, '*');
+    testDevice, { tags: { n: 4503599627370495 } }, '*');
   assert.equal(twin.tags.n, 4503599627370495);
-  await assert.rejects(registry.updateTwin(extra, { tags: { n: 4503599627370496 } }, '*'), {
+  await assert.rejects(registry.updateTwin(testDevice, { tags: { n: 4503599627370496 } }, '*'), {
     name: 'ArgumentError',
   });
 });
 
 await check('twins have the times of their updates', async () => {
-  const { responseBody: twin } = await registry.getTwin(extra);
+  const { responseBody: twin } = await registry.getTwin(testDevice);
   const time = twin.properties.desired.$metadata.interval.$lastUpdated;
   const query =
     'SELECT deviceId FROM devices ' +
     `WHERE properties.desired.$metadata.interval.$lastUpdated >= '${time}'`;
-  assert.deepEqual((await registry.createQuery(query).next()).result, [{ deviceId: extra }]);
+  assert.deepEqual((await registry.createQuery(query).next()).result, [{ deviceId: testDevice }]);
 });
 
-await check('what the emulator has not is said', async () => {
-  const missing = [
-    () => registry.getModulesOnDevice(extra),
+await check('unsupported operations report the emulator', async () => {
+  const unsupported = [
+    () => registry.getModulesOnDevice(testDevice),
     () => registry.getConfigurations(),
     () => registry.listJobs(),
   ];
-  for (const call of missing) {
+  for (const call of unsupported) {
     await assert.rejects(
       call(),
       (error) => error.response.statusCode === 501 && /emulator/.test(error.responseBody));
   }
 });
 
-await check('a device made over REST is away', async () => {
-  const deviceId = 'away';
-  const { responseBody: made } = await registry.create({ deviceId });
-  assert.equal(made.connectionState, 'Disconnected');
+await check('a device created over REST is disconnected', async () => {
+  const offlineDevice = 'offline';
+  const { responseBody: created } = await registry.create({ deviceId: offlineDevice });
+  assert.equal(created.connectionState, 'Disconnected');
   const message = new Message('waits');
   message.messageId = 'waits';
-  await within(30_000, 'send', client.send(deviceId, message));
-  assert.equal((await registry.get(deviceId)).responseBody.cloudToDeviceMessageCount, 1);
-  assert.equal((await registry.getTwin(deviceId)).responseBody.cloudToDeviceMessageCount, 1);
-  await registry.delete(deviceId);
+  await withTimeout(30_000, 'send', client.send(offlineDevice, message));
+  assert.equal((await registry.get(offlineDevice)).responseBody.cloudToDeviceMessageCount, 1);
+  const { responseBody: twin } = await registry.getTwin(offlineDevice);
+  assert.equal(twin.cloudToDeviceMessageCount, 1);
+  await registry.delete(offlineDevice);
 });
 
-await check('file notifications leave the connection alone', async () => {
-  let lost = false;
-  client.on('disconnect', () => { lost = true; });
-  const { result, message } = await within(
+await check('file notifications do not disturb the connection', async () => {
+  let failure = null;
+  client.on('disconnect', () => { failure = 'disconnected'; });
+  const { result, message } = await withTimeout(
     30_000, 'receiver', client.getFileNotificationReceiver());
   const receiver = message ?? result ?? (await client.getFileNotificationReceiver());
-  receiver.on('errorReceived', (error) => { lost = error; });
-  // The first answer shows that all data sent with the link were read; the next sends need the
-  // connection.
+  receiver.on('errorReceived', (error) => { failure = error; });
+  // The first response shows that the hub has read all data of the new link. The other sends need
+  // the connection.
   for (const n of [1, 2, 3]) {
-    const after = new Message('after the receiver');
-    after.messageId = `after-${n}`;
-    await within(30_000, 'send', client.send(device(7), after));
+    const message = new Message('after the receiver');
+    message.messageId = `after-${n}`;
+    await withTimeout(30_000, 'send', client.send(deviceId(7), message));
   }
-  assert.equal(lost, false);
+  assert.equal(failure, null);
 });
 
 await check('delete', async () => {
-  await registry.delete(extra);
-  await assert.rejects(registry.get(extra), { name: 'DeviceNotFoundError' });
+  await registry.delete(testDevice);
+  await assert.rejects(registry.get(testDevice), { name: 'DeviceNotFoundError' });
 });
 
-await check('close', () => within(30_000, 'close', client.close()));
+await check('close', () => withTimeout(30_000, 'close', client.close()));
 process.exit(failed === 0 ? 0 : 1);

@@ -98,7 +98,7 @@ def drive(language, room, url):
 
         return eventually(f"answer of {language}", end)
 
-    def told(body, state, code=None, message_id=None):
+    def expect_report(body, state, code=None, message_id=None):
         message_id = send(device_id, {"kind": "update"}, body, message_id)
         update = answer(message_id)
         assert (update["state"], update.get("error", {}).get("code")) == (state, code), update
@@ -107,25 +107,25 @@ def drive(language, room, url):
     app = start()
     try:
         eventually("connection", lambda: reported().get("firmware") == "0")
-        told("nonsense", "refused", "malformed")
-        told(envelope(url, key=Ed25519PrivateKey.generate()), "refused", "signature")
-        told(envelope(url, hardware=["oven"]), "refused", "hardware")
-        told(envelope(url, name="oven"), "refused", "name")
-        told(envelope(url, schema=2), "refused", "schema")
-        told(envelope(url, expires="2020-01-01T00:00:00Z"), "refused", "expired")
+        expect_report("nonsense", "refused", "malformed")
+        expect_report(envelope(url, key=Ed25519PrivateKey.generate()), "refused", "signature")
+        expect_report(envelope(url, hardware=["oven"]), "refused", "hardware")
+        expect_report(envelope(url, name="oven"), "refused", "name")
+        expect_report(envelope(url, schema=2), "refused", "schema")
+        expect_report(envelope(url, expires="2020-01-01T00:00:00Z"), "refused", "expired")
         other = {"url": url, "size": len(ARTIFACT), "sha256": "0" * 64}
-        told(envelope(url, artifact=other), "failed", "sha256")
+        expect_report(envelope(url, artifact=other), "failed", "sha256")
         assert not (home / "firmware").exists()
-        first = told(envelope(url), "applied")
+        first = expect_report(envelope(url), "applied")
         assert (home / "firmware").read_bytes() == ARTIFACT
         assert reported()["firmware"] == "1.4.2"
-        told(envelope(url, version="1.4.1"), "refused", "downgrade")
+        expect_report(envelope(url, version="1.4.1"), "refused", "downgrade")
         # The update arrives again after a restart of the app: reported, and not installed again.
         app.terminate()
         printed = app.communicate()[0]
         app = start()
-        told(envelope(url), "applied", message_id=first)
-        told(envelope(url, version="1.4.1", force=True), "applied")
+        expect_report(envelope(url), "applied", message_id=first)
+        expect_report(envelope(url, version="1.4.1", force=True), "applied")
     finally:
         app.terminate()
         rest = app.communicate()[0]

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_is_local() {
+    fn only_loopback_hosts_are_local() {
         for host in ["localhost", "localhost:80", "127.0.0.1:8080", "[::1]:8080"] {
             assert!(is_local(host), "{host}");
         }

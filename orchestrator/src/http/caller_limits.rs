@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_caller_leaves_slots_for_others() {
+    fn a_single_caller_cannot_take_all_slots() {
         let limit = CallerLimit::new("concurrent requests", 3, 2);
         let mut held = vec![limit.take("ann").unwrap(), limit.take("ann").unwrap()];
         let refused = limit.take("ann").unwrap_err();

@@ -47,7 +47,7 @@ const FILES: [File; 11] = [
     script("/operations.js", include_str!("page/operations.js")),
     script("/rate.js", include_str!("page/rate.js")),
     script("/rollout.js", include_str!("page/rollout.js")),
-    script("/words.js", include_str!("page/words.js")),
+    script("/text.js", include_str!("page/text.js")),
 ];
 
 const fn script(path: &'static str, text: &'static str) -> File {
@@ -88,8 +88,8 @@ mod tests {
 
     /// The page has words for every value that may be shown.
     #[test]
-    fn every_outcome_class_and_activity_has_words() {
-        let words = include_str!("page/words.js");
+    fn every_outcome_class_and_activity_has_a_text() {
+        let words = include_str!("page/text.js");
         for outcome in Outcome::ALL {
             let entry = format!("\n  {}: ", outcome.as_str());
             assert!(words.contains(&entry), "{outcome}");

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn roles_come_to_what_they_allow() {
+    fn combined_roles_have_the_rights_of_both() {
         use Role::{Admin, Approver, Operator, Viewer};
         let table = [
             (Viewer, Viewer, Viewer),

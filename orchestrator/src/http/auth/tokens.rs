@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_token_is_known_by_its_line() {
+    fn the_line_of_a_new_token_identifies_the_bearer() {
         let (token, line) = new_token("ann", Role::Approver);
         let tokens = Tokens::read(&format!("# people\n\n{line}\n")).unwrap();
         let caller = tokens.bearer(&token).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_token_and_the_one_that_it_replaces_overlap() {
+    fn old_and_new_token_of_a_bearer_are_both_valid() {
         let (old, old_line) = new_token("ann", Role::Operator);
         let (new, new_line) = new_token("ann", Role::Operator);
         let tokens = Tokens::read(&format!("{old_line}\n{new_line}")).unwrap();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_their_line() {
+    fn errors_are_reported_with_the_line_number() {
         let hash = "0".repeat(64);
         let table = [
             ("ann viewer".to_owned(), "line 1: must be NAME ROLE SHA256"),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_file_is_read_again_and_a_bad_one_is_not_taken() {
+    async fn a_changed_file_is_reread_and_an_invalid_file_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens");
         let ((ann, ann_line), (bob, bob_line)) = (

@@ -1,87 +1,91 @@
 // The page: sign-in, choice of the view, and polling.
 
 import { deviceView } from './device.js';
-import { become, el } from './dom.js';
+import { el, patchChildren } from './dom.js';
 import { hubsView, rolloutsView } from './lists.js';
 import { openDialog } from './operations.js';
 import { rolloutView } from './rollout.js';
-import { moment, zone } from './words.js';
+import { formatTime, timeZone } from './text.js';
 
 /** The interval between two requests of a view, in milliseconds. */
 const POLL_MS = 2000;
 /** The interval for a rollout that has ended. */
 const POLL_ENDED_MS = 10_000;
 /**
- * The interval is at least this many times as long as an answer takes, so that viewers do not slow
- * the server down ...
+ * The interval is at least this many times as long as the server takes for a response. Viewers
+ * therefore do not slow the server down.
  */
 const POLL_TIME_FACTOR = 10;
-/** ... but at most this. */
+/** The limit of an interval extended by `POLL_TIME_FACTOR`. */
 const MAX_POLL_MS = 30_000;
 /** The number of announcements kept for screen readers. */
 const MAX_ANNOUNCEMENTS = 5;
 /** The time limit of a request. */
 const REQUEST_TIMEOUT_MS = 20_000;
 
-const TOKEN = 'twincast-token';
+/** The key of the token in the session storage. */
+const TOKEN_KEY = 'twincast-token';
 
-const at = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 
-/** The owner of the token, once known. */
-let who = null;
+/** The owner of the token; null before the sign-in. */
+let user = null;
 let view = null;
 let data = null;
-let timer = null;
-/** Aborts the latest request. */
-let asking = new AbortController();
-let lostSince = null;
+let pollTimer = null;
+/** Aborts the latest request of the view. */
+let viewRequest = new AbortController();
+let disconnectedSince = null;
 
 // --- requests
 
 /** An error response of the API. */
-class Refused extends Error {
+class ApiError extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
   }
 }
 
-async function ask(path, { body, signal = AbortSignal.timeout(REQUEST_TIMEOUT_MS) } = {}) {
+async function request(path, { body, signal = AbortSignal.timeout(REQUEST_TIMEOUT_MS) } = {}) {
   const headers = {};
-  const token = sessionStorage.getItem(TOKEN);
+  const token = sessionStorage.getItem(TOKEN_KEY);
   if (token) {
     headers.Authorization = `Bearer ${token}`;
   }
   // A proxy in front of the orchestrator may identify people by a cookie, and add a token.
-  const request = { headers, signal, credentials: 'same-origin' };
+  const options = { headers, signal, credentials: 'same-origin' };
   if (body) {
     headers['Content-Type'] = 'application/json';
-    Object.assign(request, { method: 'POST', body: JSON.stringify(body) });
+    Object.assign(options, { method: 'POST', body: JSON.stringify(body) });
   }
   let response;
   try {
-    response = await fetch(`api/v1${path}`, request);
+    response = await fetch(`api/v1${path}`, options);
   } catch (error) {
-    throw error.name === 'AbortError' ? error : new Refused(0, 'The orchestrator does not answer.');
+    throw error.name === 'AbortError'
+      ? error
+      : new ApiError(0, 'The orchestrator does not answer.');
   }
-  const answer = await response.json().catch(() => null);
-  if (response.ok && answer) {
-    return answer;
+  const content = await response.json().catch(() => null);
+  if (response.ok && content) {
+    return content;
   }
-  const says = [
-    answer?.detail ?? `The server answered ${response.status} ${response.statusText}`,
-    ...(answer?.details ?? []),
+  const messages = [
+    content?.detail ?? `The server answered ${response.status} ${response.statusText}`,
+    ...(content?.details ?? []),
   ];
-  throw new Refused(response.status, says.join('\n'));
+  throw new ApiError(response.status, messages.join('\n'));
 }
 
 // --- choice of the view
 
-function chosen() {
+/** Returns the view for the fragment of the address. */
+function viewFromAddress() {
   const [, name, device] =
     location.hash.match(/^#\/rollouts\/([\w.-]+)(?:\/devices\/(.+))?$/) ?? [];
   if (device) {
-    return deviceView(name, decoded(device));
+    return deviceView(name, decode(device));
   }
   if (name) {
     return rolloutView(name);
@@ -90,7 +94,7 @@ function chosen() {
 }
 
 /** Decodes a part of the address. A typed address may be unencoded. */
-function decoded(part) {
+function decode(part) {
   try {
     return decodeURIComponent(part);
   } catch {
@@ -98,215 +102,219 @@ function decoded(part) {
   }
 }
 
-function open() {
-  view = chosen();
+function openView() {
+  view = viewFromAddress();
   data = null;
-  for (const link of at('views').children) {
-    link.ariaCurrent = link.dataset.view === view.of ? 'page' : null;
+  for (const link of byId('views').children) {
+    link.ariaCurrent = link.dataset.section === view.section ? 'page' : null;
   }
-  show([el('h1', { tabindex: '-1' }, view.title), el('p', { class: 'calm' }, 'Loading')]);
+  setContent([el('h1', { tabindex: '-1' }, view.title), el('p', { class: 'muted' }, 'Loading')]);
   document.title = `${view.title} · Twincast`;
   window.scrollTo(0, 0);
-  at('main').querySelector('h1').focus();
-  look();
+  byId('main').querySelector('h1').focus();
+  refresh();
 }
 
-function show(nodes) {
+function setContent(nodes) {
   const focused = document.activeElement;
-  become(at('main'), el('main', {}, nodes));
-  // The focused element is gone: keyboard users continue at the top of the view.
+  patchChildren(byId('main'), el('main', {}, nodes));
+  // If the focused element is gone, keyboard users continue at the top of the view.
   if (focused && focused !== document.body && !focused.isConnected) {
-    at('main').querySelector('h1')?.focus();
+    byId('main').querySelector('h1')?.focus();
   }
 }
 
 // --- polling
 
-async function look() {
-  clearTimeout(timer);
-  asking.abort();
-  const mine = new AbortController();
-  asking = mine;
-  if (!who || document.hidden) {
+/** Requests the data of the view, renders the view, and schedules the next refresh. */
+async function refresh() {
+  clearTimeout(pollTimer);
+  viewRequest.abort();
+  const controller = new AbortController();
+  viewRequest = controller;
+  if (!user || document.hidden) {
     return;
   }
-  const began = performance.now();
+  const startedAt = performance.now();
   try {
-    const signal = AbortSignal.any([mine.signal, AbortSignal.timeout(REQUEST_TIMEOUT_MS)]);
-    const found = await view.load((path) => ask(path, { signal }), data);
-    if (mine.signal.aborted) {
+    const signal = AbortSignal.any([controller.signal, AbortSignal.timeout(REQUEST_TIMEOUT_MS)]);
+    const newData = await view.load((path) => request(path, { signal }), data);
+    if (controller.signal.aborted) {
       return;
     }
-    announce(data ? view.news(data, found) : '');
-    data = found;
-    refresh();
-    recovered();
+    announce(data ? view.announcement(data, newData) : '');
+    data = newData;
+    renderView();
+    clearConnectionError();
   } catch (error) {
-    if (mine.signal.aborted) {
+    if (controller.signal.aborted) {
       return;
     }
-    failed(error);
+    handleError(error);
   }
-  const often = data && view.isOver(data) ? POLL_ENDED_MS : POLL_MS;
-  const sparing = Math.min(POLL_TIME_FACTOR * (performance.now() - began), MAX_POLL_MS);
-  timer = setTimeout(look, Math.max(often, sparing));
+  const interval = data && view.isEnded(data) ? POLL_ENDED_MS : POLL_MS;
+  const minInterval = Math.min(POLL_TIME_FACTOR * (performance.now() - startedAt), MAX_POLL_MS);
+  pollTimer = setTimeout(refresh, Math.max(interval, minInterval));
 }
 
-function refresh() {
-  show(view.show(data, who));
-  at('foot').textContent = `As of ${moment(Date.now())}. Times in ${zone}.`;
+function renderView() {
+  setContent(view.render(data, user));
+  byId('page-footer').textContent = `As of ${formatTime(Date.now())}. Times in ${timeZone}.`;
 }
 
-function failed(error) {
+function handleError(error) {
   if (error.status === 401) {
-    signOut(sentence(error.message));
+    signOut(toSentence(error.message));
     return;
   }
-  if (error.status === 404) {
+  if (error.status === 404 && view) {
     data = null;
-    show([
+    setContent([
       el('h1', { tabindex: '-1' }, view.title),
       el('p', {}, `${error.message}. `, el('a', { href: '#/' }, 'All rollouts')),
     ]);
-    recovered();
+    clearConnectionError();
     return;
   }
-  lostSince ??= moment(Date.now());
-  const seen = data ? ` The data shown is older than ${lostSince}.` : '';
-  trouble(
-    `${error.status ? error.message : 'No connection to the orchestrator.'}${seen} Retrying.`);
+  disconnectedSince ??= formatTime(Date.now());
+  const age = data ? ` The data shown is older than ${disconnectedSince}.` : '';
+  setErrorBanner(
+    `${error.status ? error.message : 'No connection to the orchestrator.'}${age} Retrying.`);
 }
 
-function recovered() {
-  if (lostSince) {
+function clearConnectionError() {
+  if (disconnectedSince) {
     announce('The orchestrator answers again.');
   }
-  lostSince = null;
-  trouble('');
+  disconnectedSince = null;
+  setErrorBanner('');
 }
 
-function trouble(text) {
-  if (at('trouble').textContent !== text) {
-    at('trouble').textContent = text;
+/** Shows an error above the view, and marks the view as stale; an empty text removes both. */
+function setErrorBanner(text) {
+  if (byId('error-banner').textContent !== text) {
+    byId('error-banner').textContent = text;
   }
-  at('main').classList.toggle('old', Boolean(text));
+  byId('main').classList.toggle('stale', Boolean(text));
 }
 
 /** Announces a change to screen readers. */
 function announce(text) {
+  const log = byId('announcements');
   if (text) {
-    at('news').append(el('p', {}, text));
+    log.append(el('p', {}, text));
   }
-  while (at('news').children.length > MAX_ANNOUNCEMENTS) {
-    at('news').firstChild.remove();
+  while (log.children.length > MAX_ANNOUNCEMENTS) {
+    log.firstChild.remove();
   }
 }
 
 // --- sign-in
 
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
+const toSentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
-function signInForm(mistake) {
+function showSignInForm(error) {
   const input = el('input', {
     id: 'token', type: 'password', autocomplete: 'off', spellcheck: 'false', required: true,
-    'aria-describedby': 'token-says token-mistake', 'aria-invalid': Boolean(mistake) && 'true',
+    'aria-describedby': 'token-description token-error',
+    'aria-invalid': Boolean(error) && 'true',
   });
   const form = el('form', { class: 'sign-in' },
     el('h1', { tabindex: '-1' }, 'Sign in'),
     el('label', { for: 'token' }, 'Token'),
     input,
-    el('p', { id: 'token-says', class: 'calm' },
+    el('p', { id: 'token-description', class: 'muted' },
       'The token is kept until this tab is closed. Create a token with ',
       el('code', {}, 'twincast token NAME'),
       ', or use a JWT of the configured issuer.'),
-    el('p', { id: 'token-mistake', class: 'mistake', role: 'alert' }, mistake),
-    el('button', { type: 'submit', class: 'main' }, 'Sign in'));
-  form.addEventListener('submit', (submitted) => {
-    submitted.preventDefault();
-    sessionStorage.setItem(TOKEN, input.value.trim());
+    el('p', { id: 'token-error', class: 'error', role: 'alert' }, error),
+    el('button', { type: 'submit', class: 'primary' }, 'Sign in'));
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    sessionStorage.setItem(TOKEN_KEY, input.value.trim());
     signIn();
   });
-  at('main').replaceChildren(form);
+  byId('main').replaceChildren(form);
   document.title = 'Sign in · Twincast';
   input.focus();
 }
 
 async function signIn() {
-  const had = Boolean(sessionStorage.getItem(TOKEN));
+  const hasToken = Boolean(sessionStorage.getItem(TOKEN_KEY));
   try {
-    who = await ask('/whoami');
+    user = await request('/whoami');
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
-      signOut(had || error.status === 403 ? sentence(error.message) : '');
+      signOut(hasToken || error.status === 403 ? toSentence(error.message) : '');
     } else {
-      failed(error);
-      timer = setTimeout(signIn, POLL_MS);
+      handleError(error);
+      pollTimer = setTimeout(signIn, POLL_MS);
     }
     return;
   }
-  recovered();
-  at('who-name').textContent = `${who.name}, ${who.role}`;
-  // Without a token, signing out has no meaning.
-  at('sign-out').hidden = !had;
-  at('who').hidden = false;
-  at('views').hidden = false;
-  open();
+  clearConnectionError();
+  byId('user-name').textContent = `${user.name}, ${user.role}`;
+  // Without a token, signing out has no effect.
+  byId('sign-out').hidden = !hasToken;
+  byId('user').hidden = false;
+  byId('views').hidden = false;
+  openView();
 }
 
-function signOut(mistake = '') {
-  clearTimeout(timer);
-  asking.abort();
-  sessionStorage.removeItem(TOKEN);
-  who = null;
+function signOut(error = '') {
+  clearTimeout(pollTimer);
+  viewRequest.abort();
+  sessionStorage.removeItem(TOKEN_KEY);
+  user = null;
   data = null;
-  at('who').hidden = true;
-  at('views').hidden = true;
-  at('foot').textContent = '';
-  if (at('dialog').open) {
-    at('dialog').close();
+  byId('user').hidden = true;
+  byId('views').hidden = true;
+  byId('page-footer').textContent = '';
+  if (byId('dialog').open) {
+    byId('dialog').close();
   }
-  recovered();
-  signInForm(mistake);
+  clearConnectionError();
+  showSignInForm(error);
 }
 
-// --- operations
+// --- operations and selections
 
-document.addEventListener('click', (click) => {
-  const button = click.target.closest?.('button[data-operation]');
-  if (button && who) {
-    openDialog(button.dataset, (path, body) => ask(path, { body }), (done) => {
-      announce(done);
-      look();
+document.addEventListener('click', (event) => {
+  const button = event.target.closest?.('button[data-operation]');
+  if (button && user) {
+    openDialog(button.dataset, (path, body) => request(path, { body }), (result) => {
+      announce(result);
+      refresh();
     });
     return;
   }
-  const choice = click.target.closest?.('button[data-choice]');
-  if (choice && data) {
-    view.choose(choice.dataset.choice);
-    look();
+  const pageButton = event.target.closest?.('button[data-selection]');
+  if (pageButton && data) {
+    view.select(pageButton.dataset.selection);
+    refresh();
   }
 });
 
-document.addEventListener('change', (changed) => {
-  if (changed.target.dataset?.choice) {
-    view.choose(changed.target.dataset.choice, changed.target.value);
-    look();
+document.addEventListener('change', (event) => {
+  if (event.target.dataset?.selection) {
+    view.select(event.target.dataset.selection, event.target.value);
+    refresh();
   }
 });
 
-at('skip').addEventListener('click', (click) => {
-  click.preventDefault();
-  at('main').focus();
+byId('skip-link').addEventListener('click', (event) => {
+  event.preventDefault();
+  byId('main').focus();
 });
-at('sign-out').addEventListener('click', () => signOut());
+byId('sign-out').addEventListener('click', () => signOut());
 addEventListener('hashchange', () => {
-  if (who) {
-    open();
+  if (user) {
+    openView();
   }
 });
 document.addEventListener('visibilitychange', () => {
-  if (who) {
-    look();
+  if (user) {
+    refresh();
   }
 });
 

@@ -1,16 +1,16 @@
 // Creation and update of elements.
 //
-// Every answer builds a new view, and only the differences are applied to the shown elements.
-// Focus, scroll position and unfolded parts therefore stay. Texts are always inserted as text,
-// never parsed as HTML.
+// Every response builds a new view, and only the differences are applied to the displayed elements.
+// Focus, scroll position and open details therefore stay. Texts are always inserted as text, never
+// parsed as HTML.
 
-const SVG = new Set(['svg', 'path', 'line', 'title']);
+const SVG_TAGS = new Set(['svg', 'path', 'line', 'title']);
 
 /**
  * Creates an element. Attributes and children with the value null, undefined or false are left out.
  */
 export function el(tag, attributes = {}, ...children) {
-  const element = SVG.has(tag)
+  const element = SVG_TAGS.has(tag)
     ? document.createElementNS('http://www.w3.org/2000/svg', tag)
     : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -27,82 +27,85 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 /**
- * Creates a table with a caption. A column is `{ head, number }`; a row is `{ key, cells }`, and
+ * Creates a table with a caption. A column is `{ header, numeric }`; a row is `{ key, cells }`, and
  * the first cell is the heading of the row. The roles keep the meaning of a table on narrow
  * screens, where rows are shown as cards.
  */
 export function table(caption, columns, rows) {
-  const side = (column) => (column.number ? 'number' : null);
-  const heads = columns.map((column) =>
-    el('th', { scope: 'col', role: 'columnheader', class: side(column) }, column.head));
+  const cellClass = (column) => (column.numeric ? 'numeric' : null);
+  const headers = columns.map((column) =>
+    el('th', { scope: 'col', role: 'columnheader', class: cellClass(column) }, column.header));
   const body = rows.map(({ key, cells }) => {
-    const shown = cells.map((cell, index) => {
+    const elements = cells.map((cell, index) => {
       const column = columns[index];
-      const about = { 'data-head': column.head, class: side(column) };
+      const attributes = { 'data-label': column.header, class: cellClass(column) };
       return index === 0
-        ? el('th', { scope: 'row', role: 'rowheader', ...about }, cell)
-        : el('td', { role: 'cell', ...about }, el('span', { class: 'cell' }, cell));
+        ? el('th', { scope: 'row', role: 'rowheader', ...attributes }, cell)
+        : el('td', { role: 'cell', ...attributes }, el('span', { class: 'cell' }, cell));
     });
-    return el('tr', { role: 'row', 'data-key': key }, shown);
+    return el('tr', { role: 'row', 'data-key': key }, elements);
   });
   return el('table', { role: 'table' },
-    el('caption', { class: 'unseen' }, caption),
-    el('thead', { role: 'rowgroup' }, el('tr', { role: 'row' }, heads)),
+    el('caption', { class: 'visually-hidden' }, caption),
+    el('thead', { role: 'rowgroup' }, el('tr', { role: 'row' }, headers)),
     el('tbody', { role: 'rowgroup' }, body));
 }
 
-/** Changes the children of `shown` to the children of `wanted`, with few changes. */
-export function become(shown, wanted) {
-  const keyed = new Map();
-  for (const child of shown.children) {
+/**
+ * Changes the children of `current` to the children of `target`, with few changes. Children with a
+ * `data-key` are matched by key, other children by position.
+ */
+export function patchChildren(current, target) {
+  const childrenByKey = new Map();
+  for (const child of current.children) {
     const key = child.dataset.key;
     if (key) {
-      keyed.set(key, child);
+      childrenByKey.set(key, child);
     }
   }
-  let place = shown.firstChild;
-  for (const child of [...wanted.childNodes]) {
+  let position = current.firstChild;
+  for (const child of [...target.childNodes]) {
     const key = child.dataset?.key;
-    const found = key ? keyed.get(key) : place?.dataset?.key ? null : place;
-    if (!found || !isAlike(found, child)) {
-      shown.insertBefore(child, place);
+    const match = key ? childrenByKey.get(key) : position?.dataset?.key ? null : position;
+    if (!match || !isSameType(match, child)) {
+      current.insertBefore(child, position);
       continue;
     }
-    if (found === place) {
-      place = place.nextSibling;
+    if (match === position) {
+      position = position.nextSibling;
     } else {
-      shown.insertBefore(found, place);
+      current.insertBefore(match, position);
     }
-    change(found, child);
+    patchNode(match, child);
   }
-  while (place) {
-    const next = place.nextSibling;
-    place.remove();
-    place = next;
+  while (position) {
+    const next = position.nextSibling;
+    position.remove();
+    position = next;
   }
 }
 
-function isAlike(one, other) {
-  return one.nodeType === other.nodeType && one.nodeName === other.nodeName;
+function isSameType(left, right) {
+  return left.nodeType === right.nodeType && left.nodeName === right.nodeName;
 }
 
-function change(shown, wanted) {
-  if (shown.nodeType === Node.TEXT_NODE) {
-    if (shown.data !== wanted.data) {
-      shown.data = wanted.data;
+function patchNode(current, target) {
+  if (current.nodeType === Node.TEXT_NODE) {
+    if (current.data !== target.data) {
+      current.data = target.data;
     }
     return;
   }
-  for (const { name } of [...shown.attributes]) {
-    // Unfolded parts stay unfolded.
-    if (!wanted.hasAttribute(name) && name !== 'open') {
-      shown.removeAttribute(name);
+  for (const { name } of [...current.attributes]) {
+    // Details opened by the viewer stay open.
+    if (!target.hasAttribute(name) && name !== 'open') {
+      current.removeAttribute(name);
     }
   }
-  for (const { name, value } of [...wanted.attributes]) {
-    if (shown.getAttribute(name) !== value) {
-      shown.setAttribute(name, value);
+  for (const { name, value } of [...target.attributes]) {
+    if (current.getAttribute(name) !== value) {
+      current.setAttribute(name, value);
     }
   }
-  become(shown, wanted);
+  patchChildren(current, target);
 }

@@ -1,78 +1,86 @@
 // The lists of all rollouts and all hubs.
 
 import { el, table } from './dom.js';
-import { buttonsForAll, failedOf } from './operations.js';
+import { failedDevices, globalOperationButtons } from './operations.js';
 import {
-  classes, isEnded, moment, number, onTheClock, phase, phaseLook, several,
-} from './words.js';
+  deviceClasses, formatNumber, formatTime, isEnded, localizeTimes, phaseLabel, phaseStyle, plural,
+  toLabel,
+} from './text.js';
 
 const PHASES = [
   'accepted', 'planning', 'running', 'paused', 'halted', 'aborting',
   'aborted', 'succeeded', 'finished_with_failures', 'failed',
 ];
 
-/** Shows a phase as sign and text. */
-export function badge(name) {
-  const { sign, look } = phaseLook(name);
-  return el('span', { class: `badge ${look}` },
-    el('span', { 'aria-hidden': 'true' }, `${sign} `),
-    phase(name));
+/** Shows a phase as symbol and text. */
+export function badge(phase) {
+  const { symbol, style } = phaseStyle(phase);
+  return el('span', { class: `badge ${style}` },
+    el('span', { 'aria-hidden': 'true' }, `${symbol} `),
+    phaseLabel(phase));
 }
 
-/** The number of all devices, and the number of devices without a pending send. */
-export const allOf = (by_class) => classes.reduce((all, name) => all + by_class[name], 0);
-export const doneOf = (by_class) => allOf(by_class) - by_class.pending;
+/** Returns the number of all devices. */
+export const totalDevices = (by_class) =>
+  deviceClasses.reduce((total, name) => total + by_class[name], 0);
+
+/** Returns the number of devices without a pending send. */
+export const doneDevices = (by_class) => totalDevices(by_class) - by_class.pending;
 
 /** Shows the number of done devices, with the figures beside the bar. */
 export function progress(by_class) {
-  const all = allOf(by_class);
-  return all > 0 && el('span', { class: 'progress' },
-    bar(by_class),
-    `${number(doneOf(by_class))} of ${number(all)}`);
+  const total = totalDevices(by_class);
+  return total > 0 && el('span', { class: 'progress' },
+    progressBar(by_class),
+    `${formatNumber(doneDevices(by_class))} of ${formatNumber(total)}`);
 }
 
-/** Shows devices by class as a bar, pending devices last. The figures are beside the bar. */
-export function bar(by_class) {
-  const inner = 100;
-  const whole = allOf(by_class);
-  const shapes = [];
-  let from = 0;
-  for (const look of classes.filter((name) => name !== 'pending')) {
-    const width = whole > 0 ? (by_class[look] / whole) * inner : 0;
+/**
+ * Shows devices by class as a bar, pending devices last. Screen readers ignore the bar, and read
+ * the figures beside the bar.
+ */
+export function progressBar(by_class) {
+  const barWidth = 100;
+  const total = totalDevices(by_class);
+  const segments = [];
+  let x = 0;
+  for (const name of deviceClasses.filter((name) => name !== 'pending')) {
+    const width = total > 0 ? (by_class[name] / total) * barWidth : 0;
     if (width > 0) {
-      shapes.push(el('path', {
-        class: look,
-        d: `M${from.toFixed(2)} 0h${width.toFixed(2)}v10h-${width.toFixed(2)}z`,
+      segments.push(el('path', {
+        class: name,
+        d: `M${x.toFixed(2)} 0h${width.toFixed(2)}v10h-${width.toFixed(2)}z`,
       }));
     }
-    from += width;
+    x += width;
   }
   return el('svg', {
     class: 'bar',
-    viewBox: `0 0 ${inner} 10`,
+    viewBox: `0 0 ${barWidth} 10`,
     preserveAspectRatio: 'none',
     'aria-hidden': 'true',
-  }, shapes);
+  }, segments);
 }
 
 /** Shows a time without a line break. */
-export const when = (at) => el('time', { datetime: at }, moment(at));
+export const timeElement = (timestamp) =>
+  el('time', { datetime: timestamp }, formatTime(timestamp));
 
-/** Returns the reason of a standstill, or the awaited condition. */
-export function standstill({ reason, waits_for }) {
-  return onTheClock(waits_for ?? reason ?? '');
+/** Returns the awaited condition, or the reason for the phase. */
+export function waitReason({ reason, waits_for }) {
+  return localizeTimes(waits_for ?? reason ?? '');
 }
 
-/** Shows that all rollouts are stopped, if so. */
-function standingStill(stopped) {
-  return stopped && el('p', { class: 'waits', 'data-key': 'stopped' },
+/** Shows a notice if all rollouts are stopped. */
+function stopNotice(stopped) {
+  return stopped && el('p', { class: 'notice', 'data-key': 'stopped' },
     'All rollouts are stopped since ',
-    when(stopped.since),
+    timeElement(stopped.since),
     `: ${stopped.reason}.`);
 }
 
-/** Returns the announcement of the beginning or end of such a stop. */
-function newsOfStop(before, now) {
+/** Returns the announcement of the beginning or end of a stop of all rollouts. */
+function stopAnnouncement(before, now) {
   if (Boolean(before.stopped) === Boolean(now.stopped)) {
     return '';
   }
@@ -84,121 +92,127 @@ function newsOfStop(before, now) {
 // --- rollouts
 
 /**
- * The choice of a next page: after a name, among the active or ended rollouts, or the rollouts in a
- * phase.
+ * The format of a page cursor: the list (active rollouts, ended rollouts, or rollouts in a phase)
+ * and the last name on the previous page.
  */
-const AFTER = /^after-(active|ended|phase):(.*)$/;
+const CURSOR = /^after-(active|ended|phase):(.*)$/;
 
 export function rolloutsView() {
-  let wanted = '';
-  let part = 'active';
+  let phaseFilter = '';
+  /** The list that `after` belongs to. */
+  let list = 'active';
   let after = '';
   return {
-    of: 'rollouts',
+    section: 'rollouts',
     title: 'Rollouts',
-    async load(ask) {
-      const page = async (of, filter) => {
+    async load(request) {
+      const loadPage = async (name, filter) => {
         const query = new URLSearchParams({
           limit: '100',
           ...filter,
-          ...(part === of && after && { after }),
+          ...(list === name && after && { after }),
         });
-        const found = await ask(`/rollouts?${query}`);
-        return { ...found, next: found.next && `after-${of}:${found.next}` };
+        const page = await request(`/rollouts?${query}`);
+        return { ...page, next: page.next && `after-${name}:${page.next}` };
       };
-      if (wanted) {
-        return page('phase', { phase: wanted });
+      if (phaseFilter) {
+        return loadPage('phase', { phase: phaseFilter });
       }
-      const active = part === 'ended' ? null : await page('active', { ended: false });
+      const active = list === 'ended' ? null : await loadPage('active', { ended: false });
       if (active?.next) {
         return active;
       }
       // All active rollouts come before the first ended rollout.
-      const ended = await page('ended', { ended: true });
-      const both = (of) => [...active?.[of] ?? [], ...ended[of] ?? []];
+      const ended = await loadPage('ended', { ended: true });
+      const concatenate = (property) => [...active?.[property] ?? [], ...ended[property] ?? []];
       return {
         ...ended,
-        rollouts: both('rollouts'),
-        of_newer_release: both('of_newer_release'),
-        damaged: both('damaged'),
+        rollouts: concatenate('rollouts'),
+        of_newer_release: concatenate('of_newer_release'),
+        damaged: concatenate('damaged'),
       };
     },
-    news: (before, now) =>
-      [newsOfStop(before, now), changes(before.rollouts, now.rollouts)].join(' ').trim(),
-    isOver: () => false,
-    choose(choice, value) {
-      if (choice === 'phase') {
-        wanted = value;
+    announcement: (before, now) =>
+      [stopAnnouncement(before, now), phaseChanges(before.rollouts, now.rollouts)]
+        .join(' ')
+        .trim(),
+    isEnded: () => false,
+    /** Selects a phase (`phase`), the first page (`first`), or the next page (a cursor). */
+    select(selection, value) {
+      if (selection === 'phase') {
+        phaseFilter = value;
       }
-      const [, of, name] = choice.match(AFTER) ?? [choice, wanted ? 'phase' : 'active', ''];
-      [part, after] = [of, name];
+      const firstPage = ['', phaseFilter ? 'phase' : 'active', ''];
+      [, list, after] = selection.match(CURSOR) ?? firstPage;
     },
-    show: (data, who) => showRollouts(data, who, wanted, after),
+    render: (data, user) => renderRollouts(data, user, phaseFilter, after),
   };
 }
 
-/** Describes the changes in a list. */
-function changes(before, now) {
-  const known = new Map(before.map((row) => [row.name, row.phase]));
-  const changed = now.filter((row) => known.has(row.name) && known.get(row.name) !== row.phase);
-  return changed.slice(0, 3).map((row) => `${row.name}: ${phase(row.phase)}.`).join(' ');
+/** Describes the changes of phases in a list. */
+function phaseChanges(before, now) {
+  const phases = new Map(before.map((row) => [row.name, row.phase]));
+  const changed = now.filter((row) => phases.has(row.name) && phases.get(row.name) !== row.phase);
+  return changed.slice(0, 3).map((row) => `${row.name}: ${phaseLabel(row.phase)}.`).join(' ');
 }
 
 /** Sorts active rollouts first, then the newest. */
-function inOrder(rollouts) {
-  return [...rollouts].sort((one, other) =>
-    isEnded(one.phase) - isEnded(other.phase) || other.created_at.localeCompare(one.created_at));
+function sortRollouts(rollouts) {
+  return [...rollouts].sort((left, right) =>
+    isEnded(left.phase) - isEnded(right.phase) || right.created_at.localeCompare(left.created_at));
 }
 
 const COLUMNS = [
-  { head: 'Name' }, { head: 'Phase' }, { head: 'Stage' }, { head: 'Done' },
-  { head: 'Failed', number: true }, { head: 'Waits for, or reason' }, { head: 'Accepted' },
+  { header: 'Name' }, { header: 'Phase' }, { header: 'Stage' }, { header: 'Done' },
+  { header: 'Failed', numeric: true }, { header: 'Waits for, or reason' }, { header: 'Accepted' },
 ];
 
-function showRollouts(
+function renderRollouts(
   { rollouts, next, of_newer_release: newer = [], damaged = [], stopped },
-  who,
-  wanted,
+  user,
+  phaseFilter,
   after
 ) {
-  const rows = inOrder(rollouts).map((row) => ({
+  const rows = sortRollouts(rollouts).map((row) => ({
     key: row.name,
     cells: [
       el('a', { href: `#/rollouts/${row.name}` }, row.name),
       badge(row.phase),
       row.stage ?? '',
       progress(row.by_class),
-      row.devices > 0 ? number(failedOf(row.by_class)) : '',
-      standstill(row),
-      when(row.created_at),
+      row.devices > 0 ? formatNumber(failedDevices(row.by_class)) : '',
+      waitReason(row),
+      timeElement(row.created_at),
     ],
   }));
-  const options = [['', 'all'], ...PHASES.map((name) => [name, phase(name)])];
+  const options = [['', 'all'], ...PHASES.map((phase) => [phase, phaseLabel(phase)])];
   return [
-    el('div', { class: 'head' },
+    el('div', { class: 'heading' },
       el('h1', { tabindex: '-1' }, 'Rollouts'),
-      el('div', { class: 'buttons' }, buttonsForAll(who))),
-    standingStill(stopped),
-    el('p', { class: 'choice' },
+      el('div', { class: 'buttons' }, globalOperationButtons(user))),
+    stopNotice(stopped),
+    el('p', { class: 'filter' },
       el('label', { for: 'phase' }, 'Phase'),
-      el('select', { id: 'phase', 'data-choice': 'phase' },
-        options.map(([value, text]) => el('option', { value, selected: value === wanted }, text)))),
+      el('select', { id: 'phase', 'data-selection': 'phase' },
+        options.map(([value, label]) =>
+          el('option', { value, selected: value === phaseFilter }, label)))),
     rows.length > 0
       ? table('Rollouts', COLUMNS, rows)
-      : nothing(wanted || after),
+      : emptyMessage(phaseFilter || after),
     newer.length > 0 && el('p', { 'data-key': 'newer' },
       `Written by a newer release, not shown: ${newer.join(', ')}.`),
     damaged.length > 0 && el('p', { 'data-key': 'damaged' },
       `Damaged, not shown: ${damaged.join(', ')}.`),
     el('div', { class: 'buttons' },
-      after && el('button', { type: 'button', class: 'quiet', 'data-choice': 'first' },
+      after && el('button', { type: 'button', class: 'secondary', 'data-selection': 'first' },
         'First page'),
-      next && el('button', { type: 'button', class: 'quiet', 'data-choice': next }, 'Next page')),
+      next && el('button', { type: 'button', class: 'secondary', 'data-selection': next },
+        'Next page')),
   ];
 }
 
-function nothing(isPart) {
-  return isPart
+function emptyMessage(isFiltered) {
+  return isFiltered
     ? el('p', {}, 'No rollout is in this phase.')
     : el('p', {}, 'No rollouts yet. ', el('code', {}, 'twincast submit SPEC'), ' starts one.');
 }
@@ -207,113 +221,117 @@ function nothing(isPart) {
 
 export function hubsView() {
   return {
-    of: 'hubs',
+    section: 'hubs',
     title: 'Hubs',
-    async load(ask) {
-      // Without the broker, the dead letters are missing, but not the hubs.
-      const letters = ask('/dead-letters').catch((error) => {
+    async load(request) {
+      // Without the broker, dead letters are unavailable, and hubs are still available.
+      const deadLetters = request('/dead-letters').catch((error) => {
         if (error.status === 503) {
-          return { missing: error.message };
+          return { error: error.message };
         }
         throw error;
       });
-      const [{ hubs, stopped }, { dead_letters, missing }] = await Promise.all([
-        ask('/hubs'),
-        letters,
+      const [{ hubs, stopped }, { dead_letters, error }] = await Promise.all([
+        request('/hubs'),
+        deadLetters,
       ]);
-      return { hubs, stopped, letters: dead_letters, missing };
+      return { hubs, stopped, deadLetters: dead_letters, deadLettersError: error };
     },
-    news(before, now) {
-      const more = (now.letters?.length ?? 0) - (before.letters?.length ?? 0);
-      return [newsOfStop(before, now), more > 0 && `${several(more, 'new dead letter')}.`]
+    announcement(before, now) {
+      const added = (now.deadLetters?.length ?? 0) - (before.deadLetters?.length ?? 0);
+      return [stopAnnouncement(before, now), added > 0 && `${plural(added, 'new dead letter')}.`]
         .filter(Boolean)
         .join(' ');
     },
-    isOver: () => false,
-    choose() {},
-    show: showHubs,
+    isEnded: () => false,
+    select() {},
+    render: renderHubs,
   };
 }
 
-const unknown = () => el('span', { class: 'calm' }, 'unknown');
+/** Formats a number; null means unknown. */
+const formatCount = (value) =>
+  value === null ? el('span', { class: 'muted' }, 'unknown') : formatNumber(value);
 
-const count = (value) => (value === null ? unknown() : number(value));
-
-function quota(value) {
-  return value === null ? 'no limit' : number(Math.floor(value));
+/** Formats a quota; null means unlimited. */
+export function formatQuota(value) {
+  return value === null ? 'no limit' : formatNumber(Math.floor(value));
 }
 
 /** Shows the current rate of the hub's limiter. */
-function given({ per_minute, paused_until }) {
-  return paused_until ? ['paused until ', when(paused_until)] : quota(per_minute);
+function currentRate({ per_minute, paused_until }) {
+  return paused_until ? ['paused until ', timeElement(paused_until)] : formatQuota(per_minute);
 }
 
 /** Shows the time of the last feedback, and the reason of an interruption. */
-function heard({ heard_until, obstacle }) {
+function feedbackStatus({ heard_until, obstacle }) {
   return [
-    ...(heard_until ? ['received until ', when(heard_until)] : []),
+    ...(heard_until ? ['received until ', timeElement(heard_until)] : []),
     ...(obstacle ? [` ${obstacle}`] : []),
   ];
 }
 
 /** Shows whether workers can send to the hub, and the reason if not. */
-function sending({ open, hindered, trouble, since }) {
-  const through = open ? `${open} open` : '';
-  if (!trouble) return through || '-';
+function linkStatus({ open, hindered, trouble, since }) {
+  const openLinks = open ? `${open} open` : '';
+  if (!trouble) return openLinks || '-';
   return [
-    open ? `${through}; ${hindered} blocked since ` : 'none open since ',
-    when(since),
+    open ? `${openLinks}; ${hindered} blocked since ` : 'none open since ',
+    timeElement(since),
     `: the hub ${trouble}`,
   ];
 }
 
-function showHubs({ hubs, stopped, letters, missing }) {
+function renderHubs({ hubs, stopped, deadLetters, deadLettersError }) {
   const columns = [
-    { head: 'Hub' },
-    { head: 'Quota per minute', number: true }, { head: 'Quota per day', number: true },
-    { head: 'Current rate', number: true }, { head: 'Rollouts' },
-    { head: 'Batches waiting', number: true }, { head: 'Workers', number: true },
-    { head: 'Links' }, { head: 'Feedback' },
+    { header: 'Hub' },
+    { header: 'Quota per minute', numeric: true }, { header: 'Quota per day', numeric: true },
+    { header: 'Current rate', numeric: true }, { header: 'Rollouts' },
+    { header: 'Batches waiting', numeric: true }, { header: 'Workers', numeric: true },
+    { header: 'Links' }, { header: 'Feedback' },
   ];
   const rows = hubs.map((hub) => ({
     key: hub.name,
     cells: [
-      hub.name, quota(hub.messages_per_minute), quota(hub.messages_per_day),
-      given(hub.permits), hub.permits.rollouts.join(', '),
-      count(hub.dispatches_waiting), count(hub.workers), sending(hub.links), heard(hub.feedback),
+      hub.name, formatQuota(hub.messages_per_minute), formatQuota(hub.messages_per_day),
+      currentRate(hub.permits), hub.permits.rollouts.join(', '),
+      formatCount(hub.dispatches_waiting), formatCount(hub.workers),
+      linkStatus(hub.links), feedbackStatus(hub.feedback),
     ],
   }));
   return [
     el('h1', { tabindex: '-1' }, 'Hubs'),
-    standingStill(stopped),
-    el('p', { class: 'calm' },
+    stopNotice(stopped),
+    el('p', { class: 'muted' },
       'For each hub: the quotas, the current rate and the rollouts that share it, the batches ' +
         'waiting for a worker, the workers and their open links, and the time until which all ' +
         'feedback was received.'),
     table('Hubs', columns, rows),
-    el('section', { 'aria-labelledby': 'letters' },
-      el('h2', { id: 'letters' }, 'Dead letters'),
-      letters ? showLetters(letters) : el('p', {}, `Unavailable: ${missing}`)),
+    el('section', { 'aria-labelledby': 'dead-letters' },
+      el('h2', { id: 'dead-letters' }, 'Dead letters'),
+      deadLetters
+        ? renderDeadLetters(deadLetters)
+        : el('p', {}, `Unavailable: ${deadLettersError}`)),
   ];
 }
 
-function showLetters(letters) {
-  if (letters.length === 0) {
+function renderDeadLetters(deadLetters) {
+  if (deadLetters.length === 0) {
     return el('p', {}, 'No dead letters.');
   }
   const columns = [
-    { head: 'Id' }, { head: 'When' }, { head: 'From' }, { head: 'Cause' }, { head: 'Detail' },
-    { head: 'Message' },
+    { header: 'Id' }, { header: 'When' }, { header: 'From' }, { header: 'Cause' },
+    { header: 'Detail' }, { header: 'Message' },
   ];
-  const rows = letters.map((letter) => ({
-    key: String(letter.id),
+  const rows = deadLetters.map(({ id, at, queue, cause, detail, body }) => ({
+    key: String(id),
     cells: [
-      el('code', {}, String(letter.id)),
-      letter.at && when(letter.at),
-      letter.queue ?? '',
-      phase(letter.cause ?? ''),
-      letter.detail ?? '',
-      el('details', {}, el('summary', {}, 'show'), el('pre', { tabindex: '0' }, letter.body ?? '')),
+      el('code', {}, String(id)),
+      at && timeElement(at),
+      queue ?? '',
+      toLabel(cause ?? ''),
+      detail ?? '',
+      el('details', {}, el('summary', {}, 'show'), el('pre', { tabindex: '0' }, body ?? '')),
     ],
   }));
   return [

@@ -1,169 +1,186 @@
-// The operations on a rollout, the roles allowed, and the confirmation dialog.
+// The operations on rollouts, the allowed roles, and the confirmation dialog.
 
 import { el } from './dom.js';
-import { isEnded } from './words.js';
+import { isEnded } from './text.js';
 
-const OPERATE = ['operator', 'admin'];
-const DECIDE = ['approver', 'admin'];
-const OPEN = ['running', 'paused', 'halted'];
+const OPERATORS = ['operator', 'admin'];
+const APPROVERS = ['approver', 'admin'];
+const ACTIVE_PHASES = ['running', 'paused', 'halted'];
 
-/** The number of failed devices. */
-export const failedOf = (by_class) => by_class.not_sent + by_class.not_taken + by_class.not_applied;
+/** Returns the number of failed devices. */
+export const failedDevices = (by_class) =>
+  by_class.not_sent + by_class.not_taken + by_class.not_applied;
 
 /**
- * `may`: the allowed roles. `fits`: whether the operation is possible in the rollout's state. `of`:
- * the operation is on a stage. `why`: the reason is required, not optional.
+ * `style`: the CSS class of the button. `roles`: the allowed roles. `isAvailable`: whether the
+ * operation is possible in the state of the rollout. `isForStage`: the operation is on a stage.
+ * `isGlobal`: the operation is on all rollouts. `needsReason`: the reason is required.
  */
 const OPERATIONS = {
   approve: {
-    label: 'Approve', look: 'main', may: DECIDE, of: true,
-    fits: ({ phase }, stage) => OPEN.includes(phase) && stage?.approval && !stage.approved,
-    says: 'The next stage starts when all other conditions of the gate hold.',
+    label: 'Approve', style: 'primary', roles: APPROVERS, isForStage: true,
+    isAvailable: ({ phase }, stage) =>
+      ACTIVE_PHASES.includes(phase) && stage?.approval && !stage.approved,
+    description: 'The next stage starts when all other conditions of the gate hold.',
   },
   reject: {
-    label: 'Reject', look: 'danger', may: DECIDE, of: true, why: true,
-    fits: ({ phase }, stage) => phase === 'running' && stage?.gate,
-    says: 'The gate fails, and the rollout is paused, or aborted if its spec says so.',
+    label: 'Reject', style: 'danger', roles: APPROVERS, isForStage: true, needsReason: true,
+    isAvailable: ({ phase }, stage) => phase === 'running' && stage?.gate,
+    description: 'The gate fails, and the rollout is paused, or aborted if its spec says so.',
   },
   promote: {
-    label: 'Promote', look: 'quiet', may: DECIDE, of: true, why: true,
-    fits: ({ phase }, stage) => OPEN.includes(phase) && stage?.gate && !stage.promoted,
-    says: 'The gate counts as passed, regardless of its verdict.',
+    label: 'Promote', style: 'secondary', roles: APPROVERS, isForStage: true, needsReason: true,
+    isAvailable: ({ phase }, stage) =>
+      ACTIVE_PHASES.includes(phase) && stage?.gate && !stage.promoted,
+    description: 'The gate counts as passed, regardless of its verdict.',
   },
   pause: {
-    label: 'Pause', look: 'quiet', may: OPERATE,
-    fits: ({ phase }) => ['accepted', 'planning', 'running', 'halted'].includes(phase),
-    says: 'Nothing more is sent until the rollout is resumed.',
+    label: 'Pause', style: 'secondary', roles: OPERATORS,
+    isAvailable: ({ phase }) => ['accepted', 'planning', 'running', 'halted'].includes(phase),
+    description: 'Nothing more is sent until the rollout is resumed.',
   },
   resume: {
-    label: 'Resume', look: 'main', may: OPERATE,
-    fits: ({ phase, to_be_paused: held }) => phase === 'paused' || held,
-    says: 'The rollout continues where it stopped. A gate that paused the rollout is judged again.',
+    label: 'Resume', style: 'primary', roles: OPERATORS,
+    isAvailable: ({ phase, to_be_paused }) => phase === 'paused' || to_be_paused,
+    description:
+      'The rollout continues where it stopped. A gate that paused the rollout is judged again.',
   },
   retry: {
-    label: 'Retry', look: 'quiet', may: OPERATE,
-    fits: ({ phase, by_class }) =>
-      failedOf(by_class) > 0 && [...OPEN, 'succeeded', 'finished_with_failures'].includes(phase),
-    says: 'A new attempt at all failed devices. An ended rollout runs again.',
+    label: 'Retry', style: 'secondary', roles: OPERATORS,
+    isAvailable: ({ phase, by_class }) =>
+      failedDevices(by_class) > 0 &&
+      [...ACTIVE_PHASES, 'succeeded', 'finished_with_failures'].includes(phase),
+    description: 'A new attempt at all failed devices. An ended rollout runs again.',
   },
   abort: {
-    label: 'Abort', look: 'danger', may: OPERATE, why: true,
-    fits: ({ phase }) => ['accepted', 'planning', ...OPEN].includes(phase),
-    says: 'The rollout ends permanently. Devices not sent to are skipped.',
+    label: 'Abort', style: 'danger', roles: OPERATORS, needsReason: true,
+    isAvailable: ({ phase }) => ['accepted', 'planning', ...ACTIVE_PHASES].includes(phase),
+    description: 'The rollout ends permanently. Devices not sent to are skipped.',
   },
   delete: {
-    label: 'Delete', look: 'danger', may: ['admin'], why: true,
-    fits: ({ phase }) => isEnded(phase),
-    says: 'All stored data of the rollout is removed, including the outcome of each device. ' +
+    label: 'Delete', style: 'danger', roles: ['admin'], needsReason: true,
+    isAvailable: ({ phase }) => isEnded(phase),
+    description:
+      'All stored data of the rollout is removed, including the outcome of each device. ' +
       'The name becomes free.',
   },
   'stop-all': {
-    label: 'Stop all', look: 'danger', may: OPERATE, all: true, why: true,
-    says: 'No rollout sends anything, including future rollouts, until all are resumed.',
+    label: 'Stop all', style: 'danger', roles: OPERATORS, isGlobal: true, needsReason: true,
+    description: 'No rollout sends anything, including future rollouts, until all are resumed.',
   },
   'resume-all': {
-    label: 'Resume all', look: 'quiet', may: OPERATE, all: true,
-    says: 'All rollouts stopped by stop-all continue.',
+    label: 'Resume all', style: 'secondary', roles: OPERATORS, isGlobal: true,
+    description: 'All rollouts stopped by stop-all continue.',
   },
 };
 
 /** Returns the current stage with the need for an approval; undefined without a current stage. */
 export function currentStage(rollout) {
   const stage = rollout.stages.find(({ current }) => current);
-  const asked = rollout.spec.stages?.find(({ name }) => name === stage?.name);
-  return stage && { ...stage, approval: Boolean(asked?.gate?.approval) };
+  const stageSpec = rollout.spec.stages?.find(({ name }) => name === stage?.name);
+  return stage && { ...stage, approval: Boolean(stageSpec?.gate?.approval) };
 }
 
-/** Returns the buttons of the operations currently allowed to the viewer. */
-export function buttonsFor(rollout, who) {
+/** Returns the buttons of the operations currently available to the viewer. */
+export function operationButtons(rollout, user) {
   const stage = currentStage(rollout);
-  const fitting = Object.entries(OPERATIONS).filter(
-    ([, { all, may, fits }]) => !all && may.includes(who.role) && fits(rollout, stage));
-  return fitting.map(([name, { of }]) => button(name, rollout.name, of ? stage.name : null));
+  const available = Object.entries(OPERATIONS).filter(
+    ([, { isGlobal, roles, isAvailable }]) =>
+      !isGlobal && roles.includes(user.role) && isAvailable(rollout, stage));
+  return available.map(([name, { isForStage }]) =>
+    operationButton(name, rollout.name, isForStage ? stage.name : null));
 }
 
 /** Returns the buttons of the operations on all rollouts. */
-export function buttonsForAll(who) {
-  const fitting = Object.entries(OPERATIONS).filter(
-    ([, { all, may }]) => all && may.includes(who.role));
-  return fitting.map(([name]) => button(name, null, null));
+export function globalOperationButtons(user) {
+  const available = Object.entries(OPERATIONS).filter(
+    ([, { isGlobal, roles }]) => isGlobal && roles.includes(user.role));
+  return available.map(([name]) => operationButton(name, null, null));
 }
 
-function button(name, rollout, stage) {
-  const { label, look } = OPERATIONS[name];
+function operationButton(operation, rollout, stage) {
+  const { label, style } = OPERATIONS[operation];
   return el('button', {
-    type: 'button', class: look, 'aria-haspopup': 'dialog',
-    'data-key': name, 'data-operation': name, 'data-rollout': rollout, 'data-stage': stage,
-  }, label, stage && el('span', { class: 'of' }, ` ${stage}`));
+    type: 'button', class: style, 'aria-haspopup': 'dialog',
+    'data-key': operation, 'data-operation': operation,
+    'data-rollout': rollout, 'data-stage': stage,
+  }, label, stage && el('span', { class: 'button-detail' }, ` ${stage}`));
 }
 
-const part = (name) => document.getElementById(name ? `dialog-${name}` : 'dialog');
+/** Returns the dialog, or an element of the dialog. */
+const dialogElement = (name) => document.getElementById(name ? `dialog-${name}` : 'dialog');
 
 /**
- * Asks for confirmation and a reason. `perform` receives a path and a body; `announce` receives the
- * result.
+ * Asks for confirmation and a reason. `post` sends a body to a path of the API; `announce` receives
+ * the result.
  */
-export function openDialog({ operation, rollout, stage }, perform, announce) {
-  const { label, look, says, why, all } = OPERATIONS[operation];
-  part('title').textContent = all ? `${label} rollouts?`
+export function openDialog({ operation, rollout, stage }, post, announce) {
+  const { label, style, description, needsReason, isGlobal } = OPERATIONS[operation];
+  const dialog = dialogElement();
+  const reasonInput = dialogElement('reason');
+  const confirmButton = dialogElement('confirm');
+  dialogElement('title').textContent = isGlobal ? `${label} rollouts?`
     : stage ? `${label} stage ${stage} of ${rollout}?` : `${label} ${rollout}?`;
-  part('says').textContent = says;
-  part('label').textContent = why ? 'Reason' : 'Reason (optional)';
-  part('mistake').textContent = '';
-  part('do').textContent = label;
-  part('do').className = look === 'quiet' ? 'main' : look;
-  busy(false);
-  part('reason').value = '';
-  part('reason').required = Boolean(why);
+  dialogElement('description').textContent = description;
+  dialogElement('label').textContent = needsReason ? 'Reason' : 'Reason (optional)';
+  dialogElement('error').textContent = '';
+  confirmButton.textContent = label;
+  confirmButton.className = style === 'secondary' ? 'primary' : style;
+  setPending(false);
+  reasonInput.value = '';
+  reasonInput.required = Boolean(needsReason);
 
-  part('leave').onclick = () => part().close();
-  part().onclose = focusTheView;
-  part('form').onsubmit = async (submitted) => {
-    submitted.preventDefault();
-    if (part('do').ariaDisabled === 'true') {
+  dialogElement('cancel').onclick = () => dialog.close();
+  dialog.onclose = restoreFocus;
+  dialogElement('form').onsubmit = async (event) => {
+    event.preventDefault();
+    if (confirmButton.ariaDisabled === 'true') {
       return;
     }
-    const reason = part('reason').value.trim();
-    if (why && !reason) {
-      mistake('Enter a reason. It is kept in the history.');
-      part('reason').focus();
+    const reason = reasonInput.value.trim();
+    if (needsReason && !reason) {
+      setError('Enter a reason. It is kept in the history.');
+      reasonInput.focus();
       return;
     }
-    busy(true);
-    mistake('');
-    const path = all ? `/${operation}` : `/rollouts/${encodeURIComponent(rollout)}/${operation}`;
+    setPending(true);
+    setError('');
+    const path = isGlobal
+      ? `/${operation}`
+      : `/rollouts/${encodeURIComponent(rollout)}/${operation}`;
     try {
-      const answer = await perform(path, { ...(stage && { stage }), ...(reason && { reason }) });
-      part().close();
+      const response = await post(path, { ...(stage && { stage }), ...(reason && { reason }) });
+      dialog.close();
       announce(
-        answer.changed
+        response.changed
           ? `Done: ${label.toLowerCase()}.`
-          : (answer.note ?? 'Already in effect; nothing has changed.'));
+          : (response.note ?? 'Already in effect; nothing has changed.'));
     } catch (error) {
-      mistake(error.message);
+      setError(error.message);
     } finally {
-      busy(false);
+      setPending(false);
     }
   };
-  part().showModal();
-  part('reason').focus();
+  dialog.showModal();
+  reasonInput.focus();
 }
 
-/** If the previously focused button is gone, keyboard users continue at the top of the view. */
-function focusTheView() {
+/** Moves the focus to the heading of the view if the previously focused button is gone. */
+function restoreFocus() {
   const focused = document.activeElement;
   // The browser removes the focus from hidden elements only at the next paint.
-  if (!focused || focused === document.body || part().contains(focused)) {
+  if (!focused || focused === document.body || dialogElement().contains(focused)) {
     document.querySelector('main h1')?.focus();
   }
 }
 
-/** Marks the button as busy until the answer, for some seconds. The button stays focusable. */
-function busy(waits) {
-  part('do').ariaDisabled = String(waits);
+/** Disables the button during a request. The button stays focusable. */
+function setPending(isPending) {
+  dialogElement('confirm').ariaDisabled = String(isPending);
 }
 
-function mistake(text) {
-  part('mistake').textContent = text;
-  part('reason').setAttribute('aria-invalid', String(Boolean(text)));
+/** Shows an error in the dialog; an empty text removes the error. */
+function setError(text) {
+  dialogElement('error').textContent = text;
+  dialogElement('reason').setAttribute('aria-invalid', String(Boolean(text)));
 }

@@ -1,108 +1,113 @@
 // A rollout: state, waiting state, rate, failures, and history.
 
 import { el, table } from './dom.js';
-import { allOf, badge, bar, doneOf, progress, standstill, when } from './lists.js';
-import { buttonsFor, currentStage } from './operations.js';
-import { chart, rateOf } from './rate.js';
 import {
-  activity, capital, classMeans, className, classes, event, failures, isEnded, moment, number,
-  onTheClock, outcome, errorIn, outcomeName, phase, several, share, span,
-} from './words.js';
+  badge, doneDevices, formatQuota, progress, progressBar, timeElement, totalDevices, waitReason,
+} from './lists.js';
+import { currentStage, operationButtons } from './operations.js';
+import { rateChart, rateFor } from './rate.js';
+import {
+  activityLabel, capitalize, classDescription, classLabel, deviceClasses, errorText, eventLabel,
+  failures, formatDuration, formatNumber, formatPercentage, formatTime, isEnded, localizeTimes,
+  outcomeDescription, outcomeLabel, phaseLabel, plural,
+} from './text.js';
 
-/** The number of devices shown for each kind of failure. */
-const SAMPLES = 5;
+/** The number of devices shown for each outcome of failed devices. */
+const MAX_SAMPLES = 5;
 /** The state of the hubs is requested again after this time, in milliseconds. */
 const HUBS_MAX_AGE_MS = 10_000;
 /**
- * With new failures, samples are requested again after this time: when fewer samples than could be
- * shown are known, and when enough are.
+ * With new failures and fewer samples than `MAX_SAMPLES`, samples are requested again after this
+ * time.
  */
 const FEW_SAMPLES_MAX_AGE_MS = 5_000;
+/** With new failures and `MAX_SAMPLES` samples, samples are requested again after this time. */
 const SAMPLES_MAX_AGE_MS = 60_000;
-/** The number of events shown without unfolding the rest. */
-const MAX_SHOWN_EVENTS = 12;
+/** The number of recent events; older events are shown on request. */
+const MAX_RECENT_EVENTS = 12;
 
 export function rolloutView(name) {
   const path = `/rollouts/${encodeURIComponent(name)}`;
-  const rate = rateOf(name);
+  const rate = rateFor(name);
   const samples = new Map();
-  let hubs = { at: -Infinity, rows: [] };
+  let hubs = { loadedAt: -Infinity, rows: [] };
 
   /** Requests samples of failures: few requests, and none without changes. */
-  async function sample(ask, counts) {
+  async function loadSamples(request, counts) {
     const now = performance.now();
-    const isOld = ({ count, devices, at }, failure) =>
-      count !== counts[failure] &&
-      now - at > (devices.length < SAMPLES ? FEW_SAMPLES_MAX_AGE_MS : SAMPLES_MAX_AGE_MS);
-    const wanted = failures.map(({ name }) => name).filter((failure) => {
-      const known = samples.get(failure);
-      return counts[failure] > 0 && (!known || isOld(known, failure));
+    const isOutdated = ({ count, devices, loadedAt }, outcome) =>
+      count !== counts[outcome] &&
+      now - loadedAt >
+        (devices.length < MAX_SAMPLES ? FEW_SAMPLES_MAX_AGE_MS : SAMPLES_MAX_AGE_MS);
+    const outdated = failures.map(({ outcome }) => outcome).filter((outcome) => {
+      const sample = samples.get(outcome);
+      return counts[outcome] > 0 && (!sample || isOutdated(sample, outcome));
     });
-    await Promise.all(wanted.map(async (failure) => {
-      const { devices } = await ask(`${path}/devices?outcome=${failure}&limit=${SAMPLES}`);
-      samples.set(failure, { count: counts[failure], devices, at: now });
+    await Promise.all(outdated.map(async (outcome) => {
+      const { devices } = await request(`${path}/devices?outcome=${outcome}&limit=${MAX_SAMPLES}`);
+      samples.set(outcome, { count: counts[outcome], devices, loadedAt: now });
     }));
   }
 
   return {
-    of: 'rollouts',
+    section: 'rollouts',
     title: name,
-    async load(ask) {
-      const rollout = await ask(path);
+    async load(request) {
+      const rollout = await request(path);
       if (!isEnded(rollout.phase)) {
-        rate.note(performance.now(), doneOf(rollout.by_class));
+        rate.addSample(performance.now(), doneDevices(rollout.by_class));
       }
-      await sample(ask, rollout.counts);
-      if (performance.now() - hubs.at > HUBS_MAX_AGE_MS) {
-        hubs = { rows: (await ask('/hubs')).hubs, at: performance.now() };
+      await loadSamples(request, rollout.counts);
+      if (performance.now() - hubs.loadedAt > HUBS_MAX_AGE_MS) {
+        hubs = { rows: (await request('/hubs')).hubs, loadedAt: performance.now() };
       }
       return { rollout, samples, rate, hubs: hubs.rows };
     },
-    news,
-    isOver: ({ rollout }) => isEnded(rollout.phase),
-    choose() {},
-    show,
+    announcement,
+    isEnded: ({ rollout }) => isEnded(rollout.phase),
+    select() {},
+    render,
   };
 }
 
 /** Returns the announcement for screen readers: changes of state, not of every figure. */
-function news({ rollout: before }, { rollout: now }) {
+function announcement({ rollout: before }, { rollout: now }) {
   const parts = [];
   if (before.phase !== now.phase) {
-    parts.push(`The rollout is ${phase(now.phase)}.`);
+    parts.push(`The rollout is ${phaseLabel(now.phase)}.`);
   }
   const stage = currentStage(now)?.name;
   if (now.stages.length > 1 && stage && stage !== currentStage(before)?.name) {
     parts.push(`Stage ${stage}.`);
   }
-  // Times and figures change all the time; only another awaited condition is announced.
-  const gist = (text) => (text ?? '').replace(/[\d:.,TZ-]+/g, '');
-  if (gist(before.waits_for) !== gist(now.waits_for) && now.waits_for) {
-    parts.push(`The rollout waits for ${onTheClock(now.waits_for)}.`);
+  // Times and figures change often, so only a change of the other text is announced.
+  const withoutFigures = (text) => (text ?? '').replace(/[\d:.,TZ-]+/g, '');
+  if (withoutFigures(before.waits_for) !== withoutFigures(now.waits_for) && now.waits_for) {
+    parts.push(`The rollout waits for ${localizeTimes(now.waits_for)}.`);
   }
   return parts.join(' ');
 }
 
-function show({ rollout, samples, rate, hubs }, who) {
-  const buttons = buttonsFor(rollout, who);
+function render({ rollout, samples, rate, hubs }, user) {
+  const buttons = operationButtons(rollout, user);
   return [
-    el('p', { class: 'trail' }, el('a', { href: '#/' }, 'All rollouts')),
-    el('div', { class: 'head' },
+    el('p', { class: 'breadcrumb' }, el('a', { href: '#/' }, 'All rollouts')),
+    el('div', { class: 'heading' },
       el('h1', { tabindex: '-1' }, rollout.name),
       badge(rollout.phase),
       buttons.length > 0 && el('div',
         { class: 'buttons', role: 'group', 'aria-label': 'Operations' },
         buttons)),
-    state(rollout),
-    section('progress', 'Progress', showProgress(rollout, rate, hubs)),
+    stateText(rollout),
+    section('progress', 'Progress', renderProgress(rollout, rate, hubs)),
     rollout.spec.stages?.length > 0 &&
       rollout.stages.length > 0 &&
-      section('stages', 'Stages', showStages(rollout.stages)),
-    el('div', { class: 'pair' },
-      section('rate', 'Rate', showRate(rollout, rate, hubs)),
-      section('time', 'Time', showTime(rollout.time_seconds))),
-    section('failures', 'Failures', showFailures(rollout, samples)),
-    section('history', 'History', showHistory(rollout.history)),
+      section('stages', 'Stages', renderStages(rollout.stages)),
+    el('div', { class: 'columns' },
+      section('rate', 'Rate', renderRate(rollout, rate, hubs)),
+      section('time', 'Time', renderTime(rollout.time_seconds))),
+    section('failures', 'Failures', renderFailures(rollout, samples)),
+    section('history', 'History', renderHistory(rollout.history)),
     section('spec', 'Spec', el('details', {},
       el('summary', {}, 'The submitted spec'),
       el('pre', { tabindex: '0' }, JSON.stringify(rollout.spec, null, 2)))),
@@ -110,115 +115,119 @@ function show({ rollout, samples, rate, hubs }, who) {
 }
 
 function section(id, title, ...content) {
-  return el('section', { 'data-key': id, 'aria-labelledby': `of-${id}` },
-    el('h2', { id: `of-${id}` }, title),
+  return el('section', { 'data-key': id, 'aria-labelledby': `heading-${id}` },
+    el('h2', { id: `heading-${id}` }, title),
     ...content);
 }
 
-/** Returns a sentence about the state. */
-function state(rollout) {
-  const { phase: now, waits_for, changed_at, created_at } = rollout;
+/** Shows the awaited condition or the reason, and the time of the last change of phase. */
+function stateText(rollout) {
+  const { phase, waits_for, changed_at, created_at } = rollout;
   const stage = rollout.spec.stages?.length > 0 && currentStage(rollout)?.name;
   const since =
-    (now === 'accepted' ? 'since' : `accepted ${moment(created_at)}, ${phase(now)} since`) +
-    ` ${moment(changed_at)}`;
-  const why = standstill(rollout);
-  const says = waits_for ? `${stage ? `Stage ${stage} waits` : 'Waits'} for ${why}` : why;
-  return el('p', { class: waits_for ? 'state waits' : 'state' },
-    says && el('strong', {}, says), el('span', { class: 'calm' }, since));
+    (phase === 'accepted'
+      ? 'since'
+      : `accepted ${formatTime(created_at)}, ${phaseLabel(phase)} since`) +
+    ` ${formatTime(changed_at)}`;
+  const reason = waitReason(rollout);
+  const text = waits_for ? `${stage ? `Stage ${stage} waits` : 'Waits'} for ${reason}` : reason;
+  return el('p', { class: waits_for ? 'state notice' : 'state' },
+    text && el('strong', {}, text), el('span', { class: 'muted' }, since));
 }
 
 // --- progress
 
-function showProgress(rollout, rate, hubs) {
+function renderProgress(rollout, rate, hubs) {
   const { by_class } = rollout;
-  if (allOf(by_class) === 0) {
+  if (totalDevices(by_class) === 0) {
     return [
       el('p', {},
         rollout.phase === 'planning'
-          ? finding(rollout.devices_found)
+          ? searchProgress(rollout.devices_found)
           : 'The rollout has no devices.'),
-      ...leftOut(rollout.plan),
+      ...planNotes(rollout.plan),
     ];
   }
-  const parts = classes.filter((name) => by_class[name] > 0);
-  const legend = parts.map((name) =>
+  const shownClasses = deviceClasses.filter((name) => by_class[name] > 0);
+  const legend = shownClasses.map((name) =>
     el('li', { 'data-key': name },
       el('span', { class: `swatch ${name}`, 'aria-hidden': 'true' }),
-      `${number(by_class[name])} ${classMeans(name)}`));
+      `${formatNumber(by_class[name])} ${classDescription(name)}`));
   return [
-    el('p', { class: 'figure' },
-      el('strong', {}, number(doneOf(by_class))),
-      ` of ${several(allOf(by_class), 'device')} done`,
-      el('span', { class: 'calm' }, ` ${pace(rollout, rate)}`)),
-    el('div', { class: 'big' }, bar(by_class)),
+    el('p', { class: 'metric' },
+      el('strong', {}, formatNumber(doneDevices(by_class))),
+      ` of ${plural(totalDevices(by_class), 'device')} done`,
+      el('span', { class: 'muted' }, ` ${rateText(rollout, rate)}`)),
+    el('div', { class: 'large' }, progressBar(by_class)),
     el('ul', { class: 'legend' }, legend),
-    showAnswers(rollout),
-    byHub(rollout, hubs),
-    ...leftOut(rollout.plan),
+    renderAnswers(rollout),
+    hubTable(rollout, hubs),
+    ...planNotes(rollout.plan),
   ];
 }
 
-function finding(found) {
-  return found > 0 ? `Finding devices: ${number(found)} so far.` : 'Finding devices.';
+function searchProgress(found) {
+  return found > 0 ? `Finding devices: ${formatNumber(found)} so far.` : 'Finding devices.';
 }
 
 /** Shows the devices' answers so far. After the end, the answers are part of the outcomes. */
-function showAnswers({ phase: now, stages }) {
+function renderAnswers({ phase, stages }) {
   const answers = stages.map((stage) => stage.answers).filter(Boolean);
-  if (isEnded(now) || answers.length === 0) {
+  if (isEnded(phase) || answers.length === 0) {
     return false;
   }
-  const sum = (of) => answers.reduce((all, answered) => all + answered[of], 0);
-  const asked = answers.map((answered) => answered.asked_at).sort().at(-1);
+  const sum = (state) =>
+    formatNumber(answers.reduce((total, answer) => total + answer[state], 0));
+  const queriedAt = answers.map(({ asked_at }) => asked_at).sort().at(-1);
   return el('p', { 'data-key': 'answers' },
-    `Answers so far: ${number(sum('applied'))} applied, ${number(sum('installing'))} installing, ` +
-      `${number(sum('failed'))} failed.`,
-    el('span', { class: 'calm' }, ` Queried at ${moment(asked)}.`));
+    `Answers so far: ${sum('applied')} applied, ${sum('installing')} installing, ` +
+      `${sum('failed')} failed.`,
+    el('span', { class: 'muted' }, ` Queried at ${formatTime(queriedAt)}.`));
 }
 
 /** Shows duplicate devices and malformed rows. */
-function leftOut(plan) {
+function planNotes(plan) {
   const { repeated = 0, malformed_rows: malformed } = plan ?? {};
-  const more = malformed ? malformed.rows - malformed.examples.length : 0;
+  const moreRows = malformed ? malformed.rows - malformed.examples.length : 0;
   return [
     repeated > 0 && el('p', { 'data-key': 'repeated' },
-      `${several(repeated, 'duplicate')} in the list or in the hubs’ answers; ` +
+      `${plural(repeated, 'duplicate')} in the list or in the hubs’ answers; ` +
         'each device counts once.'),
     malformed && el('div', { 'data-key': 'malformed-rows' },
-      el('p', {}, `Left out: ${several(malformed.rows, 'malformed row')} of the hubs’ answers.`),
+      el('p', {}, `Left out: ${plural(malformed.rows, 'malformed row')} of the hubs’ answers.`),
       el('ul', { class: 'devices' },
         malformed.examples.map(({ hub, found, reason }, index) =>
           el('li', { 'data-key': String(index) },
             el('code', {}, found),
             ` of hub ${hub}: ${reason}`)),
-        more > 0 && el('li', { 'data-key': 'more' }, `and ${number(more)} more`))),
+        moreRows > 0 && el('li', { 'data-key': 'more' }, `and ${formatNumber(moreRows)} more`))),
   ];
 }
 
 /** Returns the rate and the remaining time. */
-function pace(rollout, rate) {
-  const now = rate.now();
-  if (rollout.phase !== 'running' || rollout.waits_for || !now) {
+function rateText(rollout, rate) {
+  const perMinute = rate.current();
+  if (rollout.phase !== 'running' || rollout.waits_for || !perMinute) {
     return '';
   }
-  return `${number(Math.round(now))}/min, ${span((rollout.by_class.pending / now) * 60)} left`;
+  const remaining = formatDuration((rollout.by_class.pending / perMinute) * 60);
+  return `${formatNumber(Math.round(perMinute))}/min, ${remaining} left`;
 }
 
 /** Returns the columns of the classes with devices in any row of a table. */
-function classColumns(all) {
-  const shown = classes.filter((name) => all.some((by_class) => by_class[name] > 0));
+function classColumns(rows) {
+  const shown = deviceClasses.filter((name) => rows.some((by_class) => by_class[name] > 0));
   return {
-    heads: shown.map((name) => ({ head: capital(className(name)), number: true })),
-    cells: (by_class) => shown.map((name) => number(by_class[name])),
+    columns: shown.map((name) => ({ header: capitalize(classLabel(name)), numeric: true })),
+    cells: (by_class) => shown.map((name) => formatNumber(by_class[name])),
   };
 }
 
-function byHub(rollout, hubs) {
+function hubTable(rollout, hubs) {
   const byClass = classColumns(Object.values(rollout.hubs).map(({ by_class }) => by_class));
   const columns = [
-    { head: 'Hub' }, { head: 'Done' }, ...byClass.heads,
-    { head: 'Quota per minute', number: true }, { head: 'Workers', number: true },
+    { header: 'Hub' }, { header: 'Done' }, ...byClass.columns,
+    { header: 'Quota per minute', numeric: true }, { header: 'Workers', numeric: true },
   ];
   const rows = Object.entries(rollout.hubs).map(([name, { by_class }]) => {
     const hub = hubs.find((hub) => hub.name === name);
@@ -229,8 +238,8 @@ function byHub(rollout, hubs) {
         name,
         progress(by_class),
         ...byClass.cells(by_class),
-        quota === null ? 'no limit' : quota === undefined ? 'unknown' : number(Math.floor(quota)),
-        hub?.workers === null || !hub ? 'unknown' : number(hub.workers),
+        quota === undefined ? 'unknown' : formatQuota(quota),
+        hub?.workers === null || !hub ? 'unknown' : formatNumber(hub.workers),
       ],
     };
   });
@@ -239,20 +248,23 @@ function byHub(rollout, hubs) {
 
 // --- stages
 
-function showStages(stages) {
+function renderStages(stages) {
   const byClass = classColumns(stages.map(({ by_class }) => by_class));
   const columns = [
-    { head: 'Stage' },
-    { head: 'State' },
-    { head: 'Done' },
-    ...byClass.heads,
-    { head: 'Gate' },
+    { header: 'Stage' },
+    { header: 'State' },
+    { header: 'Done' },
+    ...byClass.columns,
+    { header: 'Gate' },
   ];
   const rows = stages.map((stage) => ({
     key: stage.name,
     cells: [
-      [stage.current && el('span', { class: 'here', 'aria-hidden': 'true' }, '▸ '), stage.name],
-      onTheClock(stage.state),
+      [
+        stage.current && el('span', { class: 'current-marker', 'aria-hidden': 'true' }, '▸ '),
+        stage.name,
+      ],
+      localizeTimes(stage.state),
       progress(stage.by_class),
       ...byClass.cells(stage.by_class),
       stage.gate ?? 'none',
@@ -263,49 +275,52 @@ function showStages(stages) {
 
 // --- rate
 
-function showRate(rollout, rate, hubs) {
-  const used = hubs.filter((hub) => hub.name in rollout.hubs);
-  const isLimited = used.length > 0 && used.every((hub) => hub.messages_per_minute !== null);
-  const quota = isLimited ? used.reduce((all, hub) => all + hub.messages_per_minute, 0) : null;
+function renderRate(rollout, rate, hubs) {
+  const targetHubs = hubs.filter((hub) => hub.name in rollout.hubs);
+  const isLimited =
+    targetHubs.length > 0 && targetHubs.every((hub) => hub.messages_per_minute !== null);
+  const quota = isLimited
+    ? targetHubs.reduce((total, hub) => total + hub.messages_per_minute, 0)
+    : null;
   const limits = [
     quota === null
       ? null
-      : `${used.length === 1 ? 'Quota of the hub' : 'Quota of the hubs'}: ` +
-        `${number(Math.floor(quota))} messages per minute.`,
+      : `${targetHubs.length === 1 ? 'Quota of the hub' : 'Quota of the hubs'}: ` +
+        `${formatNumber(Math.floor(quota))} messages per minute.`,
     rollout.spec.rate ? `Rate limit of the rollout: ${rollout.spec.rate}.` : null,
   ];
   return [
-    chart(rate, quota, isEnded(rollout.phase)),
-    el('p', { class: 'calm' }, limits.filter(Boolean).join(' ')),
+    rateChart(rate, quota, isEnded(rollout.phase)),
+    el('p', { class: 'muted' }, limits.filter(Boolean).join(' ')),
   ];
 }
 
 // --- failures
 
-function showFailures(rollout, samples) {
-  const failed = failures.filter(({ name }) => rollout.counts[name] > 0);
+function renderFailures(rollout, samples) {
+  const failed = failures.filter(({ outcome }) => rollout.counts[outcome] > 0);
   if (failed.length === 0) {
     return el('p', {}, 'No device has failed.');
   }
   const columns = [
-    { head: 'Outcome' },
-    { head: 'Class' },
-    { head: 'Devices', number: true },
-    { head: 'Reason' },
-    { head: 'Examples' },
+    { header: 'Outcome' },
+    { header: 'Class' },
+    { header: 'Devices', numeric: true },
+    { header: 'Reason' },
+    { header: 'Examples' },
   ];
-  const rows = failed.map(({ of, name: failure }) => {
-    const devices = samples.get(failure)?.devices ?? [];
+  const rows = failed.map(({ deviceClass, outcome }) => {
+    const devices = samples.get(outcome)?.devices ?? [];
     const reasons = new Set(
-      devices.map(({ code, error }) => errorIn(error) ?? outcome(failure, code ?? 0)));
-    const why = [...(reasons.size > 0 ? reasons : [outcome(failure, 0)])].join('; ');
+      devices.map(({ code, error }) => errorText(error) ?? outcomeDescription(outcome, code ?? 0)));
+    const shownReasons = reasons.size > 0 ? [...reasons] : [outcomeDescription(outcome, 0)];
     return {
-      key: failure,
+      key: outcome,
       cells: [
-        outcomeName(failure),
-        className(of),
-        number(rollout.counts[failure]),
-        why,
+        outcomeLabel(outcome),
+        classLabel(deviceClass),
+        formatNumber(rollout.counts[outcome]),
+        shownReasons.join('; '),
         el('ul', { class: 'devices' },
           devices.map(({ device }) =>
             el('li', { 'data-key': device },
@@ -316,7 +331,7 @@ function showFailures(rollout, samples) {
   });
   return [
     table('Devices that failed, by outcome', columns, rows),
-    el('p', { class: 'calm' },
+    el('p', { class: 'muted' },
       'All failed devices: ',
       el('code', {}, `twincast report ${rollout.name} --failed`)),
   ];
@@ -324,59 +339,62 @@ function showFailures(rollout, samples) {
 
 // --- time and history
 
-function showTime(time) {
-  const { total = 0, ...spent } = time;
-  const rows = Object.entries(spent)
-    .filter(([name, seconds]) => seconds > 0 && name !== 'total')
-    .sort(([, one], [, other]) => other - one)
-    .map(([name, seconds]) => [name, activity(name), seconds]);
-  const all = total || rows.reduce((sum, [, , seconds]) => sum + seconds, 0);
+function renderTime(time) {
+  const { total, ...activities } = time;
+  const entries = Object.entries(activities)
+    .filter(([, seconds]) => seconds > 0)
+    .sort(([, left], [, right]) => right - left);
+  const totalSeconds = total || entries.reduce((sum, [, seconds]) => sum + seconds, 0);
   const columns = [
-    { head: 'Activity' },
-    { head: 'Time', number: true },
-    { head: 'Share', number: true },
+    { header: 'Activity' },
+    { header: 'Time', numeric: true },
+    { header: 'Share', numeric: true },
   ];
-  const body = rows.map(([key, says, seconds]) => ({
-    key,
-    cells: [says, span(seconds), share(seconds, all)],
+  const rows = entries.map(([name, seconds]) => ({
+    key: name,
+    cells: [
+      activityLabel(name),
+      formatDuration(seconds),
+      formatPercentage(seconds, totalSeconds),
+    ],
   }));
   return table('Time by activity', columns, [
-    ...body,
-    { key: 'in-all', cells: ['total', span(all), ''] },
+    ...rows,
+    { key: 'total', cells: ['total', formatDuration(totalSeconds), ''] },
   ]);
 }
 
-function showHistory(history) {
+function renderHistory(history) {
   const entries = [...history].reverse();
-  const rest = entries.slice(MAX_SHOWN_EVENTS);
+  const older = entries.slice(MAX_RECENT_EVENTS);
   return [
-    historyTable('History, newest first', entries.slice(0, MAX_SHOWN_EVENTS)),
-    rest.length > 0 && el('details', {},
-      el('summary', {}, `${several(rest.length, 'older event')}`),
-      historyTable('Older events', rest)),
+    historyTable('History, newest first', entries.slice(0, MAX_RECENT_EVENTS)),
+    older.length > 0 && el('details', {},
+      el('summary', {}, plural(older.length, 'older event')),
+      historyTable('Older events', older)),
   ];
 }
 
 function historyTable(caption, entries) {
-  const columns = [{ head: 'When' }, { head: 'Event' }, { head: 'By, and reason' }];
+  const columns = [{ header: 'When' }, { header: 'Event' }, { header: 'By, and reason' }];
   const rows = entries.map((entry) => ({
     key: `v${entry.version}-${entry.event}`,
     cells: [
-      when(entry.at),
+      timeElement(entry.at),
       [
-        event(entry.event),
+        eventLabel(entry.event),
         entry.stage && ` (${entry.stage})`,
-        entry.times && `, ${entry.times} times since ${when(entry.since)}`,
+        ...(entry.times ? [`, ${entry.times} times since `, timeElement(entry.since)] : []),
       ],
-      whoAndWhy(entry),
+      actorAndReason(entry),
     ],
   }));
   return table(caption, columns, rows);
 }
 
-function whoAndWhy({ by, reason, plan, behind, metric, samples }) {
-  const measured = metric && `${metric}: ${samples}`;
-  const why = onTheClock(
-    reason ?? behind ?? measured ?? (plan ? several(plan.devices, 'device') : ''));
-  return by && why ? `${by}: ${why}` : by ?? why;
+function actorAndReason({ by, reason, plan, behind, metric, samples }) {
+  const measurement = metric && `${metric}: ${samples}`;
+  const text = localizeTimes(
+    reason ?? behind ?? measurement ?? (plan ? plural(plan.devices, 'device') : ''));
+  return by && text ? `${by}: ${text}` : by ?? text;
 }

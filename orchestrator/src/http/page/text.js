@@ -22,7 +22,7 @@ const OUTCOMES = {
 };
 
 /** The hub's reasons for refusing a message, by code. */
-const CODES = {
+const REFUSALS = {
   403012: 'the device is disabled',
   413001: 'the message is too large',
 };
@@ -66,21 +66,21 @@ const ACTIVITIES = {
   over: 'ended, until it was continued',
 };
 
-/** The signs of phases, readable without colours, and their colours. */
+/** The symbol of each phase, readable without colours, and the style of the badge. */
 const PHASES = {
-  accepted: ['…', 'calm'],
-  planning: ['…', 'calm'],
-  running: ['▸', 'busy'],
-  paused: ['‖', 'warn'],
-  halted: ['■', 'warn'],
-  aborting: ['×', 'bad'],
-  aborted: ['×', 'bad'],
-  succeeded: ['✓', 'good'],
-  finished_with_failures: ['!', 'warn'],
-  failed: ['×', 'bad'],
+  accepted: ['…', 'muted'],
+  planning: ['…', 'muted'],
+  running: ['▸', 'info'],
+  paused: ['‖', 'warning'],
+  halted: ['■', 'warning'],
+  aborting: ['×', 'danger'],
+  aborted: ['×', 'danger'],
+  succeeded: ['✓', 'success'],
+  finished_with_failures: ['!', 'warning'],
+  failed: ['×', 'danger'],
 };
 
-const ENDED = ['aborted', 'succeeded', 'finished_with_failures', 'failed'];
+const ENDED_PHASES = ['aborted', 'succeeded', 'finished_with_failures', 'failed'];
 
 /** The texts of a rollout's events. */
 const EVENTS = {
@@ -107,68 +107,69 @@ const EVENTS = {
   all_settled: 'all devices settled',
 };
 
-const plain = (name) => name.replaceAll('_', ' ');
+/** Returns the name of an API value with spaces instead of underscores. */
+export const toLabel = (name) => name.replaceAll('_', ' ');
 
-export const classes = Object.keys(CLASSES);
+export const deviceClasses = Object.keys(CLASSES);
 
-/** The text of a class with its meaning. */
-export const classMeans = (name) => CLASSES[name];
+/** Returns the name and the meaning of a device class. */
+export const classDescription = (name) => CLASSES[name];
 
-export const className = (name) => plain(name);
+export const classLabel = (name) => toLabel(name);
 
-export const capital = (text) => text[0].toUpperCase() + text.slice(1);
+export const capitalize = (text) => text[0].toUpperCase() + text.slice(1);
 
-/** The kinds of failure, each with its class. */
-export const failures = Object.entries(FAILURES).flatMap(([of, outcomes]) =>
-  outcomes.map((name) => ({ of, name })));
+/** The outcomes of failed devices, each with the device class. */
+export const failures = Object.entries(FAILURES).flatMap(([deviceClass, outcomes]) =>
+  outcomes.map((outcome) => ({ deviceClass, outcome })));
 
-export const phase = (name) => plain(name);
+export const phaseLabel = (name) => toLabel(name);
 
-export function phaseLook(name) {
-  const [sign, look] = PHASES[name] ?? ['·', 'calm'];
-  return { sign, look };
+export function phaseStyle(name) {
+  const [symbol, style] = PHASES[name] ?? ['·', 'muted'];
+  return { symbol, style };
 }
 
-export const isEnded = (name) => ENDED.includes(name);
+export const isEnded = (phase) => ENDED_PHASES.includes(phase);
 
-export function outcome(name, code) {
-  const words = (name === 'refused' && CODES[code]) || OUTCOMES[name] || plain(name);
-  return code ? `${words} (${code})` : words;
+export function outcomeDescription(name, code) {
+  const text = (name === 'refused' && REFUSALS[code]) || OUTCOMES[name] || toLabel(name);
+  return code ? `${text} (${code})` : text;
 }
 
-/** The error of a failed device, if known. */
-export const errorIn = (error) =>
+/** Returns the text of a device's error; null or undefined without an error. */
+export const errorText = (error) =>
   error && ([error.code, error.text].filter(Boolean).join(': ') || 'the device gives no reason');
 
-export const outcomeName = (name) => plain(name);
+export const outcomeLabel = (name) => toLabel(name);
 
-export const activity = (name) => ACTIVITIES[name] ?? plain(name);
+export const activityLabel = (name) => ACTIVITIES[name] ?? toLabel(name);
 
-export const event = (name) => EVENTS[name] ?? plain(name);
+export const eventLabel = (name) => EVENTS[name] ?? toLabel(name);
 
-const NUMBER = new Intl.NumberFormat('en');
+const NUMBER_FORMAT = new Intl.NumberFormat('en');
 
-export const number = (value) => NUMBER.format(value);
+export const formatNumber = (value) => NUMBER_FORMAT.format(value);
 
 /** Formats a number with a noun: `1 device`, `2 devices`. */
-export const several = (count, of) => `${number(count)} ${of}${count === 1 ? '' : 's'}`;
+export const plural = (count, noun) => `${formatNumber(count)} ${noun}${count === 1 ? '' : 's'}`;
 
-export function share(part, whole) {
+export function formatPercentage(part, whole) {
   return whole > 0 ? `${((part / whole) * 100).toFixed(1)} %` : '';
 }
 
 /** Formats a duration in its two largest units: `1h 5m`. */
-export function span(seconds) {
+export function formatDuration(seconds) {
   const units = [['d', 86400], ['h', 3600], ['m', 60], ['s', 1]];
   const first = units.findIndex(([, size]) => seconds >= size);
   if (first < 0) {
     return '0s';
   }
-  let left = Math.round(seconds);
+  let remaining = Math.round(seconds);
   const parts = [];
   for (const [unit, size] of units.slice(first, first + 2)) {
-    const count = Math.floor(left / size);
-    left -= count * size;
+    const count = Math.floor(remaining / size);
+    remaining -= count * size;
     if (count > 0) {
       parts.push(`${count}${unit}`);
     }
@@ -176,25 +177,27 @@ export function span(seconds) {
   return parts.join(' ');
 }
 
-const CLOCK = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' });
-const DAY = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short' });
-const YEAR = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short', year: 'numeric' });
+const TIME_FORMAT = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' });
+const DAY_FORMAT = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short' });
+const DATE_FORMAT = new Intl.DateTimeFormat('en-GB', {
+  day: 'numeric', month: 'short', year: 'numeric',
+});
 
 /** Formats a time in the viewer's time zone, with the day unless today. */
-export function moment(at) {
-  const then = new Date(at);
+export function formatTime(timestamp) {
+  const date = new Date(timestamp);
   const now = new Date();
-  const clock = CLOCK.format(then);
-  if (then.toDateString() === now.toDateString()) {
-    return clock;
+  const time = TIME_FORMAT.format(date);
+  if (date.toDateString() === now.toDateString()) {
+    return time;
   }
-  const day = then.getFullYear() === now.getFullYear() ? DAY : YEAR;
-  return `${day.format(then)}, ${clock}`;
+  const format = date.getFullYear() === now.getFullYear() ? DAY_FORMAT : DATE_FORMAT;
+  return `${format.format(date)}, ${time}`;
 }
 
 /** Replaces the times in a text by times in the viewer's time zone. */
-export function onTheClock(text) {
-  return text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, moment);
+export function localizeTimes(text) {
+  return text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, formatTime);
 }
 
-export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+export const timeZone = Intl.DateTimeFormat().resolvedOptions().timeZone;
