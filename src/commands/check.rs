@@ -182,12 +182,13 @@ async fn check_hub(name: &HubName, hub: &HubSettings, client: &Client) -> Vec<Ch
     match C2dSender::connect(client).await {
         Ok(sender) => {
             sender.close().await;
-            let transport = match client.transport() {
-                Some(Transport::AmqpWs) => "a WebSocket on port 443",
-                Some(_) => "port 5671",
-                None => "the configured transport",
+            let transport = client.transport().unwrap_or(client.options().transport);
+            let name = match transport {
+                Transport::AmqpWs => "a WebSocket",
+                Transport::Auto | Transport::Amqp => "AMQP",
             };
-            let finding = format!("messages can be sent, over {transport}");
+            let port = client.port(transport);
+            let finding = format!("messages can be sent, over {name} on port {port}");
             checks.push(Check::ok(&service, "messages", finding));
         }
         Err(failure) => checks.push(link_failed(&service, "messages", failure)),

@@ -36,7 +36,7 @@ use crate::config::Settings;
 use crate::engine::{self, Engine};
 use crate::failure::{ExitCode, Failure};
 use crate::otlp;
-use crate::output::{Output, escape_line, with_noun};
+use crate::output::{Output, escape_line, thousands, with_noun};
 use crate::progress::Progress;
 use crate::prometheus;
 use crate::signal::asked_to_stop;
@@ -361,8 +361,8 @@ async fn continue_existing(
         let counts = Tally::sum(&tallies);
         output.note(&format!(
             "{name}: continuing, {} of {} devices are done",
-            counts.settled(),
-            counts.total()
+            thousands(counts.settled()),
+            thousands(counts.total())
         ));
     }
     if let Phase::Paused { .. } = rollout.phase

@@ -132,6 +132,12 @@ impl Client {
         self.inner.last_transport.get()
     }
 
+    /// The port that a transport dials. For [`Transport::Auto`], the port tried first.
+    #[must_use]
+    pub fn port(&self, transport: Transport) -> u16 {
+        self.inner.target(transport).port
+    }
+
     /// How far the hub's clock is ahead of this machine's, according to the `Date` headers of HTTP
     /// responses. `None` before the first response, and right after a step of this machine's clock.
     /// A sender requests the time when connecting, and every five minutes.
@@ -142,6 +148,14 @@ impl Client {
 }
 
 impl ClientInner {
+    /// The address that a transport dials. For [`Transport::Auto`], the address tried first.
+    pub(crate) fn target(&self, transport: Transport) -> &Target {
+        match transport {
+            Transport::AmqpWs => self.http.target(),
+            Transport::Auto | Transport::Amqp => &self.amqp,
+        }
+    }
+
     /// Adds the right missing from the credentials to the description of a link's refusal.
     pub(crate) fn with_missing_permission(
         &self,

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_true_offset_is_within_the_bounds_whatever_the_way() {
+    fn the_true_offset_is_within_bounds_for_any_latency() {
         let days = 3 * 86_400_000;
         for ahead in [0, 50, -50, 999, 180_000, -180_000, 900_000, -900_000, days] {
             for sent in [0, 1, 499, 500, 998, 999] {
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_may_be_right_is_not_corrected() {
+    fn a_possibly_correct_clock_is_not_corrected() {
         for sent in 0..1_000 {
             assert_eq!(answered(0, sent, 3, 3).nearest(), 0);
         }
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_of_the_other_clock_is_not_taken_for_later_than_it_was() {
+    fn a_converted_hub_time_is_never_too_late() {
         for ahead in [0, 900_000, -900_000] {
             let seen = answered(ahead, 400, 30, 30);
             let then = at(777_000);
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_is_forgotten_when_this_machines_clock_is_set() {
+    fn an_offset_is_discarded_when_the_local_clock_is_set() {
         let ticks = Instant::now();
         let offset = answered(900_000, 0, 1, 1);
         let known = Known {
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn hubs_are_asked_now_and_then_and_their_dates_are_noted() {
+    fn the_clock_is_queried_when_due_and_hub_dates_are_recorded() {
         let clock = HubClock::default();
         let now = SystemTime::now();
         assert_eq!((clock.offset(), clock.hub_time(now)), (None, now));
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_is_logged_when_it_matters() {
+    fn significant_offset_changes_are_logged() {
         for (logged, offset, is) in [
             (0, 4_999, false),
             (0, 5_000, true),

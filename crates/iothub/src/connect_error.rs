@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificate_problems_are_told_apart() {
+    fn certificate_problems_are_distinguished() {
         use rustls::CertificateError as C;
         let classify = |problem| {
             let inner = io::Error::other(rustls::Error::InvalidCertificate(problem));

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_named() {
+    fn every_error_is_named() {
         use ConnectionStringError as E;
         let cases: &[(&str, E)] = &[
             ("", E::Empty),
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_not_set_is_named() {
+    fn an_unset_variable_is_reported() {
         let error =
             ConnectionString::from_env("TWINCAST_TEST_VARIABLE_THAT_IS_NOT_SET").unwrap_err();
         assert!(matches!(error, LoadConnectionStringError::NotSet(_)));

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_what_the_file_says_when_a_token_is_asked_for() {
+    async fn a_token_is_signed_with_the_current_key_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("string");
         let credentials = hub_credentials(&path, None);
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_of_another_hub_is_refused_for_good() {
+    async fn a_file_of_another_hub_is_refused_permanently() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("string");
         std::fs::write(&path, string("other.example", "b2xk")).unwrap();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_second_key_is_tried_when_the_first_is_refused_and_the_other_way_round() {
+    async fn a_refused_key_switches_to_the_alternate_key() {
         let folder = tempfile::tempdir().unwrap();
         let (first, second) = (folder.path().join("first"), folder.path().join("second"));
         std::fs::write(&first, string("hub.example", "Zmlyc3Q=")).unwrap();

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_token_comes_out() {
+    fn a_token_matches_the_openssl_signature() {
         // HMAC-SHA256("secret", "hub.example.net\n1700003600"), computed with OpenSSL.
         let token = sign("hub.example.net", "service", b"secret", 1_700_003_600);
         assert_eq!(
@@ -204,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_needs_a_new_token() {
+    fn a_token_is_replaced_after_a_backward_clock_step() {
         let token = signer().sign(at(50_000), at(50_000));
         assert!(!token.is_fresh(LIFETIME, at(10_000), at(10_000)));
     }
 
     #[test]
-    fn a_token_expires_by_the_hubs_clock_and_is_renewed_by_this_machines() {
+    fn expiry_uses_the_hub_clock_and_renewal_the_local_clock() {
         let signer = signer();
         // The hub's clock is unknown at first, then found to be a quarter of an hour ahead.
         let first = signer.sign(at(5_000), at(5_000));

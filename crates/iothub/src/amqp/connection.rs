@@ -329,7 +329,7 @@ mod tests {
     use crate::{Client, ClientOptions, ConnectionString, Roots};
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_token_is_renewed_on_the_open_connection_and_a_refused_renewal_is_told() {
+    async fn open_connection_renews_tokens_and_reports_refusals() {
         let config = HubConfig {
             amqp_port: 0,
             https_port: 0,
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_renewal_that_ends_by_a_defect_ends_the_connection() {
+    async fn an_aborted_renewal_ends_the_connection() {
         let config = HubConfig {
             amqp_port: 0,
             https_port: 0,

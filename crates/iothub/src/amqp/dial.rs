@@ -16,7 +16,7 @@ use tracing::info;
 use twincast_tunnel::WebSocketBytes;
 
 use super::connection::Stage;
-use crate::client::{ClientInner, Target};
+use crate::client::ClientInner;
 use crate::connect_error::ConnectError;
 use crate::options::Transport;
 
@@ -94,7 +94,7 @@ fn record_transport(
         info!(
             hub = %client.host_name,
             transport = transport.name(),
-            address = %target(client, transport),
+            address = %client.target(transport),
             other = failed,
             "AMQP transport chosen"
         );
@@ -102,19 +102,12 @@ fn record_transport(
     stream
 }
 
-fn target(client: &ClientInner, transport: Transport) -> &Target {
-    match transport {
-        Transport::AmqpWs => client.http.target(),
-        Transport::Auto | Transport::Amqp => &client.amqp,
-    }
-}
-
 async fn dial_transport(
     client: &ClientInner,
     transport: Transport,
     stage: &Stage,
 ) -> Result<AmqpStream, ConnectError> {
-    let target = target(client, transport);
+    let target = client.target(transport);
     stage.set("connecting");
     let tcp = twincast_tunnel::connect(&target.host, target.port, &client.options.proxy);
     let tcp = tcp.await.map_err(ConnectError::from_dial)?;

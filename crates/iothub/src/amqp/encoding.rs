@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_value_has_its_length_and_what_is_cut_or_lies_has_none() {
+    fn only_complete_valid_values_have_a_length() {
         let values: [&[u8]; 16] = [
             &[0x40],
             &[0x53, 9],
@@ -352,7 +352,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_input_is_longer_than_it_is_and_none_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn parsing_never_panics_or_exceeds_the_input(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Some(length) = length(&bytes) {
                 prop_assert!(length <= bytes.len());
             }

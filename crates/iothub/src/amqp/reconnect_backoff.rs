@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_begin_anew_after_what_was_worth_them() {
+    fn delays_start_over_after_a_sufficient_lifetime() {
         for (served, lifetime, begins_anew) in [
             (true, FIRST, true),
             (true, Duration::ZERO, false),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_attempts_are_waits_that_a_connection_makes_up_for() {
+    fn required_lifetime_includes_delays_of_failed_attempts() {
         let policy = Policy::new(FIRST, MAX_DELAY).unwrap();
         let waits_after = |enough: bool| {
             let mut backoff = ReconnectBackoff {
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_ends_goes_on_with_its_longest_wait() {
+    fn a_finite_policy_continues_with_the_longest_delay() {
         let policy = Policy::new(FIRST, MAX_DELAY).unwrap();
         let mut backoff = ReconnectBackoff::new(&policy.with_max_attempts(1).unwrap());
         assert!(backoff.next_delay() <= FIRST);

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_of_a_rejection_is_kept() {
+    fn readable_parts_of_a_rejection_are_kept() {
         let info = write_map(&[
             // A key and a value of odd types.
             vec![0x54, 1],
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outcome_that_is_not_known_is_a_state_that_ends_no_delivery() {
+    fn unknown_outcomes_become_a_non_terminal_state() {
         for state in [
             write_described(0x7f, write_list(&[])),
             vec![0x43],

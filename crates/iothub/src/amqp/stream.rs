@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_gathering_leaves_by_itself() {
+    async fn a_full_buffer_is_written_without_a_reader() {
         let (near, mut far) = duplex(1 << 20);
         let (mut stream, _kill) = HubStream::new(near, WRITE_TIMEOUT);
         let mut frame = vec![0; GATHER];
@@ -361,7 +361,7 @@ mod tests {
     /// The hub announces an idle time-out of 90 s; the test counts the frames of the ten minutes
     /// after.
     #[tokio::test(start_paused = true)]
-    async fn empty_frames_come_well_within_half_of_the_peers_idle_time_out() {
+    async fn empty_frames_arrive_within_half_the_peers_idle_time_out() {
         let (near, mut far) = duplex(1 << 16);
         let (stream, _kill) = HubStream::new(near, WRITE_TIMEOUT);
         let client = tokio::spawn(async move {
@@ -400,7 +400,7 @@ mod tests {
 
     /// A hub opens and then stays silent: the client's own idle time-out ends the connection.
     #[tokio::test(start_paused = true)]
-    async fn a_silent_peer_is_left_after_our_idle_time_out() {
+    async fn a_silent_peer_is_disconnected_after_the_idle_time_out() {
         let (near, mut far) = duplex(1 << 16);
         let (stream, _kill) = HubStream::new(near, WRITE_TIMEOUT);
         let client = tokio::spawn(async move {

@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_differs_changes_between_two_messages_of_a_template() {
+    fn messages_of_a_template_differ_in_address_and_id() {
         let template = C2dTemplate::builder("hello")
             .property("colour", "red")
             .content_type("text/plain")
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_life_stays_a_margin_within_what_the_hub_takes() {
+    fn the_expiry_stays_a_margin_below_the_maximum_ttl() {
         for (ttl, sent) in [
             (MAX_TTL, MAX_TTL - EXPIRY_MARGIN),
             (MAX_TTL - EXPIRY_MARGIN / 2, MAX_TTL - EXPIRY_MARGIN),

@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_hub_would_refuse_is_refused_before_it_is_sent() {
+    fn invalid_messages_are_refused_before_the_send() {
         use InvalidMessage as E;
         let build = |b: C2dTemplateBuilder| b.build().unwrap_err();
         let body = || C2dTemplate::builder("x");

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_refusal_has_its_disposition_too() {
+    fn outcomes_other_than_refusals_have_dispositions() {
         let failure = Arc::new(ConnectionFailure::Stalled(Duration::from_secs(1)));
         let refused = Arc::new(ConnectionFailure::Unauthorised {
             identity: "policy \"service\"".into(),

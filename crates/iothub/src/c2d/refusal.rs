@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn every_known_refusal_has_its_disposition() {
+    fn known_refusals_map_to_dispositions() {
         use DeviceReason::{NotFound, QueueFull};
         use Disposition::{Retry, Unknown};
         use HubUnavailableReason as H;

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_read_and_what_is_not_one_is_kept() {
+    fn records_are_read_and_invalid_records_are_kept() {
         let body = br#"[
             {"originalMessageId":"m1","enqueuedTimeUtc":"1970-01-01T00:01:00.5Z","statusCode":"Success",
              "description":"Success","deviceId":"d","deviceGenerationId":"g"},
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_of_the_hub_is_known_and_shown_as_written() {
+    fn every_status_is_parsed_and_displayed_unchanged() {
         for word in [
             "Success",
             "Expired",

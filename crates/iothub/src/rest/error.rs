@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn header_wins_over_body_and_body_over_nothing() {
+    fn the_error_name_in_the_header_wins_over_the_body() {
         let body = r#"{"Message":"ErrorCode:ThrottlingException;slow down","ExceptionMessage":"Tracking ID:t"}"#;
         let error = ApiError::read(429, Some("ThrottlingBacklogLimitExceeded"), body, None);
         assert_eq!(

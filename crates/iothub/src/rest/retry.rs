@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_hub_asks_for_is_waited_and_else_at_least_ten_seconds_when_throttled() {
+    fn retry_after_wins_over_the_minimum_throttled_wait() {
         let mut retries = Retries::new(&ClientOptions::default());
         let asked = retries.decide(&api(429, Some(3)));
         assert_eq!(
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_forgiven_once_and_retries_end() {
+    fn a_refused_token_is_retried_once_and_retries_end() {
         let mut retries = Retries::new(&ClientOptions::default());
         assert_eq!(
             retries.decide(&api(401, None)).unwrap().0,

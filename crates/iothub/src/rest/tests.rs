@@ -45,7 +45,7 @@ fn page(items: Value, continuation: Option<&str>) -> ResponseTemplate {
 
 /// Only a refused first page is the query's fault.
 #[tokio::test]
-async fn a_refused_continuation_is_no_bad_query_and_can_be_asked_for_again() {
+async fn a_refused_continuation_can_be_requested_again() {
     let server = MockServer::start().await;
     let continues = |r: &Request| r.headers.contains_key("x-ms-continuation");
     let refused = || ResponseTemplate::new(400).set_body_string("ErrorCode:BadFormat;continuation");
@@ -140,7 +140,7 @@ async fn only_a_missing_continuation_ends_a_query() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_text_spoil_one_item() {
+async fn invalid_utf8_affects_a_single_item() {
     let server = MockServer::start().await;
     let body = b"[{\"id\":\"a\"},{\"id\":\"\xff\"},{\"id\":\"c\"}]".to_vec();
     Mock::given(method("POST"))
@@ -161,7 +161,7 @@ async fn bytes_that_are_no_text_spoil_one_item() {
 }
 
 #[tokio::test]
-async fn a_failed_page_can_be_asked_for_again() {
+async fn a_failed_page_can_be_requested_again() {
     let server = MockServer::start().await;
     let refused = ResponseTemplate::new(400)
         .set_body_json(json!({"Message": "ErrorCode:ArgumentInvalid;bad"}));
@@ -186,7 +186,7 @@ async fn a_failed_page_can_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn throttling_is_retried_as_asked_and_every_retry_is_told() {
+async fn throttling_respects_retry_after_and_retries_are_reported() {
     let server = MockServer::start().await;
     let throttled = ResponseTemplate::new(429)
         .insert_header("Retry-After", "0")
@@ -283,7 +283,7 @@ async fn a_refused_token_is_replaced_once() {
 }
 
 #[tokio::test]
-async fn a_twin_is_read_with_its_id_encoded_and_a_missing_one_is_told() {
+async fn twin_ids_are_encoded_and_missing_twins_are_reported() {
     let server = MockServer::start().await;
     let twin = json!({
         "deviceId": "a/b c", "etag": "AAA=", "status": "enabled", "version": 7,
@@ -307,7 +307,7 @@ async fn a_twin_is_read_with_its_id_encoded_and_a_missing_one_is_told() {
 }
 
 #[tokio::test]
-async fn a_query_that_is_too_long_is_not_sent() {
+async fn an_overlong_query_is_not_sent() {
     let server = MockServer::start().await;
     let client = client(&server, quick_options());
     let error = client
@@ -321,7 +321,7 @@ async fn a_query_that_is_too_long_is_not_sent() {
 }
 
 #[tokio::test]
-async fn where_nothing_listens_is_told_as_refused() {
+async fn a_closed_port_is_reported_as_refused() {
     let server = MockServer::start().await;
     let options = ClientOptions {
         https: crate::Endpoint {

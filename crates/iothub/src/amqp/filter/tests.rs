@@ -130,7 +130,7 @@ fn filter_after_two_transfers() -> FrameFilter {
 }
 
 /// The state after the session has begun, with the peer on its channel 5.
-fn begun() -> FrameFilter {
+fn session_filter() -> FrameFilter {
     let mut filter = filter_after_two_transfers();
     filtered(&mut filter, &opening()).unwrap();
     filter
@@ -235,7 +235,7 @@ fn idle_time_outs_are_shortened_within_reason() {
 
 /// Bytes invalid in each phase of a connection.
 #[test]
-fn what_is_not_amqp_ends_the_stream_in_every_phase() {
+fn invalid_amqp_ends_the_stream_in_every_phase() {
     let phases: [(&str, Vec<u8>); 6] = [
         ("start", Vec::new()),
         ("SASL", SASL_HEADER.to_vec()),
@@ -287,11 +287,11 @@ fn what_is_not_amqp_ends_the_stream_in_every_phase() {
 }
 
 #[test]
-fn a_symbolic_performative_is_looked_into_as_well() {
+fn symbolic_performatives_are_sanitized() {
     let mut wide = vec![0x00];
     wide.extend(write_symbol("amqp:disposition:list"));
     wide.extend(&disposition(TRUE, 0, u32::MAX, TRUE, &ACCEPTED)[HEADER + 3..]);
-    let out = filtered(&mut begun(), &frame(5, &wide)).unwrap();
+    let out = filtered(&mut session_filter(), &frame(5, &wide)).unwrap();
     let cut = &disposition(TRUE, 0, 1, TRUE, &ACCEPTED)[HEADER + 3..];
     assert!(out.ends_with(cut), "{out:x?}");
 }
@@ -314,23 +314,23 @@ fn a_code_of_another_integer_type_is_malformed() {
 
 /// The library takes a code for the start of a described value, and reads on behind it.
 #[test]
-fn nothing_after_a_performative_is_taken_for_a_part_of_it() {
+fn bytes_after_a_performative_are_dropped() {
     let after = [0x00, 0x53, 0x17, 0xd0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
     let mut odd = disposition(TRUE, 0, 0, TRUE, &[0x53, 0x25]);
     odd.extend(after);
     set_size(&mut odd);
     let settled = disposition(TRUE, 0, 0, TRUE, &sanitize::outcome(&[0x53, 0x25]));
-    assert_eq!(filtered(&mut begun(), &odd).unwrap(), settled);
+    assert_eq!(filtered(&mut session_filter(), &odd).unwrap(), settled);
     let mut good = disposition(TRUE, 0, 0, TRUE, &ACCEPTED);
     let expected = good.clone();
     good.extend(after);
     set_size(&mut good);
-    assert_eq!(filtered(&mut begun(), &good).unwrap(), expected);
+    assert_eq!(filtered(&mut session_filter(), &good).unwrap(), expected);
 }
 
 /// In any other body the library reads sizes and allocates as much memory.
 #[test]
-fn the_body_of_a_sasl_frame_is_one_described_value() {
+fn a_sasl_body_must_be_a_single_described_value() {
     let outcome = &SASL_OUTCOME[HEADER..];
     let huge = [0x00, 0xb3, 0xff, 0xff, 0xff, 0xff];
     for body in [
@@ -349,7 +349,7 @@ fn the_body_of_a_sasl_frame_is_one_described_value() {
 }
 
 #[test]
-fn a_disposition_is_cut_to_what_can_be_in_flight() {
+fn dispositions_are_limited_to_deliveries_in_flight() {
     let widest = u32::try_from(MAX_DISPOSITION_IDS).unwrap();
     let table = [
         (TRUE, (0, u32::MAX), Some((0, 1))),
@@ -368,14 +368,14 @@ fn a_disposition_is_cut_to_what_can_be_in_flight() {
                 None => EMPTY.to_vec(),
             };
             assert_eq!(
-                filtered(&mut begun(), &sent).unwrap(),
+                filtered(&mut session_filter(), &sent).unwrap(),
                 expected,
                 "{role:x} {first} {last}"
             );
         }
     }
     // The oldest ids possibly in flight rise with the ids sent.
-    let mut filter = begun();
+    let mut filter = session_filter();
     let far = [write_uint(0), write_uint(49_999)].concat();
     filter.outgoing(&frame(3, &list(TRANSFER, 2, &far)));
     let out = filtered(
@@ -390,7 +390,7 @@ fn a_disposition_is_cut_to_what_can_be_in_flight() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_decoded_is_one_for_its_deliveries_alone() {
+fn undecodable_states_and_errors_are_repaired() {
     let unknown = long_list(0x7f, &[]);
     let odd_info = write_map(&[vec![0x54, 1], vec![0x74, 1, 2, 3, 4]]);
     let error = |info: Vec<u8>| {
@@ -407,14 +407,17 @@ fn an_answer_that_cannot_be_decoded_is_one_for_its_deliveries_alone() {
         ),
     ] {
         for settled in [TRUE, FALSE] {
-            let out = filtered(&mut begun(), &disposition(TRUE, 0, 0, settled, &state));
+            let out = filtered(
+                &mut session_filter(),
+                &disposition(TRUE, 0, 0, settled, &state),
+            );
             assert_eq!(out.unwrap(), disposition(TRUE, 0, 0, TRUE, &mended));
         }
     }
     let detach = |error: Vec<u8>| frame(5, &long_list(DETACH, &[vec![0x43], vec![TRUE], error]));
     let close = |error: Vec<u8>| frame(0, &long_list(CLOSE, &[error]));
     for ends in [detach, close] {
-        let out = filtered(&mut begun(), &ends(error(odd_info.clone()))).unwrap();
+        let out = filtered(&mut session_filter(), &ends(error(odd_info.clone()))).unwrap();
         assert_eq!(out, ends(error(write_map(&[]))));
     }
     // A disposition without delivery ids.
@@ -426,11 +429,11 @@ fn an_answer_that_cannot_be_decoded_is_one_for_its_deliveries_alone() {
         ACCEPTED.to_vec(),
     ];
     let nobody = frame(5, &long_list(DISPOSITION, &items));
-    assert!(filtered(&mut begun(), &nobody).is_err());
+    assert!(filtered(&mut session_filter(), &nobody).is_err());
 }
 
 #[test]
-fn a_message_that_is_not_well_formed_is_an_empty_one() {
+fn malformed_messages_become_empty_messages() {
     for payload in [
         &[0xff; 9][..],
         &[0; 9000],
@@ -438,10 +441,10 @@ fn a_message_that_is_not_well_formed_is_an_empty_one() {
         &[0x00, 0x53, 0x75],
         b"text",
     ] {
-        let out = filtered(&mut begun(), &transfer(0, FALSE, payload)).unwrap();
+        let out = filtered(&mut session_filter(), &transfer(0, FALSE, payload)).unwrap();
         assert_eq!(out, transfer(0, FALSE, EMPTY_MESSAGE), "{payload:x?}");
     }
-    let mut filter = begun();
+    let mut filter = session_filter();
     // Two links in turn; one message is deeply nested across both of its parts.
     let parts = [
         transfer(0, TRUE, &[0; 9000]),
@@ -463,9 +466,9 @@ fn a_message_that_is_not_well_formed_is_an_empty_one() {
 }
 
 #[test]
-fn messages_that_never_end_take_bounded_memory() {
+fn endless_messages_take_bounded_memory() {
     for payload in [&[0; 60_000][..], &[]] {
-        let mut filter = begun();
+        let mut filter = session_filter();
         let mut sent = 0;
         let error = loop {
             // A new handle each time, so that no link holds much.
@@ -482,7 +485,7 @@ fn messages_that_never_end_take_bounded_memory() {
 
 #[test]
 fn an_aborted_message_is_forgotten() {
-    let mut filter = begun();
+    let mut filter = session_filter();
     filtered(&mut filter, &transfer(0, TRUE, MESSAGE)).unwrap();
     let items = [
         0x43, 0x43, 0xa0, 1, b't', 0x43, FALSE, FALSE, NULL, NULL, FALSE, TRUE,
@@ -494,11 +497,11 @@ fn an_aborted_message_is_forgotten() {
 
 proptest! {
     #[test]
-    fn nothing_panics_and_nothing_is_made_up(
+    fn arbitrary_bytes_never_panic(
         input in proptest::collection::vec(any::<u8>(), 0..400),
         split in 0_usize..400,
     ) {
-        let mut filter = begun();
+        let mut filter = session_filter();
         let split = split.min(input.len());
         let mut out = Vec::new();
         if filter.incoming(&input[..split], &mut out).is_ok() {
@@ -511,7 +514,7 @@ proptest! {
 
     /// With any byte of a conversation changed, the library can decode everything passed on.
     #[test]
-    fn mangled_frames_never_panic_and_what_is_seen_decodes(at in 0_usize..2000, byte: u8) {
+    fn mangled_frames_never_panic_and_output_decodes(at in 0_usize..2000, byte: u8) {
         let (mut input, _) = conversation();
         let at = at % input.len();
         input[at] = byte;
