@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_those_of_the_files_now() {
+    fn credentials_are_read_from_settings_and_files() {
         let folder = tempfile::tempdir().unwrap();
         let says = |what: serde_json::Value| {
             let headers = credential_headers("peer", &peer(&what), folder.path());

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_is_named() {
+    fn duplicates_and_malformed_rows_are_reported() {
         let plan = |repeated: u64, rows: u64| -> PlanSummary {
             let example = json!({"hub": "eu", "found": "x y", "reason": "its id is no good"});
             let plan = json!({

@@ -160,7 +160,7 @@ mod tests {
     const OURS: &str = "[otlp]\nurl = 'http://ours:4318'\n";
 
     #[test]
-    fn the_configuration_comes_before_the_environment_and_that_is_read_as_the_standard_says() {
+    fn configuration_precedes_standard_environment_variables() {
         let all = "http://c:4318/v1/traces, 1 of those that begin here";
         for (toml, variables, expected) in [
             ("", &[][..], "nothing"),

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn our_styles_stay_and_others_are_shown() {
+    fn own_styles_are_kept_and_foreign_styles_are_escaped() {
         let ours = format!("{}\n\u{1b}[0m", paint(true, Style::Bad, "x\u{1b}[1m\ny"));
         assert_eq!(ours, "\u{1b}[1;31mx\\u{1b}[1m\\ny\u{1b}[0m\n\u{1b}[0m");
         assert_eq!(escape_text(&ours), ours);

@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_obstacle_with_new_words_each_try_is_printed_now_and_then() {
+    async fn a_changing_obstacle_is_printed_at_intervals() {
         let mut line = ObstacleLine::default();
         assert!(line.is_new(Some("no route, try 1")));
         assert!(!line.is_new(Some("no route, try 2")));

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_and_root_change_and_others_look() {
+    fn owner_and_root_are_admins_and_other_users_viewers() {
         let table = [
             (Some(7), "ann", Role::Admin),
             (Some(0), "ann", Role::Admin),

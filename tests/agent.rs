@@ -68,7 +68,7 @@ fn an_update_is_signed_by_two_keys_and_verified_by_either() {
         .0,
         3
     );
-    for (wrong, told) in [
+    for (wrong, expected) in [
         ("--expires soon", "--expires is not a time"),
         ("--url file:///fw", "must be https, http or ftp"),
         ("--key fw.bin", "is not an ed25519 secret key"),
@@ -83,12 +83,12 @@ fn an_update_is_signed_by_two_keys_and_verified_by_either() {
         let arguments = arguments.split_whitespace().collect::<Vec<_>>().join(" ");
         let (code, answer) = run(&arguments);
         assert_eq!(code, 3);
-        assert!(answer.to_string().contains(told), "{answer}");
+        assert!(answer.to_string().contains(expected), "{answer}");
     }
 }
 
 #[test]
-fn the_agent_says_what_is_wrong_with_its_configuration() {
+fn agent_configuration_errors_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let run = |arguments: &str| twincast(folder.path(), arguments);
     assert_eq!(run("agent").0, 2);

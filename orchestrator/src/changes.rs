@@ -133,7 +133,7 @@ mod tests {
     /// A store that lost its last writes may assign a version twice, so the listed version does not
     /// show the change.
     #[tokio::test(start_paused = true)]
-    async fn another_record_of_the_same_version_is_noticed_though_nobody_waits_for_long() {
+    async fn short_waits_detect_a_new_record_of_equal_version() {
         let store = MemoryStore::new(Arc::new(RuntimeClock::default()));
         let rollout = build::running(&store, "r", vec![build::batch(0, 1)]).await;
         let mut known = store.rollout(&rollout.spec.name).await.unwrap().unwrap();

@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_read_and_say_why() {
+    fn commands_parse_with_all_accepted_content_types() {
         let body = br#"{"command":"pause","rollout":"r","reason":"smoke","by":"ann"}"#;
         for content_type in [
             None,
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_keeps_every_digit_and_takes_null_for_absent() {
+    fn a_command_keeps_every_digit_and_null_counts_as_absent() {
         let body = r#"{"command":"start","spec":{"name":"a","target":{"all":true},
             "message":{"body":{"json":{"big":12345678901234567890123,"cents":1.10,"hash":1234567e8}}}},
             "outcomes":null,"reason":null,"stage":null}"#;
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_of_a_command_has_an_end() {
+    fn reason_and_author_have_length_limits() {
         let command = |reason: usize, by: usize| {
             let (reason, by) = ("\u{e4}".repeat(reason), "b".repeat(by));
             format!(r#"{{"command":"pause","rollout":"r","reason":"{reason}","by":"{by}"}}"#)
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_is_named() {
+    fn every_error_of_a_command_is_named() {
         let cases = [
             ("{", None, Cause::Unreadable, "not JSON"),
             (

@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn each_device_is_new_once() {
+    fn a_device_added_twice_is_stored_once() {
         let mut set = DeviceSet::default();
         // Each device twice, in a shuffled order.
         for number in (0..50_000).map(|n| n * 7_919 % 50_000) {

@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reference_of_the_document_leads_somewhere() {
+    fn every_reference_of_the_document_resolves() {
         let document = openapi();
         assert_eq!(document["openapi"], "3.1.0");
         let mut references = Vec::new();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_has_the_bound_that_is_kept() {
+    fn the_document_states_the_length_limit_of_reasons() {
         let document = openapi();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for name in ["ReasonBody", "StageBody", "RetryBody", "PromoteBody"] {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn every_operation_says_who_may_and_how_it_fails() {
+    fn every_operation_documents_security_and_errors() {
         let document = openapi();
         let paths = document["paths"].as_object().unwrap();
         assert!(paths.len() >= 15);

@@ -295,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_has_a_largest_size() {
+    fn a_list_has_a_size_limit() {
         let file = list("a\nb\nc\n");
         let ids = |max_bytes| {
             let mut ids = Vec::new();
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_taken_as_people_have_them() {
+    fn common_list_formats_are_accepted() {
         let export = |id: &str| {
             format!(
                 r#"{{"id":"{id}","eTag":"MA==","status":"enabled","authentication":{{"symmetricKey":{{"primaryKey":"c2VjcmV0"}}}}}}"#
@@ -379,7 +379,7 @@ mod tests {
 
     /// A line may contain a key, whatever the error.
     #[test]
-    fn a_line_is_never_shown() {
+    fn errors_do_not_show_the_line() {
         for (text, says) in [
             (
                 "a\n\nb secret\n",
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_lists_are_named() {
+    fn invalid_lists_are_reported() {
         let mut file = list("a\n");
         file.write_all(b"b\xff\n").unwrap();
         let error = check(file.path()).unwrap_err();

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_finds_its_own_devices() {
+    fn each_new_or_departed_device_is_found_by_one_part() {
         let (a, b) = (hub("a"), hub("b"));
         let mut new = 0;
         let mut left = 0;
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn large_fleets_are_gone_through_in_parts() {
+    fn large_fleets_are_split_into_parts() {
         for (devices, parts) in [
             (0, 1),
             (1, 1),

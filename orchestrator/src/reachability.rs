@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_is_two_lines() {
+    async fn an_outage_logs_two_lines() {
         let lines = Arc::new(AtomicU64::new(0));
         let guard = subscriber::set_default(Lines(Arc::clone(&lines)));
         let reach = Reachability::new("the store");

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_waits_for_the_one_before_it() {
+    fn a_tag_value_waits_for_the_previous_value() {
         let by = Order::By(TagPath::new("site").unwrap());
         let by = Some(&by);
         // 600 per minute are 30 in three seconds.

@@ -458,7 +458,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn passes_become_rare_while_nothing_changes() {
+    async fn pass_interval_grows_while_a_rollout_is_idle() {
         let config = DriverConfig::default();
         let mut intervals = Intervals::default();
         let mut passes = 0;

@@ -30,10 +30,10 @@ use twincast_testkit::{MemoryStore, RuntimeClock, ScriptedHub, build};
 const CANARY: &str = "stages: [{name: canary, max_devices: 5, gate: {counts: applied, failure_above: 20%, min_sample: 1}}]";
 /// The answer of a device, by its position in the batch and the attempt, with the delay after the
 /// message; `None` for no answer.
-type Answers = Arc<dyn Fn(u32, u16) -> Option<Told> + Send + Sync>;
-type Told = (&'static str, &'static str, Duration);
+type Answers = Arc<dyn Fn(u32, u16) -> Option<Answer> + Send + Sync>;
+type Answer = (&'static str, &'static str, Duration);
 
-const DONE: fn(u32, u16) -> Option<Told> = |_, _| Some(("applied", "", Duration::from_secs(30)));
+const DONE: fn(u32, u16) -> Option<Answer> = |_, _| Some(("applied", "", Duration::from_secs(30)));
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -49,7 +49,7 @@ impl Bench {
     async fn new(
         devices: u32,
         more: &str,
-        answers: impl Fn(u32, u16) -> Option<Told> + Send + Sync + 'static,
+        answers: impl Fn(u32, u16) -> Option<Answer> + Send + Sync + 'static,
     ) -> Self {
         let answers: Answers = Arc::new(answers);
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::default());
@@ -159,7 +159,7 @@ async fn settle(store: &MemoryStore, hub: &ScriptedHub, delivery: Delivery, answ
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fleet_that_answers_is_counted_in_a_few_queries() {
+async fn answers_of_a_fleet_are_counted_in_a_few_queries() {
     let bench = Bench::new(1_000, "answers: true", DONE).await;
     let began = Instant::now();
     let rollout = bench.drive().await;
@@ -178,7 +178,7 @@ async fn a_fleet_that_answers_is_counted_in_a_few_queries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_build_stops_at_the_canary_in_the_devices_own_words() {
+async fn a_bad_build_stops_at_the_canary_with_device_errors() {
     let bench = Bench::new(1_000, CANARY, |index, _| {
         let after = Duration::from_secs(20);
         Some(match index {
@@ -225,7 +225,7 @@ async fn a_bad_build_stops_at_the_canary_in_the_devices_own_words() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silent_devices_are_waited_for_and_the_others_are_told_one_by_one() {
+async fn the_rollout_waits_for_silent_devices_until_the_deadline() {
     let bench = Bench::new(250, "answers: {within: 10m}", |index, _| match index % 10 {
         0 => None,
         1 => Some(("still at it", "", Duration::from_secs(1))),
@@ -261,7 +261,7 @@ async fn a_gate_waits_for_the_lag_of_queries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hubs_that_cannot_be_asked_are_no_silence() {
+async fn hub_outage_does_not_count_as_device_silence() {
     let gate =
         "stages: [{name: s, gate: {counts: applied, failure_above: 5%, evidence_within: 20m}}]";
     let bench = Bench::new(100, gate, DONE).await;
@@ -288,7 +288,7 @@ async fn hubs_that_cannot_be_asked_are_no_silence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_counts_its_own_answers() {
+async fn a_retry_counts_only_answers_to_the_new_attempt() {
     let bench = Bench::new(50, "answers: true", |index, attempt| {
         let fails = index < 7 && attempt == 1;
         Some(match fails {
@@ -316,7 +316,7 @@ async fn a_retry_counts_its_own_answers() {
 
 /// A device may write anything into its twin.
 #[tokio::test(start_paused = true)]
-async fn answers_to_nothing_cost_nothing() {
+async fn answers_with_unknown_message_ids_are_ignored() {
     let bench = Bench::new(20, "answers: {within: 1m}", |index, _| {
         (index > 0).then(|| DONE(0, 1).unwrap())
     })
@@ -358,7 +358,7 @@ impl Dice {
 /// Drivers crash, hubs are away, devices answer late or never. In the end, each device has the
 /// outcome of its answer.
 #[tokio::test(start_paused = true)]
-async fn whatever_happens_every_answer_counts_once() {
+async fn every_answer_counts_once_despite_crashes_and_outages() {
     for seed in 0..80 {
         let mut dice = Dice(seed);
         let devices = 1 + dice.among(260);
@@ -374,7 +374,7 @@ async fn whatever_happens_every_answer_counts_once() {
                 }
             })
             .collect();
-        let told = truths.clone();
+        let answers = truths.clone();
         let stages = [
             "weight: 1",
             "stages: [{name: a, max_devices: 7}, {name: b, percent: 40%}]",
@@ -387,7 +387,7 @@ async fn whatever_happens_every_answer_counts_once() {
         // in the order of batches.
         let next = std::sync::atomic::AtomicUsize::new(0);
         let bench = Bench::new(devices as u32, &more, move |_, _| {
-            told[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)]
+            answers[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)]
         })
         .await;
         let hub = bench.hub.clone();

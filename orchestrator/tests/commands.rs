@@ -70,7 +70,7 @@ async fn phase(store: &MemoryStore, name: &str) -> Phase {
 }
 
 #[tokio::test]
-async fn a_start_that_comes_often_is_one_rollout() {
+async fn repeated_starts_create_one_rollout() {
     let (executor, store) = executor();
     let start = json!({"command": "start", "spec": spec("r")});
     let all = futures::future::join_all((0..100).map(|_| done(&executor, start.clone()))).await;
@@ -91,7 +91,7 @@ async fn last_event(store: &MemoryStore, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn operators_change_a_rollout_and_asking_twice_changes_nothing() {
+async fn commands_change_a_rollout_and_repeats_have_no_effect() {
     let (executor, store) = executor();
     run(&executor, &store, "r").await;
     let first = store.rollout(&build::name("r")).await.unwrap().unwrap();
@@ -167,7 +167,7 @@ async fn a_command_with_a_key_changes_a_rollout_once() {
 }
 
 #[tokio::test]
-async fn so_many_keys_are_known_and_no_more() {
+async fn the_number_of_known_keys_is_limited() {
     let (executor, store) = executor();
     run(&executor, &store, "r").await;
     let command = |n: usize| {
@@ -187,7 +187,7 @@ async fn so_many_keys_are_known_and_no_more() {
 }
 
 #[tokio::test]
-async fn stop_all_stops_what_sends_and_resume_all_wakes_only_that() {
+async fn resume_all_resumes_only_rollouts_halted_by_stop_all() {
     let (executor, store) = executor();
     for name in ["a", "b", "c"] {
         run(&executor, &store, name).await;
@@ -223,7 +223,7 @@ async fn stop_all_stops_what_sends_and_resume_all_wakes_only_that() {
 }
 
 #[tokio::test]
-async fn an_unknown_hub_is_named_with_those_there_are() {
+async fn an_unknown_hub_is_refused_with_the_known_hubs() {
     let (executor, _store) = executor();
     let mut spec = spec("r");
     spec["target"]["hubs"] = json!(["a", "mars"]);
@@ -279,7 +279,7 @@ fn phases() -> [Phase; 10] {
 }
 
 #[tokio::test]
-async fn no_refusal_has_words_that_only_the_engine_knows() {
+async fn refusals_contain_no_internal_terms() {
     let asks = [
         ("pause", &[None] as &[_]),
         ("resume", &[None]),
@@ -355,7 +355,7 @@ async fn no_refusal_has_words_that_only_the_engine_knows() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
+async fn a_refusal_states_the_phase_and_the_next_step() {
     let cases = [
         (
             Phase::Aborting {
@@ -421,7 +421,7 @@ async fn a_refusal_says_where_the_rollout_is_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn one_that_is_not_planned_yet_is_paused_once_it_is() {
+async fn a_pause_before_planning_is_recorded_and_revocable() {
     let (executor, store) = executor();
     done(&executor, json!({"command": "start", "spec": spec("r")})).await;
     let pause = json!({"command": "pause", "rollout": "r", "reason": "not yet", "by": "ann"});
@@ -442,7 +442,7 @@ async fn one_that_is_not_planned_yet_is_paused_once_it_is() {
 }
 
 #[tokio::test]
-async fn while_all_is_stopped_a_refusal_says_so() {
+async fn a_resume_during_stop_all_is_refused_with_the_reason() {
     let (executor, store) = executor();
     run(&executor, &store, "r").await;
     done(&executor, json!({"command": "pause", "rollout": "r"})).await;
@@ -457,7 +457,7 @@ async fn while_all_is_stopped_a_refusal_says_so() {
 /// An ended rollout is removed, and the name is free for another rollout. A repeated deletion does
 /// nothing.
 #[tokio::test]
-async fn a_rollout_that_has_ended_is_deleted() {
+async fn only_ended_rollouts_are_deleted() {
     let (executor, store) = executor();
     let delete =
         json!({"command": "delete", "rollout": "r", "reason": "audit is over", "by": "ann"});
@@ -499,21 +499,21 @@ async fn a_rollout_that_has_ended_is_deleted() {
 
 /// Running rollouts, recently ended rollouts, and rollouts with unpublished events are kept.
 #[tokio::test]
-async fn rollouts_that_ended_long_ago_are_deleted() {
+async fn retention_deletes_only_old_ended_rollouts() {
     let (executor, store) = executor();
     let now = executor.clock.now();
     let hours_ago = |hours: u64| now.minus(Duration::from_secs(hours * 3_600));
-    for (name, phase, hours, is_told) in [
+    for (name, phase, hours, is_published) in [
         ("older", Phase::Succeeded, 60, true),
         ("old", Phase::FinishedWithFailures, 49, true),
         ("recent", Phase::Succeeded, 47, true),
         ("runs", Phase::Running, 90, false),
-        ("untold", Phase::Succeeded, 90, false),
+        ("unpublished", Phase::Succeeded, 90, false),
     ] {
         let mut rollout = in_phase(name, phase);
         rollout.changed_at = hours_ago(hours);
         store.create(&rollout).await.unwrap();
-        if is_told {
+        if is_published {
             let name = &rollout.spec.name;
             store.deactivate(name, rollout.version).await.unwrap();
         }
@@ -533,8 +533,8 @@ async fn rollouts_that_ended_long_ago_are_deleted() {
             .unwrap()
     };
     assert_eq!(pass(2).await, 1);
-    assert_eq!(left().await, ["old", "recent", "runs", "untold"]);
+    assert_eq!(left().await, ["old", "recent", "runs", "unpublished"]);
     assert_eq!(pass(0).await, 1);
-    assert_eq!(left().await, ["recent", "runs", "untold"]);
+    assert_eq!(left().await, ["recent", "runs", "unpublished"]);
     assert_eq!(pass(0).await, 0);
 }

@@ -181,7 +181,7 @@ async fn a_rollout_is_planned_released_and_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_planned_for_one_hub_is_never_released_for_another() {
+async fn batches_are_never_released_for_another_hub_host() {
     let bench = bench(20, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -221,7 +221,7 @@ async fn what_was_planned_for_one_hub_is_never_released_for_another() {
 /// A hub's refusal shows in the rollout's time account until the pace is restored, and the account
 /// adds up.
 #[tokio::test(start_paused = true)]
-async fn time_that_a_hub_throttles_is_booked_as_that() {
+async fn throttled_time_is_accounted_as_throttled() {
     let bench = bench(100, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -247,7 +247,7 @@ async fn time_that_a_hub_throttles_is_booked_as_that() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_dispatch_is_rung_again() {
+async fn a_lost_dispatch_is_published_again() {
     let bench = bench(150, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -270,7 +270,7 @@ async fn a_lost_dispatch_is_rung_again() {
 
 /// The message is unconfirmed or unanswered for all devices. No running worker knows the rollout.
 #[tokio::test(start_paused = true)]
-async fn a_worker_is_woken_to_listen_to_every_hub_with_unanswered_devices() {
+async fn hubs_with_unanswered_devices_get_a_listening_worker() {
     for outcome in [Outcome::Enqueued, Outcome::Unknown] {
         let bench = bench(1, DriverConfig::default());
         bench.accepts(with("full", "order: shuffled")).await;
@@ -311,7 +311,7 @@ async fn a_worker_is_woken_to_listen_to_every_hub_with_unanswered_devices() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crashed_plan_is_made_again_without_a_trace() {
+async fn a_crashed_plan_is_replaced_without_leftovers() {
     let bench = bench(250, DriverConfig::default());
     let rollout = bench.accepted().await;
     // The first try got as far as two batches, including a device that has left since.
@@ -352,7 +352,7 @@ async fn a_crashed_plan_is_made_again_without_a_trace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abort_skips_what_is_left_once_the_workers_let_go() {
+async fn an_abort_skips_remaining_devices_once_leases_are_released() {
     let bench = bench(300, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -400,7 +400,7 @@ async fn an_abort_before_the_plan_is_whole_counts_no_devices() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_rollout_is_left_alone_and_a_stop_changes_nothing() {
+async fn driver_returns_at_a_pause_and_stop_keeps_the_phase() {
     let bench = bench(300, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -420,7 +420,7 @@ async fn a_paused_rollout_is_left_alone_and_a_stop_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_target_fails_and_frees_its_name() {
+async fn an_empty_target_fails_and_frees_the_name() {
     let bench = bench(0, DriverConfig::default());
     let rollout = bench.accepted().await;
     let ended = bench.drive().await.unwrap();
@@ -455,7 +455,7 @@ async fn an_empty_target_fails_and_frees_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hub_that_is_away_leaves_the_rollout_to_be_planned_later() {
+async fn planning_is_retried_after_a_hub_outage() {
     let bench = bench(50, DriverConfig::default());
     bench.accepted().await;
     bench.hub.set_down(true);
@@ -535,7 +535,7 @@ fn continuous(seconds: u64) -> Rollout {
 }
 
 #[tokio::test(start_paused = true)]
-async fn devices_that_join_are_sent_to_until_the_end() {
+async fn late_joiners_are_sent_to_until_the_end() {
     let bench = Arc::new(bench(150, DriverConfig::default()));
     let settling = bench.settles_all();
     bench.accepts(continuous(3 * 3600)).await;
@@ -584,7 +584,7 @@ async fn devices_that_join_are_sent_to_until_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn devices_that_leave_before_their_turn_are_skipped_and_may_come_again() {
+async fn departed_devices_are_skipped_and_may_rejoin() {
     let bench = Arc::new(bench(150, DriverConfig::default()));
     bench.accepts(continuous(2 * 3600)).await;
     let driving = bench.drive();
@@ -629,7 +629,7 @@ fn two_of_each(tag: &str, values: &[&str]) -> ScriptedHub {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_all_zones_are_closed_it_waits_for_the_first_that_opens() {
+async fn a_rollout_waits_for_the_first_zone_to_open() {
     let hub = two_of_each("zone", &["Europe/Oslo", "Asia/Tokyo"]);
     let bench = Arc::new(bench_on(hub, DriverConfig::default()));
     let settling = bench.settles_all();
@@ -657,7 +657,7 @@ async fn while_all_zones_are_closed_it_waits_for_the_first_that_opens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rollout_that_its_budgets_hold_back_says_so_and_so_do_its_devices() {
+async fn a_full_budget_is_shown_for_rollout_and_devices() {
     let hub = two_of_each("site", &["oslo", "rome"]);
     let bench = Arc::new(bench_on(hub, DriverConfig::default()));
     let settling = bench.settles_all();
@@ -724,7 +724,7 @@ impl Bench {
 
 /// A worker holds the only batch but cannot reach the hub: the queue is empty, and nothing is sent.
 #[tokio::test(start_paused = true)]
-async fn a_rollout_whose_hub_is_out_of_reach_says_so_and_so_do_its_devices() {
+async fn an_unreachable_hub_is_shown_for_rollout_and_devices() {
     let bench = bench(100, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -779,7 +779,7 @@ async fn a_rollout_whose_hub_is_out_of_reach_says_so_and_so_do_its_devices() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rollout_without_a_worker_says_so() {
+async fn a_missing_worker_is_shown_for_rollout_and_devices() {
     let bench = bench(100, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -803,7 +803,7 @@ async fn a_rollout_without_a_worker_says_so() {
 
 /// The broker is away before a worker has received any dispatch.
 #[tokio::test(start_paused = true)]
-async fn a_rollout_whose_queue_is_out_of_reach_says_so() {
+async fn an_unreachable_queue_is_shown_for_the_rollout() {
     let mut bench = bench(100, DriverConfig::default());
     let queue = Arc::new(NoQueue);
     Arc::get_mut(&mut bench.driver).unwrap().queue = queue;
@@ -818,7 +818,7 @@ async fn a_rollout_whose_queue_is_out_of_reach_says_so() {
 
 /// Throttling by the hub is shown.
 #[tokio::test(start_paused = true)]
-async fn a_rollout_that_is_throttled_says_so() {
+async fn throttling_is_shown_for_the_rollout() {
     let bench = bench(100, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -857,7 +857,7 @@ fn away(doing: &'static str) -> QueueError {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_malformed_rows_are_named() {
+async fn joiners_are_sent_to_once_and_malformed_rows_are_counted() {
     let bench = Arc::new(bench(0, DriverConfig::default()));
     let page = |ids: std::ops::Range<u32>| DevicePage {
         rows: devices(ids.start, ids.end)
@@ -890,7 +890,7 @@ async fn a_joiner_that_is_listed_twice_is_sent_to_once_and_malformed_rows_are_na
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plan_that_stands_still_says_why_and_how_far_it_is() {
+async fn blocked_planning_shows_reason_and_progress() {
     let bench = bench(1_000, DriverConfig::default());
     bench.accepted().await;
     bench.hub.set_silent_after_first_page(true);
@@ -932,7 +932,7 @@ async fn a_plan_that_stands_still_says_why_and_how_far_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hub_that_is_not_configured_any_more_is_named() {
+async fn a_hub_without_configuration_is_reported() {
     let bench = bench(150, DriverConfig::default());
     bench.accepted().await;
     let driving = bench.drive();
@@ -963,7 +963,7 @@ async fn a_hub_that_is_not_configured_any_more_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_while_it_is_planned_holds_before_the_first_send() {
+async fn a_pause_during_planning_holds_before_the_first_send() {
     let bench = bench(150, DriverConfig::default());
     bench.hub.set_silent_after_first_page(true);
     bench.accepted().await;
@@ -1021,15 +1021,15 @@ async fn an_abort_skips_many_batches_at_once_and_may_be_stopped() {
     faulty_store.set(Condition::Slow(CALL));
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let begun = Instant::now();
+    let start = Instant::now();
     bench.stop.cancel();
     let stopped = driving.await.unwrap();
     assert!(matches!(stopped.phase, Phase::Aborting { .. }));
-    assert!(begun.elapsed() <= 2 * CALL, "{:?}", begun.elapsed());
+    assert!(start.elapsed() <= 2 * CALL, "{:?}", start.elapsed());
 
     bench.stop = CancellationToken::new();
     let aborted = bench.drive().await.unwrap();
     assert!(matches!(aborted.phase, Phase::Aborted { .. }));
     assert_eq!(bench.outcomes().await, [(0, 2_000)]);
-    assert!(begun.elapsed() < 500 * CALL, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < 500 * CALL, "{:?}", start.elapsed());
 }

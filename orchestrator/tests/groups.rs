@@ -124,11 +124,11 @@ impl Bench {
         rollout.unwrap().unwrap()
     }
 
-    async fn until(&self, name: &str, wanted: impl Fn(&Rollout) -> bool) -> Rollout {
+    async fn until(&self, name: &str, condition: impl Fn(&Rollout) -> bool) -> Rollout {
         let waited = async {
             loop {
                 let rollout = self.rollout(name).await;
-                if wanted(&rollout) {
+                if condition(&rollout) {
                     return rollout;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -187,7 +187,7 @@ impl Bench {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_one_is_not_stored_and_is_told_which_is_active() {
+async fn a_rejected_start_is_not_stored_and_names_the_active_rollout() {
     let bench = bench();
     bench.orchestrate();
     bench.handle(start("a", "reject")).await.unwrap();
@@ -212,7 +212,7 @@ async fn a_rejected_one_is_not_stored_and_is_told_which_is_active() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn queued_ones_follow_in_their_order() {
+async fn queued_rollouts_run_in_order() {
     let bench = bench();
     bench.orchestrate();
     for name in ["a", "b", "c", "d"] {
@@ -253,7 +253,7 @@ async fn queued_ones_follow_in_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_one_supersedes_those_before_it() {
+async fn a_newer_rollout_supersedes_earlier_rollouts() {
     let bench = bench();
     bench.orchestrate();
     bench.handle(start("a", "reject")).await.unwrap();
@@ -295,7 +295,7 @@ async fn a_newer_one_supersedes_those_before_it() {
 
 /// An ended rollout may not send again beside a newer rollout.
 #[tokio::test(start_paused = true)]
-async fn one_that_has_ended_is_not_retried_beside_another() {
+async fn retry_is_refused_while_another_rollout_is_active() {
     let bench = bench();
     bench.orchestrate();
     bench.handle(start("a", "reject")).await.unwrap();
@@ -320,7 +320,7 @@ async fn one_that_has_ended_is_not_retried_beside_another() {
 
 /// Repeats the race on several threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_those_that_start_at_the_same_moment_one_comes_first() {
+async fn simultaneous_starts_admit_one_rollout() {
     for _ in 0..50 {
         let bench = Arc::new(bench_on(Arc::new(ManualClock::default())));
         let starts = (0..8).map(|number| -> JoinHandle<bool> {
@@ -340,7 +340,7 @@ async fn of_those_that_start_at_the_same_moment_one_comes_first() {
 /// The rollout joined and died before its record was stored. The other members drop the entry after
 /// a while.
 #[tokio::test]
-async fn a_name_without_a_rollout_holds_nobody_up_for_long() {
+async fn a_queue_entry_without_a_rollout_expires() {
     let clock = ManualClock::default();
     let bench = bench_on(Arc::new(clock.clone()));
     let (group, name) = (group(), build::name("lost"));
@@ -355,7 +355,7 @@ async fn a_name_without_a_rollout_holds_nobody_up_for_long() {
 
 /// A rollout away from the head of the queue does not send, whatever happens to the queue.
 #[tokio::test(start_paused = true)]
-async fn one_that_lost_its_place_does_not_go_on() {
+async fn a_rollout_not_at_the_queue_head_does_not_send() {
     let bench = bench();
     let driver = Driver {
         store: Arc::new(bench.store.clone()),

@@ -189,7 +189,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn every_response_names_its_trace_and_a_rollout_goes_on_with_that_of_its_request() {
+async fn responses_carry_trace_ids_and_rollouts_keep_the_trace() {
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
     let bench = Bench::new().await;
     let id = async |request: Request<Body>| {
@@ -262,7 +262,7 @@ fn body_of(path: &str) -> Value {
 
 /// Tests every role on every operation of the document: a permitted role must not be denied.
 #[tokio::test]
-async fn every_role_on_every_route() {
+async fn roles_are_enforced_on_every_route() {
     let document = openapi();
     let mut seen = 0;
     for (path, operations) in document["paths"].as_object().unwrap() {
@@ -304,7 +304,7 @@ async fn every_role_on_every_route() {
 }
 
 #[tokio::test]
-async fn the_claims_of_a_token_say_who_asks_and_what_they_may() {
+async fn token_claims_determine_name_and_role() {
     let (bench, signer) = Bench::of_issuer().await;
     let ask = async |token: &str| {
         let request = request(Method::GET, "/api/v1/whoami", Some(token), None);
@@ -392,7 +392,7 @@ async fn the_claims_of_a_token_say_who_asks_and_what_they_may() {
 }
 
 #[tokio::test]
-async fn a_rollout_is_started_looked_at_and_changed() {
+async fn a_rollout_is_started_read_and_changed() {
     let bench = Bench::new().await;
     let (status, answer) = bench.post("/api/v1/rollouts", spec("r")).await;
     assert_eq!(
@@ -535,7 +535,7 @@ async fn a_request_with_a_key_is_done_once() {
 }
 
 #[tokio::test]
-async fn a_spec_is_planned_without_a_trace() {
+async fn plan_requests_do_not_store_a_rollout() {
     let bench = Bench::new().await;
     let (status, plan) = bench.post("/api/v1/plan", spec("r")).await;
     assert_eq!(
@@ -625,7 +625,7 @@ async fn devices_come_in_pages_and_as_streams() {
 }
 
 #[tokio::test]
-async fn groups_that_share_a_batch_are_told_apart() {
+async fn groups_of_a_shared_batch_are_distinguished() {
     let bench = Bench::new().await;
     let group = |site: u32| TagGroup(vec![("site".into(), Some(site.to_string()))]);
     let mut batch = build::batch(0, 64);
@@ -753,7 +753,7 @@ fn batch_of(device: &str, id: u32, hub: &str, stage: u16) -> Batch {
 }
 
 #[tokio::test]
-async fn a_device_that_left_and_joined_again_is_explained_twice() {
+async fn a_rejoined_device_is_explained_per_entry() {
     let bench = Bench::new().await;
     let planned = [("a", 0), ("b", 1), ("c", 2)];
     let batches = planned.map(|(hub, id)| batch_of("d", id, hub, 0));
@@ -791,7 +791,7 @@ async fn a_device_that_left_and_joined_again_is_explained_twice() {
 }
 
 #[tokio::test]
-async fn half_a_plan_counts_for_nothing() {
+async fn an_incomplete_plan_is_not_counted() {
     let bench = Bench::new().await;
     let planning = build::planning(&bench.store, "r").await;
     let batches = vec![build::batch(0, 8)];
@@ -833,7 +833,7 @@ async fn half_a_plan_counts_for_nothing() {
 }
 
 #[tokio::test]
-async fn hubs_show_what_their_limiters_give() {
+async fn hubs_show_the_permits_of_the_limiter() {
     let limits = HubLimits::of(Tier::S3, 1, 1.0);
     let bench = Bench::on(limits, Access::Anonymous);
     let hub = build::hub("a");
@@ -869,7 +869,7 @@ async fn hubs_show_what_their_limiters_give() {
 }
 
 #[tokio::test]
-async fn that_all_is_stopped_is_seen_until_all_may_go_on() {
+async fn stop_all_is_shown_until_resume_all() {
     let bench = Bench::new().await;
     for path in ["/api/v1/rollouts", "/api/v1/hubs"] {
         assert_eq!(bench.get(path).await.get("stopped"), None);
@@ -885,7 +885,7 @@ async fn that_all_is_stopped_is_seen_until_all_may_go_on() {
 }
 
 #[tokio::test]
-async fn what_is_stored_of_a_request_has_an_end() {
+async fn texts_of_a_request_have_a_length_limit() {
     let bench = Bench::new().await;
     build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
     let reason = |chars: usize| json!({ "reason": "\u{e4}".repeat(chars) });
@@ -920,7 +920,7 @@ fn request_of(path: &str) -> Request<Body> {
 }
 
 #[tokio::test]
-async fn events_are_streamed_from_the_last_known_one() {
+async fn events_are_streamed_after_the_last_known_event() {
     let bench = Bench::new().await;
     build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
     let token = bench.token(Role::Viewer);
@@ -945,7 +945,7 @@ async fn events_are_streamed_from_the_last_known_one() {
 }
 
 #[tokio::test]
-async fn mistakes_are_told_as_problems() {
+async fn errors_are_reported_as_problems() {
     let bench = Bench::new().await;
     let token = Some(bench.token(Role::Admin));
     let raw = |path: &str, content_type: &str, body: &str| {
@@ -1094,7 +1094,7 @@ async fn mistakes_are_told_as_problems() {
 }
 
 #[tokio::test]
-async fn without_tokens_only_this_machine_is_answered() {
+async fn only_local_hosts_are_served_without_tokens() {
     let bench = Bench::with(Access::Anonymous);
     let ask = |host: &str| {
         let mut request = request(Method::GET, "/api/v1/whoami", None, None);
@@ -1115,11 +1115,11 @@ async fn without_tokens_only_this_machine_is_answered() {
 /// Every file referenced from the page is served with its type, without a token, and with the ban
 /// on loading from other origins.
 #[tokio::test]
-async fn the_page_is_for_everybody_and_needs_nothing_else() {
+async fn the_page_needs_no_token_and_no_other_origin() {
     let bench = Bench::new().await;
     let mut seen = BTreeMap::new();
-    let mut wanted = vec!["/".to_owned()];
-    while let Some(path) = wanted.pop() {
+    let mut paths = vec!["/".to_owned()];
+    while let Some(path) = paths.pop() {
         if seen.contains_key(&path) {
             continue;
         }
@@ -1139,7 +1139,7 @@ async fn the_page_is_for_everybody_and_needs_nothing_else() {
         for (before, after) in [("src=\"", '"'), ("href=\"", '"'), ("from './", '\'')] {
             let named = text.split(before).skip(1);
             let named = named.filter_map(|rest| rest.split(after).next());
-            wanted.extend(
+            paths.extend(
                 named
                     .filter(|it| !it.starts_with('#'))
                     .map(|it| format!("/{it}")),
@@ -1179,7 +1179,7 @@ fn bodiless(path: &str, token: &str) -> Request<Body> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_may_not_do_is_told_before_its_body_is_read() {
+async fn denied_requests_are_refused_before_the_body_is_read() {
     let bench = Bench::new().await;
     let document = openapi();
     for (path, operations) in document["paths"].as_object().unwrap() {
@@ -1192,16 +1192,16 @@ async fn what_one_may_not_do_is_told_before_its_body_is_read() {
         let (status, _, text) = bench.send(bodiless(&path, "twc_wrong")).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}: {text}");
         // A body is not waited for without end, whoever the caller is.
-        let begun = tokio::time::Instant::now();
+        let started_at = tokio::time::Instant::now();
         let (status, _, text) = bench.send(bodiless(&path, bench.token(Role::Admin))).await;
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{path}: {text}");
         assert!(text.contains("did not arrive within 10s"), "{text}");
-        assert!(begun.elapsed().as_secs() < 20, "{path}");
+        assert!(started_at.elapsed().as_secs() < 20, "{path}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_others_hold_all_can_be_stopped() {
+async fn stop_commands_are_served_when_request_slots_are_full() {
     let people: Vec<_> = (0..5)
         .map(|n| new_token(&format!("operator-{n}"), Role::Operator))
         .collect();
@@ -1253,7 +1253,7 @@ async fn whatever_others_hold_all_can_be_stopped() {
 }
 
 #[tokio::test]
-async fn streams_of_one_leave_places_for_others() {
+async fn a_single_caller_cannot_take_all_stream_slots() {
     let bench = Bench::new().await;
     build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
     let open = async |role, what: &str| {
@@ -1278,7 +1278,7 @@ async fn streams_of_one_leave_places_for_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_ends_with_the_token_that_opened_it() {
+async fn a_stream_ends_when_the_token_is_removed() {
     let (ann, ann_line) = new_token("ann", Role::Viewer);
     let (bob, bob_line) = new_token("bob", Role::Viewer);
     let (bench, file) = Bench::of_lines(&format!("{ann_line}\n{bob_line}")).await;

@@ -123,7 +123,7 @@ fn reason(rollout: &Rollout) -> &str {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stage_passes_when_its_metric_was_as_it_should_be_so_often() {
+async fn a_stage_passes_after_enough_metric_successes() {
     let bench = Bench::new(GATE, [Ok(vec![1.0])]).await;
     let began = Instant::now();
     let rollout = bench.drive().await;
@@ -137,7 +137,7 @@ async fn a_stage_passes_when_its_metric_was_as_it_should_be_so_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_metric_that_fails_stops_the_rollout_before_the_next_stage() {
+async fn a_failed_metric_stops_the_rollout_before_the_next_stage() {
     let answers = [Ok(vec![1.0]), Ok(vec![0.99]), Ok(vec![0.5])];
     let bench = Bench::new(GATE, answers).await;
     let rollout = bench.drive().await;
@@ -150,7 +150,7 @@ async fn a_metric_that_fails_stops_the_rollout_before_the_next_stage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_measured_pauses_and_is_asked_again_when_resumed() {
+async fn an_unmeasurable_metric_pauses_and_resume_queries_again() {
     let away = || Err("connection refused".to_owned());
     let answers = [away(), away(), away(), away(), away(), Ok(vec![1.0])];
     let bench = Bench::new(GATE, answers).await;
@@ -176,7 +176,7 @@ async fn what_cannot_be_measured_pauses_and_is_asked_again_when_resumed() {
 /// The measurements are in the record: another driver continues from there, and queries no earlier
 /// than the first driver would.
 #[tokio::test(start_paused = true)]
-async fn measurements_survive_their_driver() {
+async fn measurements_survive_the_driver() {
     let bench = Bench::new(GATE, [Ok(vec![1.0])]).await;
     let driver = bench.driver();
     let stop = CancellationToken::new();
@@ -193,7 +193,7 @@ async fn measurements_survive_their_driver() {
 
 /// A slow query holds up nothing.
 #[tokio::test(start_paused = true)]
-async fn a_source_that_does_not_answer_holds_nothing_up() {
+async fn a_silent_metric_source_does_not_delay_sends() {
     #[derive(Debug)]
     struct Silent;
     #[async_trait::async_trait]

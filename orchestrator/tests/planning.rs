@@ -186,7 +186,7 @@ async fn many_small_groups_share_batches_and_keep_their_names() {
 }
 
 #[tokio::test]
-async fn the_same_fleet_gives_the_same_digest_whichever_hub_is_first() {
+async fn the_digest_does_not_depend_on_hub_order() {
     let spec = spec("all: true", ", batch_by: [region]");
     let mut digests = BTreeSet::new();
     for _ in 0..5 {
@@ -220,7 +220,7 @@ async fn the_same_fleet_gives_the_same_digest_whichever_hub_is_first() {
 }
 
 #[tokio::test]
-async fn a_list_for_one_hub_is_taken_as_it_is() {
+async fn a_list_for_one_hub_is_planned_without_lookup() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
         dir.path().join("ids.txt"),
@@ -239,7 +239,7 @@ async fn a_list_for_one_hub_is_taken_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_list_is_looked_up_where_more_must_be_known() {
+async fn a_list_is_looked_up_when_hub_or_tags_are_required() {
     let list: Vec<_> = (0..250)
         .map(|n| format!("x-{n:06}"))
         .chain(["y-000003".into(), "nobody".into(), "nobody".into()])
@@ -274,7 +274,7 @@ async fn a_list_is_looked_up_where_more_must_be_known() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_planned_is_named() {
+async fn planning_errors_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("ids.txt"), "x-1\nx 2\n").unwrap();
     let hub = scripted("x", 10);
@@ -371,7 +371,7 @@ async fn stages_are_exact_over_all_hubs() {
 }
 
 #[tokio::test]
-async fn without_stages_there_is_one() {
+async fn a_plan_without_stages_has_one_stage() {
     let hubs = hubs(&[("a", scripted("x", 30))], HubLimits::unlimited());
     let (summary, _) = plan(&spec("all: true", ""), &hubs, Path::new(""))
         .await
@@ -471,7 +471,7 @@ async fn devices_with_an_unknown_zone_are_counted_and_may_be_left_out() {
 }
 
 #[tokio::test]
-async fn a_stage_that_could_never_pass_is_refused() {
+async fn a_gated_stage_without_devices_is_refused() {
     let hubs_with = |count| {
         hubs(
             &[("a", scripted("x", count)), ("b", scripted("y", 0))],
@@ -501,7 +501,7 @@ async fn a_stage_that_could_never_pass_is_refused() {
 }
 
 #[tokio::test]
-async fn a_list_has_stages_too() {
+async fn stages_apply_to_device_lists() {
     let dir = tempfile::tempdir().unwrap();
     let list: String = (0..5_000).map(|n| format!("x-{n:06}\n")).collect();
     std::fs::write(dir.path().join("ids.txt"), list).unwrap();
@@ -580,7 +580,7 @@ async fn a_malformed_row_is_left_out_counted_and_named() {
 }
 
 #[tokio::test]
-async fn a_target_of_malformed_rows_says_so() {
+async fn an_empty_plan_message_mentions_malformed_rows() {
     let hub = ScriptedHub::of(0);
     hub.set_pages([DevicePage {
         rows: vec![],
@@ -636,7 +636,7 @@ async fn a_device_in_two_pages_is_planned_once() {
 }
 
 #[tokio::test]
-async fn a_malformed_row_and_a_good_one_of_a_device_plan_it_once() {
+async fn a_device_with_good_and_malformed_rows_is_planned_once() {
     let hub = ScriptedHub::of(0);
     let malformed = |device: &str| MalformedRow::of(build::device(device), "odd");
     let with_malformed = |rows: &[&str], malformed_rows: Vec<MalformedRow>| DevicePage {
@@ -656,7 +656,7 @@ async fn a_malformed_row_and_a_good_one_of_a_device_plan_it_once() {
 }
 
 #[tokio::test]
-async fn a_listed_device_that_the_hub_repeats_is_planned_once() {
+async fn a_listed_device_repeated_by_the_hub_is_planned_once() {
     let hub = ScriptedHub::of(0);
     hub.set_pages([page(&["a", "b"]), page(&["b", "a"])]);
     let hubs = hubs(&[("h", hub)], HubLimits::unlimited());

@@ -29,10 +29,10 @@ type Sent = Arc<Mutex<BTreeMap<(BatchId, u32, Attempt), u32>>>;
 
 /// Collects the phases of published events.
 #[derive(Debug, Clone, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
+struct EventLog(Arc<Mutex<Vec<String>>>);
 
 #[async_trait]
-impl Events for Told {
+impl Events for EventLog {
     async fn publish(&self, topic: &str, event: &Value) -> Result<(), QueueError> {
         let happened = event["data"]["transition"]["event"].as_str().unwrap();
         self.0.lock().unwrap().push(format!("{topic} {happened}"));
@@ -45,7 +45,7 @@ impl Events for Told {
 struct Bench {
     store: MemoryStore,
     executor: CommandExecutor,
-    told: Told,
+    events: EventLog,
     sent: Sent,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -107,12 +107,16 @@ impl Bench {
                 ..HubLimits::unlimited()
             },
         };
-        let (told, sent, stop) = (Told::default(), Sent::default(), CancellationToken::new());
+        let (events, sent, stop) = (
+            EventLog::default(),
+            Sent::default(),
+            CancellationToken::new(),
+        );
         let orchestrator = Arc::new(Orchestrator {
             store: Arc::new(store.clone()),
             registry: Arc::new(store.clone()),
             queue: Arc::clone(&queue) as Arc<dyn Queue>,
-            events: Arc::new(told.clone()),
+            events: Arc::new(events.clone()),
             hubs: Hubs::from([(build::hub("a"), handle)]),
             metric_source: None,
             clock: Arc::clone(&clock),
@@ -136,7 +140,7 @@ impl Bench {
         Self {
             store,
             executor,
-            told,
+            events,
             sent,
             stop,
             tasks,
@@ -153,11 +157,11 @@ impl Bench {
     }
 
     /// Waits until the rollout fulfils a condition.
-    async fn until(&self, wanted: impl Fn(&Rollout) -> bool) -> Rollout {
+    async fn until(&self, condition: impl Fn(&Rollout) -> bool) -> Rollout {
         let waited = async {
             loop {
                 let rollout = self.rollout().await;
-                if wanted(&rollout) {
+                if condition(&rollout) {
                     return rollout;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -215,7 +219,7 @@ fn retry(outcomes: &[&str]) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rollout_that_ended_is_driven_and_published_again() {
+async fn an_ended_rollout_is_driven_and_published_again() {
     let bench = Bench::with_failures().await;
     assert_eq!(bench.counts().await.get(Outcome::Rejected), 85);
     let answer = bench.done(retry(&[])).await;
@@ -231,9 +235,9 @@ async fn a_rollout_that_ended_is_driven_and_published_again() {
     assert!(sent.values().all(|times| *times == 1), "{sent:?}");
     let second = sent.keys().filter(|(_, _, attempt)| *attempt == Attempt(2));
     assert_eq!(second.count(), 85 + 83);
-    let told = bench.told.0.lock().unwrap().clone();
+    let events = bench.events.0.lock().unwrap().clone();
     assert_eq!(
-        told[3..],
+        events[3..],
         [
             "rollout.finished_with_failures all_settled",
             "rollout.running retry_requested",
@@ -272,7 +276,7 @@ async fn only_the_chosen_outcomes_are_sent_to_again() {
 
 /// The devices have failed again when the command arrives for the second time.
 #[tokio::test(start_paused = true)]
-async fn a_retry_with_a_key_that_comes_late_is_no_further_attempt() {
+async fn a_late_repeat_of_a_keyed_retry_adds_no_attempt() {
     let bench = Bench::with_failures().await;
     let mut command = retry(&["rejected"]);
     command["key"] = json!("k");
@@ -282,7 +286,7 @@ async fn a_retry_with_a_key_that_comes_late_is_no_further_attempt() {
     let before = bench.rollout().await;
     assert!(
         bench.done(command.clone()).await.changed,
-        "as it was told at first"
+        "the first answer is repeated"
     );
     assert_eq!(bench.rollout().await, before);
     command["outcomes"] = json!(["not_found"]);
@@ -291,7 +295,7 @@ async fn a_retry_with_a_key_that_comes_late_is_no_further_attempt() {
 
 /// The state left by a driver that died after the first of three batches.
 #[tokio::test(start_paused = true)]
-async fn a_driver_that_died_while_preparing_is_gone_on_from() {
+async fn retry_preparation_continues_after_a_driver_crash() {
     let bench = Bench::with_failures().await;
     let (store, name) = (&bench.store, build::name("r"));
     bench.stop.cancel();
@@ -313,7 +317,7 @@ async fn a_driver_that_died_while_preparing_is_gone_on_from() {
         store: Arc::new(store.clone()),
         registry: Arc::new(store.clone()),
         queue: Arc::new(InProcessQueue::new(10)),
-        events: Arc::new(bench.told.clone()),
+        events: Arc::new(bench.events.clone()),
         hubs: Hubs::new(),
         metric_source: None,
         clock: Arc::new(RuntimeClock::default()),
@@ -334,7 +338,7 @@ async fn a_driver_that_died_while_preparing_is_gone_on_from() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_rollout_stays_paused_and_prepares_when_it_goes_on() {
+async fn a_paused_retry_is_prepared_after_resume() {
     let bench = Bench::with_failures().await;
     bench.done(retry(&["not_found"])).await;
     bench
@@ -354,7 +358,7 @@ async fn a_paused_rollout_stays_paused_and_prepares_when_it_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_retried_is_refused_with_what_can() {
+async fn invalid_retries_are_refused_with_valid_alternatives() {
     let bench = Bench::with_failures().await;
     let delivered = bench.refused(retry(&["delivered"])).await;
     assert!(

@@ -26,20 +26,20 @@ use twincast_testkit::{FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, buil
 
 /// Collects the ids of published events. The first few publications fail.
 #[derive(Debug, Clone, Default)]
-struct Told {
+struct EventLog {
     ids: Arc<Mutex<Vec<String>>>,
     failures: Arc<Mutex<u32>>,
 }
 
 #[async_trait]
-impl Events for Told {
+impl Events for EventLog {
     async fn publish(&self, topic: &str, event: &Value) -> Result<(), QueueError> {
         let mut failures = self.failures.lock().unwrap();
         if *failures > 0 {
             *failures -= 1;
             return Err(QueueError::Unavailable {
                 doing: "publish an event",
-                source: "as told".into(),
+                source: "scripted".into(),
             });
         }
         let id = event["id"].as_str().unwrap();
@@ -55,7 +55,7 @@ struct Bench {
     faulty_store: FaultyStore,
     queue: Arc<InProcessQueue>,
     hub: ScriptedHub,
-    told: Told,
+    events: EventLog,
 }
 
 /// A running orchestrator. Dropping the value is a crash.
@@ -81,7 +81,7 @@ impl Bench {
             clock,
             queue: Arc::new(InProcessQueue::new(1_000)),
             hub: ScriptedHub::of(devices),
-            told: Told::default(),
+            events: EventLog::default(),
         }
     }
 
@@ -99,7 +99,7 @@ impl Bench {
             store: Arc::new(self.faulty_store.clone()),
             registry: Arc::new(self.store.clone()),
             queue: Arc::clone(&self.queue) as Arc<dyn Queue>,
-            events: Arc::new(self.told.clone()),
+            events: Arc::new(self.events.clone()),
             hubs: Hubs::from([(build::hub("a"), handle)]),
             metric_source: None,
             clock: Arc::clone(&self.clock),
@@ -122,11 +122,11 @@ impl Bench {
         rollout.unwrap().unwrap()
     }
 
-    async fn until(&self, name: &str, wanted: impl Fn(&Phase) -> bool) -> Rollout {
+    async fn until(&self, name: &str, condition: impl Fn(&Phase) -> bool) -> Rollout {
         let waited = async {
             loop {
                 let rollout = self.rollout(name).await;
-                if wanted(&rollout.phase) {
+                if condition(&rollout.phase) {
                     return rollout;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -164,7 +164,7 @@ impl Bench {
 #[tokio::test(start_paused = true)]
 async fn rollouts_are_shared_and_every_event_is_published_once() {
     let bench = Bench::new(300);
-    *bench.told.failures.lock().unwrap() = 3;
+    *bench.events.failures.lock().unwrap() = 3;
     let names: Vec<_> = (0..12).map(|n| format!("r{n:02}")).collect();
     for name in &names {
         bench.accept(name).await;
@@ -181,8 +181,8 @@ async fn rollouts_are_shared_and_every_event_is_published_once() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(bench.store.active().await.unwrap().is_empty());
     worker.abort();
-    let told = bench.told.ids.lock().unwrap().clone();
-    let of_one: Vec<_> = told.iter().filter(|id| id.starts_with("r07/")).collect();
+    let ids = bench.events.ids.lock().unwrap().clone();
+    let of_one: Vec<_> = ids.iter().filter(|id| id.starts_with("r07/")).collect();
     assert_eq!(
         of_one,
         [
@@ -195,7 +195,7 @@ async fn rollouts_are_shared_and_every_event_is_published_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_one_takes_over_within_fifteen_seconds() {
+async fn a_rollout_is_taken_over_within_fifteen_seconds() {
     let bench = Bench::new(300);
     bench.accept("r").await;
     let first = bench.start("first");
@@ -214,7 +214,7 @@ async fn another_one_takes_over_within_fifteen_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_stops_lets_go_at_once() {
+async fn a_stopping_orchestrator_releases_claims_at_once() {
     let bench = Bench::new(300);
     bench.accept("r").await;
     let mut first = bench.start("first");
@@ -227,7 +227,7 @@ async fn one_that_stops_lets_go_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_rollout_is_still_driven_and_goes_on_when_resumed() {
+async fn a_paused_rollout_stays_driven_and_continues_on_resume() {
     let bench = Bench::new(300);
     bench.accept("r").await;
     let _one = bench.start("one");
@@ -248,7 +248,7 @@ async fn a_paused_rollout_is_still_driven_and_goes_on_when_resumed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_starts_while_all_is_halted() {
+async fn new_rollouts_are_halted_during_stop_all() {
     let bench = Bench::new(300);
     let halt = Halt {
         reason: "wrong build".into(),
@@ -267,7 +267,7 @@ async fn nothing_starts_while_all_is_halted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_halted_too_late_goes_on_by_itself() {
+async fn a_late_halt_is_lifted_automatically() {
     let bench = Bench::new(300);
     bench.accept("r").await;
     let _one = bench.start("one");
@@ -281,7 +281,7 @@ async fn what_was_halted_too_late_goes_on_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hub_that_is_away_while_planning_is_told_with_the_next_try() {
+async fn hub_outage_during_planning_is_reported_with_next_try() {
     let bench = Bench::new(150);
     bench.hub.set_down(true);
     bench.accept("r").await;
@@ -345,7 +345,7 @@ async fn many_rollouts_are_taken_over_within_twelve_seconds() {
 
 /// A paused rollout, a rollout outside its window, and a rollout with a missing approval.
 #[tokio::test(start_paused = true)]
-async fn rollouts_with_nothing_to_do_ask_for_next_to_nothing() {
+async fn idle_rollouts_cause_few_store_calls() {
     let bench = Bench::new(10);
     let closed = "schedule: {windows: [{days: [sun], from: '00:00', for: 1h}]}";
     let gated = "stages: [{name: first, percent: 50%, gate: {approval: {}}}]";

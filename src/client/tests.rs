@@ -8,7 +8,7 @@ use super::*;
 use crate::config::Overrides;
 
 #[test]
-fn addresses_are_those_of_servers() {
+fn server_addresses_get_the_api_path_or_are_refused() {
     let table = [
         ("https://a.example", "https://a.example/api/v1"),
         ("https://a.example/", "https://a.example/api/v1"),
@@ -28,7 +28,7 @@ fn addresses_are_those_of_servers() {
 }
 
 #[test]
-fn an_operation_says_what_its_path_does_not() {
+fn a_command_body_omits_values_of_the_path() {
     let name = RolloutName::new("r").unwrap();
     let command = Command {
         by: Some("ann".to_owned()),
@@ -81,7 +81,7 @@ async fn transient_errors_are_retried_with_the_token() {
 
 /// The first answer may be lost in transit.
 #[tokio::test]
-async fn an_operation_that_is_asked_for_again_has_the_same_key() {
+async fn a_repeated_request_has_the_same_key() {
     let server = MockServer::start().await;
     let retries = || {
         Mock::given(method("POST"))
@@ -103,7 +103,7 @@ async fn an_operation_that_is_asked_for_again_has_the_same_key() {
 }
 
 #[tokio::test]
-async fn refusals_end_with_what_to_do() {
+async fn refusals_end_with_a_hint() {
     let conflict = json!({ "detail": "taken", "cause": "conflict", "details": ["ttl: 1h, 2h"] });
     let table = [
         (

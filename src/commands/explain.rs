@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_of_a_hub_are_told_apart() {
+    fn several_entries_of_a_hub_are_numbered() {
         let hub = |entry: usize, entries: usize| {
             let place = json!({
                 "hub": "eu", "entry": entry, "entries": entries, "group": "all", "batch": 0, "index": 0,

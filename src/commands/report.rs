@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lines_are_whole_wherever_pieces_are_cut() {
+    async fn lines_are_whole_at_any_chunk_size() {
         let text = b"one\ntwo\n\nfour\n";
         for size in 1..text.len() {
             let pieces = text

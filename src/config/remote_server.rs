@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_those_of_servers() {
+    fn only_server_addresses_are_accepted() {
         for good in [
             "https://a.example",
             "https://a.example/b/",

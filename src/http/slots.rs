@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_connection_is_evicted_and_an_answering_one_never() {
+    fn idle_connections_are_evicted_and_answering_are_kept() {
         let slots = ConnectionSlots::new(LIMITS);
         let take = |address| slots.take(machine(address)).expect("a slot");
         let connections = ["10.0.0.1"; 3].map(take);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn one_network_is_one_peer_and_users_differ() {
+    fn peers_are_counted_by_network_and_user() {
         let network = |address| counting_unit(machine(address));
         assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1"));
         assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_free_when_its_connection_is_over() {
+    fn a_slot_is_freed_when_the_connection_ends() {
         let slots = ConnectionSlots::new(LIMITS);
         drop(["10.0.0.1"; 3].map(|address| slots.take(machine(address))));
         assert!(slots.held().connections.is_empty());

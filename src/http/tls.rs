@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_certificate_is_taken_and_half_of_one_is_not() {
+    fn only_a_complete_new_certificate_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let write = |name: &str, text: &str| std::fs::write(path(name), text).unwrap();

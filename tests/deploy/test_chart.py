@@ -78,9 +78,9 @@ def config(case):
 
 
 def matches(selector, labels):
-    wanted = selector.get("matchLabels", {})
+    required = selector.get("matchLabels", {})
     one_of = selector.get("matchExpressions", [])
-    return all(labels.get(key) == value for key, value in wanted.items()) and all(
+    return all(labels.get(key) == value for key, value in required.items()) and all(
         labels.get(expression["key"]) in expression["values"] for expression in one_of
     )
 
@@ -120,7 +120,7 @@ class EveryManifest(unittest.TestCase):
             with self.subTest(case):
                 yield case
 
-    def test_is_as_kubernetes_wants_it(self):
+    def test_matches_the_kubernetes_schemas(self):
         for case in self.each():
             for one in manifests(case):
                 with self.subTest(named(one)):
@@ -130,7 +130,7 @@ class EveryManifest(unittest.TestCase):
                         for version in KUBERNETES:
                             kubernetes_validate.validate(one, version, strict=True)
 
-    def test_has_a_name_of_its_own(self):
+    def test_has_a_unique_name(self):
         for case in self.each():
             names = [named(one) for one in manifests(case)]
             self.assertEqual(sorted(names), sorted(set(names)))
@@ -258,7 +258,7 @@ class EveryManifest(unittest.TestCase):
                         [port["name"] for port in service["spec"]["ports"]],
                     )
 
-    def test_objects_that_are_referred_to_are_there(self):
+    def test_referenced_objects_exist(self):
         for case in self.each():
             made = {named(one) for one in manifests(case)}
             theirs = set(
@@ -357,7 +357,7 @@ class EveryManifest(unittest.TestCase):
 class Particulars(unittest.TestCase):
     """Requirements for certain values."""
 
-    def test_the_configuration_says_what_the_values_say(self):
+    def test_the_configuration_matches_the_values(self):
         secrets = "/run/secrets/twincast"
         expected = {
             "log": {"filter": "twincast=debug,info", "format": "pretty"},
@@ -456,7 +456,7 @@ class Particulars(unittest.TestCase):
                 [one["spec"]["replicas"] for one in of_kind(case, "Deployment")], [2, 3]
             )
 
-    def test_keda_looks_at_the_queues_that_dispatches_are_on(self):
+    def test_keda_watches_the_dispatch_queues(self):
         [scaled] = of_kind("full", "ScaledObject")
         queues = [trigger["metadata"]["queueName"] for trigger in scaled["spec"]["triggers"]]
         self.assertEqual(
@@ -472,7 +472,7 @@ class Particulars(unittest.TestCase):
             [{"parameter": "host", "name": "rabbitmq", "key": "connection_string"}],
         )
 
-    def test_network_policies_let_through_what_is_needed_and_no_more(self):
+    def test_network_policies_permit_required_ports_only(self):
         ports = {}
         for one in of_kind("hpa", "NetworkPolicy"):
             component = one["metadata"]["labels"]["app.kubernetes.io/component"]
@@ -501,7 +501,7 @@ class Particulars(unittest.TestCase):
         # DNS, RabbitMQ, Redis, the hubs over AMQP and WebSockets, Prometheus, and the extra egress.
         self.assertEqual(rules, [[53], [5671], [6379], [443, 5671], [443], [4317]])
 
-    def test_alerts_and_dashboards_are_those_of_the_repository(self):
+    def test_alerts_and_dashboards_match_the_repository(self):
         for case, base in {
             "full": "https://git.example.com/twincast/docs/",
             "hpa": "docs/",
@@ -543,7 +543,7 @@ class Particulars(unittest.TestCase):
         self.assertNotEqual(before["checksum/secret"], after["checksum/secret"])
         self.assertEqual(before, checksums({"worker": {"replicas": 9}}))
 
-    def test_the_notes_say_what_to_do_next(self):
+    def test_the_notes_name_the_next_steps(self):
         notes = render(values("minimal"))["twincast/templates/NOTES.txt"]
         for part in [
             "1 hub: main",
@@ -575,7 +575,7 @@ class Particulars(unittest.TestCase):
             names,
         )
 
-    def test_lint_has_nothing_to_say(self):
+    def test_lint_reports_no_problem(self):
         for case in CASES:
             report = helm.lint(CHART, values(case), strict=True)
             problems = [
@@ -867,7 +867,7 @@ class Values(unittest.TestCase):
                 self.assertIn(message, str(refused.exception))
                 self.assertNotIn("hidden", str(refused.exception))
 
-    def test_the_readme_names_values_that_there_are(self):
+    def test_the_readme_names_existing_values(self):
         readme = (CHART / "README.md").read_text()
         names = {
             part

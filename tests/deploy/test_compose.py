@@ -38,7 +38,7 @@ def option(service, name):
 
 
 class Compose(unittest.TestCase):
-    def test_is_as_compose_wants_it(self):
+    def test_matches_the_compose_schema(self):
         check = [
             "check-jsonschema",
             "--builtin-schema",
@@ -64,7 +64,7 @@ class Compose(unittest.TestCase):
                 SERVICES[name]["image"], r"^docker\.io/[a-z/]+:v?\d+\.\d+\.\d+(-management)?$"
             )
 
-    def test_ours_have_no_rights(self):
+    def test_own_services_have_no_privileges(self):
         for name, service in OURS.items():
             with self.subTest(name):
                 self.assertIs(service["read_only"], True)
@@ -80,7 +80,7 @@ class Compose(unittest.TestCase):
             grace = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
             self.assertGreaterEqual(grace, int(drain) + 5)
 
-    def test_only_this_machine_can_reach_it(self):
+    def test_ports_are_published_for_this_machine_only(self):
         published = [port for service in SERVICES.values() for port in service.get("ports", [])]
         self.assertEqual(
             sorted(port.split(":")[1] for port in published), ["15672", "3000", "5672", "9090"]
@@ -88,7 +88,7 @@ class Compose(unittest.TestCase):
         for port in published:
             self.assertTrue(port.startswith("127.0.0.1:"), port)
 
-    def test_the_only_password_is_the_one_for_trying_it_out(self):
+    def test_the_only_password_is_the_demo_password(self):
         text = (DEPLOY / "compose.yaml").read_text()
         self.assertEqual(
             len(re.findall(r"DEMO_PASSWORD", text)),
@@ -99,7 +99,7 @@ class Compose(unittest.TestCase):
                 if re.search("PASS|AUTH$|URL", key):
                     self.assertIn("${DEMO_PASSWORD:-for-trying-it-out}", value, f"{name}: {key}")
 
-    def test_what_is_waited_for_can_be_waited_for(self):
+    def test_awaited_services_have_health_checks(self):
         for name, service in SERVICES.items():
             waits = service.get("depends_on", {})
             for other in waits:
@@ -110,7 +110,7 @@ class Compose(unittest.TestCase):
         for name in PROCESSES:
             self.assertEqual(set(SERVICES[name]["depends_on"]), {"rabbitmq", "redis", "hub"})
 
-    def test_what_is_mounted_is_there(self):
+    def test_mounted_files_exist(self):
         for name, service in SERVICES.items():
             for path, source in mounts(service).items():
                 if source.startswith("."):
@@ -154,7 +154,7 @@ class Compose(unittest.TestCase):
             self.assertEqual(config["connection_string_file"], f"{folder}/connection-string")
             self.assertEqual(config["ca_file"], f"{folder}/ca.pem")
 
-    def test_health_is_asked_where_it_is_told(self):
+    def test_health_checks_use_the_configured_port(self):
         port = CONFIG["http"]["listen"].rsplit(":", 1)[1]
         for name in PROCESSES:
             script = SERVICES[name]["healthcheck"]["test"][-1]
@@ -207,7 +207,7 @@ class Image(unittest.TestCase):
     DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
     CARGO = tomllib.loads((ROOT / "Cargo.toml").read_text())
 
-    def test_is_built_as_what_is_shipped(self):
+    def test_is_built_like_the_shipped_program(self):
         self.assertIn("dist", self.CARGO["profile"])
         self.assertIn("cargo build --profile dist --locked --bin twincast", self.DOCKERFILE)
         self.assertIn("target/dist/twincast", self.DOCKERFILE)
@@ -231,7 +231,7 @@ class Image(unittest.TestCase):
         self.assertIn(f"install -d -o {ids['runAsUser']} -g {ids['runAsGroup']} {folder}", last)
         self.assertEqual(folder, option(SERVICES["hub"], "out"))
 
-    def test_the_build_gets_all_that_it_reads(self):
+    def test_the_build_context_has_all_read_files(self):
         allowed = [
             line[1:]
             for line in (ROOT / ".dockerignore").read_text().splitlines()

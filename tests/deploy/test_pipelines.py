@@ -60,7 +60,7 @@ def step(name):
 
 
 class Files(unittest.TestCase):
-    def test_are_as_their_systems_want_them(self):
+    def test_match_the_schemas_of_the_pipeline_systems(self):
         for name, schema in FILES.items():
             transform = [] if schema == "github-workflows" else ["--data-transform", schema]
             checked = subprocess.run(
@@ -79,12 +79,14 @@ class Files(unittest.TestCase):
             )
             self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
 
-    def test_install_the_client_that_is_tried_here(self):
+    def test_install_the_tested_client(self):
         for name in FILES:
             pins = re.findall(r"pip install (.+)", (PIPELINES / f"{name}.yml").read_text())
             self.assertEqual(pins, ["--require-hashes -r rollout/requirements.txt"], name)
-        wanted = (PIPELINES / "requirements.txt").read_text()
-        self.assertRegex(wanted, rf"^pika=={re.escape(pika.__version__)} \\\n    --hash=sha256:")
+        requirements = (PIPELINES / "requirements.txt").read_text()
+        self.assertRegex(
+            requirements, rf"^pika=={re.escape(pika.__version__)} \\\n    --hash=sha256:"
+        )
         self.assertIn(f"pika=={pika.__version__}", (HERE / "requirements.in").read_text())
 
     def test_keep_the_url_secret_and_the_tag_out_of_the_script(self):
@@ -100,7 +102,7 @@ class Files(unittest.TestCase):
         for action in uses:
             self.assertRegex(action, r"@[0-9a-f]{40}$")
 
-    def test_the_readme_has_all_of_them(self):
+    def test_the_readme_links_all_files(self):
         readme = (PIPELINES / "README.md").read_text()
         for path in PIPELINES.iterdir():
             self.assertTrue(path.name == "README.md" or f"]({path.name})" in readme, path.name)
@@ -195,7 +197,7 @@ class Steps(unittest.TestCase):
         self.output = ran.stdout + ran.stderr
         return ran.returncode
 
-    def test_end_when_nobody_can_answer(self):
+    def test_end_without_a_reachable_engine(self):
         wrong = {
             "password": self.url.replace("guest:guest", "guest:wrong"),
             "virtual host": f"{self.url}/nowhere",
@@ -254,7 +256,7 @@ class Steps(unittest.TestCase):
                 self.assertIn('"changed": false', self.output)
                 self.assertEqual(self.ask(f"firmware-v1-{name}"), 0, self.output)
 
-    def test_fail_when_some_devices_were_not(self):
+    def test_fail_when_some_sends_fail(self):
         def change(spec):
             spec["target"]["tags"]["type"] = "freezer"
             del spec["stages"]
@@ -273,12 +275,12 @@ class Steps(unittest.TestCase):
             self.assertEqual(code, 8, self.output)
             self.assertEqual(self.ask(f"firmware-v3-{name}"), 8, self.output)
 
-    def test_fail_when_it_is_refused(self):
+    def test_fail_when_the_command_is_refused(self):
         for name in FILES:
             self.assertEqual(self.run_step(step(name), "has spaces"), 3, self.output)
             self.assertIn("invalid_spec", self.output)
 
-    def test_fail_when_there_is_nothing_to_tell(self):
+    def test_fail_when_the_target_is_empty(self):
         code = self.run_step(
             step("gitlab-ci"), "v4", lambda spec: spec["target"]["tags"].update(type="toaster")
         )

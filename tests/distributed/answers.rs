@@ -182,7 +182,7 @@ impl<'a> Lab<'a> {
 }
 
 #[test]
-fn a_bad_build_stops_at_the_canaries_and_its_fix_is_installed_everywhere() {
+fn a_bad_build_stops_at_canaries_and_the_fix_is_installed() {
     let hub = Hub::start(&fleet(), &["--unlimited", "--mqtt-port", "0"]);
     let mut engine = Engine::new(&Access::shared(), vec![("lab", hub)]);
     engine.grow(2, 2);

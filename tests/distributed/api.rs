@@ -200,9 +200,9 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
         admin: admin.token,
         viewer: viewer.token,
     };
-    remote.says_what_the_services_say(&engine);
-    remote.does_what_the_services_do(&engine);
-    remote.refuses_in_words_that_help();
+    remote.prints_the_same_as_direct_access(&engine);
+    remote.changes_a_rollout_over_the_server(&engine);
+    remote.reports_refusals_with_advice();
     let log = engine.orchestrators[0].log();
     for token in ["twc_", &rita[..40]] {
         assert!(!log.contains(token), "a token in the log");
@@ -281,7 +281,7 @@ impl Remote {
 
     /// Asserts that every command on a finished rollout prints the same bytes and returns the same
     /// exit code over the API.
-    fn says_what_the_services_say(&self, engine: &Engine) {
+    fn prints_the_same_as_direct_access(&self, engine: &Engine) {
         let remote = self.with(&self.viewer);
         let rows = engine.room.report("over-http");
         let device = rows[0].device.clone();
@@ -319,7 +319,7 @@ impl Remote {
     }
 
     /// Drives a rollout through all changes, by commands over the server alone.
-    fn does_what_the_services_do(&self, engine: &Engine) {
+    fn changes_a_rollout_over_the_server(&self, engine: &Engine) {
         let remote = self.with(&self.admin);
         let name = "remote";
         let gates = "stages: [{ name: canary, percent: 10%, gate: { approval: {} } }]";
@@ -381,7 +381,7 @@ impl Remote {
         assert_eq!(by, "admin", "the token's name");
     }
 
-    fn refuses_in_words_that_help(&self) {
+    fn reports_refusals_with_advice(&self) {
         let none = Room::bare()
             .set("TWINCAST_SERVER", &self.server)
             .set("TWINCAST__SERVER__CA_FILE", &self.certificate);

@@ -47,7 +47,7 @@ struct Chaos {
 }
 
 #[test]
-fn a_rollout_survives_everything_that_can_happen() {
+fn a_rollout_survives_failures_of_processes_and_services() {
     let deck = vec![
         D::KillWorker,
         D::KillOrchestrator,
@@ -74,7 +74,7 @@ fn a_rollout_survives_everything_that_can_happen() {
 }
 
 #[test]
-fn with_every_write_on_disk_a_killed_redis_forgets_nothing() {
+fn a_killed_redis_with_synced_writes_loses_no_record() {
     let deck = vec![D::KillRedis, D::KillWorker, D::KillRedis, D::CutRedis];
     let chaos = Chaos {
         seed: 7,
@@ -87,7 +87,7 @@ fn with_every_write_on_disk_a_killed_redis_forgets_nothing() {
 }
 
 #[test]
-fn a_redis_that_forgets_again_and_again_costs_repeats_only() {
+fn repeated_redis_write_losses_cause_only_repeats() {
     let chaos = Chaos {
         seed: 20_263,
         devices: long_or(100_000, 4_000),

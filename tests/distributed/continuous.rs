@@ -35,7 +35,7 @@ fn updated(engine: &Engine) -> Option<u64> {
 }
 
 #[test]
-fn devices_that_join_are_found_by_the_orchestrators_that_are_left() {
+fn late_joiners_are_found_by_a_replacement_orchestrator() {
     let hub = Hub::unlimited(&fleet());
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(2, 2);

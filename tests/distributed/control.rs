@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_secs(3);
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
-fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
+fn commands_apply_within_a_second_and_survive_restarts() {
     let devices = long_or(60_000, 15_000);
     let workers = long_or(16, 4);
     let services = OwnServices::start(&[]);
@@ -31,13 +31,13 @@ fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
     engine.until_accepted(3_000, TIME_LIMIT);
 
     stops(&engine, &mut pipeline, &about("pause", "big"), "paused");
-    goes_on(&engine, &mut pipeline, &about("resume", "big"));
+    resumes(&engine, &mut pipeline, &about("resume", "big"));
 
     stops(&engine, &mut pipeline, &about("pause", "big"), "paused");
     engine.kill_all();
     engine.grow(2, workers);
     assert_still(&engine, "paused");
-    goes_on(&engine, &mut pipeline, &about("resume", "big"));
+    resumes(&engine, &mut pipeline, &about("resume", "big"));
 
     stops(&engine, &mut pipeline, &about_all("stop-all"), "halted");
     drop(pipeline);
@@ -50,7 +50,7 @@ fn a_command_takes_hold_within_a_second_and_outlives_a_restart_of_everything() {
     let few = json!({ "target": { "devices": ["d-000001", "d-000002"] } });
     pipeline.command_ok(&start_with("small", few));
     engine.until_phase("small", "halted", TIME_LIMIT);
-    goes_on(&engine, &mut pipeline, &about_all("resume-all"));
+    resumes(&engine, &mut pipeline, &about_all("resume-all"));
     engine.until_phase("small", "succeeded", TIME_LIMIT);
 
     stops(&engine, &mut pipeline, &about("abort", "big"), "aborted");
@@ -98,7 +98,7 @@ fn assert_still(engine: &Engine, phase: &str) {
 
 /// Performs a command to continue, and waits for further sends.
 #[track_caller]
-fn goes_on(engine: &Engine, pipeline: &mut Pipeline, command: &Value) {
+fn resumes(engine: &Engine, pipeline: &mut Pipeline, command: &Value) {
     let before = engine.accepted();
     pipeline.command_ok(command);
     let answered = Instant::now();

@@ -77,8 +77,8 @@ fn distinct(engine: &Engine) -> u64 {
 fn verdict(engine: &Engine, set: usize) -> (String, Value) {
     let name = format!("r{set}");
     poll_until(TIME_LIMIT, &format!("the verdict on {name}"), || {
-        let asked = engine.room.run(&["--json", "status", &name]);
-        let status: Value = serde_json::from_str(&asked.stdout).ok()?;
+        let output = engine.room.run(&["--json", "status", &name]);
+        let status: Value = serde_json::from_str(&output.stdout).ok()?;
         let canary = &status["stages"][0];
         let phase = status["phase"].as_str()?.to_owned();
         let is_stopped = matches!(&*phase, "paused" | "aborted");
@@ -91,7 +91,7 @@ fn verdict(engine: &Engine, set: usize) -> (String, Value) {
 }
 
 #[test]
-fn answers_that_waited_at_the_hub_while_all_processes_were_down_count() {
+fn answers_queued_at_the_hub_during_downtime_count() {
     let canaries = [
         // Nine devices reject, and a tenth is offline.
         Canaries {
@@ -209,7 +209,7 @@ fn kills_around_twenty_deadlines_change_no_verdict() {
 }
 
 #[test]
-fn a_hub_that_is_away_over_the_deadlines_is_waited_for_and_too_little_is_no_pass() {
+fn verdicts_wait_for_the_hub_and_small_samples_pause() {
     let canaries = [
         // All devices reject.
         Canaries {
@@ -284,7 +284,7 @@ fn a_hub_that_is_away_over_the_deadlines_is_waited_for_and_too_little_is_no_pass
 }
 
 #[test]
-fn a_bake_rests_while_all_is_stopped() {
+fn a_bake_pauses_during_stop_all() {
     let canaries = Canaries {
         reject: 0,
         away: 0,
@@ -319,7 +319,7 @@ fn a_bake_rests_while_all_is_stopped() {
 }
 
 #[test]
-fn what_others_do_not_read_is_looked_past_and_where_nobody_else_reads_removed() {
+fn foreign_feedback_is_skipped_or_removed_if_exclusive() {
     let canaries = [
         Canaries {
             reject: 0,

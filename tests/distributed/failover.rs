@@ -58,7 +58,7 @@ fn the_replica_takes_over_without_the_last_second() {
 
 /// The server has the new password first, and ends all connections; the file follows later.
 #[test]
-fn a_changed_password_is_taken_from_its_file() {
+fn a_changed_redis_password_is_read_from_the_file() {
     let devices = long_or(10_000, 3_000);
     let redis = wait(Redis::start(&[]));
     let folder = tempfile::tempdir().expect("a folder");

@@ -14,7 +14,7 @@ const DEVICES: u64 = 500;
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
-fn of_those_that_start_at_the_same_moment_one_is_taken() {
+fn simultaneous_starts_admit_one_rollout() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(3, 1);

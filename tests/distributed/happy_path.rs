@@ -18,7 +18,7 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
 #[test]
-fn a_rollout_reaches_everyone_on_all_hubs_once_and_tells_of_it() {
+fn a_rollout_reaches_all_devices_once_and_publishes_events() {
     let north = Hub::unlimited(&Fleet::of(DEVICES));
     let south = Hub::unlimited(&Fleet::of(DEVICES));
     let mut engine = Engine::new(&Access::shared(), vec![("north", north), ("south", south)]);
@@ -156,7 +156,7 @@ fn assert_event(event: &Value, rollout: &str, version: u64, phase: &str) {
 
 /// Canaries, a gate, and an approval: the second stage sends nothing before the approval.
 #[test]
-fn a_stage_waits_for_its_gate_and_for_a_word() {
+fn a_stage_waits_for_the_gate_and_the_approval() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     engine.grow(2, 2);

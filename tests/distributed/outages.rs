@@ -14,7 +14,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(90);
 const UNRECORDED: u64 = 2 * SLOTS * WINDOW;
 
 #[test]
-fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
+fn processes_wait_for_rabbitmq_and_redis_and_resume() {
     let away = long_or(Duration::from_secs(60), Duration::from_secs(15));
     let devices = long_or(30_000, 8_000);
     let services = OwnServices::start(&[]);
@@ -32,7 +32,7 @@ fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
     engine.workers.push(newcomer);
     waits_for(&mut engine, "rabbitmq", Duration::from_secs(1));
     wait(services.rabbitmq.start_stopped());
-    goes_on(&mut engine, "connection to the broker lost");
+    recovers(&mut engine, "connection to the broker lost");
     assert_eq!(
         engine.repeats(),
         0,
@@ -55,7 +55,7 @@ fn without_rabbitmq_and_then_without_redis_everything_waits_and_goes_on() {
         "{sent} were sent, {at_most} at most expected"
     );
     wait(services.redis.start_stopped());
-    goes_on(&mut engine, "Redis does not answer");
+    recovers(&mut engine, "Redis does not answer");
 
     engine.until_phase("patient", "succeeded", 3 * TIME_LIMIT);
     assert_eq!(
@@ -94,7 +94,7 @@ fn waits_for(engine: &mut Engine, service: &str, time: Duration) {
 
 /// Asserts that all processes become ready again without help, log the recovery, and send.
 #[track_caller]
-fn goes_on(engine: &mut Engine, said: &str) {
+fn recovers(engine: &mut Engine, said: &str) {
     let before = engine.accepted();
     engine.until_ready();
     eventually(&format!("an orchestrator to say {said:?}"), || {

@@ -52,7 +52,7 @@ struct Attack<'a> {
 }
 
 #[test]
-fn all_is_stopped_under_attack_and_memory_stays() {
+fn stop_all_is_fast_and_memory_bounded_under_attack() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
     let (admin, admin_line) = engine.token("admin");
@@ -137,7 +137,7 @@ fn all_is_stopped_under_attack_and_memory_stays() {
     });
     for attack in &attacks {
         let name = attack.name;
-        let took = measure_under(attack, api, || stop_and_go_on(api, &admin));
+        let took = measure_under(attack, api, || stop_and_resume(api, &admin));
         println!("{name}: {took:?}");
         assert!(
             took.iter().all(|took| *took < MAX_ANSWER_TIME),
@@ -149,10 +149,10 @@ fn all_is_stopped_under_attack_and_memory_stays() {
     }
     let attack = &attacks[3];
     let took = measure_under(attack, probes, || {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let answer = retry_until_answered(|| crate::engine::get(probes, "/livez"));
         assert_eq!(answer.0, 200);
-        begun.elapsed()
+        started_at.elapsed()
     });
     println!("probes: {took:?}");
     assert!(took[took.len() / 2] < PROMISED_LIMIT, "probes: {took:?}");
@@ -285,18 +285,18 @@ fn ends_half_a_head(address: SocketAddr) {
 }
 
 /// Stops and resumes all rollouts; returns the duration of the stop.
-fn stop_and_go_on(api: SocketAddr, token: &str) -> Duration {
-    let begun = Instant::now();
+fn stop_and_resume(api: SocketAddr, token: &str) -> Duration {
+    let started_at = Instant::now();
     let stopped = post(api, "/api/v1/stop-all", token);
-    let took = begun.elapsed();
+    let took = started_at.elapsed();
     assert_eq!(stopped["ok"], true, "{stopped}");
-    let went_on = loop {
+    let resumed = loop {
         let answer = post(api, "/api/v1/resume-all", token);
         if answer["status"] != 503 {
             break answer;
         }
     };
-    assert_eq!(went_on["ok"], true, "{went_on}");
+    assert_eq!(resumed["ok"], true, "{resumed}");
     took
 }
 

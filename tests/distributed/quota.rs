@@ -17,7 +17,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(90);
 const OFF: f64 = 0.05;
 
 #[test]
-fn no_minute_exceeds_the_quota_whoever_comes_and_goes_and_weights_share_it() {
+fn changing_workers_keep_the_quota_and_weighted_shares() {
     let units = long_or("10", "1");
     let allowed = long_or(50_000, 5_000);
     let hub = Hub::start(

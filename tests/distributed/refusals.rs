@@ -24,7 +24,7 @@ fn engine(orchestrators: usize) -> Engine {
 }
 
 #[test]
-fn a_process_that_knows_another_hub_by_the_same_name_is_refused() {
+fn a_process_with_another_hub_of_the_same_name_is_refused() {
     let staging = Hub::unlimited(&Fleet::of(DEVICES));
     let production = Hub::unlimited(&Fleet::of(DEVICES));
     let access = Access::shared();
@@ -45,7 +45,7 @@ fn a_process_that_knows_another_hub_by_the_same_name_is_refused() {
 }
 
 #[test]
-fn a_start_that_comes_a_hundred_times_is_one_rollout() {
+fn a_start_repeated_a_hundred_times_creates_one_rollout() {
     let engine = engine(2);
     let changed: usize = std::thread::scope(|scope| {
         let publishers: Vec<_> = (0..4)
@@ -101,7 +101,7 @@ fn malformed() -> Vec<(Vec<u8>, Option<&'static str>, &'static str)> {
 }
 
 #[test]
-fn fifty_malformed_messages_are_dead_letters_and_hold_nothing_up() {
+fn malformed_messages_are_dead_lettered_without_blocking() {
     let engine = engine(1);
     let mut pipeline = engine.pipeline();
     let mut expected = BTreeMap::new();
@@ -190,7 +190,7 @@ fn shown_replayed_and_discarded(engine: &Engine, letters: &[Value]) {
 }
 
 #[test]
-fn whoever_asks_is_told_what_is_wrong() {
+fn command_errors_are_reported_to_the_sender() {
     let engine = engine(1);
     let mut pipeline = engine.pipeline();
 
@@ -240,7 +240,7 @@ fn whoever_asks_is_told_what_is_wrong() {
 }
 
 #[test]
-fn a_message_of_ten_megabytes_is_put_aside_in_part() {
+fn a_ten_megabyte_message_is_dead_lettered_truncated() {
     let engine = engine(1);
     let mut pipeline = engine.pipeline();
     let huge = json!({ "message": { "body": { "text": "x".repeat(10 << 20) } } });

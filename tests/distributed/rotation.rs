@@ -17,7 +17,7 @@ const ROLLOUT: &str = "rotated";
 const TIME_LIMIT: Duration = Duration::from_secs(90);
 
 #[test]
-fn a_changed_password_is_taken_from_its_file() {
+fn a_changed_rabbitmq_password_is_read_from_the_file() {
     let devices = long_or(10_000, 3_000);
     let services = OwnServices::start(&[]);
     let rabbitmq = &services.rabbitmq;

@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
-fn all_processes_are_replaced_in_the_middle_of_a_rollout_and_it_goes_on() {
+fn a_rollout_continues_while_all_processes_are_replaced() {
     let devices = long_or(30_000, 3_300);
     let hub = Hub::start(&scattered(devices), &["--tier", "S3"]);
     // A stopping process has answers to wait for.

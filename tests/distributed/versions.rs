@@ -23,7 +23,7 @@ const DISPATCH_V2: &str = "application/vnd.twincast.dispatch.v2+json";
 
 /// Data of a newer release is neither lost nor treated as damaged, and holds up nothing else.
 #[test]
-fn what_a_newer_release_has_written_is_left_to_it() {
+fn data_of_a_newer_release_is_left_unchanged() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let access = Access::shared();
     let mut engine = Engine::new(&access, vec![("north", hub)]);
@@ -83,8 +83,8 @@ fn what_a_newer_release_has_written_is_left_to_it() {
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
     assert_eq!(all["of_newer_release"], json!(["newer"]));
     assert_eq!(all["rollouts"].as_array().map(Vec::len), Some(1));
-    let asked = engine.room.run(&["status", "newer"]).expect(7);
-    asked.says(&[
+    let output = engine.room.run(&["status", "newer"]).expect(7);
+    output.says(&[
         "rollout newer was written by a newer release: format 2, and this release knows \
          formats up to 1",
     ]);
@@ -102,7 +102,7 @@ fn what_a_newer_release_has_written_is_left_to_it() {
 }
 
 #[test]
-fn a_rollout_that_the_first_release_began_is_finished() {
+fn a_rollout_started_by_the_first_release_is_finished() {
     let fleet = std::fs::read_to_string(fixture("fleet.yaml")).expect("a fleet");
     let hub = Hub::unlimited(&Fleet::written(&fleet));
     let access = Access {

@@ -108,7 +108,7 @@ if action == "prepare":
 from service import (  # noqa: E402, the hub must be there
     create,
     eventually,
-    hear_feedback,
+    receive_feedback,
     host,
     registry,
     send,
@@ -383,7 +383,7 @@ def cells(transport):
 # The SDK renews a token two minutes before the expiry, without a setting.
 pipeline_stages_base.SasTokenStage.DEFAULT_TOKEN_UPDATE_MARGIN = 2
 started = time.monotonic()
-hear_feedback()
+receive_feedback()
 with ThreadPoolExecutor(max_workers=10) as pool:
     parts = [basics, renewal, eviction, certificates, registrations]
     running = [

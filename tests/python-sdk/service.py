@@ -26,10 +26,10 @@ notifications = IoTHubHttpRuntimeManager.from_connection_string(
 sending, verdicts = threading.Lock(), {}
 
 
-def hear_feedback():
+def receive_feedback():
     """Starts receiving feedback."""
 
-    def hear():
+    def receive():
         while True:
             response = notifications.receive_feedback_notification(raw=True).response
             if response.status_code != 200:
@@ -39,7 +39,7 @@ def hear_feedback():
                 verdicts[record["originalMessageId"]] = record["statusCode"]
             notifications.complete_feedback_notification(response.headers["ETag"].strip('"'))
 
-    threading.Thread(target=hear, daemon=True).start()
+    threading.Thread(target=receive, daemon=True).start()
 
 
 def eventually(what, look, seconds=15):

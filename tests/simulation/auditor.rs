@@ -306,7 +306,7 @@ impl Auditor {
             // A hub may still report on a send forgotten by the store.
             let is_untouched = |outcome: Outcome| match outcome {
                 Outcome::Pending | Outcome::Skipped => true,
-                heard => self.loses_writes && heard > Outcome::Enqueued,
+                reported => self.loses_writes && reported > Outcome::Enqueued,
             };
             tally.counts.sum_of(is_untouched) == tally.counts.total()
         };
@@ -464,8 +464,8 @@ impl Observer for Auditor {
                 let skipped = ledger.gates.skipped(&self.plan, name, *batch, which);
                 ledger.check(skipped);
             }
-            Effect::FeedbackScheduled(_, record, told_at) => {
-                ledger.gates.feedback_scheduled(record, *told_at);
+            Effect::FeedbackScheduled(_, record, reported_at) => {
+                ledger.gates.feedback_scheduled(record, *reported_at);
             }
             Effect::FeedbackHandedOut(_, records) => ledger.gates.feedback_handed_out(records),
             Effect::FeedbackCompleted(_, records) => {
@@ -943,8 +943,8 @@ impl Ledger {
         let name = &rollout.spec.name;
         let loses_writes = !plan.faults.store_forgets.is_empty();
         if !loses_writes {
-            let as_told = self.gates.agrees(name, batch, outcomes);
-            self.check(as_told);
+            let agreed = self.gates.agrees(name, batch, outcomes);
+            self.check(agreed);
         }
         let before = self
             .outcomes
@@ -1002,7 +1002,7 @@ impl Ledger {
         let mut event = event.clone();
         event.as_object_mut().map(|it| it.remove("traceparent"));
         let event = &event;
-        by.sim().note(format_args!("{by} tells {topic} {id}"));
+        by.sim().note(format_args!("{by} publishes {topic} {id}"));
         if self
             .published
             .get(&id)
@@ -1030,7 +1030,7 @@ impl Ledger {
         let stored = self.rollouts.get(&name);
         if !stored.is_some_and(|stored| stored.versions.contains(&version)) {
             self.violations
-                .push(format!("{id} was told and never happened"));
+                .push(format!("{id} was published and never happened"));
         }
         let earlier = stored
             .into_iter()
@@ -1039,24 +1039,24 @@ impl Ledger {
             let earlier = format!("{name}/{earlier}");
             if !self.published.contains_key(&earlier) {
                 self.violations
-                    .push(format!("{id} was told before {earlier}"));
+                    .push(format!("{id} was published before {earlier}"));
             }
         }
         self.published.insert(id, event.clone());
     }
 
     fn all_published(&mut self) {
-        let mut untold = Vec::new();
+        let mut unpublished = Vec::new();
         for (name, record) in &self.rollouts {
             for version in &record.versions {
                 let id = format!("{name}/{version}");
                 if !self.published.contains_key(&id) {
-                    untold.push(id);
+                    unpublished.push(id);
                 }
             }
         }
-        if !untold.is_empty() {
-            self.add_violation(format!("nobody was told of {untold:?}"));
+        if !unpublished.is_empty() {
+            self.add_violation(format!("not published: {unpublished:?}"));
         }
     }
 }

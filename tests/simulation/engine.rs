@@ -302,7 +302,7 @@ impl Engine {
         let body = self.body(planned);
         for time in 0.. {
             let process = Process::start(&self.sim, format!("executor{n}.{time}"));
-            let asked_at = Instant::now();
+            let requested_at = Instant::now();
             let answered = tokio::select! {
                 biased;
                 () = process.crashed() => None,
@@ -311,7 +311,7 @@ impl Engine {
             match answered {
                 Some(Ok(answer)) => return self.done(planned, &answer).await,
                 Some(Err(CommandError::Refused(refusal))) => {
-                    return self.refused(planned, refusal.cause, asked_at);
+                    return self.refused(planned, refusal.cause, requested_at);
                 }
                 Some(Err(CommandError::Store(_))) | None => sleep(Duration::from_millis(700)).await,
             }
@@ -415,14 +415,14 @@ impl Engine {
         }
     }
 
-    fn refused(&self, planned: PlannedCommand, cause: Cause, asked_at: Instant) {
+    fn refused(&self, planned: PlannedCommand, cause: Cause, requested_at: Instant) {
         self.sim
             .note(format_args!("{planned:?} is REFUSED: {cause:?}"));
         // The other rollout may have been lost since the refusal.
         let is_or_was = |n, conflicting| {
-            self.is_stored(n, conflicting) || self.auditor.has_lost_writes_since(asked_at)
+            self.is_stored(n, conflicting) || self.auditor.has_lost_writes_since(requested_at)
         };
-        let rightly = match (planned, cause) {
+        let is_expected = match (planned, cause) {
             (PlannedCommand::Start(n), Cause::Conflict) => is_or_was(n, true),
             (PlannedCommand::StartConflicting(n), Cause::Conflict) => is_or_was(n, false),
             (
@@ -437,7 +437,7 @@ impl Engine {
             ) => true,
             _ => false,
         };
-        if !rightly {
+        if !is_expected {
             self.auditor
                 .add_violation(format!("{planned:?} was refused: {cause:?}"));
         }
@@ -462,7 +462,7 @@ impl Engine {
             sleep(at.saturating_sub(self.sim.age())).await;
             let slots: Vec<_> = self.stops().keys().cloned().collect();
             let slot = dice.pick(&slots);
-            self.sim.note(format_args!("{slot} is TOLD TO STOP"));
+            self.sim.note(format_args!("{slot} is ASKED TO STOP"));
             let stop = self.stops().get(&slot).cloned();
             stop.iter().for_each(CancellationToken::cancel);
         }

@@ -63,13 +63,13 @@ struct RolloutModel {
     sent_at: Option<Instant>,
 }
 
-/// Feedback on a message, sent by the hub at `told_at`.
+/// Feedback on a message, sent by the hub at `reported_at`.
 #[derive(Debug, Clone, Copy)]
 struct SentFeedback {
     attempt: Attempt,
     index: u32,
     outcome: Outcome,
-    told_at: Instant,
+    reported_at: Instant,
 }
 
 /// The last verdict of a gate.
@@ -100,16 +100,16 @@ impl BatchModel {
     }
 
     /// Returns the outcomes after merging all feedback sent by the hub until `until`.
-    fn told(&self, until: Instant) -> Vec<Outcome> {
+    fn reported(&self, until: Instant) -> Vec<Outcome> {
         let mut outcomes = self.outcomes.clone();
         for feedback in &self.sent_feedback {
             let SentFeedback {
                 attempt,
                 index,
                 outcome,
-                told_at,
+                reported_at,
             } = *feedback;
-            if told_at <= until && self.believes(attempt, index, outcome) {
+            if reported_at <= until && self.believes(attempt, index, outcome) {
                 let known = &mut outcomes[index as usize];
                 *known = (*known).max(outcome);
             }
@@ -362,30 +362,32 @@ impl Gates {
                 .contains(&(id.to_string(), report.outcome))
             {
                 let outcome = report.outcome;
-                return Err(format!("{id} is said to be {outcome}, and nobody told"));
+                return Err(format!(
+                    "{id} is said to be {outcome}, without feedback of a hub"
+                ));
             }
         }
         self.take(plan, name, batch, attempt, reports)
     }
 
-    /// Notes feedback, sent by the hub from `told_at` on.
-    pub(crate) fn feedback_scheduled(&mut self, record: &FeedbackRecord, told_at: Instant) {
+    /// Notes feedback, sent by the hub from `reported_at` on.
+    pub(crate) fn feedback_scheduled(&mut self, record: &FeedbackRecord, reported_at: Instant) {
         let id: MessageId = record.message_id.parse().expect("an id of ours");
         if let Some(work) = self.batch(&id.rollout, id.batch) {
             work.sent_feedback.push(SentFeedback {
                 attempt: id.attempt,
                 index: id.index,
                 outcome: record.outcome,
-                told_at,
+                reported_at,
             });
         }
     }
 
     pub(crate) fn feedback_handed_out(&mut self, records: &[FeedbackRecord]) {
-        let told = records
+        let reported = records
             .iter()
             .map(|record| (record.message_id.clone(), record.outcome));
-        self.sent_feedback.extend(told);
+        self.sent_feedback.extend(reported);
     }
 
     /// Checks that completed feedback, which the hub never sends again, is known.
@@ -397,10 +399,10 @@ impl Gates {
             };
             let mut work = self.batch(&id.rollout, id.batch);
             if let Some(work) = &mut work {
-                let told = |it: &SentFeedback| {
+                let is_same = |it: &SentFeedback| {
                     (it.attempt, it.index, it.outcome) == (id.attempt, id.index, record.outcome)
                 };
-                let feedback = work.sent_feedback.iter().position(told);
+                let feedback = work.sent_feedback.iter().position(is_same);
                 feedback.map(|at| work.sent_feedback.swap_remove(at));
             }
             let is_old = |work: &&mut BatchModel| {
@@ -413,7 +415,7 @@ impl Gates {
             if known.is_none_or(|known| *known < record.outcome) {
                 let outcome = record.outcome;
                 return Err(format!(
-                    "the hub told that {id} is {outcome}, and that was forgotten: it is {known:?}"
+                    "the hub reported {outcome} for {id}, and that was forgotten: it is {known:?}"
                 ));
             }
         }
@@ -577,13 +579,13 @@ impl RolloutModel {
 
     /// The state of the current stage after merging all feedback sent by the deadline and the
     /// batching time.
-    fn told(&self, of: &RolloutPlan, gate: &GatePlan) -> StageCounts {
+    fn reported(&self, of: &RolloutPlan, gate: &GatePlan) -> StageCounts {
         let mut seen = StageCounts::default();
         let until = self.settled_at.unwrap_or_else(Instant::now) + gate.deadline + of.batching;
         let until = until.min(Instant::now());
         for work in self.batches.values().filter(|it| it.stage == self.current) {
             let known = work.devices.iter().zip(&work.outcomes);
-            for ((device, known), told) in known.zip(work.told(until)) {
+            for ((device, known), reported) in known.zip(work.reported(until)) {
                 let applies = of.applies.contains(device);
                 // Feedback on a message does not revoke the state reported by the twin.
                 let is_applied = gate.counts == SuccessLevel::Applied && applies;
@@ -591,7 +593,7 @@ impl RolloutModel {
                 let outcome = if is_applied && is_with_device {
                     *known
                 } else {
-                    told
+                    reported
                 };
                 seen.add(outcome, applies);
             }
@@ -600,17 +602,19 @@ impl RolloutModel {
     }
 
     /// Checks that no device with an answer in time counts as silent.
-    fn has_heard_all(&self, of: &RolloutPlan) -> Check {
+    fn has_all_feedback(&self, of: &RolloutPlan) -> Check {
         let Some((ttl, sent_at)) = of.ttl.zip(self.sent_at) else {
             return Ok(());
         };
         let until = (sent_at + ttl).min(Instant::now());
         for (batch, work) in &self.batches {
-            for (index, (known, told)) in (0..).zip(work.outcomes.iter().zip(work.told(until))) {
+            for (index, (known, reported)) in
+                (0..).zip(work.outcomes.iter().zip(work.reported(until)))
+            {
                 let is_silent = matches!(known, Outcome::Enqueued | Outcome::Unknown);
-                if is_silent && *known != told {
+                if is_silent && *known != reported {
                     return Err(format!(
-                        "the hub had told that device {index} of batch {batch} is {told}"
+                        "the hub had reported that device {index} of batch {batch} is {reported}"
                     ));
                 }
             }
@@ -690,7 +694,7 @@ impl RolloutModel {
             }
             Event::AllSettled { .. } if !self.aborted => {
                 self.is_settled()?;
-                self.has_heard_all(of)?;
+                self.has_all_feedback(of)?;
                 let last = of.stages.len() - 1;
                 let is_over = self.passed == of.stages.len()
                     || self.current == last
@@ -767,12 +771,12 @@ impl RolloutModel {
         if !self.ever(|seen| self.holds(gate, seen, age)) {
             return Err(format!("it did not hold: {:?}, {gate:?}", self.observed));
         }
-        let told = self.told(of, gate);
-        let counts = told.gate_counts(gate.counts, Some(self.applied()[1]));
+        let reported = self.reported(of, gate);
+        let counts = reported.gate_counts(gate.counts, Some(self.applied()[1]));
         match counts.holds_at_worst(gate) || counts.end(gate) == Verdict::Holds {
             true => Ok(()),
             false => Err(format!(
-                "the hub had told that it does not hold: {told:?}, {gate:?}"
+                "the hub had reported that it does not hold: {reported:?}, {gate:?}"
             )),
         }
     }
@@ -788,14 +792,14 @@ impl RolloutModel {
             return Ok(());
         }
         self.is_settled()?;
-        let told = self.told(of, gate);
+        let reported = self.reported(of, gate);
         let [least, _] = self.applied();
         let is_little = |seen: StageCounts| {
             seen.gate_counts(gate.counts, Some(least)).end(gate) == Verdict::TooLittle
         };
-        match self.ever(is_little) && is_little(told) {
+        match self.ever(is_little) && is_little(reported) {
             true => Ok(()),
-            false => Err(format!("it has measured enough: {told:?}, {gate:?}")),
+            false => Err(format!("it has measured enough: {reported:?}, {gate:?}")),
         }
     }
 
@@ -829,34 +833,41 @@ impl RolloutModel {
         }
         is_meant(then, gate.on_failure)?;
         if self.promoted || self.ignored {
-            return Err("it is not to be asked any more".into());
+            return Err("it is not to be judged any more".into());
         }
         let age = self.settled_at.map_or(Duration::ZERO, |at| at.elapsed());
         let within = gate.approval.flatten();
         let is_late = within.is_some_and(|within| age >= gate.bake + within);
-        let told = self.told(of, gate);
-        if is_late && !self.approved || self.ever(|seen| self.fails(gate, seen, told, age)) {
+        let reported = self.reported(of, gate);
+        if is_late && !self.approved || self.ever(|seen| self.fails(gate, seen, reported, age)) {
             return Ok(());
         }
         Err(format!(
-            "it did not: {:?}, told {told:?}, {gate:?}",
+            "it did not: {:?}, reported {reported:?}, {gate:?}",
             self.observed
         ))
     }
 
-    fn fails(&self, gate: &GatePlan, seen: StageCounts, told: StageCounts, age: Duration) -> bool {
-        let asked = [None, Some(self.applied()[0])];
+    fn fails(
+        &self,
+        gate: &GatePlan,
+        seen: StageCounts,
+        reported: StageCounts,
+        age: Duration,
+    ) -> bool {
+        let queried = [None, Some(self.applied()[0])];
         let has_failed = |applied: &Option<u64>| {
             let counts = seen.gate_counts(gate.counts, *applied);
             counts.too_many_failed(gate) || counts.cannot_succeed(gate)
         };
-        let counts = seen.gate_counts(gate.counts, asked[1]);
+        let counts = seen.gate_counts(gate.counts, queried[1]);
         let is_over = age >= gate.bake.max(gate.deadline) || counts.silent == 0;
         let is_settled = self.settled_at.is_some();
         let has_end = is_settled && is_over && !gate.is_open;
-        let ends =
-            |seen: StageCounts| seen.gate_counts(gate.counts, asked[1]).end(gate) == Verdict::Fails;
-        asked.iter().any(has_failed) || has_end && ends(seen) && ends(told)
+        let ends = |seen: StageCounts| {
+            seen.gate_counts(gate.counts, queried[1]).end(gate) == Verdict::Fails
+        };
+        queried.iter().any(has_failed) || has_end && ends(seen) && ends(reported)
     }
 }
 
@@ -879,7 +890,7 @@ fn check_approval_time(of: &RolloutPlan, rollout: &Rollout, event: &Event) -> Ch
     match &progress.approved {
         Some(approval) if is_bound && approval.at >= approval_awaited_at.plus(within) => {
             Err(format!(
-                "it was approved at {}, and within {within:?} of {approval_awaited_at} was asked for",
+                "it was approved at {}, and within {within:?} of {approval_awaited_at} was required",
                 approval.at
             ))
         }

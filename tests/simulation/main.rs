@@ -101,7 +101,7 @@ fn promises_are_kept() {
 
 /// The store crashes four times in each world, and loses up to the last second of writes.
 #[test]
-fn promises_are_kept_by_a_store_that_loses_writes() {
+fn promises_are_kept_despite_lost_writes() {
     let setup = Setup {
         loses_writes: true,
         ..Setup::default()

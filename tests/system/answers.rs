@@ -52,7 +52,7 @@ fn outcomes(room: &Room) -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn a_bad_build_stops_at_the_canary_and_the_devices_say_why() {
+fn a_bad_build_stops_at_the_canary_with_reported_errors() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub(&runtime, "20%");
     let room = Room::of(&hub);
@@ -86,7 +86,7 @@ fn a_bad_build_stops_at_the_canary_and_the_devices_say_why() {
 }
 
 #[test]
-fn a_run_that_is_killed_loses_no_answer() {
+fn a_killed_run_loses_no_answer() {
     let seed = 20_261_130;
     println!("seed {seed}");
     let mut chance = Chance::seeded(seed);

@@ -47,7 +47,7 @@ fn is_empty(folder: &Path) -> bool {
 }
 
 #[test]
-fn the_demo_succeeds_and_leaves_nothing_behind() {
+fn the_demo_succeeds_and_leaves_no_files() {
     let room = Room::bare();
     let started = Instant::now();
     let ended = room.run(&["demo"]).expect(0);
@@ -82,7 +82,7 @@ fn the_demo_succeeds_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_plan_sends_nothing_keeps_nothing_and_is_what_run_does() {
+fn a_plan_has_no_side_effects_and_matches_the_run() {
     let hub = Hub::unlimited(&Fleet::of(7_000));
     let room = Room::with(&hub);
     let spec = room.rollout("planned", "");
@@ -110,7 +110,7 @@ fn a_plan_sends_nothing_keeps_nothing_and_is_what_run_does() {
 
 /// The body arrives exactly as written, and is shown in advance.
 #[test]
-fn the_body_is_shown_as_it_is_sent() {
+fn the_exact_body_is_shown_in_advance() {
     let hub = Hub::unlimited(&Fleet::of(1));
     let room = Room::with(&hub);
     let body = r#"{"big":12345678901234567890123,"cents":1.10,"hash":"1234567e8","float":1e2}"#;
@@ -189,7 +189,7 @@ message: { body: { text: hi }, ack: full, ttl: 1m }
 
 /// A condition has no effect beyond the brackets around the condition.
 #[test]
-fn a_condition_that_closes_more_than_it_opens_is_refused() {
+fn a_condition_with_an_unmatched_bracket_is_refused() {
     let room = Room::bare();
     let where_ = "tags.region='zz') OR (tags.type='fridge'";
     let spec = format!(
@@ -250,7 +250,7 @@ fn the_reference_has_every_field() {
 }
 
 #[test]
-fn the_schema_accepts_what_validate_accepts() {
+fn the_schema_agrees_with_validate() {
     let room = Room::bare();
     let schema = room.run(&["schema"]).expect(0).json();
     let schema = jsonschema::validator_for(&schema).expect("a JSON Schema");
@@ -280,7 +280,7 @@ fn the_schema_accepts_what_validate_accepts() {
 }
 
 #[test]
-fn a_schedule_that_never_opens_is_refused() {
+fn a_never_opening_schedule_is_refused() {
     let room = Room::bare();
     let validate = |schedule: &str| {
         let spec = "name: a\ntarget: { all: true }\nmessage: { body: { text: hi } }\n";
@@ -314,7 +314,7 @@ fn a_spec_may_come_from_standard_input_or_be_json() {
 
 /// Users' text about a rollout is shown in a single line, without an effect on the terminal.
 #[test]
-fn words_of_people_do_not_fake_lines() {
+fn user_text_cannot_forge_output_lines() {
     let hub = Hub::unlimited(&Fleet::of(5));
     let room = Room::with(&hub);
     // The gate is never approved, so the rollout is still active when paused.
@@ -348,7 +348,7 @@ fn words_of_people_do_not_fake_lines() {
 }
 
 #[test]
-fn a_result_that_cannot_be_written_is_no_success() {
+fn an_unwritable_result_is_a_failure() {
     let room = Room::bare();
     for arguments in [&["schema"][..], &["--help"], &["--print-config"]] {
         let mut command = room.command(arguments);

@@ -65,7 +65,7 @@ fn counts(status: &Value, stage: &str) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn devices_that_join_are_sent_the_message() {
+fn joining_devices_are_sent_the_message() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub(&runtime);
     let room = Room::of(&hub);
@@ -94,7 +94,7 @@ fn devices_that_join_are_sent_the_message() {
 }
 
 #[test]
-fn devices_that_leave_before_their_turn_are_not_sent_it() {
+fn devices_leaving_before_their_stage_are_skipped() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub(&runtime);
     let room = Room::of(&hub);

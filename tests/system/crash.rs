@@ -69,7 +69,7 @@ fn killed_when(mut run: Running, reached: impl Fn() -> bool) {
 }
 
 #[test]
-fn with_at_most_once_kills_repeat_nothing() {
+fn kills_cause_no_repeats_with_at_most_once() {
     let hub = Hub::unlimited(&Fleet::of(10_000));
     hub.faults(r#"{"disposition_delay_ms": 60}"#);
     let room = Room::with(&hub);

@@ -53,7 +53,7 @@ fn status(room: &Room) -> Value {
 
 /// Kills a `run` after its sends, and before any feedback. Returns when the hub holds `answers`
 /// feedback records.
-fn kill_before_it_hears(room: &Room, hub: &Hub, answers: u64) {
+fn kill_before_feedback(room: &Room, hub: &Hub, answers: u64) {
     let running: Running = room.start(&["run", "r.yaml"]);
     eventually("the canaries' messages", || {
         (hub.summary().accepted >= answers).then_some(())
@@ -72,7 +72,7 @@ fn until_after(since: Instant, time: Duration) {
 }
 
 #[test]
-fn a_few_silent_devices_do_not_hide_that_the_others_reject() {
+fn silent_devices_do_not_hide_rejections() {
     for (reject, away) in [(9, 1), (19, 30)] {
         let hub = hub(&fleet(reject, away, 0));
         let room = Room::with(&hub);
@@ -93,7 +93,7 @@ fn a_few_silent_devices_do_not_hide_that_the_others_reject() {
 }
 
 #[test]
-fn too_few_answers_pause_unless_the_spec_lets_them_pass() {
+fn too_few_answers_pause_unless_the_spec_permits_a_pass() {
     let hub = hub(&fleet(0, 2, 8));
     let room = Room::with(&hub);
     write(&room, "failure_above: 5%, deadline: 2s, on_failure: abort");
@@ -113,12 +113,12 @@ fn too_few_answers_pause_unless_the_spec_lets_them_pass() {
 }
 
 #[test]
-fn answers_that_waited_at_the_hub_count_after_a_crash() {
+fn answers_queued_at_the_hub_count_after_a_crash() {
     // All devices reject, and no process listened until the deadline was over.
     let rejecting = hub(&fleet(10, 0, 0));
     let room = Room::with(&rejecting);
     write(&room, "failure_above: 5%, deadline: 2s");
-    kill_before_it_hears(&room, &rejecting, 10);
+    kill_before_feedback(&room, &rejecting, 10);
     until_after(Instant::now(), Duration::from_secs(3));
     let stopped = room.run(&["run", "r.yaml"]).expect(8);
     assert!(
@@ -137,18 +137,18 @@ fn answers_that_waited_at_the_hub_count_after_a_crash() {
         &room,
         "failure_above: 5%, success_at_least: 90%, deadline: 2s, on_failure: abort",
     );
-    kill_before_it_hears(&room, &taking, 20);
+    kill_before_feedback(&room, &taking, 20);
     until_after(Instant::now(), Duration::from_secs(3));
     room.run(&["run", "r.yaml"]).expect(0);
     assert_eq!(taking.summary().distinct_devices, 20 + OTHERS);
 }
 
 #[test]
-fn a_hub_that_is_away_over_the_deadline_is_waited_for_and_that_is_said() {
+fn the_wait_for_an_unavailable_hub_is_reported() {
     let hub = hub(&fleet(10, 0, 0));
     let room = Room::with(&hub);
     write(&room, "failure_above: 5%, deadline: 2s, on_failure: abort");
-    kill_before_it_hears(&room, &hub, 10);
+    kill_before_feedback(&room, &hub, 10);
     hub.faults(r#"{"refuse_connections": true}"#);
     let running = room.start(&["run", "r.yaml"]);
     eventually("the word on what is in the way", || {
@@ -167,7 +167,7 @@ fn a_hub_that_is_away_over_the_deadline_is_waited_for_and_that_is_said() {
 }
 
 #[test]
-fn a_run_ends_when_its_devices_were_heard() {
+fn a_run_ends_after_feedback_of_all_devices() {
     // Messages for offline devices expire after two seconds, and the hub reports the expiry.
     let fleet = fleet(8, 4, 20);
     let flags = "--unlimited --feedback-batching 5s --feedback-lock 2s --default-ttl 2s";
@@ -197,7 +197,7 @@ fn a_run_ends_when_its_devices_were_heard() {
 }
 
 #[test]
-fn what_others_do_not_read_does_not_hide_what_is_ours() {
+fn unread_foreign_feedback_does_not_hide_own_feedback() {
     // Devices answer slowly, so no process receives the answers to the first rollout; the first run
     // is killed.
     let fleet = Fleet::written(
@@ -213,7 +213,7 @@ fn what_others_do_not_read_does_not_hide_what_is_ours() {
     let hub = Hub::start(&fleet, &flags);
     let other = Room::with(&hub);
     write(&other, "failure_above: 90%, bake: 10m");
-    kill_before_it_hears(&other, &hub, 70);
+    kill_before_feedback(&other, &hub, 70);
 
     let room = Room::with(&hub);
     write(&room, "failure_above: 5%, deadline: 60s, on_failure: abort");
@@ -252,7 +252,7 @@ fn a_pause_by_a_person_is_lifted_by_a_person() {
 }
 
 #[test]
-fn a_hub_that_cannot_be_asked_for_twins_is_asked_again() {
+fn failed_twin_queries_are_reported_and_retried() {
     let hub = Hub::start(
         &Fleet::written(
             "seed: 3\ngroups:\n  - {count: 10, id: \"c-{index:03}\", tags: {type: fridge, ring: canary}, \

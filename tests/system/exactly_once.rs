@@ -9,7 +9,7 @@ use crate::harness::{Fleet, Hub, Room, Row, assert_report_matches, assert_same_i
 const DEVICES: u64 = 20_000;
 
 #[test]
-fn everyone_is_reached_exactly_once_and_every_report_says_so() {
+fn each_device_gets_one_message_and_all_reports_agree() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let room = Room::with(&hub);
     let spec = room.rollout("one", "");
@@ -112,7 +112,7 @@ fn assert_same_as_json(room: &Room, rows: &[Row]) {
 }
 
 #[test]
-fn devices_that_cannot_be_sent_to_are_told_with_their_reason() {
+fn failed_devices_are_reported_with_the_reason() {
     let hub = Hub::unlimited(&Fleet::behaving(1_000, "{ disabled: 3%, offline: 20% }"));
     let room = Room::with(&hub);
     room.write(
@@ -155,7 +155,7 @@ fn devices_that_cannot_be_sent_to_are_told_with_their_reason() {
 }
 
 #[test]
-fn a_full_device_queue_is_told() {
+fn a_full_device_queue_is_reported() {
     let hub = Hub::unlimited(&Fleet::behaving(2, "{ offline: 50% }"));
     let room = Room::with(&hub);
     for round in 0..50 {

@@ -21,7 +21,7 @@ fn hub(runtime: &Runtime) -> RunningHub {
 }
 
 #[test]
-fn what_a_failover_lost_is_sent_again_as_the_documentation_says() {
+fn the_documented_retry_resends_messages_lost_in_a_failover() {
     let runtime = Runtime::new().expect("a runtime");
     let first = hub(&runtime);
     let room = Room::of(&first).set("TWINCAST__RUN__GIVE_UP_AFTER", "1s");

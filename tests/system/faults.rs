@@ -95,7 +95,7 @@ fn connections_closed_for_inactivity() {
 }
 
 #[test]
-fn sends_that_are_released() {
+fn released_sends_are_retried() {
     let seen = survives(SOME, r#"{"released": {"share": 0.1}}"#);
     assert!(seen.released > 200, "{seen:?}");
     assert_eq!(seen.repeats_by_device, 0, "their fate is known");
@@ -103,7 +103,7 @@ fn sends_that_are_released() {
 }
 
 #[test]
-fn sends_that_are_modified() {
+fn modified_sends_are_retried() {
     let seen = survives(SOME, r#"{"modified": {"share": 0.1}}"#);
     assert!(seen.modified > 200, "{seen:?}");
     assert_eq!(seen.repeats_by_device, 0, "their fate is known");
@@ -111,7 +111,7 @@ fn sends_that_are_modified() {
 }
 
 #[test]
-fn sends_that_are_refused_for_a_passing_reason() {
+fn transiently_refused_sends_are_retried() {
     let faults = r#"{"internal_error": {"next": 300}, "throttled": {"next": 5}}"#;
     let seen = survives(SOME, faults);
     assert_eq!(seen.repeats_by_device, 0, "their fate is known");
@@ -119,14 +119,14 @@ fn sends_that_are_refused_for_a_passing_reason() {
 }
 
 #[test]
-fn sends_that_time_out_in_the_hub_and_are_enqueued_yet() {
+fn sends_timed_out_and_enqueued_are_repeated() {
     let seen = survives(SOME, r#"{"timeout": {"next": 200}}"#);
     assert_eq!(seen.repeats_by_device, 200, "one for each unknown fate");
     assert_eq!(seen.transfers, SOME + 200);
 }
 
 #[test]
-fn sends_that_are_never_answered() {
+fn unanswered_sends_are_repeated() {
     let seen = survives(SOME, r#"{"lost_disposition": {"next": 150}}"#);
     assert_eq!(seen.lost_dispositions, 150);
     assert_eq!(seen.repeats_by_device, 150, "one for each unknown fate");
@@ -139,7 +139,7 @@ fn slow_answers() {
 }
 
 #[test]
-fn everything_at_once() {
+fn a_rollout_survives_combined_faults() {
     let seen = survives(
         MANY,
         r#"{"seed": 3, "flow_without_next_incoming_id": true, "drop_after_transfers": 5000,
@@ -155,7 +155,7 @@ fn everything_at_once() {
 }
 
 #[test]
-fn a_hub_that_takes_no_connections_for_a_while() {
+fn a_rollout_survives_refused_connections() {
     let hub = Hub::unlimited(&Fleet::of(MANY));
     hub.faults(r#"{"disposition_delay_ms": 60}"#);
     let room = Room::with(&hub);
@@ -178,7 +178,7 @@ fn a_hub_that_takes_no_connections_for_a_while() {
 }
 
 #[test]
-fn a_hub_whose_daily_quota_is_used_up_is_waited_for() {
+fn an_exhausted_daily_quota_is_waited_for() {
     let hub = Hub::unlimited(&Fleet::of(SOME));
     hub.faults(r#"{"disposition_delay_ms": 60}"#);
     let room = Room::with(&hub);

@@ -66,31 +66,31 @@ fn assert_classes_agree(room: &Room, name: &str) {
 }
 
 #[test]
-fn what_devices_did_in_time_is_in_the_report() {
+fn feedback_before_the_end_of_a_run_is_in_the_report() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = quick_hub(&runtime);
     let room = Room::of(&hub);
     // At four sends a second, the first half is settled long before the send to the last device
     // ends the run.
     room.write(
-        "told.yaml",
-        "name: told\ntarget: { tags: { type: fridge } }\nrate: 240/min\n\
+        "answered.yaml",
+        "name: answered\ntarget: { tags: { type: fridge } }\nrate: 240/min\n\
          message: { body: { text: hello }, ack: full }\n",
     );
-    room.run(&["run", "told.yaml"]).expect(4);
+    room.run(&["run", "answered.yaml"]).expect(4);
 
-    let rows = room.report("told");
+    let rows = room.report("answered");
     assert_eq!(rows.len(), DEVICES);
-    let (heard, waited_for): (Vec<&Row>, Vec<&Row>) =
+    let (answered, waited_for): (Vec<&Row>, Vec<&Row>) =
         rows.iter().partition(|row| row.outcome != "enqueued");
-    for row in &heard {
+    for row in &answered {
         let messages = hub.hub().messages(&row.device).expect("a device");
         let states: Vec<_> = messages.iter().map(|m| describe_state(m.state)).collect();
         assert_eq!(states, [row.outcome.as_str()], "{row:?}");
     }
-    assert_classes_agree(&room, "told");
+    assert_classes_agree(&room, "answered");
     let mut counts = BTreeMap::new();
-    for row in &heard {
+    for row in &answered {
         *counts.entry(row.outcome.as_str()).or_insert(0) += 1;
     }
     let kinds: Vec<_> = counts.keys().copied().collect();
@@ -101,10 +101,10 @@ fn what_devices_did_in_time_is_in_the_report() {
     );
     let seen = hub.hub().summary();
     assert!(
-        heard.len() as u64 >= seen.feedback_completed && seen.feedback_completed > 0,
+        answered.len() as u64 >= seen.feedback_completed && seen.feedback_completed > 0,
         "{} were completed, of {} that are in the report",
         seen.feedback_completed,
-        heard.len()
+        answered.len()
     );
     runtime.block_on(hub.shutdown());
 }

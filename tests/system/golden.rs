@@ -158,7 +158,7 @@ fn plan_run_and_report_for_people() {
 }
 
 #[test]
-fn help_tells_commands_and_exit_codes() {
+fn help_lists_commands_and_exit_codes() {
     let room = Room::bare();
     let help = room.run(&["--help"]).expect(0);
     assert_eq!(help.stdout, HELP);

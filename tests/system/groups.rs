@@ -12,7 +12,7 @@ fn write(room: &Room, name: &str, policy: &str, more: &str) {
 }
 
 #[test]
-fn one_rollout_of_a_group_at_a_time() {
+fn a_group_runs_one_rollout_at_a_time() {
     let hub = Hub::unlimited(&Fleet::of(200));
     let room = Room::with(&hub);
     // The rollout sends to ten devices, then waits for an approval.

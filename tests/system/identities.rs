@@ -102,7 +102,7 @@ impl Cluster {
 }
 
 #[test]
-fn a_rollout_by_workload_identity_outlives_its_tokens_and_a_kill() {
+fn a_workload_identity_survives_token_expiry_and_a_kill() {
     let cluster = Cluster::start(8, &["IoT Hub Data Contributor"]).in_pod();
     let spec = cluster.room.rollout("entra", "rate: 12000/min");
     let mut run = cluster.room.start(&["run", &spec]);
@@ -126,7 +126,7 @@ fn a_rollout_by_workload_identity_outlives_its_tokens_and_a_kill() {
 }
 
 #[test]
-fn a_missing_role_is_named_and_a_role_that_is_given_lets_the_rollout_go_on() {
+fn a_missing_role_is_named_and_granting_resumes_the_rollout() {
     let cluster = Cluster::start(3_600, &["IoT Hub Data Reader"]).in_pod();
     let spec = cluster.room.rollout("roles", "rate: 24000/min");
     let ended = cluster.room.run(&["run", &spec]);
@@ -144,7 +144,7 @@ fn a_missing_role_is_named_and_a_role_that_is_given_lets_the_rollout_go_on() {
 }
 
 #[test]
-fn a_service_account_that_is_not_federated_is_refused_with_entras_words() {
+fn an_unfederated_account_is_refused_with_the_entra_error() {
     let cluster = Cluster::start(3_600, &["IoT Hub Data Contributor"]).in_pod();
     cluster.mount("system:serviceaccount:other:worker");
     let spec = cluster.room.rollout("stranger", "");
@@ -153,7 +153,7 @@ fn a_service_account_that_is_not_federated_is_refused_with_entras_words() {
 }
 
 #[test]
-fn a_managed_identity_needs_nothing_but_its_machine() {
+fn a_managed_identity_needs_no_credentials() {
     let mut cluster = Cluster::start(3_600, &["IoT Hub Data Contributor"]);
     cluster.configure("managed_identity");
     let control = cluster.hub.control_url();
@@ -166,7 +166,7 @@ fn a_managed_identity_needs_nothing_but_its_machine() {
 }
 
 #[test]
-fn the_emulators_own_configuration_has_an_identity_where_keys_are_disabled() {
+fn the_emulator_config_has_an_identity_with_keys_disabled() {
     let flags = ["--unlimited", "--entra", "--no-local-auth"];
     let hub = Hub::start(&Fleet::of(10), &flags);
     let room = Room::with(&hub);
@@ -181,7 +181,7 @@ fn the_emulators_own_configuration_has_an_identity_where_keys_are_disabled() {
 }
 
 #[test]
-fn what_an_identity_lacks_is_named_before_anything_is_dialled() {
+fn missing_identity_settings_are_named_before_connecting() {
     let room =
         Room::configured("[hubs.eu]\nhost = \"hub.example\"\nauth = \"workload_identity\"\n");
     let spec = room.rollout("lacks", "");

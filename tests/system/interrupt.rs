@@ -22,7 +22,7 @@ fn until_sending(hub: &Hub, run: &mut Running, messages: u64) {
 
 /// Returns the arguments of the printed command for continuing.
 #[track_caller]
-fn told_to_go_on(ended: &Ended) -> Vec<String> {
+fn continue_arguments(ended: &Ended) -> Vec<String> {
     let marker = "To continue: twincast ";
     let line = ended
         .stderr
@@ -32,7 +32,7 @@ fn told_to_go_on(ended: &Ended) -> Vec<String> {
     line.split(' ').map(str::to_owned).collect()
 }
 
-fn stopped_by_repeats_nothing(signal: Signal) {
+fn assert_stop_without_repeats(signal: Signal) {
     let hub = slow_hub();
     let room = Room::bare();
     let spec = room.rollout("stop", "");
@@ -51,7 +51,7 @@ fn stopped_by_repeats_nothing(signal: Signal) {
     assert_eq!(counts["pending"], DEVICES - accepted);
 
     // The printed command works verbatim.
-    let again = told_to_go_on(&ended);
+    let again = continue_arguments(&ended);
     let again: Vec<_> = again.iter().map(String::as_str).collect();
     let ended = room.run(&again).expect(0);
     assert!(ended.stderr.contains("stop: continuing, "), "{ended}");
@@ -68,17 +68,17 @@ fn stopped_by_repeats_nothing(signal: Signal) {
 }
 
 #[test]
-fn ctrl_c_records_what_is_in_flight() {
-    stopped_by_repeats_nothing(Signal::Interrupt);
+fn ctrl_c_records_sends_in_flight() {
+    assert_stop_without_repeats(Signal::Interrupt);
 }
 
 #[test]
-fn a_service_manager_can_stop_it_like_ctrl_c() {
-    stopped_by_repeats_nothing(Signal::Terminate);
+fn sigterm_stops_a_run_like_ctrl_c() {
+    assert_stop_without_repeats(Signal::Terminate);
 }
 
 #[test]
-fn ctrl_c_while_planning_sends_nothing_and_can_be_gone_on_from() {
+fn ctrl_c_while_planning_sends_no_message_and_is_resumable() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     hub.faults(r#"{"http_delay_ms": 100}"#);
     let room = Room::with(&hub);
@@ -90,7 +90,7 @@ fn ctrl_c_while_planning_sends_nothing_and_can_be_gone_on_from() {
     });
     run.signal(Signal::Interrupt);
     let ended = run.wait().expect(130);
-    assert_eq!(told_to_go_on(&ended), ["run", &spec]);
+    assert_eq!(continue_arguments(&ended), ["run", &spec]);
     let seen = hub.summary();
     assert_eq!(seen.transfers, 0, "nothing was sent");
     assert!(seen.query_pages < DEVICES / 100, "it planned to the end");

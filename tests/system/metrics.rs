@@ -31,7 +31,7 @@ fn server(runtime: &tokio::runtime::Runtime, sample: &str) -> MockServer {
 const GATED: &str = "stages:\n  - name: first\n    percent: 10%\n    gate:\n      metrics: [{ name: check-ins, query: sum(up), success: '>= 0.99' }]";
 
 #[test]
-fn a_metric_stops_a_rollout_and_says_why() {
+fn a_failing_metric_stops_a_rollout_with_the_reason() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let server = server(&runtime, "0.5");
     let hub = Hub::unlimited(&Fleet::of(100));
@@ -91,7 +91,7 @@ fn prometheus(room: &Room) -> (Running, SocketAddr) {
 }
 
 #[test]
-fn a_password_is_read_from_its_file_for_each_question() {
+fn the_password_file_is_read_for_each_query() {
     let servers = Room::bare();
     let (_running, address) = prometheus(&servers);
     let hub = Hub::unlimited(&Fleet::of(100));

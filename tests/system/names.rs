@@ -69,7 +69,7 @@ fn a_changed_device_list_is_another_spec() {
 }
 
 #[test]
-fn a_rollout_that_is_over_says_so_and_ends_as_before() {
+fn an_ended_rollout_returns_the_same_result_again() {
     let hub = Hub::unlimited(&Fleet::behaving(200, "{ disabled: 10% }"));
     let room = Room::with(&hub);
     let spec = room.rollout("over", "");
@@ -83,7 +83,7 @@ fn a_rollout_that_is_over_says_so_and_ends_as_before() {
 }
 
 #[test]
-fn a_rollout_that_failed_leaves_its_name() {
+fn a_failed_rollout_releases_the_name() {
     let hub = Hub::unlimited(&Fleet::of(100));
     let room = Room::with(&hub);
     let spec = room.rollout("typo", "");
@@ -99,7 +99,7 @@ fn a_rollout_that_failed_leaves_its_name() {
 }
 
 #[test]
-fn what_was_begun_on_one_hub_is_not_gone_on_with_on_another_of_its_name() {
+fn another_hub_under_a_known_name_is_refused() {
     let staging = Hub::unlimited(&Fleet::of(300));
     let production = Hub::unlimited(&Fleet::of(300));
     let mut room = Room::with(&staging);
@@ -135,7 +135,7 @@ fn what_was_begun_on_one_hub_is_not_gone_on_with_on_another_of_its_name() {
 }
 
 #[test]
-fn one_hub_has_one_name() {
+fn a_hub_with_two_names_is_refused() {
     let hub = Hub::unlimited(&Fleet::of(1));
     let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
     let path = |file: &str| format!("\"{}\"", hub.folder().join(file).display());

@@ -95,7 +95,7 @@ fn room(hub: &Hub, more: &str) -> Room {
 }
 
 #[test]
-fn a_rollout_goes_through_a_proxy_on_one_port_and_outlives_its_restart() {
+fn a_rollout_over_a_proxy_survives_a_proxy_restart() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let mut proxy = HttpProxy::start(hub.https_port());
     let room = room(&hub, "").set("HTTPS_PROXY", &proxy.url("s3cr3t"));
@@ -123,7 +123,7 @@ fn a_rollout_goes_through_a_proxy_on_one_port_and_outlives_its_restart() {
 }
 
 #[test]
-fn a_proxy_that_refuses_is_named() {
+fn a_refusing_proxy_is_named() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let proxy = HttpProxy::start(hub.https_port());
     let wrong = proxy.url("wr0ng");
@@ -137,7 +137,7 @@ fn a_proxy_that_refuses_is_named() {
 }
 
 #[test]
-fn a_transport_that_is_named_is_the_only_one() {
+fn a_configured_transport_has_no_fallback() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let room = room(
         &hub,

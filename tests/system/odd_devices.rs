@@ -8,7 +8,7 @@ use crate::harness::{Fleet, Hub, Room, assert_report_matches};
 const MARKS: &str = "-:.+%_#*?!(),=@;$'";
 
 #[test]
-fn every_id_that_a_hub_takes_is_planned_sent_to_and_explained() {
+fn all_valid_device_ids_are_planned_sent_to_and_explained() {
     let fleet = format!(
         "{{groups: [\
          {{count: 30, id: \"{MARKS}{{index:02}}\", tags: {{site: \"a;b,c\"}}}}, \
@@ -42,7 +42,7 @@ fn every_id_that_a_hub_takes_is_planned_sent_to_and_explained() {
 }
 
 #[test]
-fn devices_with_odd_tags_are_left_out_and_named() {
+fn devices_with_invalid_tag_types_are_left_out_and_named() {
     let fleet = "{groups: [\
          {count: 12, id: \"odd-{index:02}\", tags: {site: {floor: 1}}}, \
          {count: 20, id: \"good-{index:02}\", tags: {site: 7}}]}";

@@ -8,7 +8,7 @@ const DEVICES: u64 = 5_000;
 const PAGES: u64 = DEVICES / 100;
 
 /// Rolls out on a hub with the given faults, and asserts that every device is found.
-fn finds_everyone(faults: &str) -> Summary {
+fn finds_all_devices(faults: &str) -> Summary {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     hub.faults(faults);
     let room = Room::with(&hub);
@@ -23,31 +23,31 @@ fn finds_everyone(faults: &str) -> Summary {
 
 #[test]
 fn empty_pages_with_a_continuation_are_not_the_end() {
-    let seen = finds_everyone(r#"{"empty_page": {"next": 3, "share": 0.3}}"#);
+    let seen = finds_all_devices(r#"{"empty_page": {"next": 3, "share": 0.3}}"#);
     assert!(seen.query_pages > PAGES + 3, "{seen:?}");
 }
 
 #[test]
-fn too_many_requests_are_made_again_when_the_hub_says() {
-    let seen = finds_everyone(r#"{"http_429": {"next": 2, "share": 0.02}, "retry_after_s": 1}"#);
+fn throttled_requests_are_retried() {
+    let seen = finds_all_devices(r#"{"http_429": {"next": 2, "share": 0.02}, "retry_after_s": 1}"#);
     assert!(seen.http_requests > PAGES + 2, "{seen:?}");
 }
 
 #[test]
 fn internal_errors_are_tried_again() {
-    let seen = finds_everyone(r#"{"http_500": {"next": 2, "share": 0.05}}"#);
+    let seen = finds_all_devices(r#"{"http_500": {"next": 2, "share": 0.05}}"#);
     assert!(seen.http_requests > PAGES + 2, "{seen:?}");
 }
 
 #[test]
 fn an_unavailable_hub_is_tried_again() {
-    let seen = finds_everyone(r#"{"http_503": {"next": 2, "share": 0.05}}"#);
+    let seen = finds_all_devices(r#"{"http_503": {"next": 2, "share": 0.05}}"#);
     assert!(seen.http_requests > PAGES + 2, "{seen:?}");
 }
 
 #[test]
 fn slow_pages_are_waited_for() {
-    let seen = finds_everyone(r#"{"http_delay_ms": 100}"#);
+    let seen = finds_all_devices(r#"{"http_delay_ms": 100}"#);
     assert_eq!(seen.query_pages, PAGES);
 }
 
@@ -59,7 +59,7 @@ fn impatient(hub: &Hub) -> Room {
 }
 
 #[test]
-fn why_nothing_is_found_is_told_and_given_up_in_time() {
+fn persistent_faults_are_reported_and_given_up_in_time() {
     for (faults, code, words) in [
         (r#"{"http_503": {"share": 1.0}}"#, 5, "503"),
         (
@@ -99,7 +99,7 @@ fn why_nothing_is_found_is_told_and_given_up_in_time() {
 }
 
 #[test]
-fn a_hub_that_comes_back_in_time_is_waited_for() {
+fn a_hub_recovering_in_time_is_waited_for() {
     let hub = Hub::unlimited(&Fleet::of(20));
     // More failures than the client's own retries cover.
     hub.faults(r#"{"http_503": {"next": 9, "share": 0}}"#);

@@ -25,7 +25,7 @@ fn a_good_spec_is_not_refused() {
 }
 
 #[test]
-fn bad_yaml_is_told_with_line_and_column() {
+fn yaml_errors_are_reported_with_line_and_column() {
     refused("name: a\ntarget: [\n", &["spec.yaml:2:9: ", "bracket"]);
     refused("name: a\n\ttarget: 1\n", &["spec.yaml:", "tab"]);
     refused(
@@ -35,7 +35,7 @@ fn bad_yaml_is_told_with_line_and_column() {
 }
 
 #[test]
-fn unknown_fields_are_told_with_those_that_exist() {
+fn unknown_fields_are_reported_with_known_fields() {
     refused(
         &format!("{GOOD}colour: red\n"),
         &["spec.yaml:4:1: colour: is not a field here", "batch_by"],
@@ -47,7 +47,7 @@ fn unknown_fields_are_told_with_those_that_exist() {
 }
 
 #[test]
-fn wrong_types_and_values_are_told_with_what_is_allowed() {
+fn invalid_types_and_values_are_reported_with_allowed_values() {
     refused(
         "name: a\ntarget: { all: perhaps }\nmessage: { body: { text: hi } }\n",
         &["spec.yaml:2:11: target.all: ", "perhaps", "true or false"],
@@ -71,7 +71,7 @@ fn wrong_types_and_values_are_told_with_what_is_allowed() {
 }
 
 #[test]
-fn files_that_a_spec_names_are_checked() {
+fn files_named_in_a_spec_are_checked() {
     let room = Room::bare();
     let spec = |target: &str, body: &str| {
         room.write(
@@ -103,7 +103,7 @@ fn files_that_a_spec_names_are_checked() {
 }
 
 #[test]
-fn files_that_cannot_be_read_are_told() {
+fn unreadable_files_are_reported() {
     let room = Room::bare();
     let words = ["spec gone.yaml", "No such file"];
     assert_refused(&room, &["run", "gone.yaml"], 3, &words);
@@ -124,7 +124,7 @@ fn files_that_cannot_be_read_are_told() {
 }
 
 #[test]
-fn a_target_without_devices_is_told() {
+fn a_target_without_devices_is_reported() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let room = Room::with(&hub);
     room.write(
@@ -140,7 +140,7 @@ fn a_target_without_devices_is_told() {
 }
 
 #[test]
-fn a_condition_that_the_hub_does_not_understand_is_told() {
+fn a_condition_rejected_by_the_hub_is_reported() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let room = Room::with(&hub);
     room.write(

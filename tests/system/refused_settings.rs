@@ -42,7 +42,7 @@ fn string_refused(text: &str, words: &[&str]) {
 }
 
 #[test]
-fn connection_strings_are_refused_with_what_is_wrong() {
+fn invalid_connection_strings_are_refused_with_the_error() {
     string_refused("", &["empty"]);
     string_refused(
         &format!("HostName=h.azure-devices.net;SharedAccessKey={KEY}"),
@@ -163,7 +163,7 @@ fn unknown_keys_and_wrong_values_are_refused() {
 }
 
 #[test]
-fn several_mistakes_are_told_at_once() {
+fn several_errors_are_reported_at_once() {
     refused(
         "colour = 1\n[worker]\nslots = 0\n[hubs.eu]\ntier = 'S3'\nunits = 99\n[hubs.us]\nshare = 'half'\n",
         &[
@@ -178,7 +178,7 @@ fn several_mistakes_are_told_at_once() {
 }
 
 #[test]
-fn files_that_a_configuration_names_must_be_there() {
+fn files_named_in_a_configuration_must_exist() {
     refused(
         "[hubs.main]\nconnection_string_file = 'gone.secret'\n",
         &["hub main cannot be used", "gone.secret", "No such file"],
@@ -225,7 +225,7 @@ fn a_connection_string_in_the_wrong_place_does_not_show() {
 }
 
 #[test]
-fn a_rollout_whose_hub_is_not_configured_any_more_is_refused_at_once() {
+fn a_rollout_on_an_unconfigured_hub_is_refused() {
     let hub = Hub::unlimited(&Fleet::of(20));
     let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
     let room = Room::configured(&config);

@@ -54,7 +54,7 @@ fn until_more(hub: &Hub, run: &mut Running, more: u64) {
 }
 
 #[test]
-fn keys_that_are_rotated_in_a_rollout_lose_nothing() {
+fn key_rotation_during_a_rollout_loses_no_message() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let room = Room::configured(&format!(
         "[hubs.emulator]\nconnection_string_file = \"secrets/first\"\n\
@@ -92,7 +92,7 @@ fn keys_that_are_rotated_in_a_rollout_lose_nothing() {
 }
 
 #[test]
-fn two_connection_strings_are_for_one_hub() {
+fn connection_strings_of_two_hubs_are_refused() {
     let string = |host: &str| format!("HostName={host};SharedAccessKeyName=s;SharedAccessKey=YQ==");
     let room = Room::configured(&format!(
         "[hubs.eu]\nconnection_string = \"{}\"\nsecondary_connection_string = \"{}\"\n",

@@ -46,7 +46,7 @@ impl Traces {
 }
 
 #[test]
-fn secrets_are_found_where_they_are() {
+fn secret_detection_finds_known_secrets() {
     let hub = Hub::unlimited(&Fleet::of(1));
     let traces = Traces::of(hub.key());
     let file = std::fs::read_to_string(hub.folder().join("connection-string"));
@@ -63,7 +63,7 @@ fn secrets_are_found_where_they_are() {
 }
 
 #[test]
-fn nothing_secret_shows_at_the_highest_log_level() {
+fn no_secret_shows_at_the_highest_log_level() {
     let hub = Hub::start_with(&Fleet::of(60), &["--unlimited"], &[("RUST_LOG", "trace")]);
     let room = Room::with(&hub).set("RUST_LOG", "trace");
     let traces = Traces::of(hub.key());
@@ -89,7 +89,7 @@ fn nothing_secret_shows_at_the_highest_log_level() {
 }
 
 #[test]
-fn a_refused_key_does_not_show_either() {
+fn a_refused_key_does_not_show() {
     let hub = Hub::unlimited(&Fleet::of(5));
     let wrong = STANDARD.encode("no hub has this key, which is wrong");
     let string = hub.connection_string().replace(hub.key(), &wrong);
@@ -145,7 +145,7 @@ fn passwords_of_addresses_do_not_show() {
 }
 
 #[test]
-fn tokens_that_are_refused_while_sending_do_not_show() {
+fn tokens_refused_while_sending_do_not_show() {
     let hub = Hub::unlimited(&Fleet::of(5));
     hub.faults(r#"{"refuse_cbs": true}"#);
     let room = Room::with(&hub).set("RUST_LOG", "trace");

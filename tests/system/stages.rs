@@ -14,11 +14,11 @@ const OTHERS: usize = 250;
 /// Starts a hub in this process with immediate feedback. `canaries` is the behaviour of the
 /// canaries.
 fn hub_with(runtime: &tokio::runtime::Runtime, canaries: &str) -> RunningHub {
-    hub_telling(runtime, canaries, Duration::from_millis(100))
+    hub_with_feedback_interval(runtime, canaries, Duration::from_millis(100))
 }
 
 /// Starts a hub with feedback batched for this interval.
-fn hub_telling(
+fn hub_with_feedback_interval(
     runtime: &tokio::runtime::Runtime,
     canaries: &str,
     feedback_interval: Duration,
@@ -108,7 +108,7 @@ fn stages_are_exact_and_follow_each_other() {
 }
 
 #[test]
-fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
+fn rejecting_canaries_stop_the_rollout_before_the_next_stage() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub_with(&runtime, "rejects: 8%");
     let room = Room::of(&hub);
@@ -151,11 +151,11 @@ fn a_canary_that_rejects_stops_the_rollout_before_its_second_stage() {
 
 /// Rejecting devices are retried: at first without success, then after a repair.
 #[test]
-fn canaries_that_failed_are_retried_before_their_gate_is_asked_again() {
+fn failed_canaries_are_retried_before_the_next_verdict() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     // The gate fails before all devices have answered. Feedback not yet sent by this hub is lost
     // with the hub later.
-    let hub = hub_telling(&runtime, "rejects: 8%", Duration::from_secs(1));
+    let hub = hub_with_feedback_interval(&runtime, "rejects: 8%", Duration::from_secs(1));
     let room = Room::of(&hub);
     write(
         &room,
@@ -421,7 +421,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
 
 /// Devices complete the message and report the change, and revert seconds later.
 #[test]
-fn what_does_not_last_passes_a_delivered_gate_and_fails_an_applied_one() {
+fn reverts_pass_a_delivered_gate_and_fail_an_applied_gate() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hub = hub_with(&runtime, "reverts: {share: 30%, after: 500ms}");
     let room = Room::of(&hub);

@@ -14,7 +14,7 @@ use crate::harness::{
 const DEVICES: u64 = 20_000;
 
 #[test]
-fn a_folder_in_use_is_told() {
+fn a_folder_in_use_is_reported() {
     let hub = Hub::unlimited(&Fleet::of(2_000));
     hub.faults(r#"{"disposition_delay_ms": 600000}"#);
     let room = Room::with(&hub);
@@ -41,7 +41,7 @@ fn a_folder_in_use_is_told() {
 /// The archive contains the whole rollout; the next rollout of the same name is a new rollout with
 /// new message ids.
 #[test]
-fn a_rollout_that_has_ended_is_deleted() {
+fn an_ended_rollout_is_deleted() {
     let hub = Hub::unlimited(&Fleet::of(300));
     let room = Room::with(&hub);
     let spec = room.rollout("first", "");
@@ -94,7 +94,7 @@ fn a_rollout_that_has_ended_is_deleted() {
 }
 
 #[test]
-fn a_run_under_way_is_looked_at_and_changed() {
+fn a_running_rollout_is_inspected_and_changed() {
     let hub = Hub::unlimited(&Fleet::of(2_000));
     hub.faults(r#"{"disposition_delay_ms": 600000}"#);
     let room = Room::with(&hub);
@@ -153,7 +153,7 @@ fn a_run_under_way_is_looked_at_and_changed() {
 }
 
 #[test]
-fn what_a_kill_leaves_of_a_run_is_looked_at_without_the_right_to_write() {
+fn state_left_by_a_kill_is_read_without_writes() {
     let hub = Hub::unlimited(&Fleet::of(2_000));
     hub.faults(r#"{"disposition_delay_ms": 600000}"#);
     // A path too long for the name of a socket.
@@ -181,7 +181,7 @@ fn what_a_kill_leaves_of_a_run_is_looked_at_without_the_right_to_write() {
 }
 
 #[test]
-fn a_path_that_is_no_folder_is_told() {
+fn a_state_path_other_than_a_folder_is_reported() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let room = Room::with(&hub);
     let spec = room.rollout("a", "");
@@ -193,7 +193,7 @@ fn a_path_that_is_no_folder_is_told() {
 }
 
 #[test]
-fn a_damaged_state_is_told_and_left_alone() {
+fn a_damaged_state_is_reported_and_left_unchanged() {
     let hub = Hub::unlimited(&Fleet::of(5_000));
     let room = Room::with(&hub);
     let spec = room.rollout("whole", "");
@@ -244,7 +244,7 @@ fn with_file_limit(limit: &str, room: &Room, arguments: &[&str]) -> Running {
 }
 
 /// Asserts that the run ended for lack of space, and continues once there is space.
-fn told_and_gone_on_from(ended: Ended, room: &Room, hub: &Hub, spec: &str) {
+fn assert_reported_and_resumable(ended: Ended, room: &Room, hub: &Hub, spec: &str) {
     let ended = ended.expect(7);
     let ended = ended.says(&[
         "error: ",
@@ -262,19 +262,19 @@ fn told_and_gone_on_from(ended: Ended, room: &Room, hub: &Hub, spec: &str) {
 }
 
 #[test]
-fn a_disk_that_is_full_while_planning_is_told_and_gone_on_from() {
+fn a_full_disk_while_planning_is_reported_and_resumable() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let room = Room::with(&hub);
     let spec = room.rollout("full", "");
     // Enough space to begin, too little for the plan.
     let ended = with_file_limit("200", &room, &["run", &spec]).wait();
     assert_eq!(hub.summary().transfers, 0, "sent before the plan was kept");
-    told_and_gone_on_from(ended, &room, &hub, &spec);
+    assert_reported_and_resumable(ended, &room, &hub, &spec);
     assert_eq!(hub.summary().repeats_by_device, 0);
 }
 
 #[test]
-fn a_disk_that_is_full_while_sending_is_told_and_gone_on_from() {
+fn a_full_disk_while_sending_is_reported_and_resumable() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     hub.faults(r#"{"disposition_delay_ms": 60}"#);
     let room = Room::with(&hub);
@@ -290,5 +290,5 @@ fn a_disk_that_is_full_while_sending_is_told_and_gone_on_from() {
         hub.summary().distinct_devices < DEVICES,
         "it was over already"
     );
-    told_and_gone_on_from(ended, &room, &hub, &spec);
+    assert_reported_and_resumable(ended, &room, &hub, &spec);
 }

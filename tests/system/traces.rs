@@ -9,7 +9,7 @@ use crate::harness::{Collector, Fleet, Hub, ReceivedSpan, Room};
 const DEVICES: u64 = 400;
 
 #[test]
-fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
+fn a_run_is_one_trace_and_a_hanging_collector_causes_no_delay() {
     let caller = "4bf92f3577b34da6a3ce929d0e0e4736";
     let collector = Collector::start();
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
@@ -61,7 +61,7 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
 
     let hanging = Collector::hanging();
     let room = room.set("TWINCAST__OTLP__URL", &hanging.address());
-    let spec = room.rollout("unheard", "");
+    let spec = room.rollout("untraced", "");
     let started = Instant::now();
     room.run(&["run", &spec]).expect(0);
     // The last spans have a limit of 3 s.
@@ -72,7 +72,7 @@ fn a_run_is_one_trace_and_a_collector_that_hangs_does_not_hold_it_up() {
 
 /// A platform may set the variables for all programs.
 #[test]
-fn the_variables_of_the_standard_hold_and_nonsense_in_one_stops_nothing() {
+fn standard_variables_apply_and_invalid_values_are_warned_of() {
     let collector = Collector::start();
     let hub = Hub::unlimited(&Fleet::of(10));
     let at = format!("{}/v1/traces", collector.address());
@@ -93,7 +93,7 @@ fn the_variables_of_the_standard_hold_and_nonsense_in_one_stops_nothing() {
     );
 
     let shown = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20them");
-    let (_, spans) = run("told", &[traces, shown, sampled]);
+    let (_, spans) = run("sampled", &[traces, shown, sampled]);
     assert!(!spans.is_empty());
     let token = HeaderValue::from_static("Bearer them");
     assert!(spans.iter().all(|span| span.shown.as_ref() == Some(&token)));

@@ -30,7 +30,7 @@ fn closed_port() -> u16 {
 }
 
 #[test]
-fn a_closed_port_is_told_while_planning() {
+fn a_closed_port_while_planning_is_reported() {
     let hub = small_hub();
     let closed = closed_port();
     let room = room_with(&hub, |config| {
@@ -52,7 +52,7 @@ fn a_closed_port_is_told_while_planning() {
 }
 
 #[test]
-fn a_closed_port_is_told_while_sending_and_gone_on_from() {
+fn a_closed_port_while_sending_is_reported_and_resumable() {
     let hub = small_hub();
     let closed = closed_port();
     let right = format!("amqp_port = {}", hub.amqp_port());
@@ -92,7 +92,7 @@ fn a_certificate_of_another_authority_is_not_trusted() {
 }
 
 #[test]
-fn without_its_authority_a_hub_is_not_trusted() {
+fn a_hub_without_a_configured_authority_is_not_trusted() {
     let hub = small_hub();
     let room = room_with(&hub, |config| config.replace("ca_file = \"ca.pem\"\n", ""));
     let words = ["hub emulator", "certificate", "ca_file"];
@@ -113,7 +113,7 @@ fn a_certificate_for_another_name_is_not_trusted() {
 }
 
 #[test]
-fn a_port_that_speaks_no_tls_is_told() {
+fn a_port_without_tls_is_reported() {
     let hub = small_hub();
     // The listener answers any data in plain text.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -134,7 +134,7 @@ fn a_port_that_speaks_no_tls_is_told() {
 }
 
 #[test]
-fn a_wrong_key_is_told_without_showing_it() {
+fn a_wrong_key_is_reported_and_does_not_show() {
     let hub = small_hub();
     let room = room_with(&hub, str::to_owned);
     let wrong = "d3Jvbmcta2V5LXdyb25nLWtleS13cm9uZy1rZXkhISE=";
@@ -156,7 +156,7 @@ fn a_wrong_key_is_told_without_showing_it() {
 }
 
 #[test]
-fn a_key_that_is_refused_while_sending_is_told() {
+fn a_key_refused_while_sending_is_reported() {
     let hub = small_hub();
     hub.faults(r#"{"refuse_cbs": true}"#);
     let room = room_with(&hub, str::to_owned);

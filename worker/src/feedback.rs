@@ -619,7 +619,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_sorted_and_those_of_others_left_out() {
+    fn records_are_grouped_and_foreign_records_are_dropped() {
         let sorted = by_rollout(&[
             record("r.z.0.1.7.1", Outcome::Delivered),
             record("5f0e3c1e-6d8e-4a8e-9c6b-1f1d2a3b4c5d", Outcome::Delivered),
@@ -657,7 +657,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_while_only_others_messages_come() {
+    fn pauses_grow_while_only_foreign_messages_arrive() {
         let mut pause = Duration::ZERO;
         let pauses: Vec<_> = (0..7)
             .map(|_| {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_spread_from_its_start_on() {
+    fn permits_of_a_block_are_spread_from_the_start() {
         let now = Instant::now();
         let mut stream = PermitStream::default();
         stream.put(block(3, 500, now));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_catches_up_a_little_and_then_is_worth_nothing() {
+    fn late_permits_catch_up_briefly_and_then_expire() {
         let now = Instant::now();
         for (late, good) in [(0, 10), (100, 10), (150, 8), (189, 3), (191, 0)] {
             let mut stream = PermitStream::default();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_throttle_voids_what_is_there_and_what_was_taken() {
+    fn a_throttle_voids_available_and_taken_permits() {
         let now = Instant::now();
         let mut stream = PermitStream::default();
         stream.put(block(3, 0, now));
@@ -215,7 +215,7 @@ mod tests {
         /// block, after the end, or in the place of another permit; and no more permits are used in
         /// any period than the period, plus the catch-up, stands for.
         #[test]
-        fn no_permit_is_used_out_of_its_time(
+        fn permits_are_used_only_while_valid(
             asks in prop::collection::vec((0u64..200, 0u64..1_000, 1u32..40), 1..40),
             per_minute in 60.0f64..60_000.0,
         ) {

@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_is_fetched_than_is_wanted() {
+    async fn no_more_permits_are_fetched_than_requested() {
         let (pacer, store) = pacer(6_000.0);
         let began = Instant::now();
         for more in [2, 1, 0] {
@@ -439,7 +439,7 @@ mod tests {
 
     /// The answer to an abandoned fetch does not count as late.
     #[tokio::test(start_paused = true)]
-    async fn a_fetch_that_nobody_waits_for_is_begun_anew() {
+    async fn an_abandoned_fetch_is_restarted() {
         let (pacer, _) = behind_others().await;
         let short = Duration::from_millis(1);
         let waited = tokio::time::timeout(short, Arc::clone(&pacer).acquire(1_000)).await;
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dropped_wait_leaves_no_permit_that_may_be_used_early() {
+    async fn a_dropped_wait_leaves_no_permit_for_early_use() {
         let (pacer, free_at) = behind_others().await;
         let short = Duration::from_millis(50);
         for _ in 0..3 {

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn each_comes_up_once_in_its_time_and_not_too_many() {
+    async fn each_dispatch_is_retried_once_and_the_queue_is_bounded() {
         let after = Duration::from_secs(10);
         let mut queue = RetryQueue::new(after);
         let dispatch = |batch| Dispatch {

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_of_this_machine_is_not_waited_for() {
+    fn disposition_depends_on_error_duration_and_limit() {
         let full = || StoreError::NotWritable {
             doing: "record".into(),
             source: "full".into(),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_success_begins_the_time_anew() {
+    async fn a_success_restarts_the_retry_time() {
         let policy = Policy::store_retry();
         let mut tries = Tries::new(StoreRetryLimit(Some(Duration::from_secs(30))), &policy);
         let away = || StoreError::Unavailable {

@@ -52,7 +52,7 @@ fn counted(worker: &Working) -> (u64, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_is_counted_and_the_rest_is_merged() {
+async fn unreadable_records_are_counted_and_readable_are_merged() {
     let bench = asking(&[3]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -68,7 +68,7 @@ async fn what_cannot_be_read_is_counted_and_the_rest_is_merged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_became_of_messages_is_merged_and_then_completed() {
+async fn feedback_is_merged_and_messages_are_completed() {
     let bench = asking(&[3, 3]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -104,7 +104,7 @@ async fn what_became_of_messages_is_merged_and_then_completed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_that_are_there_are_merged_together_and_batches_at_the_same_time() {
+async fn waiting_messages_are_merged_together_and_concurrently() {
     const CALL: Duration = Duration::from_millis(100);
     let bench = asking(&[2; 8]).await;
     let worker = bench.start();
@@ -130,7 +130,7 @@ async fn messages_that_are_there_are_merged_together_and_batches_at_the_same_tim
 }
 
 #[tokio::test(start_paused = true)]
-async fn feedback_may_overtake_the_record_of_its_send() {
+async fn feedback_may_precede_the_record_of_the_send() {
     let bench = asking(&[3]).await;
     bench.hub.hold();
     let worker = bench.start();
@@ -153,7 +153,7 @@ async fn feedback_may_overtake_the_record_of_its_send() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_feedback_says_was_delivered_is_not_sent_again_after_a_crash() {
+async fn delivered_messages_are_not_resent_after_a_crash() {
     let bench = asking(&[3]).await;
     bench.hub.hold();
     let worker = bench.start();
@@ -172,7 +172,7 @@ async fn what_feedback_says_was_delivered_is_not_sent_again_after_a_crash() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn repeated_and_contradicting_records_change_nothing() {
+async fn repeated_and_contradicting_records_are_ignored() {
     let bench = asking(&[2]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -202,7 +202,7 @@ async fn take_as_another(bench: &Bench, messages: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_of_others_is_given_back_once_nothing_is_behind_it() {
+async fn a_foreign_message_is_released_when_the_queue_is_empty() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -231,7 +231,7 @@ async fn a_message_of_others_is_given_back_once_nothing_is_behind_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_ours_is_found_behind_messages_of_others() {
+async fn own_messages_are_found_behind_foreign_messages() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -253,7 +253,7 @@ async fn what_is_ours_is_found_behind_messages_of_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_of_others_are_not_held_until_their_locks_are_over() {
+async fn foreign_messages_are_released_before_the_lock_expires() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -271,7 +271,7 @@ async fn messages_of_others_are_not_held_until_their_locks_are_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_nobody_else_listens_what_is_not_ours_is_removed() {
+async fn foreign_messages_are_removed_from_an_exclusive_queue() {
     let mut bench = asking(&[1]).await;
     bench.limits.feedback.queue = FeedbackQueue::Exclusive;
     let worker = bench.start();
@@ -291,7 +291,7 @@ async fn where_nobody_else_listens_what_is_not_ours_is_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
+async fn unclaimed_messages_are_received_at_growing_intervals() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -322,7 +322,7 @@ async fn a_message_that_nobody_wants_is_taken_ever_more_rarely() {
 }
 
 /// Returns the age of the heard-until time, and the obstacle to hearing more.
-async fn heard(bench: &Bench) -> (Option<Duration>, Option<Obstacle>) {
+async fn watermark(bench: &Bench) -> (Option<Duration>, Option<Obstacle>) {
     let listeners = bench.store.listeners(&build::hub("a")).await.unwrap();
     let now = Timestamp::MAX;
     let watermark = Watermark::of(&listeners, now);
@@ -331,14 +331,14 @@ async fn heard(bench: &Bench) -> (Option<Duration>, Option<Obstacle>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_queue_was_heard_until_just_now() {
+async fn an_empty_queue_keeps_the_watermark_current() {
     let bench = asking(&[2]).await;
-    assert_eq!(heard(&bench).await, (None, Some(Obstacle::NoListener)));
+    assert_eq!(watermark(&bench).await, (None, Some(Obstacle::NoListener)));
     let worker = bench.start();
     bench.until_settled().await;
     for _ in 0..20 {
         sleep(Duration::from_millis(1_300)).await;
-        let (ago, obstacle) = heard(&bench).await;
+        let (ago, obstacle) = watermark(&bench).await;
         assert!(ago.unwrap() <= 3 * QUIET, "{ago:?}");
         assert_eq!(obstacle, None);
     }
@@ -348,51 +348,51 @@ async fn a_quiet_queue_was_heard_until_just_now() {
         .hub
         .push_feedback([record("r.0.0.0.0.1", Outcome::Delivered)]);
     sleep(Duration::from_secs(8)).await;
-    let (ago, _) = heard(&bench).await;
+    let (ago, _) = watermark(&bench).await;
     assert!(ago.unwrap() >= Duration::from_secs(8), "{ago:?}");
     bench.faulty_store.set(Condition::Open);
     bench.hub.until_feedback_answered(1).await;
     sleep(3 * QUIET).await;
-    assert!(heard(&bench).await.0.unwrap() <= 3 * QUIET);
+    assert!(watermark(&bench).await.0.unwrap() <= 3 * QUIET);
     // The hub may have been about to deliver a message to the ended worker.
     worker.stopped().await;
     let why = "the worker that received it has ended".to_owned();
     assert_eq!(
-        heard(&bench).await,
+        watermark(&bench).await,
         (None, Some(Obstacle::ListenersFailing { why }))
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_lost_worker_had_in_hand_is_not_heard_until_others_can_have_had_it() {
+async fn the_watermark_stalls_while_a_lost_worker_may_hold_messages() {
     let bench = asking(&[2]).await;
     let (first, second) = (bench.start(), bench.start());
     bench.until_settled().await;
     bench.dispatch(0).await;
     bench.dispatch(0).await;
     sleep(3 * QUIET).await;
-    assert!(heard(&bench).await.0.unwrap() <= 3 * QUIET);
+    assert!(watermark(&bench).await.0.unwrap() <= 3 * QUIET);
     drop(first);
     // The hub may hide messages of the worker for a minute, and the clock may be off by 15 s.
     let lost_at = Instant::now();
     let hidden = Duration::from_secs(75);
     while lost_at.elapsed() < hidden {
         sleep(QUIET).await;
-        let (ago, obstacle) = heard(&bench).await;
+        let (ago, obstacle) = watermark(&bench).await;
         let known = lost_at.elapsed() < Duration::from_secs(11);
         let is_hidden = matches!(obstacle, Some(Obstacle::Hidden { .. }));
         assert!(known || is_hidden, "{obstacle:?}");
         assert!(ago.unwrap() + 2 * QUIET >= lost_at.elapsed(), "{ago:?}");
     }
     sleep(4 * QUIET).await;
-    let (ago, obstacle) = heard(&bench).await;
+    let (ago, obstacle) = watermark(&bench).await;
     assert!(ago.unwrap() <= 3 * QUIET, "{ago:?}");
     assert_eq!(obstacle, None);
     second.stopped().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_of_others_in_front_are_counted_and_said() {
+async fn foreign_messages_ahead_are_counted_and_reported() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -401,7 +401,7 @@ async fn messages_of_others_in_front_are_counted_and_said() {
     }
     bench.hub.until_feedback_answered(37).await;
     sleep(Duration::from_millis(1)).await;
-    let (ago, obstacle) = heard(&bench).await;
+    let (ago, obstacle) = watermark(&bench).await;
     assert_eq!(obstacle, Some(Obstacle::Foreign { messages: 37 }));
     assert!(
         ago.unwrap() <= 2 * QUIET,
@@ -411,7 +411,7 @@ async fn messages_of_others_in_front_are_counted_and_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mixed_message_is_ours_and_the_rest_of_it_is_counted() {
+async fn a_mixed_message_is_completed_with_foreign_records_counted() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -431,7 +431,7 @@ async fn a_mixed_message_is_ours_and_the_rest_of_it_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_of_an_older_plan_are_ignored_and_done_with() {
+async fn records_of_an_older_plan_are_ignored_and_completed() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -449,7 +449,7 @@ async fn records_of_an_older_plan_are_ignored_and_done_with() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_is_waited_for() {
+async fn feedback_waits_for_an_unavailable_store() {
     let bench = asking(&[2]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -474,7 +474,7 @@ async fn a_store_that_is_away_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopping_worker_finishes_what_is_in_hand_and_takes_nothing_more() {
+async fn a_stopping_worker_merges_held_messages_and_takes_no_more() {
     let bench = asking(&[2]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -496,7 +496,7 @@ async fn a_stopping_worker_finishes_what_is_in_hand_and_takes_nothing_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopping_worker_does_not_wait_for_ever_and_the_next_one_gets_it() {
+async fn a_stopping_worker_returns_messages_after_the_drain_time() {
     let bench = asking(&[1]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -525,7 +525,7 @@ async fn a_pause_does_not_keep_a_worker_from_stopping() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_rollouts_that_ask_for_feedback_are_listened_for_and_one_listener_serves_all() {
+async fn one_listener_serves_all_rollouts_with_feedback() {
     let bench = Bench::new(&[2]).await;
     let worker = bench.start();
     bench.until_settled().await;
@@ -540,7 +540,7 @@ async fn only_rollouts_that_ask_for_feedback_are_listened_for_and_one_listener_s
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hub_without_feedback_is_sent_through_all_the_same() {
+async fn a_hub_without_feedback_still_receives_sends() {
     let mut bench = asking(&[5]).await;
     bench.hub = bench.hub.without_feedback();
     let worker = bench.start();
@@ -550,7 +550,7 @@ async fn a_hub_without_feedback_is_sent_through_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hub_that_refuses_is_asked_again_later() {
+async fn a_refused_feedback_listener_is_retried_later() {
     let bench = asking(&[1]).await;
     bench.hub.refuse_feedback(2);
     let worker = bench.start();

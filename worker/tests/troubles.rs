@@ -38,7 +38,7 @@ async fn a_full_store_is_waited_for_and_no_answer_is_lost() {
 
 /// The worker does not wait for a full store on the same machine.
 #[tokio::test(start_paused = true)]
-async fn a_full_store_of_this_machine_ends_the_worker_at_once() {
+async fn a_full_local_store_ends_the_worker_at_once() {
     for per_minute in [None, Some(6_000.0)] {
         let mut bench = Bench::new(&[500]).await;
         bench.limits.sends_per_minute = per_minute;
@@ -53,7 +53,7 @@ async fn a_full_store_of_this_machine_ends_the_worker_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_are_recorded_while_a_throttle_is_told() {
+async fn answers_are_recorded_while_a_throttle_is_reported() {
     let mut bench = Bench::new(&[256]).await;
     bench.limits.sends_per_minute = Some(60_000.0);
     let throttled = SendResult::NotSent {
@@ -78,7 +78,7 @@ async fn answers_are_recorded_while_a_throttle_is_told() {
 
 /// Permits granted too late are not used, and are not requested in a loop.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_too_slow_for_permits_is_told_and_spared() {
+async fn late_permits_are_counted_and_not_requested_in_a_loop() {
     let mut bench = Bench::new(&[200]).await;
     bench.limits.sends_per_minute = Some(6_000.0);
     bench
@@ -103,7 +103,7 @@ async fn a_store_that_is_too_slow_for_permits_is_told_and_spared() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_read_of_one_rollout_keeps_no_other_waiting() {
+async fn a_slow_read_of_a_rollout_does_not_delay_other_rollouts() {
     let bench = Bench::new(&[100]).await;
     let slow = RolloutName::new("slow").unwrap();
     bench.faulty_store.set_of("rollout slow", Condition::Silent);
@@ -127,7 +127,7 @@ async fn a_slow_read_of_one_rollout_keeps_no_other_waiting() {
 /// Batches leased by another holder take no slot until the leases lapse, and are worked on
 /// afterwards.
 #[tokio::test(start_paused = true)]
-async fn batches_that_are_held_keep_no_slot() {
+async fn batches_leased_elsewhere_occupy_no_slot() {
     let mut bench = Bench::new(&[10; 41]).await;
     bench.config.slots = 4;
     for batch in 0..40 {

@@ -42,7 +42,7 @@ async fn every_device_is_sent_once_and_recorded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_was_planned_for_another_hub_is_left_to_others() {
+async fn a_batch_planned_for_another_host_is_released() {
     let mut bench = Bench::new(&[30]).await;
     bench.host = build::host("production");
     let worker = bench.start();
@@ -122,7 +122,7 @@ async fn at_most_once_never_repeats() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_under_at_most_once_loses_nobody() {
+async fn a_pause_under_at_most_once_loses_no_device() {
     let mut bench = Bench::with(&[300], |rollout| {
         rollout.spec.delivery = Delivery::AtMostOnce;
     })
@@ -146,7 +146,7 @@ async fn a_pause_under_at_most_once_loses_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
+async fn a_pause_takes_effect_within_a_second_and_resume_continues() {
     let mut bench = Bench::new(&[5_000]).await;
     bench.limits.sends_per_minute = Some(6_000.0);
     let worker = bench.start();
@@ -189,7 +189,7 @@ async fn a_pause_takes_hold_within_a_second_and_resume_goes_on() {
 /// Without an answer of the store, the worker cannot know whether the rollout was paused, or the
 /// batch was taken over.
 #[tokio::test(start_paused = true)]
-async fn nothing_new_is_sent_without_a_directive_from_the_store() {
+async fn no_message_is_sent_without_a_current_store_directive() {
     for condition in [Condition::Broken, Condition::Silent] {
         let mut bench = Bench::new(&[20]).await;
         bench.config.tries = u8::MAX;
@@ -288,7 +288,7 @@ fn in_a_minute(at: &[Instant], from: usize) -> usize {
 /// Two workers, of which the first crashes midway. The position of the ramp is read from the store:
 /// the ramp neither begins anew nor runs ahead, and depends on nothing else.
 #[tokio::test(start_paused = true)]
-async fn a_ramp_rises_with_what_is_counted_and_with_nothing_else() {
+async fn a_ramp_rises_only_with_recorded_sends() {
     let spec = "{name: r, target: {all: true}, message: {body: {text: hi}}, rate: 400/min, \
                 ramp: {base: 60/min, factor: 2, every: 100}}";
     let spec = RolloutSpec::read("test", spec).unwrap();
@@ -326,7 +326,7 @@ async fn a_ramp_rises_with_what_is_counted_and_with_nothing_else() {
 /// The schedule window ends in the middle of the batch. The sends are recorded, and the batch is
 /// released.
 #[tokio::test(start_paused = true)]
-async fn outside_its_windows_nothing_is_sent() {
+async fn no_message_is_sent_outside_the_schedule_windows() {
     let now = RuntimeClock::default().now();
     let text = now.to_string();
     let (minute, second) = (&text[11..16], &text[17..19]);
@@ -362,7 +362,7 @@ async fn outside_its_windows_nothing_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_throttle_slows_everyone_and_loses_nobody() {
+async fn a_throttle_pauses_all_sends_and_loses_no_device() {
     let mut bench = Bench::new(&[2_000]).await;
     bench.limits.sends_per_minute = Some(60_000.0);
     let throttled = SendResult::NotSent {
@@ -456,7 +456,7 @@ async fn answers_become_outcomes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unavailable_hub_is_left_alone_and_tried_again() {
+async fn an_unavailable_hub_is_retried_after_the_requested_wait() {
     let bench = Bench::new(&[50]).await;
     let unavailable = SendResult::HubUnavailable {
         retry_after: Some(Duration::from_secs(600)),
@@ -502,7 +502,7 @@ async fn link(bench: &Bench, metrics: &prometheus::Registry) -> (LinkStatus, Opt
 }
 
 #[tokio::test(start_paused = true)]
-async fn whether_a_hub_can_be_sent_through_is_told() {
+async fn the_link_state_of_a_hub_is_reported() {
     let mut bench = Bench::new(&[1]).await;
     bench.limits.sends_per_minute = Some(100.0);
     bench.hub.set_ready(false);
@@ -549,7 +549,7 @@ async fn an_unavailable_hub_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_dispatch_of_a_batch_changes_nothing() {
+async fn a_second_dispatch_of_a_batch_has_no_effect() {
     let bench = Bench::new(&[400]).await;
     bench.hub.hold();
     let worker = bench.start();
@@ -565,7 +565,7 @@ async fn a_second_dispatch_of_a_batch_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_was_taken_over_lets_go() {
+async fn a_fenced_worker_stops_sending_and_recording() {
     let bench = Bench::new(&[400]).await;
     bench.hub.hold();
     let worker = bench.start();
@@ -601,7 +601,7 @@ async fn a_worker_that_was_taken_over_lets_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stopping_records_what_is_answered_and_does_not_wait_for_ever() {
+async fn a_stop_records_answered_sends_within_the_drain_time() {
     let bench = Bench::new(&[400]).await;
     bench.hub.hold();
     let worker = bench.start();
@@ -622,7 +622,7 @@ async fn stopping_records_what_is_answered_and_does_not_wait_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_aborted_rollout_is_put_down() {
+async fn batches_of_an_aborted_rollout_are_released() {
     let bench = Bench::new(&[2_000]).await;
     bench.hub.set_delay(Duration::from_secs(1));
     let worker = bench.start();

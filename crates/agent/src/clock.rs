@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_not_set_learns_the_time() {
+    fn unset_clock_learns_the_time() {
         let clock = Clock::default();
         assert!(clock.now_given(Timestamp::UNIX_EPOCH) >= build_time());
         assert!(clock.0.lock().unwrap().unwrap().is_guess);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_learnt_if_it_is_another_one_and_can_be_right() {
+    fn only_a_different_and_plausible_time_is_learnt() {
         let clock = Clock::default();
         let near = clock.now().checked_add(Duration::from_secs(30)).unwrap();
         assert_eq!(clock.learn(near), None);

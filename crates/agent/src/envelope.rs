@@ -230,7 +230,7 @@ mod tests {
 
     /// The example of DSSE's protocol specification.
     #[test]
-    fn what_is_signed() {
+    fn signed_bytes_match_the_dsse_example() {
         let bytes = pae("http://example.com/HelloWorld", b"hello world");
         assert_eq!(
             bytes,
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_changed_is_noticed() {
+    fn changed_envelopes_are_refused() {
         let (key, _) = SecretKey::new().unwrap();
         let good = seal(b"{\"schema\":1}", std::slice::from_ref(&key));
         let opened =

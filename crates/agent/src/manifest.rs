@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_and_why() {
+    fn invalid_manifests_are_refused_with_a_code() {
         for (at, value, code) in [
             ("/schema", json!(2), "schema"),
             ("/schema", json!("1"), "malformed"),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken() {
+    fn valid_manifests_are_accepted() {
         for (at, value) in [
             ("/force", json!(true)),
             ("/hardware", json!(null)),

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_comes_back_and_a_damaged_one_is_put_aside() {
+    fn state_is_restored_and_a_damaged_file_is_renamed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         assert!(

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_add_up_however_they_are_broken() {
+    fn rounded_seconds_add_up_to_total() {
         let mut parts = BTreeMap::new();
         for activity in Activity::ALL {
             parts.insert(activity, 999);

@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_are_on_the_way_or_an_end() {
+    fn answer_states_map_to_outcomes() {
         for (state, outcome) in [
             ("received", Outcome::Installing),
             ("downloading", Outcome::Installing),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_devices_are_bounded() {
+    fn device_errors_are_bounded() {
         let error = DeviceError::new(&"c".repeat(90), &format!(" a\nb{}", "x".repeat(900)));
         assert_eq!(error.code.chars().count(), CODE_CHARS + 1);
         assert_eq!(error.text.chars().count(), TEXT_CHARS + 1);
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_not_answered_is_counted() {
+    fn unanswered_devices_are_counted() {
         let mut counts = Counts::default();
         for (outcome, devices) in [
             (Outcome::Pending, 1),

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_progress() {
+    fn devices_in_progress_are_counted() {
         use Outcome::{Attempting, Delivered, Enqueued, Expired, Pending, Unknown};
         let some = counts(&[
             (Pending, 1),

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_keeps_its_order() {
+    fn queue_keeps_join_order() {
         let with = |queue: &GroupQueue, text: &str, version, rejoin, ended: &[&str]| {
             let ended: Vec<_> = ended.iter().map(|text| name(text)).collect();
             let next = queue.joined(&name(text), Version(version), rejoin, &ended, Timestamp(9));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_has_an_end() {
+    fn queue_length_is_bounded() {
         let mut queue = GroupQueue::default();
         for number in 0..MAX_QUEUE {
             let name = name(&number.to_string());
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_known_by_their_records() {
+    fn member_state_follows_record() {
         let member = |version| Member {
             name: name("a"),
             version: Version(version),
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn each_policy_and_who_comes_before() {
+    fn admission_depends_on_policy_and_members_ahead() {
         let reason = || "r".to_owned();
         let member = |text: &str, state: &MemberState| (name(text), state.clone());
         let running = MemberState::Active(Phase::Running);

@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn codes_of_the_system_are_left_out() {
-        for (words, expected) in [
+        for (text, expected) in [
             (
                 "a: No such file or directory (os error 2)",
                 "a: No such file or directory",
@@ -49,7 +49,7 @@ mod tests {
             ("x (os error x) (os error ", "x (os error x) (os error "),
             ("", ""),
         ] {
-            assert_eq!(without_os_codes(words), expected);
+            assert_eq!(without_os_codes(text), expected);
         }
     }
 }

@@ -330,7 +330,7 @@ mod tests {
         {name: tenth, percent: 10%}, {name: few, tags: {ring: [a, b]}, percent: 50%, max_devices: 7}]";
 
     #[test]
-    fn a_stage_says_what_it_took_a_device_by() {
+    fn stage_selection_is_explained() {
         let reason = |spec: &RolloutSpec, stage| {
             let why = why_stage(spec, StageIndex(stage), Cohort(1 << 61))?;
             let passed = why.passed_over.into_iter();
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_certain_of_an_absent_device_is_told_from_what_may_be() {
+    fn certain_and_possible_reasons_of_absence_are_separate() {
         let device = DeviceId::new("d'1").unwrap();
         let absence = |more| why_absent(&spec(more), &device);
         let listed = absence("target: {devices: [a, b]}");
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_are_those_that_may_concern_a_device() {
+    fn attempts_exclude_retries_of_other_stages() {
         let mut rollout = running(STAGES);
         let mut retry = |stage: Option<&str>, outcomes: &[Outcome]| {
             let event = Event::RetryRequested {
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_waits_for_what_stands_before_it() {
+    fn waiting_reasons_of_device_are_reported() {
         let rollout = running(STAGES);
         assert_eq!(pending(&rollout, &batch(0)), "a worker to take its batch");
         let held = BatchStatus {

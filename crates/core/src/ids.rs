@@ -323,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_state_what_is_allowed() {
+    fn invalid_names_are_refused() {
         assert!(RolloutName::new("firmware-1.4.2").is_ok());
         for bad in ["", "-x", "a b", "ä", &"x".repeat(65)] {
             let error = RolloutName::new(bad).unwrap_err();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_sent_when_no_link_is_open() {
+    fn obstacle_is_reported_when_no_link_is_open() {
         let open = LinkState::Open;
         let unused = LinkState::Unused;
         assert_eq!(reason(&[]), None);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_bounded_and_reads_back() {
+    fn stored_link_state_is_bounded_and_reads_back() {
         let state = away(&"é".repeat(1000));
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<LinkState>(&text).unwrap(), state);

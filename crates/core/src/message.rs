@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn other_peoples_ids_are_told_apart() {
+    fn foreign_message_ids_are_refused() {
         for text in [
             "",
             "a",

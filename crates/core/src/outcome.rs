@@ -859,7 +859,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_attempt_lowers_what_may_be_lowered() {
+    fn new_attempt_resets_retryable_outcomes() {
         let retried: Vec<_> = Outcome::ALL
             .into_iter()
             .filter(|o| o.can_be_retried())

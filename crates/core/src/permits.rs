@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_throttle_cuts_holds_back_and_is_forgiven() {
+    fn throttle_lowers_rate_pauses_sends_and_decays() {
         let mut limiter = SendLimiter::default();
         let now = Timestamp(1_000_000);
         limiter.throttled(now, None);
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn rollouts_share_by_weight_and_leave_nothing() {
+    fn rollouts_share_whole_rate_by_weight() {
         for per_minute in [600.0, 49_500.0] {
             for workers in [1usize, 4, 16] {
                 let each = [asker("a", 5), asker("b", 3), asker("c", 2)];
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_does_not_use_the_others_get() {
+    fn unused_share_is_given_to_other_rollouts() {
         let small = Asker {
             limit: Some(600.0),
             ..asker("limited", 9)
@@ -601,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_used_any_more_is_forgotten() {
+    fn shares_of_inactive_rollouts_are_removed() {
         let mut permits = HubPermits::default();
         for n in 0..100u64 {
             let request = PermitRequest {
@@ -634,16 +634,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reservations_never_overlap(asks in prop::collection::vec((0u64..300, 1u32..2_000), 1..100), rate in 1.0f64..100_000.0) {
+        fn reservations_never_overlap(requests in prop::collection::vec((0u64..300, 1u32..2_000), 1..100), rate in 1.0f64..100_000.0) {
             let mut limiter = SendLimiter::default();
             let (mut now, mut end) = (1_000u64, 0f64);
-            for (later, wanted) in asks {
+            for (later, requested) in requests {
                 now += later;
-                let grant = limiter.take(Timestamp(now), wanted, rate);
+                let grant = limiter.take(Timestamp(now), requested, rate);
                 let start = (now * 1_000) as f64 + grant.wait.as_micros() as f64;
                 if grant.permits > 0 {
                     prop_assert!(start + 2.0 >= end, "{start} is before {end}");
-                    prop_assert!(grant.permits <= wanted && grant.wait <= HORIZON);
+                    prop_assert!(grant.permits <= requested && grant.wait <= HORIZON);
                     end = start + f64::from(grant.permits) * 60e6 / rate - 1.0;
                 }
             }

@@ -415,7 +415,7 @@ mod tests {
         let one = OneOrMany::One;
         let many = OneOrMany::Many;
         let some = vec![TagValue::Int(7), TagValue::Text("b".into())];
-        for (wanted, equal, others) in [
+        for (expected, equal, others) in [
             (
                 text("5"),
                 vec![json!("5")],
@@ -450,7 +450,7 @@ mod tests {
             (many(some), vec![json!(7), json!("b")], vec![json!("7")]),
             (many(vec![]), vec![], vec![json!(7)]),
         ] {
-            let tags = selector(&[("a.b", wanted)]);
+            let tags = selector(&[("a.b", expected)]);
             let found = |value: &Value| {
                 matches(&tags, |path| {
                     assert_eq!(path.as_str(), "a.b");
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_written_so_that_they_stay_paths() {
+    fn tag_paths_are_validated_and_escaped() {
         for bad in [
             "", "a b", "a..b", ".", "a.", "tags.a", "a'", "a\"", "a]", "[a", "a\nb", "a\\",
             "a\u{85}",
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_closes_what_it_opens_and_nothing_else() {
+    fn unbalanced_conditions_are_reported() {
         for good in [
             "",
             "tags.a = 'it\\'s )' AND (tags.b IN [1, 2] OR NOT IS_DEFINED(tags.c))",
@@ -539,7 +539,7 @@ mod tests {
     proptest! {
         /// However hostile the value, the literal ends at the final quote.
         #[test]
-        fn no_value_leaves_its_quotes(value in any::<String>()) {
+        fn text_literal_ends_at_final_quote(value in any::<String>()) {
             let mut literal = String::new();
             write_text_literal(&value, &mut literal);
             let inner = literal.strip_prefix('\'').unwrap().strip_suffix('\'').unwrap();

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timestamps_are_text_that_reads_back() {
+    fn timestamps_serialize_as_text_and_read_back() {
         let at = Timestamp(1_790_000_000_123);
         let text = serde_json::to_string(&at).unwrap();
         assert_eq!(text, "\"2026-09-21T14:13:20.123Z\"");

@@ -286,7 +286,7 @@ mod tests {
     const TEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     #[test]
-    fn a_traceparent_reads_back_and_others_are_refused() {
+    fn valid_traceparent_reads_back_and_invalid_is_refused() {
         let context: TraceContext = TEXT.parse().unwrap();
         assert_eq!(context.to_string(), TEXT);
         assert!(context.sampled);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_began_a_trace_decides_whether_it_is_kept() {
+    fn trace_origin_decides_sampling() {
         let caller: TraceContext = TEXT.parse().unwrap();
         let nowhere = Tracer::default();
         let command = nowhere.begin(Some(caller), (5, 7));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn derived_spans_differ_by_what_they_are_about() {
+    fn derived_spans_differ_by_stage() {
         let context: TraceContext = TEXT.parse().unwrap();
         let stage = context.of_stage(StageIndex(1));
         assert_eq!(stage, context.of_stage(StageIndex(1)));

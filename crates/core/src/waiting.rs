@@ -493,7 +493,7 @@ mod tests {
 "#;
 
     #[test]
-    fn each_reason_has_its_words_and_reads_back() {
+    fn waiting_reasons_are_described_and_read_back() {
         let lines: Vec<_> = WORDS.trim().lines().map(str::trim).collect();
         for pair in lines.chunks_exact(2) {
             let waiting: Waiting = serde_json::from_str(pair[0]).expect(pair[0]);
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_bounded() {
+    fn stored_texts_are_bounded() {
         let long = "é".repeat(2_000);
         for waiting in [Waiting::of_queue(&long), Waiting::of_other_hub(&long)] {
             assert!(waiting.to_string().chars().count() < 700);

@@ -338,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_strikes_exactly_so_often() {
+    fn counted_fault_applies_to_the_given_number_of_sends() {
         let faults = ActiveFaults::new(Faults {
             released: Chance::next(2),
             ..Faults::default()
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_kept_and_repeats_with_its_seed() {
+    fn fault_share_is_kept_and_repeats_per_seed() {
         let draw = |seed| {
             let faults = Faults {
                 seed,

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_token_gives_its_policys_rights() {
+    fn valid_token_grants_the_rights_of_the_policy() {
         let grant = check(
             &sign_token("localhost", "service", &key("service"), 100),
             99,
@@ -316,7 +316,7 @@ mod tests {
         let good = sign_token("localhost", "service", &key("service"), 100);
         let other = sign_token("elsewhere", "service", &key("service"), 100);
         let wrong_key = sign_token("localhost", "service", &key("registryRead"), 100);
-        let nobody = sign_token("localhost", "nobody", &key("service"), 100);
+        let unknown = sign_token("localhost", "nobody", &key("service"), 100);
         assert_eq!(check(&good, 100), Err(TokenError::Expired(100)));
         assert_eq!(
             check(&other, 1),
@@ -324,7 +324,7 @@ mod tests {
         );
         assert_eq!(check(&wrong_key, 1), Err(TokenError::BadSignature));
         assert_eq!(
-            check(&nobody, 1),
+            check(&unknown, 1),
             Err(TokenError::UnknownPolicy("nobody".to_owned()))
         );
         assert_eq!(check("Bearer x", 1), Err(TokenError::NotASignature));

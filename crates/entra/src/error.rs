@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_told_by_its_first_line() {
+    fn description_is_the_first_line_without_trace_id() {
         let body = br#"{"error":"invalid_client","error_description":"AADSTS7000215: Invalid client secret provided. Trace ID: a Correlation ID: b\r\nTimestamp: c"}"#;
         assert_eq!(
             description(body),

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_completes_what_is_not_set() {
+    fn environment_variables_fill_missing_fields() {
         let env = |name: &str| match name {
             "AZURE_TENANT_ID" => Some("t".to_owned()),
             "AZURE_CLIENT_ID" => Some("c".to_owned()),
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_wrong_is_named() {
+    fn missing_and_invalid_settings_are_named() {
         let none = |_: &str| None;
         let error = workload().resolve(&none).err().unwrap().to_string();
         assert!(

@@ -132,7 +132,7 @@ fn claim(token: &Secret, name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_identity_gets_its_token() {
+async fn every_identity_kind_obtains_a_token() {
     let entra = Entra::start(3600).await;
     let pod = entra.service_account(SUBJECT, "api://AzureADTokenExchange", 600);
     let identities = [
@@ -177,7 +177,7 @@ async fn each_identity_gets_its_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_say_what_entra_says_and_pass_or_do_not() {
+async fn refusals_quote_entra_and_file_errors_are_transient() {
     let entra = Entra::start(3600).await;
     let certificate_of = |id: &str, file: &str| {
         application(id, Proof::Certificate(Some(entra.folder.path().join(file))))
@@ -258,7 +258,7 @@ fn chain(error: &TokenError) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_renewed_before_it_ends_with_what_the_file_says_then() {
+async fn a_failed_renewal_keeps_the_last_token_until_expiry() {
     let entra = Entra::start(4).await;
     let path = entra.file("secret", "s3cr3t\n");
     let source = SecretSource::File {
@@ -282,7 +282,7 @@ async fn a_token_is_renewed_before_it_ends_with_what_the_file_says_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_that_is_busy_is_asked_again() {
+async fn a_request_to_a_busy_endpoint_is_retried() {
     let entra = Entra::start(3600).await;
     entra.hub.hub().set_faults(Faults {
         http_503: twincast_emulator::Chance::next(1),
@@ -298,7 +298,7 @@ async fn an_endpoint_that_is_busy_is_asked_again() {
 /// A caller that stops polling, as an arm of `select!` may, holds up no other caller, and all callers
 /// share a request.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_no_longer_polled_holds_up_no_other() {
+async fn an_unpolled_call_does_not_delay_other_calls() {
     let entra = Entra::start(3600).await;
     let tokens = entra.tokens(&Identity::Managed(None)).unwrap();
     let mut idle = Box::pin(tokens.token());

@@ -52,7 +52,7 @@ async fn every_message_is_accepted_by_a_healthy_hub() {
 
 /// The size computed before a send is never below the hub's count, and hardly above.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_largest_messages_are_taken_and_larger_ones_are_not_sent() {
+async fn only_messages_up_to_the_size_limit_are_sent() {
     let config = twincast_emulator::HubConfig {
         fleet: Fleet::plain(1, "d%-{index}").unwrap(),
         ..common::config(1, Faults::default())
@@ -114,7 +114,7 @@ async fn flow_frames_without_next_incoming_id_do_not_stall_the_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn links_connections_and_sockets_that_end_cost_only_what_was_in_flight() {
+async fn a_lost_link_or_connection_affects_only_sends_in_flight() {
     let after = Some(700);
     for faults in [
         Faults {
@@ -152,7 +152,7 @@ async fn links_connections_and_sockets_that_end_cost_only_what_was_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_closes_for_inactivity_is_come_back_to() {
+async fn the_sender_reconnects_after_an_inactivity_close() {
     let faults = Faults {
         idle_close_ms: Some(150),
         ..Faults::default()
@@ -180,7 +180,7 @@ async fn a_hub_that_closes_for_inactivity_is_come_back_to() {
 
 /// Delays doubling over so many losses would far exceed the test's time-out.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_answers_and_closes_again_and_again_is_not_left_alone_for_longer_each_time() {
+async fn reconnect_delays_do_not_grow_after_served_connections() {
     let losses = 16;
     let hub = hub(100, Faults::default()).await;
     let mut options = options(&hub);
@@ -212,7 +212,7 @@ async fn a_hub_that_answers_and_closes_again_and_again_is_not_left_alone_for_lon
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_hub_gives_back_or_refuses_for_the_moment_is_not_success() {
+async fn released_and_temporarily_refused_messages_are_retriable() {
     let share = || Chance::share(0.25);
     let faults = Faults {
         released: share(),
@@ -294,7 +294,7 @@ async fn lost_answers_end_as_unknown_and_do_not_hold_slots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_answers_nothing_is_left_by_the_watchdog() {
+async fn the_watchdog_disconnects_from_a_silent_hub() {
     let hub = hub(
         100,
         Faults {
@@ -328,7 +328,7 @@ async fn a_hub_that_answers_nothing_is_left_by_the_watchdog() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_takes_no_connections_is_shown_and_come_back_to() {
+async fn refused_connections_are_reported_and_retried() {
     let hub = hub(100, Faults::default()).await;
     let mut options = options(&hub);
     options.send_timeout = Duration::from_millis(500);
@@ -405,7 +405,7 @@ async fn refused_credentials_are_not_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_ports_and_names_are_told_apart() {
+async fn certificate_port_and_name_errors_are_distinguished() {
     let hub = hub(10, Faults::default()).await;
     let connect = async |client: Client| match C2dSender::connect(&client).await.unwrap_err() {
         ConnectionFailure::Connect(error) => error,
@@ -441,7 +441,8 @@ async fn certificates_ports_and_names_are_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closing_waits_for_what_is_in_flight() {
+async fn closing_waits_for_deliveries_in_flight() {
+    let delay = Duration::from_millis(300);
     let hub = hub(
         100,
         Faults {
@@ -450,20 +451,24 @@ async fn closing_waits_for_what_is_in_flight() {
         },
     )
     .await;
-    let sender = std::sync::Arc::new(C2dSender::connect(&client(&hub)).await.unwrap());
+    let sender = C2dSender::connect(&client(&hub)).await.unwrap();
     let template = template();
-    let sends: Vec<_> = (0..50)
-        .map(|i| {
-            let (sender, message) = (std::sync::Arc::clone(&sender), message(&template, i, i));
-            tokio::spawn(async move { sender.send(message).await })
-        })
-        .collect();
-    for send in sends {
-        let outcome = send.await.unwrap();
-        assert!(outcome.is_accepted(), "{outcome}");
+    let began = Instant::now();
+    {
+        let sends = stream::iter(0..50).map(|i| sender.send(message(&template, i, i)));
+        let all_arrived = async {
+            while hub.hub().summary().accepted < 50 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // The callers go away while the hub has not answered.
+        tokio::select! {
+            () = all_arrived => {}
+            answered = sends.buffer_unordered(50).count() => assert_eq!(answered, 50),
+        }
     }
-    let sender = std::sync::Arc::into_inner(sender).unwrap();
     timeout(TEST_TIMEOUT, sender.close()).await.unwrap();
+    assert!(began.elapsed() >= delay, "closed before the hub's answers");
 }
 
 #[tokio::test(flavor = "multi_thread")]

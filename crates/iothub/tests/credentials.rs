@@ -19,7 +19,7 @@ use twincast_secret::SecretSource;
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_identity_does_all_that_a_key_does_where_keys_are_disabled() {
+async fn an_identity_has_full_access_while_keys_are_disabled() {
     let hub = entra_hub(3_600, "IoT Hub Data Contributor").await;
     let client = entra_client(&hub);
     assert_eq!(client.count(None).await.unwrap(), 10);
@@ -50,7 +50,7 @@ async fn an_identity_does_all_that_a_key_does_where_keys_are_disabled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_says_which_role_is_missing() {
+async fn a_refusal_names_the_missing_role() {
     let hub = entra_hub(3_600, "IoT Hub Data Reader").await;
     let client = entra_client(&hub);
     assert_eq!(client.count(None).await.unwrap(), 10);
@@ -152,7 +152,7 @@ impl Rotated {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_rotated_one_after_the_other_under_an_open_link() {
+async fn keys_are_rotated_in_turn_under_an_open_link() {
     let rotated = Rotated::start().await;
     let client = rotated.client();
     let sender = C2dSender::connect(&client).await.unwrap();
@@ -192,7 +192,7 @@ async fn keys_are_rotated_one_after_the_other_under_an_open_link() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_gone_fails_and_a_file_that_comes_later_mends_it() {
+async fn a_revoked_key_fails_until_the_key_file_is_updated() {
     let rotated = Rotated::start().await;
     let client = rotated.client();
     rotated.regenerate(b"first-2", b"second-2");

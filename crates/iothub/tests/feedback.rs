@@ -29,7 +29,7 @@ fn acked() -> Arc<C2dTemplate> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_message_that_asks_for_it_is_reported_also_after_a_lost_connection() {
+async fn requested_feedback_arrives_also_after_a_lost_connection() {
     let hub = twincast_emulator::start(quick()).await.unwrap();
     let client = client(&hub);
     let sender = C2dSender::connect(&client).await.unwrap();
@@ -75,7 +75,7 @@ async fn every_message_that_asks_for_it_is_reported_also_after_a_lost_connection
 
 /// Delays doubling over so many losses would far exceed the test's time-out.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_reports_and_closes_again_and_again_is_not_left_alone_for_longer_each_time() {
+async fn reconnect_delays_do_not_grow_after_delivered_feedback() {
     let hub = twincast_emulator::start(quick()).await.unwrap();
     let sender = C2dSender::connect(&client(&hub)).await.unwrap();
     let mut options = options(&hub);
@@ -104,7 +104,7 @@ async fn a_hub_that_reports_and_closes_again_and_again_is_not_left_alone_for_lon
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_released_batch_comes_again() {
+async fn a_released_batch_is_redelivered() {
     let hub = twincast_emulator::start(quick()).await.unwrap();
     let client = client(&hub);
     let sender = C2dSender::connect(&client).await.unwrap();

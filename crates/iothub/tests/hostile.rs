@@ -118,7 +118,7 @@ async fn malformed_bytes_cost_feedback_one_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_malformed_is_said() {
+async fn the_failure_names_the_malformed_frame() {
     let hub = hubs().await;
     let proxy = proxy(&hub, instead_of(4, MALFORMED[0])).await;
     let failure = C2dSender::connect(&proxy.client(&hub, options(&hub)))
@@ -180,7 +180,7 @@ fn disposition(like: &[u8], first: u32, last: u32, state: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disposition_over_all_numbers_costs_nothing() {
+async fn disposition_of_all_delivery_ids_is_cheap() {
     let hub = hub(100, Faults::default()).await;
     let proxy = proxy(&hub, |_| {
         Box::new(|piece| {
@@ -218,7 +218,7 @@ fn odd_first_answer(state: &'static [u8]) -> impl Fn(u64) -> Tamper + Send + 'st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_not_understood_concerns_its_delivery_alone() {
+async fn an_invalid_answer_affects_a_single_delivery() {
     // Rejected for amqp:not-found, with an info map of odd types.
     const ODD_INFO: &[u8] = &[
         0x00, 0x53, 0x25, 0xc0, 34, 1, 0x00, 0x53, 0x1d, 0xc0, 28, 3, 0xa3, 14, b'a', b'm', b'q',
@@ -231,7 +231,7 @@ async fn an_answer_that_is_not_understood_concerns_its_delivery_alone() {
     ];
     const UNKNOWN: &[u8] = &[0x00, 0x53, 0x7f, 0x45];
     const NO_STATE: &[u8] = &[0x43];
-    for (state, wanted) in [
+    for (state, expected) in [
         (ODD_INFO, "refused: amqp:not-found"),
         (NO_CONDITION, "refused"),
         (UNKNOWN, "unknown"),
@@ -244,8 +244,8 @@ async fn an_answer_that_is_not_understood_concerns_its_delivery_alone() {
             .unwrap();
         let outcomes = send_all(&sender, 60).await;
         assert!(
-            outcomes[0].to_string().starts_with(wanted),
-            "{} is not {wanted}",
+            outcomes[0].to_string().starts_with(expected),
+            "{} is not {expected}",
             outcomes[0]
         );
         let others = &outcomes[1..];
@@ -271,7 +271,7 @@ fn silent_when(silent: &Arc<AtomicBool>) -> impl Fn(u64) -> Tamper + Send + 'sta
 
 /// However slowly messages are fed: a write proves no progress of the hub.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_swallows_everything_is_left_also_while_it_is_fed() {
+async fn an_unresponsive_link_is_stalled_despite_new_sends() {
     let hub = hub(100, Faults::default()).await;
     let silent = Arc::new(AtomicBool::new(false));
     let proxy = proxy(&hub, silent_when(&silent)).await;
@@ -331,7 +331,7 @@ fn token_status(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_put_token_that_fails_for_the_moment_is_made_again() {
+async fn a_put_token_with_a_transient_failure_is_retried() {
     let hub = hubs().await;
     for status in [400, 404, 408, 429, 500, 503] {
         let proxy = proxy(&hub, token_status(move |n| (n <= 3).then_some(status))).await;
@@ -341,7 +341,7 @@ async fn a_put_token_that_fails_for_the_moment_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_put_token_that_is_refused_for_the_key_is_made_once_more() {
+async fn a_refused_put_token_is_retried_once() {
     let hub = hubs().await;
     for status in [401, 403] {
         let once = proxy(&hub, token_status(move |n| (n == 1).then_some(status))).await;
@@ -366,7 +366,7 @@ async fn a_put_token_that_is_refused_for_the_key_is_made_once_more() {
 /// A send refused because of the token requests a renewal. While the renewal is throttled, the old
 /// token and the connection stay alive.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_that_fails_for_the_moment_is_made_again_on_the_same_connection() {
+async fn a_throttled_renewal_is_retried_on_the_same_connection() {
     let hub = hub(100, Faults::default()).await;
     let answers = Arc::new(AtomicU64::new(0));
     let (statuses, count) = (Arc::clone(&answers), Arc::clone(&answers));
@@ -441,7 +441,7 @@ fn refuse_links(times: u64) -> impl Fn(u64) -> Tamper + Send + 'static {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_is_refused_for_its_token_is_forgiven_once_on_both_links() {
+async fn a_link_refused_for_the_token_is_retried_once() {
     let hub = hubs().await;
     let acked = C2dTemplate::builder("x").ack(Ack::Full).build().unwrap();
     let once = proxy(&hub, refuse_links(1)).await;
@@ -484,7 +484,7 @@ async fn a_link_that_is_refused_for_its_token_is_forgiven_once_on_both_links() {
 
 /// A feedback message with a body of `sections` precedes the hub's own.
 #[tokio::test(flavor = "multi_thread")]
-async fn feedback_that_cannot_be_read_is_a_message_to_answer_for_and_the_link_goes_on() {
+async fn unparsable_feedback_is_reported_and_the_link_stays_open() {
     const DEEP: &[u8] = &[0; 2_000];
     // Application properties in a list; repeated sections.
     const ODD: &[u8] = &[0x00, 0x53, 0x74, 0x45, 0x00, 0x53, 0x74, 0x45];
@@ -531,7 +531,7 @@ async fn feedback_that_cannot_be_read_is_a_message_to_answer_for_and_the_link_go
 /// Odd but decodable frames, answered by the library with the end of the session or connection. The
 /// client must not wait for a hub that does not follow.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_does_not_follow_a_good_bye_is_left() {
+async fn a_hub_ignoring_an_end_or_close_is_disconnected() {
     let hub = hubs().await;
     let attach_of_nobody: &[u8] = &[0x00, 0x53, ATTACH, 0xc0, 7, 3, 0xa1, 1, b'x', 0x52, 9, 0x41];
     let flow_of_nobody: &[u8] = &[
@@ -567,11 +567,11 @@ async fn a_hub_that_does_not_follow_a_good_bye_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hub_is_told_who_attaches_a_link() {
+async fn data_links_carry_the_client_version() {
     let hub = hubs().await;
     let proxy = proxy(&hub, |_| honest()).await;
     let client = proxy.client(&hub, options(&hub));
-    let told = |times: usize| {
+    let assert_version_count = |times: usize| {
         let said = proxy.said.lock().unwrap();
         let found = |what: &[u8]| {
             said.windows(what.len())
@@ -583,7 +583,7 @@ async fn the_hub_is_told_who_attaches_a_link() {
         assert_eq!(found(version.as_bytes()), times);
     };
     let _sender = C2dSender::connect(&client).await.unwrap();
-    told(1);
+    assert_version_count(1);
     let _feedback = FeedbackReceiver::connect(&client).await.unwrap();
-    told(2);
+    assert_version_count(2);
 }

@@ -50,7 +50,7 @@ impl HookGate {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hook_is_asked_before_every_link_of_either_kind() {
+async fn the_hook_is_called_before_each_sender_and_feedback_link() {
     let hub = hub(10, Faults::default()).await;
     let gate = HookGate::new(true);
     let mut options = options(&hub);
@@ -77,7 +77,7 @@ async fn the_hook_is_asked_before_every_link_of_either_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hook_that_waits_holds_up_links_and_nothing_else() {
+async fn a_waiting_hook_delays_only_new_links() {
     let hub = hub(10, Faults::default()).await;
     let gate = HookGate::new(false);
     let mut options = options(&hub);

@@ -41,7 +41,7 @@ fn blocked(hub: &RunningHub, change: impl FnOnce(&mut ClientOptions)) -> Client 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn websockets_do_all_that_the_port_of_amqp_does() {
+async fn websockets_work_while_the_amqp_port_is_blocked() {
     let hub = hub(10, Faults::default()).await;
     works(&blocked(&hub, |options| {
         options.transport = Transport::AmqpWs;
@@ -60,7 +60,7 @@ async fn websockets_do_all_that_the_port_of_amqp_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn auto_takes_what_leads_to_the_hub_and_remembers_it() {
+async fn auto_keeps_the_first_working_transport() {
     let hub = hub(10, Faults::default()).await;
     let client = client_with(&hub, options(&hub));
     assert_eq!(client.transport(), None);
@@ -88,7 +88,7 @@ async fn auto_takes_what_leads_to_the_hub_and_remembers_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn auto_does_not_wait_for_long_for_a_port_that_says_nothing() {
+async fn auto_switches_quickly_from_a_silent_port() {
     let hub = hub(10, Faults::default()).await;
     // The listener accepts packets and never answers, like a firewall that drops packets.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -102,7 +102,7 @@ async fn auto_does_not_wait_for_long_for_a_port_that_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_is_not_trusted_is_no_reason_for_the_other_port() {
+async fn an_untrusted_certificate_does_not_switch_the_transport() {
     let hub = hub(10, Faults::default()).await;
     let mut options = options(&hub);
     options.roots = twincast_iothub::Roots::System;
@@ -120,7 +120,7 @@ async fn a_certificate_that_is_not_trusted_is_no_reason_for_the_other_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_nothing_leads_to_the_hub_both_reasons_are_told() {
+async fn both_transport_failures_are_reported() {
     let hub = hub(10, Faults::default()).await;
     let client = blocked(&hub, |options| options.https.port = options.amqp.port);
     let failure = C2dSender::connect(&client).await.unwrap_err();
@@ -212,7 +212,7 @@ async fn pass(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_allows_one_port_is_all_that_is_needed() {
+async fn a_proxy_open_to_a_single_port_is_sufficient() {
     let hub = hub(10, Faults::default()).await;
     let squid = Squid::start(hub.https_addr().port()).await;
     let client = blocked(&hub, |options| options.proxy = squid.url("ann:s3cr3t@"));
@@ -225,7 +225,7 @@ async fn a_proxy_that_allows_one_port_is_all_that_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_refuses_is_named_with_its_answer() {
+async fn a_refusing_proxy_is_named_with_the_answer() {
     let hub = hub(10, Faults::default()).await;
     let squid = Squid::start(hub.https_addr().port()).await;
     let client = blocked(&hub, |options| {

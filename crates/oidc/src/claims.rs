@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_us_and_for_a_time() {
+    fn tokens_are_checked_for_issuer_audience_and_time() {
         let good = [
             json!({}),
             json!({ "aud": "us" }),

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_another_implementation_are_good_with_their_key_only() {
+    fn tokens_of_another_implementation_are_verified() {
         let vectors = vectors();
         let keys = read(&vectors).unwrap();
         let tokens = vectors["tokens"].as_object().unwrap();
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_for_the_algorithms_of_its_kind_and_word() {
+    fn a_key_is_limited_to_the_algorithms_of_kty_and_alg() {
         let mut vectors = vectors();
         for key in vectors["keys"].as_array_mut().unwrap() {
             key["kid"] = json!("same");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_for_other_ends_are_passed_over() {
+    fn unusable_keys_are_skipped() {
         let good = vectors()["keys"][1].clone();
         let with = |field: &str, value: Value| {
             let mut key = good.clone();

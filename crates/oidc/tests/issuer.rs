@@ -61,7 +61,7 @@ async fn passes(time: Duration) {
 }
 
 #[tokio::test]
-async fn keys_are_found_by_discovery_once_for_everybody() {
+async fn concurrent_callers_share_a_single_discovery() {
     let signer = TokenSigner::new("one");
     let slow = answer(&TokenSigner::key_set(&[&signer])).set_delay(Duration::from_millis(50));
     let server = serving(vec![("/keys", slow, 1)]).await;
@@ -95,7 +95,7 @@ async fn keys_are_found_by_discovery_once_for_everybody() {
 }
 
 #[tokio::test]
-async fn keys_that_nobody_knows_are_waited_for_by_few_and_asked_for_once() {
+async fn waits_for_an_unknown_key_are_limited_and_share_a_request() {
     let signer = TokenSigner::new("one");
     let keys = answer(&TokenSigner::key_set(&[&signer]));
     let server = serving(vec![
@@ -143,7 +143,7 @@ async fn futures_pending<F: Future + Unpin>(future: &mut F) -> bool {
 }
 
 #[tokio::test]
-async fn a_new_key_is_asked_for_and_an_old_one_forgotten() {
+async fn a_new_key_is_fetched_and_an_old_key_is_removed() {
     let (old, new) = (TokenSigner::new("old"), TokenSigner::new("new"));
     let server = MockServer::start().await;
     let keys = |signers: &[&TokenSigner]| {
@@ -198,7 +198,7 @@ async fn keys_serve_for_a_day_while_the_issuer_is_away() {
 }
 
 #[tokio::test]
-async fn keys_are_looked_at_again_every_few_minutes() {
+async fn keys_are_refreshed_every_few_minutes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.json");
     let (old, new) = (TokenSigner::new("same"), TokenSigner::new("same"));
@@ -225,7 +225,7 @@ async fn keys_are_looked_at_again_every_few_minutes() {
 }
 
 #[tokio::test]
-async fn what_is_no_set_of_keys_is_told() {
+async fn invalid_or_unreachable_key_sets_yield_no_keys() {
     let at = |server: &MockServer, path: &str| {
         KeyLocation::Url(format!("{}{path}", server.uri()), client())
     };
@@ -392,7 +392,7 @@ async fn the_public_key_is_no_secret_to_sign_with() {
 proptest! {
     /// Every input gets an answer, and no changed token stays valid.
     #[test]
-    fn nothing_panics_and_nothing_changed_is_good(any in ".{0,200}", at in 0..10_000_usize, to in any::<char>()) {
+    fn arbitrary_and_changed_tokens_are_rejected(any in ".{0,200}", at in 0..10_000_usize, to in any::<char>()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let signer = TokenSigner::new("k");

@@ -380,7 +380,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_delay_is_between_the_floor_and_its_ceiling(
+        fn every_delay_is_between_the_floor_and_the_ceiling(
             initial_ms in 1_u64..5_000,
             times in 1_u64..100,
             floor_share in 0.0_f64..=1.0,

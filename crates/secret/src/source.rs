@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_at_each_call_also_when_its_folder_is_replaced() {
+    fn each_call_reads_the_file_also_after_a_folder_swap() {
         // Like the kubelet's mounted secrets: the file is a link into a folder that is itself a
         // link.
         let folder = tempfile::tempdir().unwrap();

@@ -138,53 +138,53 @@ macro_rules! store_conformance {
             names_ascend
             a_save_is_a_compare_and_swap
             a_record_of_another_history_is_refused
-            a_plan_is_complete_with_exactly_its_batches
+            a_plan_is_complete_with_exactly_the_planned_batches
             a_rollout_ends_when_all_is_settled
             notes_do_not_count_as_changes
             records_are_read_back_with_all_fields
             a_new_planning_attempt_discards_the_old_batches
             only_the_current_planning_attempt_adds_batches
-            a_repeated_batch_changes_nothing
+            a_repeated_batch_has_no_effect
             batches_come_in_pages
             finished_batches_are_not_open
-            batches_are_released_in_their_order
+            open_batches_are_ordered_by_stage_and_sort_key
             added_batches_are_loaded
         }
         $crate::cases! { $crate::conformance::removal, $make().await;
-            a_removed_rollout_leaves_nothing
+            a_removed_rollout_leaves_no_records
             removal_requires_the_seen_revision
             the_name_of_a_removed_rollout_is_free
         }
         $crate::cases! { $crate::conformance::retries, $make().await;
             a_retry_makes_the_chosen_devices_pending
-            preparing_a_retry_twice_changes_nothing
+            a_repeated_retry_preparation_has_no_effect
             only_retriable_outcomes_are_reopened
             only_a_rollout_preparing_a_retry_is_reopened
-            a_retry_waits_for_the_holder_and_fences_a_lapsed_one
-            late_feedback_counts_for_its_attempt
+            a_retry_waits_for_the_holder_and_fences_a_lapsed_lease
+            late_failures_do_not_count_for_a_new_attempt
         }
         $crate::cases! { $crate::conformance::scans, $make().await;
-            only_the_current_scan_is_added_to
-            nothing_is_added_while_a_retry_is_prepared
+            only_the_current_scan_adds_batches
+            a_scan_adds_no_batches_while_a_retry_is_prepared
             late_batches_are_worked_on
-            devices_that_have_left_are_skipped
-            other_rollouts_do_not_scan
+            departed_pending_devices_are_skipped
+            only_continuous_rollouts_have_scans
         }
         $crate::cases! { $crate::conformance::work, $make().await;
             one_holder_at_a_time
-            a_lease_lapses_and_its_holder_is_fenced
+            a_lapsed_holder_is_fenced_after_a_new_lease
             a_lapsed_lease_not_taken_over_still_records
-            a_batch_that_crashes_its_holders_is_quarantined
+            repeated_failed_leases_quarantine_a_batch
             a_released_batch_is_free
             leases_are_granted_only_to_a_running_rollout
             a_finished_batch_is_done
             records_merge_in_any_order
             a_record_returns_the_directive
             a_record_renews_the_lease
-            a_refused_record_writes_nothing
+            a_refused_record_has_no_effect
             a_lease_of_an_older_planning_attempt_is_fenced
-            the_first_code_stands
-            a_stage_waits_for_the_one_before_it
+            the_first_refusal_code_is_kept
+            a_stage_waits_for_the_preceding_stage
             tallies_are_by_stage_and_hub
             the_rest_of_an_aborted_batch_is_skipped
             only_an_abort_skips
@@ -193,27 +193,27 @@ macro_rules! store_conformance {
         $crate::cases! { $crate::conformance::commits, $make().await;
             a_committed_change_is_read_back
             a_change_of_a_changed_batch_is_overtaken
-            a_change_requires_the_record_that_was_read
-            budgets_begin_to_count_one_batch_at_a_time
+            a_bound_change_requires_the_current_rollout_record
+            concurrent_changes_of_a_budget_are_serialized
             a_change_of_a_missing_batch_is_overtaken
-            no_change_is_lost_to_another
+            concurrent_changes_are_not_lost
         }
         $crate::cases! { $crate::conformance::group_queues, $make().await;
-            each_group_has_its_own_queue
+            each_group_has_a_separate_queue
             saving_a_queue_is_a_compare_and_swap
             concurrent_joins_are_all_kept
         }
         $crate::cases! { $crate::conformance::listeners, $make().await;
-            a_listener_is_known_by_its_newest_report
-            a_listener_reports_its_trouble
+            the_newest_report_of_a_listener_is_kept
+            listener_trouble_is_stored_unchanged
             old_reports_are_deleted
         }
         $crate::cases! { $crate::conformance::links, $make().await;
-            a_link_is_known_by_its_newest_report
+            the_newest_report_of_a_link_is_kept
             old_links_are_deleted
         }
         $crate::cases! { $crate::conformance::budgets, $make().await;
-            a_batch_is_leased_when_its_group_has_room
+            a_batch_is_leased_when_the_group_has_room
             the_sends_of_a_lost_worker_count
             silent_devices_stop_counting
             a_per_cent_is_of_the_whole_group
@@ -222,11 +222,11 @@ macro_rules! store_conformance {
         }
         $crate::cases! { $crate::conformance::permits, $make().await;
             the_quota_is_used_and_not_exceeded
-            hubs_have_quotas_of_their_own
-            a_rollout_keeps_to_its_own_limit
-            a_throttle_holds_everyone_back
+            hubs_have_separate_quotas
+            a_rollout_limit_below_the_hub_quota_is_respected
+            a_throttle_pauses_and_slows_the_hub
             a_throttle_lowers_the_factor_until_recovery
-            a_limiter_shows_its_reservations
+            limiter_state_shows_reservations
             rollouts_share_by_weight
             links_have_a_budget
             a_hub_is_bound_once
@@ -248,16 +248,16 @@ macro_rules! queue_conformance {
     ($make:path) => {
         $crate::cases! { $crate::conformance::queue, $make;
             dispatches_come_in_order
-            each_hub_has_its_own_queue
+            each_hub_has_a_separate_queue
             acked_dispatches_are_gone
-            requeued_dispatches_come_back
-            a_dropped_ticket_comes_back
-            a_dropped_consumer_requeues_its_dispatches
+            requeued_dispatches_are_redelivered
+            a_dropped_ticket_requeues_the_dispatch
+            a_dropped_consumer_requeues_dispatches
             the_queue_is_bounded
             two_consumers_share
             a_consumer_waits_for_dispatches
-            an_abandoned_wait_loses_nothing
-            a_consumer_gets_at_most_its_limit
+            an_abandoned_wait_loses_no_dispatch
+            a_consumer_gets_at_most_the_limit
             depth_counts_dispatches_and_consumers
         }
     };
@@ -271,15 +271,15 @@ macro_rules! registry_conformance {
     ($make:path) => {
         $crate::cases! { $crate::conformance::registry, $make().await;
             stored_rollouts_are_active_until_deactivated
-            only_the_version_that_ended_is_deactivated
+            deactivating_an_older_version_has_no_effect
             one_claim_at_a_time
             a_claim_lapses
             a_snapshot_lists_the_active_rollouts
             the_published_version_never_decreases
-            a_halt_stays_until_it_is_lifted
+            a_halt_stays_until_lifted
         }
         $crate::cases! { $crate::conformance::removal, $make().await;
-            the_registry_forgets_what_is_removed
+            a_removal_resets_the_registry_entry
         }
     };
 }

@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn it_answers_by_the_script_and_counts() {
+    fn the_hub_answers_by_the_script_and_counts_sends() {
         run(async {
             let hub = ScriptedHub::of(250);
             let unknown = SendResult::Unknown { detail: "x".into() };
@@ -575,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_sends_until_they_are_released() {
+    fn sends_are_held_until_released() {
         run(async {
             let hub = ScriptedHub::of(1);
             hub.hold();

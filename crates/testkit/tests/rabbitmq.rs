@@ -18,7 +18,7 @@ async fn greet(address: SocketAddr) -> io::Result<()> {
 }
 
 #[tokio::test]
-async fn a_shared_rabbitmq_is_one_and_greets_also_through_a_proxy() {
+async fn shared_rabbitmq_is_reused_and_reachable_through_a_proxy() {
     let (a, b) = tokio::join!(RabbitMq::shared(), RabbitMq::shared());
     assert_eq!(a.url(), b.url());
     greet(a.address()).await.unwrap();

@@ -20,7 +20,7 @@ async fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 #[tokio::test]
-async fn a_shared_redis_is_one() {
+async fn the_shared_redis_is_reused() {
     let (a, b) = tokio::join!(Redis::shared(), Redis::shared());
     assert_eq!(a.url(), b.url());
     assert_eq!(a.command("PING").await, "+PONG\r\n");
@@ -44,7 +44,7 @@ async fn a_restart_keeps_port_and_data() {
 }
 
 #[tokio::test]
-async fn a_dropped_redis_leaves_nothing() {
+async fn a_dropped_redis_stops_and_removes_the_folder() {
     let redis = Redis::start(&[]).await;
     let (address, folder) = (redis.address(), redis.folder().to_owned());
     drop(redis);
@@ -127,7 +127,7 @@ async fn victim() {
 }
 
 #[tokio::test]
-async fn a_killed_test_process_leaves_nothing() {
+async fn servers_of_a_killed_test_process_are_removed() {
     let mut victim = Command::new(std::env::current_exe().unwrap())
         .args(["victim", "--exact", "--nocapture"])
         .env(VICTIM, "1")

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn authorities_are_those_of_the_file_at_each_handshake() {
+    fn authorities_are_reread_at_each_handshake() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
         let made = || rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();

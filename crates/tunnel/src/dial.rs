@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_names_the_proxy_and_its_answer() {
+    async fn a_refusal_contains_the_target_and_the_answer() {
         for (answer, shown) in [
             ("HTTP/1.1 403 Forbidden\r\n\r\n", "HTTP/1.1 403 Forbidden"),
             ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "407"),

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_none_and_other_text_is_refused_without_its_password() {
+    fn none_disables_the_proxy_and_errors_hide_the_password() {
         let none: Proxy = " none ".parse().unwrap();
         assert!(none.for_target("hub", 443).unwrap().is_none());
         for (text, refused) in [

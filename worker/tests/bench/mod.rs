@@ -142,12 +142,12 @@ impl Bench {
         counts
     }
 
-    /// Waits (on paused time) until the counts satisfy `wanted`.
-    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&Counts) -> bool) -> Counts {
+    /// Waits (on paused time) until the counts satisfy `condition`.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Counts) -> bool) -> Counts {
         let waited = tokio::time::timeout(Duration::from_secs(3_600), async {
             loop {
                 let counts = self.counts().await;
-                if wanted(&counts) {
+                if condition(&counts) {
                     return counts;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;

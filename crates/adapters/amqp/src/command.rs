@@ -319,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_large_is_kept_in_part() {
+    fn oversized_command_body_is_truncated() {
         let most = vec![b'x'; MAX_COMMAND_BYTES];
         assert_eq!(CommandBody::of(most.clone()), CommandBody::Whole(most));
         let body = CommandBody::of(vec![b'x'; MAX_COMMAND_BYTES + 1]);

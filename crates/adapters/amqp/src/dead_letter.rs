@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_reads_back_with_its_reason_and_without_what_would_undo_it() {
+    fn dead_letter_keeps_reason_and_drops_expiration_and_user_id() {
         let properties = with_reason(&letter(b"x", 1));
         assert_eq!(properties.expiration(), &None);
         assert_eq!(properties.user_id(), &None);
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_replayed_is_what_it_was() {
+    fn replay_restores_the_original_properties() {
         let replayed = without_reason(&with_reason(&letter(b"x", 1)));
         let names: Vec<_> = replayed
             .headers()
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replayed_says_why() {
+    fn refused_replay_reports_the_reason() {
         let names = Names::new("t", 1);
         let truncated = DeadLetter::read(&with_reason(&letter(b"x", 9)), b"x".to_vec());
         assert_eq!(truncated.truncated_from, Some(9));

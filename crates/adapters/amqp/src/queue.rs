@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_dispatch_is_named() {
+    fn unreadable_dispatch_is_reported_with_cause() {
         let newer = of_type("application/vnd.twincast.dispatch.v2+json");
         let error = read(&newer, b"{}").unwrap_err();
         assert!(matches!(error, Unreadable::Newer(2)), "{error}");

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_url_is_named_without_its_secret() {
+    fn invalid_url_is_reported_without_the_password() {
         for (text, expected) in [
             ("broker:5672", "scheme \"broker\""),
             ("http://u:hunter2@broker", "scheme \"http\""),

@@ -56,8 +56,8 @@ async fn the_password_does_not_show() {
     amqp.send_command(Vec::new(), COMMAND_TYPE, None)
         .await
         .unwrap();
-    let asked = amqp.request(Vec::new(), COMMAND_TYPE, None, Duration::from_millis(50));
-    let unanswered = asked.await.unwrap_err();
+    let request = amqp.request(Vec::new(), COMMAND_TYPE, None, Duration::from_millis(50));
+    let unanswered = request.await.unwrap_err();
     proxy.refuse();
     let refused = Amqp::connect(settings.clone()).await.unwrap_err();
     broker.ctl(&["change_password", "ops", "another"]).await;

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_malformed_field_costs_itself_alone() {
+    fn malformed_field_leaves_other_fields_readable() {
         for (row, state, error) in [
             (
                 r#"{"id":"r.1","state":"failed","error":{"code":"c","text":"t"}}"#,

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_failure_has_its_own_trouble() {
+    fn connection_failures_map_to_hub_troubles() {
         let source = || Arc::new(io::Error::other("why"));
         let host = || "h".to_owned();
         let connect = [

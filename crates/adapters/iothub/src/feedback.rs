@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_status_of_the_hub_is_an_outcome_and_others_are_left_out() {
+    fn feedback_statuses_map_to_outcomes_except_unknown() {
         let table = [
             (FeedbackStatus::Success, Some(Outcome::Delivered)),
             (FeedbackStatus::Expired, Some(Outcome::Expired)),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_the_hub() {
+    fn hub_times_convert_to_timestamps() {
         assert_eq!(timestamp(UNIX_EPOCH), Timestamp(0));
         let before = UNIX_EPOCH - Duration::from_secs(1);
         assert_eq!(timestamp(before), Timestamp(0), "clocks can be anywhere");

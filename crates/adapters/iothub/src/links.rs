@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_link_waits_for_its_turn_and_for_no_store_that_is_away() {
+    async fn links_are_spaced_unless_the_store_is_unavailable() {
         let memory = MemoryStore::new(Arc::new(RuntimeClock::default()));
         let store = FaultyStore::new(&memory);
         for _ in 0..Links::BURST {

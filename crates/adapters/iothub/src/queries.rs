@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_row_costs_its_own_device() {
+    fn malformed_row_does_not_hide_other_rows() {
         let long = "x".repeat(129);
         let deep = format!("{}1{}", "[".repeat(300), "]".repeat(300));
         let rows = [
@@ -307,14 +307,14 @@ mod tests {
     }
 
     #[test]
-    fn null_is_as_good_as_absent() {
+    fn null_tags_count_as_absent() {
         let page = page_of(r#"[{"id":"a","t0":null,"t1":"x","more":[1e999]}]"#);
         assert_eq!(page.rows[0].tags, [None, Some(json!("x"))]);
         assert!(page.malformed_rows.is_empty());
     }
 
     #[test]
-    fn only_what_is_needed_is_asked_for() {
+    fn query_selects_only_required_fields() {
         let query = |condition: &str, tags: &[&str]| {
             let tags = tags.iter().map(|path| tag(path)).collect();
             sql(&DeviceQuery {

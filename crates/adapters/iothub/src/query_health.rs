@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_keeps_answers_is_known_until_there_is_one() {
+    async fn query_obstacle_is_reported_until_an_answer() {
         let health = QueryHealth::default();
         let failure = || RestError::EndlessPaging(3);
         let first = health.begin();

@@ -60,7 +60,7 @@ async fn send(hub: &IotHub, ttl: Duration) -> SendResult {
 /// The maximum time to live, a hub with its clock behind, and no known offset: no device counts as
 /// failed.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expiry_that_the_hub_refuses_holds_the_hub() {
+async fn refused_expiry_reports_hub_unavailable() {
     let running = emulated(Duration::ZERO, QUARTER).await;
     let hub = port(&running, |options| {
         options.https = Endpoint {
@@ -87,7 +87,7 @@ async fn an_expiry_that_the_hub_refuses_holds_the_hub() {
 
 /// Feedback never counts as newer than it is, for any offset of the hub's clock.
 #[tokio::test(flavor = "multi_thread")]
-async fn moments_of_feedback_are_on_this_machines_clock() {
+async fn feedback_times_use_the_local_clock() {
     let now = || {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         Timestamp(u64::try_from(since.as_millis()).unwrap())

@@ -54,9 +54,9 @@ async fn send(running: &RunningHub, hub: &IotHub, id: &str, waiting: u64) {
     until(running, |seen| seen.feedback_waiting == waiting).await;
 }
 
-async fn until(running: &RunningHub, wanted: impl Fn(&Summary) -> bool) {
+async fn until(running: &RunningHub, condition: impl Fn(&Summary) -> bool) {
     let seen = async {
-        while !wanted(&running.hub().summary()) {
+        while !condition(&running.hub().summary()) {
             tokio::task::yield_now().await;
         }
     };
@@ -74,7 +74,7 @@ fn ids(batch: &FeedbackBatch) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_released_comes_again_and_who_pauses_is_handed_nothing() {
+async fn released_and_new_feedback_skip_paused_listeners() {
     let (running, hub) = emulated().await;
     let mut feedback = hub.feedback().unwrap();
     send(&running, &hub, "r.0.0.1", 1).await;

@@ -12,7 +12,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The decision to give up must not have to wait for the end of the first attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_connection_that_does_not_come_is_an_obstacle_before_its_time_out() {
+async fn pending_first_connection_is_reported_before_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut options = ClientOptions::default();
     options.amqp = Endpoint {

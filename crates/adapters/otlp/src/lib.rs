@@ -296,7 +296,7 @@ mod tests {
 
     /// Runs on one thread, so no request is made while spans are emitted.
     #[tokio::test]
-    async fn what_does_not_fit_or_is_not_taken_is_counted_and_holds_nobody_up() {
+    async fn dropped_spans_are_counted_without_blocking() {
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = port.local_addr().expect("an address");
         drop(port);
@@ -317,12 +317,12 @@ mod tests {
         let port = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = port.local_addr().expect("an address");
         tokio::spawn(async move {
-            while let Ok((mut asker, _)) = port.accept().await {
+            while let Ok((mut client, _)) = port.accept().await {
                 let answer = b"HTTP/1.1 400 No\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
                 tokio::spawn(async move {
-                    asker.read_u8().await?;
-                    asker.write_all(answer).await?;
-                    tokio::io::copy(&mut asker, &mut tokio::io::sink()).await
+                    client.read_u8().await?;
+                    client.write_all(answer).await?;
+                    tokio::io::copy(&mut client, &mut tokio::io::sink()).await
                 });
             }
         });
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_decides_unless_the_ratio_is_for_all() {
+    async fn sampling_follows_caller_unless_ratio_covers_all_traces() {
         let kept = |trace: u64, of_caller: Option<bool>, follows_caller, ratio| {
             let config = OtlpConfig {
                 sampling: Sampling {
@@ -358,8 +358,8 @@ mod tests {
                 span: 9.into(),
                 sampled,
             });
-            let begun = otlp.tracer().begin(caller, (u128::from(trace), 7));
-            begun.context.sampled
+            let started = otlp.tracer().begin(caller, (u128::from(trace), 7));
+            started.context.sampled
         };
         for follows_caller in [true, false] {
             assert!(kept(u64::MAX, None, follows_caller, 1.0));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_is_none_is_refused() {
+    async fn invalid_address_is_refused() {
         let refused = Otlp::start(to("http://a b".to_owned()));
         assert!(matches!(
             refused,

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told() {
+    fn refusals_are_reported() {
         let bad = r#"{"status":"error","errorType":"bad_data","error":"1:3: parse error"}"#;
         for (status, body, found) in [
             (400, bad, "it answers 400: bad_data: 1:3: parse error"),

@@ -20,13 +20,13 @@ fn client(server: &MockServer, part: &str, timeout: Duration) -> Prometheus {
     })
 }
 
-async fn asked(client: &Prometheus) -> Result<Vec<f64>, String> {
+async fn query(client: &Prometheus) -> Result<Vec<f64>, String> {
     let answered = client.ask("sum(up) > 1").await;
     answered.map_err(|error| describe(&error))
 }
 
 #[tokio::test]
-async fn a_query_is_asked_with_its_token() {
+async fn query_is_sent_with_the_token() {
     let server = MockServer::start().await;
     let body = r#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1,"0.25"]}]}}"#;
     Mock::given(method("POST"))
@@ -38,13 +38,13 @@ async fn a_query_is_asked_with_its_token() {
         .mount(&server)
         .await;
     assert_eq!(
-        asked(&client(&server, "prom/", Duration::from_secs(5))).await,
+        query(&client(&server, "prom/", Duration::from_secs(5))).await,
         Ok(vec![0.25])
     );
 }
 
 #[tokio::test]
-async fn what_does_not_answer_in_time_or_size_is_an_error() {
+async fn late_oversized_and_missing_answers_are_errors() {
     let server = MockServer::start().await;
     let late = ResponseTemplate::new(200).set_delay(Duration::from_secs(60));
     Mock::given(path("/late/api/v1/query"))
@@ -57,11 +57,11 @@ async fn what_does_not_answer_in_time_or_size_is_an_error() {
         .mount(&server)
         .await;
     let at = |part, ms| client(&server, part, Duration::from_millis(ms));
-    let late = asked(&at("late", 500)).await.unwrap_err();
+    let late = query(&at("late", 500)).await.unwrap_err();
     assert!(late.contains("the connection failed"), "{late}");
-    let large = asked(&at("large", 30_000)).await.unwrap_err();
+    let large = query(&at("large", 30_000)).await.unwrap_err();
     assert!(large.contains("larger than 1 MiB"), "{large}");
-    let none = asked(&at("none", 5_000)).await.unwrap_err();
+    let none = query(&at("none", 5_000)).await.unwrap_err();
     assert!(none.contains("it answers 404"), "{none}");
 }
 
@@ -75,11 +75,11 @@ async fn secrets_do_not_show() {
 }
 
 #[tokio::test]
-async fn without_what_it_shows_nothing_is_asked() {
+async fn unreadable_token_fails_the_query() {
     _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::new();
     let url = "http://localhost:1".parse().unwrap();
     let client = Prometheus::new(http, url, || Err("cannot read /nowhere/token".into()));
-    let error = asked(&client).await.unwrap_err();
+    let error = query(&client).await.unwrap_err();
     assert!(error.contains("cannot read /nowhere/token"), "{error}");
 }

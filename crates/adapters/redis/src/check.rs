@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_ones_and_forgetful_ones_are_refused() {
+    fn old_versions_and_evicting_policies_are_refused() {
         let checked = |version: &str, policy: &str| {
             let info = format!(
                 "# Server\r\nredis_version:{version}\r\n\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n"
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_is_durable_once_a_replica_must_have_it() {
+    fn durable_after_follows_the_required_replica_lag() {
         for (enough, lag, seconds) in [
             (None, None, 2),
             (Some("0"), Some("10"), 2),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_server_that_has_no_scripts_at_all_is_given_up() {
+    fn only_denied_scripts_are_a_permanent_error() {
         let error = |code: &str| redis::make_extension_error(code.into(), None);
         assert!(is_permanent(&error("NOPERM")));
         for transient in ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY"] {

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_master_is_a_master() {
+    fn only_the_master_role_counts_as_master() {
         for (role, expected) in [("master", true), ("slave", false), ("sentinel", false)] {
             assert_eq!(
                 is_master(vec![text(role), Value::Int(0)]),
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_returned_before_other_errors_and_a_success_before_all() {
+    async fn refusal_precedes_other_errors_and_success_precedes_all() {
         let refusal = || Err((ErrorKind::AuthenticationFailed, "no").into());
         let attempts = [
             Err(no_connection("away")),

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_told_apart() {
+    fn errors_are_classified() {
         let old = "Error running script (call to f_1): @user_script:9: @user_script: 9: -OOM command \
                    not allowed when used memory > 'maxmemory'.";
         for (error, meaning) in [
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_to_a_replica_or_to_nobody_is_replaced() {
+    fn unusable_connections_are_replaced() {
         assert!(needs_reconnect(&timed_out(Duration::from_secs(1))));
         for code in [
             "READONLY",

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_cannot_be_are_damage() {
+    fn malformed_replies_count_as_damage() {
         for value in [
             Value::Nil,
             Value::Array(vec![]),

@@ -98,7 +98,7 @@ mod tests {
     type Expected<'a> = Result<(&'a str, Option<&'a str>, Option<&'a str>, i64), &'a str>;
 
     #[test]
-    fn a_url_is_taken_whole_or_refused_by_name() {
+    fn url_is_parsed_completely_or_refused_with_reason() {
         let table: [(&str, Expected<'_>); 36] = [
             ("redis://h", Ok(("h:6379", None, None, 0))),
             ("redis://h/", Ok(("h:6379", None, None, 0))),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_show_nothing_of_a_url() {
+    fn errors_do_not_reveal_url_secrets() {
         for url in [
             "redis://u:secret/s@h",
             "redis://u:secret?s@h",
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_cut_where_a_url_begins() {
+    fn list_is_split_at_the_start_of_each_url() {
         for (list, urls) in [
             ("redis://:a,b@x", vec!["redis://:a,b@x"]),
             (

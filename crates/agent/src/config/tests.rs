@@ -36,7 +36,7 @@ fn a_minimal_configuration_is_accepted() {
 }
 
 #[test]
-fn mistakes_are_reported_with_their_key_and_without_secrets() {
+fn errors_name_the_key_and_hide_secrets() {
     for (from, to, expected) in [
         (
             "[slots]\nroot = \"/opt/fridge\"",

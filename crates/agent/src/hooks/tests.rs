@@ -75,7 +75,7 @@ async fn exit_codes_and_output() {
 }
 
 #[tokio::test]
-async fn one_that_takes_too_long_is_ended_with_its_children() {
+async fn timed_out_hook_is_killed_with_all_children() {
     let folder = tempfile::tempdir().unwrap();
     let child = folder.path().join("child");
     let script = format!(
@@ -94,10 +94,10 @@ async fn one_that_takes_too_long_is_ended_with_its_children() {
         let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
         state.is_err() || state.is_ok_and(|state| state.contains(" Z "))
     };
-    let begun = Instant::now();
+    let started_at = Instant::now();
     while !is_gone() {
         assert!(
-            begun.elapsed() < Duration::from_secs(5),
+            started_at.elapsed() < Duration::from_secs(5),
             "its child lives on"
         );
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -105,7 +105,7 @@ async fn one_that_takes_too_long_is_ended_with_its_children() {
 }
 
 #[tokio::test]
-async fn one_that_outlives_its_runner_is_waited_for_and_not_run_again() {
+async fn hook_running_after_runner_exit_is_awaited_not_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let script = format!("sleep 0.4; echo ran >>{}; exit 0", log.display());
@@ -134,7 +134,7 @@ async fn one_that_outlives_its_runner_is_waited_for_and_not_run_again() {
 }
 
 #[tokio::test]
-async fn one_that_a_power_cut_ended_is_run_again_and_knows_it() {
+async fn hook_interrupted_by_a_power_cut_is_rerun_with_a_flag() {
     let folder = tempfile::tempdir().unwrap();
     let runner = runner(folder.path(), "exit $TWINCAST_AGAIN");
     let results = runner.folder.join(key(Hook::Install, 1, &context().id));
@@ -172,7 +172,7 @@ async fn output_is_bounded() {
 }
 
 #[tokio::test]
-async fn health_is_asked_until_it_is_there_or_the_time_is_over() {
+async fn health_check_is_repeated_until_success_or_timeout() {
     let folder = tempfile::tempdir().unwrap();
     let mut runner = runner(folder.path(), "");
     let flag = folder.path().join("flag");

@@ -109,7 +109,7 @@ fn end_of(state: &State) -> (Progress, Option<&str>) {
 }
 
 #[test]
-fn one_that_works() {
+fn successful_update_reports_every_state() {
     let states: Vec<_> = (1..=8)
         .map(|count| after(first_events(count)).last_report.unwrap().state)
         .collect();
@@ -136,7 +136,7 @@ fn one_that_works() {
 }
 
 #[test]
-fn every_failure_has_its_end() {
+fn every_failure_ends_in_the_expected_state() {
     use Progress::{Cancelled, Failed, Refused, RolledBack};
     let full = Event::Downloaded(Err(Reason::new("disk_full", "")));
     let sick = Event::HealthChecked(Err("no answer".to_owned()));
@@ -194,7 +194,7 @@ fn every_failure_has_its_end() {
 }
 
 #[test]
-fn a_restart_goes_on() {
+fn update_resumes_after_a_restart() {
     for (count, then, step) in [
         (
             5,
@@ -242,7 +242,7 @@ fn install_is_retried_and_the_attempt_is_reported() {
 }
 
 #[test]
-fn from_installing_on_nothing_is_cancelled() {
+fn cancellation_is_ignored_from_installing_on() {
     for count in 4..=7 {
         let before = after(first_events(count));
         let mut state = before.clone();
@@ -279,7 +279,7 @@ fn targets_of_a_cancellation() {
 }
 
 #[test]
-fn repeats_change_nothing_and_get_the_same_answer() {
+fn repeated_messages_keep_the_state_and_the_answer() {
     for count in 1..=8 {
         let before = after(first_events(count));
         let mut state = before.clone();
@@ -300,7 +300,7 @@ fn repeats_change_nothing_and_get_the_same_answer() {
 }
 
 #[test]
-fn more_than_can_wait_is_refused() {
+fn updates_beyond_the_queue_limit_are_refused() {
     let many = (0..=WAITING_MAX + 1)
         .map(|at| message(&format!("fw.{at}")))
         .collect();
@@ -310,7 +310,7 @@ fn more_than_can_wait_is_refused() {
 }
 
 #[test]
-fn one_that_expired_on_the_way_is_not_installed() {
+fn update_expired_during_download_is_not_installed() {
     let mut state = after(first_events(3));
     state.on(fetched(), &LIMITS, "2027-01-01T00:00:00Z".parse().unwrap());
     assert_eq!(end_of(&state), (Progress::Failed, Some("expired")));

@@ -41,7 +41,7 @@ async fn an_update_is_applied_and_reported_with_one_write_per_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_hook_that_fails_has_its_end() {
+async fn every_failed_hook_ends_in_the_expected_state() {
     let hub = Hub::start().await;
     let mut devices = Vec::new();
     for (at, (fails, state, code, rolled_back)) in [
@@ -86,7 +86,7 @@ async fn every_hook_that_fails_has_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_was_tampered_with_or_is_not_for_it_is_installed() {
+async fn tampered_and_unsuitable_updates_are_not_installed() {
     let hub = Hub::start().await;
     let device = Device::started(&hub, "dev-0").await;
     let (stranger, _) = SecretKey::new().unwrap();
@@ -217,7 +217,7 @@ async fn a_hundred_repeats_are_one_update() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_is_cancelled_by_message_and_by_desired_property() {
+async fn waiting_update_is_cancelled_by_message_or_property() {
     let hub = Hub::start().await;
     let setup = Setup {
         download: "jitter = \"720h\"".to_owned(),
@@ -320,7 +320,7 @@ async fn two_folders_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_stored_is_not_acknowledged_and_comes_again() {
+async fn unstored_update_is_not_acknowledged_and_is_redelivered() {
     let hub = Hub::start().await;
     let mut device = Device::started(&hub, "dev-0").await;
     // A folder in place of the temporary file blocks every write. Creating the folder may fail

@@ -177,17 +177,17 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
     );
     // The health check may run again; every other hook runs once.
     for hook in ["install", "activate", "confirm", "rollback"] {
-        let (begun, done) = (
+        let (begins, done) = (
             device.count(&format!("{hook} begin 1.1.0")),
             device.count(&format!("{hook} done 1.1.0")),
         );
         assert!(
-            begun <= 1,
-            "{killed_in}: {hook} was run {begun} times: {:?}",
+            begins <= 1,
+            "{killed_in}: {hook} was run {begins} times: {:?}",
             device.log()
         );
-        let wanted = usize::from(begun == 1 && !case.fails.contains(&hook));
-        assert_eq!(done, wanted, "{killed_in} {hook}: {:?}", device.log());
+        let expected = usize::from(begins == 1 && !case.fails.contains(&hook));
+        assert_eq!(done, expected, "{killed_in} {hook}: {:?}", device.log());
     }
     let installs = usize::from(!case.fails.contains(&"install"));
     assert_eq!(device.count("install done 1.1.0"), installs, "{killed_in}");

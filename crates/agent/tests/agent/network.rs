@@ -13,7 +13,7 @@ use crate::hub::Hub;
 use crate::relay::Relay;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_that_is_cut_is_resumed_and_a_changed_file_is_fetched_anew() {
+async fn cut_download_is_resumed_and_a_changed_file_restarted() {
     let hub = Hub::start().await;
     let device = Device::started(&hub, "dev-0").await;
     device.files.set(|files| files.cut = Some((60_000, 3)));
@@ -37,7 +37,7 @@ async fn a_download_that_is_cut_is_resumed_and_a_changed_file_is_fetched_anew() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_that_crawls_is_begun_again_and_has_a_limit() {
+async fn slow_download_is_restarted_up_to_the_time_limit() {
     let hub = Hub::start().await;
     let setup = Setup {
         download: "jitter = \"0s\"\nwithin = \"3s\"".to_owned(),
@@ -89,7 +89,7 @@ async fn a_full_disk_is_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_wrong_is_put_right_by_the_hub() {
+async fn wrong_clock_is_corrected_by_the_hub() {
     let hub = Hub::start_with(HubConfig {
         clock_ahead: Duration::from_secs(86_400),
         ..HubConfig::default()
@@ -134,7 +134,7 @@ async fn a_token_is_renewed_and_a_cut_connection_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn websockets_through_a_proxy_do_as_well() {
+async fn agent_connects_over_websockets_through_a_proxy() {
     let hub = Hub::start().await;
     let relay = Relay::to(hub.running.https_addr(), true).await;
     let setup = Setup {
@@ -171,7 +171,7 @@ async fn ftp_is_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_registers_and_remembers_its_hub() {
+async fn device_registers_and_stores_the_assigned_hub() {
     use base64::Engine as _;
     let group = base64::engine::general_purpose::STANDARD.encode("the key of a group");
     let enrollments = format!(
@@ -214,7 +214,7 @@ async fn a_device_registers_and_remembers_its_hub() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_does_instead_of_a_key_with_and_without_provisioning() {
+async fn certificate_is_accepted_with_and_without_provisioning() {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut certificate = rcgen::CertificateParams::new(Vec::new()).unwrap();
     certificate

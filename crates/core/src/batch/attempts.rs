@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn feedback_counts_for_the_message_that_it_is_about() {
+    fn failures_of_replaced_attempts_are_not_admitted() {
         use Outcome as O;
         let (first, second, third) = (Attempt(1), Attempt(2), Attempt(3));
         let mut attempts = Attempts::default();

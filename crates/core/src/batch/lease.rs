@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn one_holder_at_a_time_and_old_ones_are_fenced() {
+    fn lease_has_single_holder_and_fences_old_holders() {
         let mut lease_state = LeaseState::default();
         let first = ask(&mut lease_state, "a", 0).unwrap();
         assert_eq!(ask(&mut lease_state, "b", 9_999), Err(held("a", 10_000)));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lapsed_lease_that_nobody_took_still_holds() {
+    fn lapsed_lease_can_be_renewed_until_regranted() {
         let mut lease_state = LeaseState::default();
         let lease = ask(&mut lease_state, "a", 0).unwrap();
         assert_eq!(lease_state.held_at(Timestamp(60_000)), None);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_is_taken_away_is_nobodys() {
+    fn revoked_lease_has_no_holder() {
         let mut lease_state = LeaseState::default();
         let lease = ask(&mut lease_state, "a", 0).unwrap();
         lease_state.revoke();
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_crashes_its_holders_is_quarantined() {
+    fn batch_is_quarantined_after_repeated_lapsed_leases() {
         let mut lease_state = LeaseState::default();
         assert!(vanish(&mut lease_state, 1, 5).is_ok());
         assert!(!lease_state.is_quarantined(V));

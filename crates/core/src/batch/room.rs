@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_can_be_given() {
+    fn batches_with_budget_room_can_be_leased() {
         let batches = vec![
             batch(0, &["a"], 2, true),
             batch(1, &["a"], 2, false),

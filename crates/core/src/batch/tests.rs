@@ -96,7 +96,7 @@ fn outcomes(batch: &Batch) -> Vec<Outcome> {
 }
 
 #[test]
-fn a_batch_is_given_when_all_allows_it() {
+fn lease_is_granted_when_all_conditions_hold() {
     let stopped = RolloutControl {
         directive: Directive::Stop,
         ..running()
@@ -144,7 +144,7 @@ fn a_batch_is_given_when_all_allows_it() {
 }
 
 #[test]
-fn what_is_counted_is_leased_again_and_what_is_done_is_not() {
+fn counted_batch_is_leased_again_and_done_batch_is_not() {
     let mut batch = budgeted(2);
     let free = [GroupProgress {
         devices: 2,
@@ -166,7 +166,7 @@ fn what_is_counted_is_leased_again_and_what_is_done_is_not() {
 }
 
 #[test]
-fn the_first_code_of_a_refused_device_stands_while_it_is_refused() {
+fn first_code_of_refused_device_is_kept() {
     let mut batch = batch(5);
     let lease = leased(&mut batch, &[]);
     for reports in [
@@ -192,7 +192,7 @@ fn the_first_code_of_a_refused_device_stands_while_it_is_refused() {
 }
 
 #[test]
-fn what_is_refused_is_told() {
+fn invalid_reports_and_released_leases_are_refused() {
     let mut batch = batch(2);
     let lease = leased(&mut batch, &[]);
     let beyond = [report(0, O::Enqueued, 0), report(2, O::Enqueued, 0)];
@@ -207,7 +207,7 @@ fn what_is_refused_is_told() {
 }
 
 #[test]
-fn skipping_spares_what_was_sent_and_what_somebody_holds() {
+fn skip_spares_sent_devices_and_held_batches() {
     let mut batch = batch(4);
     let lease = leased(&mut batch, &[]);
     let sent = [report(0, O::Enqueued, 0), report(1, O::Attempting, 0)];
@@ -232,7 +232,7 @@ fn skipping_spares_what_was_sent_and_what_somebody_holds() {
 }
 
 #[test]
-fn a_skip_is_of_its_rollout_as_it_stands() {
+fn skip_is_allowed_only_in_matching_rollout_state() {
     let left = Skip::Departed {
         scan: ScanId(2),
         devices: vec![0],
@@ -245,19 +245,19 @@ fn a_skip_is_of_its_rollout_as_it_stands() {
         adding: Some(Adding::Scan(ScanId(scan))),
         ..running()
     };
-    for (which, rollout, is_allowed) in [
+    for (skip, rollout, is_allowed) in [
         (&Skip::Remaining, running(), false),
         (&Skip::Remaining, aborting, true),
         (&left, running(), false),
         (&left, scanning(1), false),
         (&left, scanning(2), true),
     ] {
-        assert_eq!(which.is_allowed(&rollout), is_allowed, "{which:?}");
+        assert_eq!(skip.is_allowed(&rollout), is_allowed, "{skip:?}");
     }
 }
 
 #[test]
-fn reopening_lowers_the_chosen_once_and_fences_the_last_holder() {
+fn reopening_resets_chosen_outcomes_once_and_fences_holder() {
     let mut batch = batch(5);
     let lease = leased(&mut batch, &[]);
     let sent = [

@@ -8,10 +8,10 @@ fn secs(n: u64) -> Duration {
 
 /// Returns a listener with a heard-until time and a report of the given ages in seconds, and locks
 /// of a minute.
-fn listener(heard: Option<u64>, reported: u64) -> ListenerStatus {
+fn listener(heard_ago: Option<u64>, reported: u64) -> ListenerStatus {
     ListenerStatus {
         listener: Holder::new("l").unwrap(),
-        heard_ago: heard.map(secs),
+        heard_ago: heard_ago.map(secs),
         reported_ago: secs(reported),
         state: ListenerState {
             listening: true,
@@ -31,9 +31,9 @@ fn watermark(listeners: &[ListenerStatus]) -> (Option<u64>, String) {
 }
 
 #[test]
-fn a_hub_is_heard_as_far_as_by_the_one_that_heard_least() {
-    let nobody = "no worker listens to its feedback";
-    assert_eq!(watermark(&[]), (None, nobody.into()));
+fn watermark_follows_slowest_listener() {
+    let no_listener = "no worker listens to its feedback";
+    assert_eq!(watermark(&[]), (None, no_listener.into()));
     assert_eq!(watermark(&[listener(Some(1), 0)]), (Some(1), "".into()));
     let two = [listener(Some(1), 0), listener(Some(7), 1)];
     assert_eq!(watermark(&two), (Some(7), "".into()));
@@ -45,7 +45,7 @@ fn a_hub_is_heard_as_far_as_by_the_one_that_heard_least() {
 }
 
 #[test]
-fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
+fn lost_listener_counts_until_message_locks_expire() {
     // Lost 11 s ago, with messages hidden by the hub for 49 s more.
     let lost = listener(Some(12), 11);
     let hidden = "a worker is gone, and the hub redelivers its messages within 49 s";
@@ -71,13 +71,13 @@ fn a_lost_listener_counts_until_others_can_have_had_what_it_had() {
 fn obstacles_are_described() {
     let mut foreign = listener(Some(20), 0);
     foreign.state.foreign = 37;
-    let words = "37 feedback messages of other applications are ahead in the queue";
-    assert_eq!(watermark(&[foreign]), (Some(20), words.into()));
+    let text = "37 feedback messages of other applications are ahead in the queue";
+    assert_eq!(watermark(&[foreign]), (Some(20), text.into()));
     let mut away = listener(Some(20), 0);
     away.state.listening = false;
     away.state = away.state.troubled_by("no route to host");
-    let words = "its feedback is not received: no route to host";
-    assert_eq!(watermark(&[away]), (None, words.into()));
+    let text = "its feedback is not received: no route to host";
+    assert_eq!(watermark(&[away]), (None, text.into()));
     let hub = |n: usize| HubName::new(format!("hub-{n}")).unwrap();
     let hubs = (0..5).map(|n| (hub(n), Watermark::of(&[], NOW)));
     assert_eq!(
@@ -88,7 +88,7 @@ fn obstacles_are_described() {
 }
 
 #[test]
-fn evidence_covers_what_the_hub_has_told_within_its_batching() {
+fn evidence_coverage_allows_for_hub_batching() {
     let hub = HubName::new("main").unwrap();
     let evidence = Evidence::of([(hub, Watermark::of(&[listener(Some(5), 0)], NOW))]);
     assert!(evidence.covers(NOW.minus(secs(20))));
@@ -99,9 +99,9 @@ fn evidence_covers_what_the_hub_has_told_within_its_batching() {
 }
 
 #[test]
-fn a_clock_counts_what_is_driven_and_heard() {
+fn clock_counts_driven_time_with_evidence() {
     let hub = HubName::new("main").unwrap();
-    let heard = |at: u64, until: u64| {
+    let evidence = |at: u64, until: u64| {
         let now = NOW.plus(secs(at));
         let listeners = [listener(Some(at - until), 0)];
         Evidence::of([(hub.clone(), Watermark::of(&listeners, now))])
@@ -109,7 +109,7 @@ fn a_clock_counts_what_is_driven_and_heard() {
     let mut clock = EvidenceClock::default();
     clock.start_bake(NOW);
     let at = |clock: &mut EvidenceClock, at, until| {
-        clock.advance(true, &heard(at, until), NOW.plus(secs(at)));
+        clock.advance(true, &evidence(at, until), NOW.plus(secs(at)));
         (clock.baked().as_secs(), clock.without_evidence().as_secs())
     };
     assert_eq!(at(&mut clock, 5, 4), (5, 0));
@@ -138,7 +138,7 @@ fn a_clock_counts_what_is_driven_and_heard() {
 }
 
 #[test]
-fn a_store_of_one_process_keeps_reports_for_as_long_as_they_say_something() {
+fn listener_reports_are_kept_for_retention_period() {
     let hub = HubName::new("main").unwrap();
     let report = |name: &str| ListenerReport {
         listener: Holder::new(name).unwrap(),

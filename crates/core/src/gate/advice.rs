@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn deadlines_that_cannot_be_meant_are_named() {
+    fn implausible_deadlines_are_reported() {
         let table = [
             (
                 "counts: delivered, deadline: 1h",
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_that_one_silent_device_spoils_are_named() {
+    fn samples_requiring_every_device_are_reported() {
         let table = [
             ("counts: delivered", 10, true),
             ("counts: delivered", 20, true),

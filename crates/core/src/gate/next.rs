@@ -234,8 +234,8 @@ fn next_of_stage(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> 
 
 /// Returns why a gate has failed, with the most frequent error of the devices.
 fn with_device_error(rollout: &Rollout, counts: &Counts, reason: String) -> String {
-    let told = rollout.notes.answers.most_frequent_error();
-    match told.filter(|_| counts.get(Outcome::Failed) > 0) {
+    let most_frequent = rollout.notes.answers.most_frequent_error();
+    match most_frequent.filter(|_| counts.get(Outcome::Failed) > 0) {
         Some(error) => format!("{reason}; most frequent error of the devices: {error}"),
         None => reason,
     }
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_next_says_what_is_done() {
+    fn next_step_determines_activity() {
         use Activity as A;
         let until = Timestamp(1);
         let waits = |waits| Next::Wait(waits);

@@ -69,13 +69,13 @@ fn says_of(
     } else {
         sent(START)
     };
-    let heard = &Evidence::complete();
+    let evidence = &Evidence::complete();
     describe(
         gate,
         counts,
         &progress,
         applied_count,
-        heard,
+        evidence,
         minutes(after),
     )
 }
@@ -122,7 +122,7 @@ fn describe(
 }
 
 #[test]
-fn rules_and_their_edges() {
+fn gate_rules_hold_at_bounds() {
     let table = [
         // Success rule: this share or more.
         (
@@ -401,7 +401,7 @@ fn rules_and_their_edges() {
 }
 
 #[test]
-fn too_little_measured_is_never_a_pass() {
+fn too_small_samples_do_not_pass_by_default() {
     let reject = "counts: delivered, failure_above: 5%, deadline: 20s";
     let table = [
         // Nine of ten devices reject the message and a device is silent: no answer can avert the
@@ -507,7 +507,7 @@ fn too_little_measured_is_never_a_pass() {
 }
 
 /// Evidence of a hub with this watermark, or without a watermark.
-fn heard_until(until: Option<Timestamp>, now: Timestamp) -> Evidence {
+fn evidence_until(until: Option<Timestamp>, now: Timestamp) -> Evidence {
     let state = ListenerState {
         listening: true,
         hidden_ms: 0,
@@ -526,13 +526,13 @@ fn heard_until(until: Option<Timestamp>, now: Timestamp) -> Evidence {
 }
 
 #[test]
-fn silence_counts_when_an_answer_would_have_been_heard() {
+fn silence_counts_once_evidence_covers_deadline() {
     let gate = gate("counts: delivered, failure_above: 5%, deadline: 10m, on_failure: abort");
     let all = counts(100, "100 enqueued");
     let says = |until: Option<u64>, at: u64| {
         let at = START.plus(Duration::from_secs(at));
         let until = until.map(|until| START.plus(Duration::from_secs(until)));
-        let evidence = heard_until(until, at);
+        let evidence = evidence_until(until, at);
         describe(&gate, &all, &sent(START), None, &evidence, at)
     };
     let foreign = "waits for evidence of 100 silent devices: hub main: 37 feedback messages of \
@@ -548,7 +548,7 @@ fn silence_counts_when_an_answer_would_have_been_heard() {
 }
 
 #[test]
-fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
+fn gate_is_undecided_after_missing_evidence_limit() {
     let gate = gate(
         "counts: delivered, failure_above: 5%, deadline: 10s, bake: 10m, evidence_within: 5m, \
          on_failure: abort",
@@ -561,7 +561,7 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
         let now = START.plus(Duration::from_secs(seconds));
         // Feedback arrives for a minute and a half, and then no more.
         let until = now.min(START.plus(Duration::from_secs(90)));
-        let evidence = heard_until(Some(until), now);
+        let evidence = evidence_until(Some(until), now);
         clock.advance(true, &evidence, now);
         let progress = sent(START);
         let view = StageView {
@@ -576,15 +576,15 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
             evidence: &evidence,
             clock: &clock,
         };
-        let word = match judge(view, now) {
+        let verdict = match judge(view, now) {
             Verdict::Waiting(Waiting::Silent { .. }) => "silent".to_owned(),
             Verdict::Waiting(Waiting::Bake { .. }) => "bake".to_owned(),
             Verdict::Waiting(Waiting::Evidence { .. }) => "evidence".to_owned(),
             Verdict::Undecided { reason } => reason,
             other => format!("{other:?}"),
         };
-        if said.last().is_none_or(|(_, last)| *last != word) {
-            said.push((seconds, word));
+        if said.last().is_none_or(|(_, last)| *last != verdict) {
+            said.push((seconds, verdict));
         }
     }
     let missing_evidence = "not measured: no feedback for 5m 00s from 10 silent devices: hub main: 37 \
@@ -592,7 +592,7 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
     // A minute without feedback is no outage yet.
     assert_eq!(
         said.iter()
-            .map(|(at, word)| (*at, &**word))
+            .map(|(at, verdict)| (*at, &**verdict))
             .collect::<Vec<_>>(),
         [
             (0, "silent"),
@@ -605,7 +605,7 @@ fn what_cannot_be_heard_is_waited_for_up_to_a_bound_and_then_pauses() {
 }
 
 #[test]
-fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
+fn rollout_ends_after_final_answers_or_message_expiry() {
     let mut rollout = staged("failure_above: 5%");
     let all = counts(10, "10 delivered");
     rollout = happened(&rollout, &all, minutes(1));
@@ -621,7 +621,7 @@ fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
             all: &rest,
             sends_owed: false,
             applied_count: None,
-            evidence: &heard_until(Some(minutes(until)), minutes(at)),
+            evidence: &evidence_until(Some(minutes(until)), minutes(at)),
         };
         next(&rollout, seen, minutes(at))
     };
@@ -636,15 +636,15 @@ fn a_rollout_ends_when_its_devices_were_heard_or_their_messages_are_over() {
         Next::Wait(Waiting::Evidence { devices: 10, .. })
     ));
     assert_eq!(next(63, 63), Next::Over);
-    let heard = counts(90, "80 delivered, 10 rejected");
+    let answered = counts(90, "80 delivered, 10 rejected");
     assert_eq!(
-        next_with_complete_evidence(&rollout, &heard, false, minutes(3)),
+        next_with_complete_evidence(&rollout, &answered, false, minutes(3)),
         Next::Over
     );
 }
 
 #[test]
-fn a_stage_without_devices_does_not_pass_by_measuring_nothing() {
+fn stage_without_devices_is_undecided() {
     for text in [
         "failure_above: 5%",
         "success_at_least: 0%",
@@ -657,7 +657,7 @@ fn a_stage_without_devices_does_not_pass_by_measuring_nothing() {
 }
 
 #[test]
-fn what_is_applied_is_measured_again_until_the_deadline() {
+fn applied_devices_are_counted_again_until_deadline() {
     let gate = gate("counts: applied, applied_when: x = 1, success_at_least: 90%, deadline: 10m");
     let counts = counts(100, "100 delivered");
     let says = |applied, at, after| {
@@ -690,7 +690,7 @@ fn what_is_applied_is_measured_again_until_the_deadline() {
 }
 
 #[test]
-fn a_device_that_failed_after_it_was_measured_does_not_count_as_applied() {
+fn device_failing_after_measurement_is_not_applied() {
     let gate = gate("counts: applied, applied_when: x = 1, success_at_least: 90%, deadline: 10m");
     let counts = counts(100, "97 delivered, 3 rejected");
     let says = |applied, failed, minute| {
@@ -721,7 +721,7 @@ fn a_device_that_failed_after_it_was_measured_does_not_count_as_applied() {
 }
 
 #[test]
-fn an_approval_is_waited_for_as_long_as_the_gate_says() {
+fn approval_is_awaited_until_gate_limit() {
     let gate = gate("approval: {within: 1h}");
     let counts = counts(1, "1 enqueued");
     let mut progress = sent(START);
@@ -805,7 +805,7 @@ fn happened(rollout: &Rollout, counts: &Counts, at: Timestamp) -> Rollout {
 
 /// A retry may have reopened devices of a passed stage: these devices are sent to first.
 #[test]
-fn a_gate_is_not_undecided_while_something_is_to_be_sent() {
+fn gate_is_not_undecided_while_sends_are_owed() {
     let rollout = staged("counts: delivered, failure_above: 5%");
     let skipped = counts(10, "10 skipped");
     let rollout = happened(&rollout, &skipped, minutes(1));
@@ -818,7 +818,7 @@ fn a_gate_is_not_undecided_while_something_is_to_be_sent() {
 }
 
 #[test]
-fn a_stage_goes_through_its_gate_to_the_next() {
+fn stage_passes_gate_and_next_stage_starts() {
     let rollout = staged("failure_above: 5%, approval: {}");
     let all = counts(10, "10 enqueued");
     assert_eq!(
@@ -880,7 +880,7 @@ fn a_stage_goes_through_its_gate_to_the_next() {
 }
 
 #[test]
-fn a_gate_that_failed_stops_and_is_asked_again() {
+fn failed_gate_pauses_and_is_judged_again_after_resume() {
     let rollout = staged("failure_above: 5%, approval: {}");
     let bad = counts(10, "8 enqueued, 2 refused");
     let mut rollout = happened(&rollout, &bad, minutes(1));
@@ -947,7 +947,7 @@ proptest! {
     /// A gate with shares never passes with too many failures, during sending, or before the end of
     /// the bake, and reaches a verdict by the deadline.
     #[test]
-    fn promises(
+    fn verdicts_satisfy_gate_invariants(
         numbers in prop::collection::vec(0u64..30, 6), above in 0u32..100, least in 0u32..100,
         delivered in any::<bool>(), unconfirmed in 0usize..4, after in 0u64..200,
     ) {

@@ -144,7 +144,7 @@ mod tests {
     proptest! {
         /// Every device is in exactly one batch, with the correct group, within the limits.
         #[test]
-        fn nothing_is_lost_or_mixed(
+        fn batching_keeps_devices_and_groups(
             groups in prop::collection::vec(0u8..6, 0..300),
             devices in 1usize..20, bytes in 1usize..100, open_devices in 1usize..60,
         ) {

@@ -187,7 +187,7 @@ mod tests {
     use crate::time::Timestamp;
 
     #[test]
-    fn a_million_devices_take_what_the_quota_says() {
+    fn sending_time_of_a_million_devices_follows_quota() {
         let plan = HubPlan {
             hub: HubName::new("eu").unwrap(),
             host: HubHost::new("h").unwrap(),

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_are_counted_and_the_first_are_named() {
+    fn malformed_rows_are_counted_and_examples_bounded() {
         let hub = |name: &str| HubName::new(name).unwrap();
         let mut all = MalformedRows::default();
         assert!(all.is_empty() && all.summary().is_none());

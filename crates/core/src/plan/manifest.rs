@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_has_the_group_that_it_is_listed_in() {
+    fn device_index_determines_group() {
         let group = |site: &str| TagGroup(vec![("site".into(), Some(site.into()))]);
         let mut header = BatchHeader {
             id: BatchId(0),

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_has_its_own_order_or_the_rollouts() {
+    fn stage_order_overrides_rollout_order() {
         let spec = spec(
             "order: {by: site}, stages: [{name: a, percent: 1%}, {name: b, percent: 2%, order: shuffled}]",
         );
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_order_cannot_be_is_named() {
+    fn invalid_orders_are_reported() {
         for (order, wrong) in [
             (
                 "order: {by: ring}",
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shuffle_spreads_batches_and_always_the_same_way() {
+    fn shuffle_spreads_batches_reproducibly() {
         let spec = spec("order: shuffled");
         let sort_keys: Vec<_> = (0..1_000)
             .map(|n| {
@@ -185,7 +185,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_is_lost_in_a_shuffle(from in 0u32..1_000, devices in 0u32..50) {
+        fn shuffle_keeps_all_devices(from in 0u32..1_000, devices in 0u32..50) {
             let all = list(from..from + devices);
             let (_, shuffled) = apply_release_order(&spec("order: shuffled"), StageIndex(0), &TagGroup::default(), all.clone());
             let sorted = |list: &DeviceList| {

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_compared_by_what_they_say() {
+    fn overlap_follows_target_definitions() {
         for (one, other, expected) in [
             ("all: true", "all: true", "same"),
             ("all: true", "tags: {ring: a}", "possible"),

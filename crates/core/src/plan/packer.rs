@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_that_a_rule_tells_apart_share_nothing() {
+    fn groups_separated_by_rules_do_not_share_batches() {
         let both = || [sites("UTC", 0..64, 1), sites("Asia/Tokyo", 0..64, 1)].concat();
         assert_eq!(groups(&spec(""), both()).len(), 2);
         let zones = spec(", schedule: {zone_tag: zone}");
@@ -184,7 +184,7 @@ mod tests {
     proptest! {
         /// Every device keeps its group, and is in exactly one batch.
         #[test]
-        fn nothing_is_lost_or_mixed(sizes in prop::collection::vec(1u32..120, 0..250), shuffled: bool) {
+        fn packing_keeps_devices_and_groups(sizes in prop::collection::vec(1u32..120, 0..250), shuffled: bool) {
             let spec = spec(if shuffled { ", order: shuffled" } else { "" });
             let mut closed = Vec::new();
             for (site, size) in (0..).zip(&sizes) {

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn few_messages_take_one_interval_less_than_they_are() {
+    fn n_messages_take_n_minus_one_intervals() {
         let slow = pace("rate: 1/min");
         assert_eq!(
             minutes(&slow, 0, &[(0, None), (1, None), (2, None), (7, None)]),

@@ -69,7 +69,7 @@ mod tests {
     proptest! {
         /// In any order of arrival, no batch is larger than the final limit of the group.
         #[test]
-        fn a_batch_fits_into_its_group(
+        fn batch_size_stays_within_group_limit(
             at_most in prop_oneof![(1u32..40).prop_map(|n| n.to_string()), (1u32..100).prop_map(|n| format!("{n}%"))],
             sites in prop::collection::vec(0u8..4, 1..600),
         ) {

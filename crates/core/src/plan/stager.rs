@@ -699,7 +699,7 @@ mod tests {
 
         /// The order of hubs has no influence, not even on the order of a hub's devices.
         #[test]
-        fn hubs_may_take_turns(stages in any_stages(), fleet in any_fleet()) {
+        fn hub_order_does_not_affect_stages(stages in any_stages(), fleet in any_fleet()) {
             let margin = Margin { narrow_from: 20, ..MARGIN };
             let one_by_one = stage(&rules(&stages, margin), 3, &fleet).unwrap();
             let mut turns: Vec<_> = (0..3).map(|hub| fleet.iter().filter(move |d| d.hub == hub)).collect();
@@ -765,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_does_not_grow_with_the_fleet() {
+    fn held_devices_are_bounded() {
         let rules = rules(
             "{name: a, percent: 1%}, {name: b, max_devices: 500}, {name: c, percent: 10%}, {name: d, percent: 50%}",
             MARGIN,
@@ -789,7 +789,7 @@ mod tests {
     }
 
     #[test]
-    fn without_ranks_nothing_is_held() {
+    fn stager_without_ranks_holds_no_devices() {
         let rules = StageRules::of(&spec("{name: a, tags: {ring: 1}}"));
         assert_eq!(rules.tags(), [TagPath::new("ring").unwrap()]);
         let mut stager = HubStager::new(&rules, 0);

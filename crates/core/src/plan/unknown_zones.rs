@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_named_is_bounded() {
+    fn named_zones_are_bounded() {
         let mut zones = UnknownZones::default();
         assert!(zones.is_empty());
         zones.add("Europe/Olso");

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn routine_does_not_push_out_what_people_did() {
+    fn routine_events_do_not_displace_operator_events() {
         let routine = (0..5_000).map(|_| measured("errors", "0.1"));
         let events = [resumed()].into_iter().chain(routine).chain([resumed()]);
         let left: Vec<_> = [0].into_iter().chain(4_801..=5_001).collect();
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_of_very_many_are_kept() {
+    fn first_and_last_history_entries_are_kept() {
         let few: Vec<u64> = (0..1_000).collect();
         assert_eq!(bounded((0..1_000).map(|_| resumed())), few);
         let left: Vec<u64> = (0..500).chain(1_500..2_000).collect();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn repeats_are_one_entry_until_something_else_happens() {
+    fn repeated_events_are_folded_until_another_event() {
         let events = [
             Event::PlanningStarted,
             Event::PlanningStarted,

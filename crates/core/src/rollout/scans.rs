@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_scan_is_reckoned_from_the_planning() {
+    fn first_scan_interval_starts_at_planning() {
         let rollout = running("continuous: true");
         assert_eq!(rollout.next_scan(), Some(at(1)));
         assert_eq!(running("rate: 1/min").next_scan(), None);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_over_when_the_last_scan_is() {
+    fn rollout_ends_after_last_scan() {
         let until = at(4);
         let rollout = running(&format!("continuous: {{every: 2h, until: '{until}'}}"));
         let rollout = passed(&rollout, at(2));
@@ -233,12 +233,12 @@ mod tests {
             |rollout: &Rollout, owed| next_with_complete_evidence(rollout, &none, owed, at(9));
         assert_eq!(judge(&rollout, false), waits(Some(at(2))));
         assert_eq!(judge(&rollout, true), Next::Send);
-        let scan = |rollout: &Rollout, began| {
-            let scanning = after(rollout, Event::ScanStarted, began);
+        let scan = |rollout: &Rollout, started_at| {
+            let scanning = after(rollout, Event::ScanStarted, started_at);
             assert_eq!(judge(&scanning, false), waits(None));
             assert_eq!(judge(&scanning, true), Next::Send);
             let found = ScanResult::default();
-            after(&scanning, Event::ScanCompleted { found }, began)
+            after(&scanning, Event::ScanCompleted { found }, started_at)
         };
         let rollout = scan(&rollout, at(3));
         assert_eq!(judge(&rollout, false), waits(Some(at(4))));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_failure_rule_is_armed_for_those_that_join() {
+    fn failure_rule_applies_to_late_joiners() {
         let gate = "gate: {failure_above: 10%, min_sample: 4, success_at_least: 50%}";
         let stages = format!("stages: [{{name: canary, percent: 1%, {gate}}}, {{name: others}}]");
         let rollout = running(&format!("continuous: true, {stages}"));

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_error_stays_until_something_is_found() {
+    fn last_search_error_is_kept_until_devices_are_found() {
         let wait = Duration::from_secs(30);
         let failed = planning()
             .with_failed_search("no route", Some(wait), at(1))
@@ -162,15 +162,15 @@ mod tests {
             .unwrap();
         let trouble = stands.search_trouble().unwrap();
         assert_eq!((trouble.since, &*trouble.error), (at(1), "busy"));
-        let goes_on = stands.with_search_note(200, None, at(50)).unwrap();
-        assert_eq!(goes_on.notes.search.as_ref().unwrap().found, 200);
-        assert_eq!(goes_on.waits_to_be_planned(), None);
-        let whole = after(&goes_on, plan(2), 60);
+        let continued = stands.with_search_note(200, None, at(50)).unwrap();
+        assert_eq!(continued.notes.search.as_ref().unwrap().found, 200);
+        assert_eq!(continued.waits_to_be_planned(), None);
+        let whole = after(&continued, plan(2), 60);
         assert_eq!(whole.notes.search, None);
     }
 
     #[test]
-    fn it_is_noted_now_and_then_and_bounded() {
+    fn search_notes_are_rate_limited_and_bounded() {
         let rollout = planning().with_search_note(100, None, at(10)).unwrap();
         assert_eq!(
             rollout.with_search_note(200, None, at(12)),
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_searches_no_more_has_no_trouble() {
+    fn search_notes_end_with_planning() {
         let failed = planning()
             .with_failed_search("no route", None, at(1))
             .unwrap();

@@ -173,7 +173,7 @@ fn every_edge() {
 }
 
 #[test]
-fn ended_is_ended_and_only_running_sends() {
+fn ended_phases_are_final_and_only_running_sends() {
     for phase in phases() {
         assert_eq!(
             phase.directive() == Directive::Continue,
@@ -212,7 +212,7 @@ fn step(rollout: &Rollout, event: Event) -> Rollout {
 }
 
 #[test]
-fn a_retry_is_prepared_before_anything_else_happens() {
+fn retry_is_prepared_before_sending_continues() {
     let stage = || StageName::new("s").unwrap();
     let running = staged();
     let sent = step(&running, Event::StageSent { stage: stage() });
@@ -268,7 +268,7 @@ fn a_retry_is_prepared_before_anything_else_happens() {
 }
 
 #[test]
-fn a_retry_of_another_stage_leaves_the_current_one_alone() {
+fn retry_of_other_stage_does_not_change_current_stage() {
     let stage = || StageName::new("s").unwrap();
     let running = staged();
     assert!(
@@ -306,7 +306,7 @@ fn a_retry_of_another_stage_leaves_the_current_one_alone() {
 }
 
 #[test]
-fn records_without_attempts_are_at_the_first() {
+fn records_without_attempt_read_as_first_attempt() {
     let mut record = serde_json::to_value(staged()).unwrap();
     record.as_object_mut().unwrap().remove("attempt").unwrap();
     let rollout: Rollout = serde_json::from_value(record).unwrap();
@@ -314,7 +314,7 @@ fn records_without_attempts_are_at_the_first() {
 }
 
 #[test]
-fn a_rollout_says_what_it_waits_for_until_it_is_planned() {
+fn wait_reason_is_reported_until_planning() {
     let text =
         "{name: a, concurrency: {group: g}, target: {all: true}, message: {body: {text: hi}}}";
     let spec = RolloutSpec::read("x", text).unwrap();
@@ -390,7 +390,7 @@ fn records_keep_a_bounded_history_and_read_back() {
 }
 
 #[test]
-fn an_event_has_the_attribution_where_it_is_known() {
+fn event_attribution_is_optional() {
     let event = |text: &str| serde_json::from_str::<Event>(text).unwrap();
     let resumed = |by: Option<&str>| Event::ResumeRequested {
         attribution: Attribution {
@@ -407,7 +407,7 @@ fn an_event_has_the_attribution_where_it_is_known() {
 /// A pause requested before there is a plan takes effect before the first send, whatever happens in
 /// between.
 #[test]
-fn a_pause_is_kept_until_the_plan_is_whole() {
+fn pause_is_kept_until_plan_is_complete() {
     let paused = || Event::PauseRequested { reason: "p".into() };
     let resumed = || Event::ResumeRequested {
         attribution: Attribution::default(),
@@ -426,8 +426,8 @@ fn a_pause_is_kept_until_the_plan_is_whole() {
         );
         assert_eq!(step(&planned, resumed()).phase, Phase::Running);
         // The pause is taken back, or the rollout is aborted, before the plan is complete.
-        let goes_on = step(&step(&before, resumed()), Event::PlanningStarted);
-        assert_eq!(step(&goes_on, plan(2)).phase, Phase::Running);
+        let continued = step(&step(&before, resumed()), Event::PlanningStarted);
+        assert_eq!(step(&continued, plan(2)).phase, Phase::Running);
         let aborted = step(&before, Event::AbortRequested { reason: "a".into() });
         assert_eq!(aborted.pause_after_planning, None);
         assert_eq!(aborted.phase, Phase::Aborting { reason: "a".into() });

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_is_booked_to_what_was_done() {
+    fn time_is_booked_to_activities() {
         let mut rollout = accepted();
         happens(&mut rollout, Event::PlanningStarted, 1);
         happens(&mut rollout, plan(10), 11);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_sends_is_noted_until_it_is_over() {
+    fn send_hold_is_recorded_until_over() {
         let hold = |seconds: Option<u64>| Waiting::Closed {
             until: seconds.map(at),
             why: Closed::OutsideWindow,
@@ -262,7 +262,7 @@ mod tests {
         /// overwrites another driver's notes with an older record), and sets the clock back. The
         /// parts add up from the first to the latest time seen.
         #[test]
-        fn it_always_adds_up(
+        fn activity_times_always_add_up(
             steps in prop::collection::vec((0u64..20_000, 0usize..30, 0usize..Activity::ALL.len() - 1, 0u64..40), 0..120), end in 0u64..100_000,
         ) {
             let mut rollout = accepted();

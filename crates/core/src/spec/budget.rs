@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_budget_cannot_be_is_named() {
+    fn invalid_budgets_are_reported() {
         let full = "message: {body: {text: x}, ack: full}";
         for (message, budgets, wrong) in [
             (full, "{tag: site, at_most: 0}", "budgets[0].at_most: is 0"),

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_true_or_says_how_often() {
+    fn continuous_accepts_boolean_or_map() {
         let every = |minutes: u64| {
             Ok(Some(Continuous {
                 every: HumanDuration(Duration::from_secs(60 * minutes)),

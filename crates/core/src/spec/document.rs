@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_are_told_at_once_and_none_that_comes_from_another() {
+    fn all_independent_problems_are_reported_at_once() {
         let text = "nam: a\nname: [1]\nlist:\n  - ttl: 3x\n  - 7\n  - {tll: 5m}\n  - ttl:\n";
         let fields = |text: &str| -> Vec<String> {
             let lines = read(text);
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_sent() {
+    fn values_are_sent_as_written() {
         for (text, sent) in [
             ("a: no\nb: 1.50\nc: ~\n", r#"{"a":"no","b":1.50,"c":null}"#),
             (
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_json_has_no_way_to_write_is_to_be_quoted() {
+    fn numbers_without_json_form_must_be_quoted() {
         for number in [
             "0123", "08", "-01", "00", "0x1F", "0o17", ".5", "5.", "+1", "1.e3", ".inf", "-.Inf",
             ".nan",
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_is_refused() {
+    fn invalid_documents_are_refused() {
         let refused = |text: &str| Document::parse("x", text).unwrap_err().to_string();
         let deep = format!("{}1{}", "[".repeat(101), "]".repeat(101));
         let deep_map = (0..102)

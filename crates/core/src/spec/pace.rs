@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_has_its_own_ramp_or_the_rollouts() {
+    fn stage_ramp_overrides_rollout_ramp() {
         let spec = spec(
             "rate: 300/min, ramp: {base: 50/min, factor: 2, every: 10}, stages: [\
              {name: a, percent: 10%}, \

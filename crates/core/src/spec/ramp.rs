@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_ramp_cannot_be_is_named() {
+    fn invalid_ramps_are_reported() {
         let with = |ramp: &str| {
             let text = format!(
                 "name: a\ntarget: {{all: true}}\nmessage: {{body: {{text: x}}}}\nramp: {{{ramp}}}\n"

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stage_is_a_condition_where_tags_alone_say_it() {
+    fn stage_condition_exists_only_for_tag_selection() {
         let condition = |target: &str, stages: &str, stage| {
             let text =
                 format!("{{name: r, target: {target}, message: {{body: {{text: x}}}}, {stages}}}");

@@ -50,7 +50,7 @@ fn numbers_of_a_body_keep_their_last_digit() {
 }
 
 #[test]
-fn every_problem_is_named_with_its_line() {
+fn problems_are_reported_with_line() {
     let text = FRIDGES
         .replace("ttl: 24h", "ttl: 72h")
         .replace("tags: {vip: true}", "reason2: x")
@@ -86,7 +86,7 @@ fn every_problem_is_named_with_its_line() {
 /// Mistakes of type, unit, choice, bounds and unknown fields: each with a position, and without a
 /// term of the implementation language.
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let text = "\
 nme: a
 name: 1.10
@@ -131,7 +131,7 @@ budgets: [{tag: region, at_most: 1.5}]
         ],
         "{found}"
     );
-    for word in [
+    for term in [
         "invalid type",
         "struct",
         "enum",
@@ -141,7 +141,7 @@ budgets: [{tag: region, at_most: 1.5}]
         "sequence",
         "integer",
     ] {
-        assert!(!found.contains(word), "{word}: {found}");
+        assert!(!found.contains(term), "{term}: {found}");
     }
     // Consequences of another mistake are not reported. Independent mistakes are reported.
     let found = RolloutSpec::read("x", "description: x")
@@ -177,7 +177,7 @@ budgets: [{tag: region, at_most: 1.5}]
 }
 
 #[test]
-fn what_is_null_is_absent() {
+fn null_fields_count_as_absent() {
     let text = "name: a\ndescription:\ntarget: {hubs: , tags: ~, all: true, exclude: null}\nbatch_by:\nmessage: {body: {text: x}, properties: , ttl: , ack: ~}\n\
         stages:\nbudgets:\ncontinuous:\nweight:\ndelivery:\nconcurrency:\nschedule:\n";
     let spec = RolloutSpec::read("x", text).unwrap();
@@ -192,7 +192,7 @@ fn what_is_null_is_absent() {
 }
 
 #[test]
-fn what_stages_cannot_be_is_named() {
+fn invalid_stages_are_reported() {
     let with = |stages: &str| {
         let text = format!(
             "name: a\ntarget: {{all: true}}\nmessage: {{body: {{text: x}}, ack: positive}}\nstages:\n{stages}"
@@ -278,7 +278,7 @@ fn what_stages_cannot_be_is_named() {
 }
 
 #[test]
-fn the_published_schema_is_this_one() {
+fn published_schema_is_current() {
     let published = include_str!("../../../../docs/reference/rollout.schema.json");
     let published: Value = serde_json::from_str(published).unwrap();
     assert_eq!(
@@ -290,7 +290,7 @@ fn the_published_schema_is_this_one() {
 
 /// The size of a message includes the address and the id, at their greatest length.
 #[test]
-fn a_message_that_no_hub_takes_is_refused() {
+fn oversized_message_is_refused() {
     let read = |target: &str, more: &str, bytes: usize| {
         let body = "x".repeat(bytes);
         let text =
@@ -326,7 +326,7 @@ fn a_message_that_no_hub_takes_is_refused() {
 }
 
 #[test]
-fn a_target_must_be_said() {
+fn empty_target_is_refused() {
     let text = "name: a\ntarget: {}\nmessage: {body: {text: hi}}\n";
     let error = RolloutSpec::read("x.yaml", text).unwrap_err().to_string();
     assert!(
@@ -338,7 +338,7 @@ fn a_target_must_be_said() {
 }
 
 #[test]
-fn texts_for_people_have_a_bound_that_the_schema_states() {
+fn free_texts_are_bounded_as_stated_in_schema() {
     let spec = |length: usize| {
         let text = "\u{e4}".repeat(length);
         format!(

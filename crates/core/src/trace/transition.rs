@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_has_spans_from_its_plan_to_its_end() {
+    fn rollout_has_spans_from_plan_to_end() {
         let mut counts = Counts::default();
         counts.count(Outcome::Enqueued);
         let stage = canary();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_on_its_own_span() {
+    fn failure_is_recorded_on_matching_span() {
         let reason = || "too many failures".to_owned();
         let failed = Event::GateFailed {
             stage: canary(),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_that_is_made_anew_is_another_span() {
+    fn restarted_planning_starts_a_new_span() {
         let [started, completed] = planned();
         let spans = spans_of([started.clone(), started, completed]);
         assert_eq!(brief(&spans), [("plan", 3, 4)]);

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_emulated_is_known() {
+    fn unemulated_addresses_are_recognised() {
         for (address, known) in [
             (
                 "/messages/events/ConsumerGroups/$Default/Partitions/0",

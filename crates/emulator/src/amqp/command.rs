@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_device_is_refused() {
+    fn addresses_without_a_device_are_refused() {
         for (to, code) in [
             (None, 400_003),
             (Some(""), 400_003),

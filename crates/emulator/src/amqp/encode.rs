@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn encoded_values_decode_unchanged() {
         let long = "x".repeat(300);
         let mut out = BytesMut::new();
         described(&mut out, 0x10, |items| {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_carries_its_own_size() {
+    fn frame_header_holds_the_frame_size() {
         let mut out = BytesMut::new();
         heartbeat(&mut out);
         assert_eq!(out[..], [0, 0, 0, 8, 2, 0, 0, 0]);

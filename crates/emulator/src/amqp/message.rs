@@ -322,8 +322,8 @@ mod tests {
     }
 
     #[test]
-    fn a_message_id_is_of_one_of_its_four_types() {
-        for odd in [
+    fn message_ids_of_invalid_types_are_refused() {
+        for bad in [
             // A boolean, a byte, a uint, a symbol, a list; text that is not UTF-8.
             &[0x42][..],
             &[0x50, 1],
@@ -333,9 +333,9 @@ mod tests {
             &[0xa1, 1, 0xff],
         ] {
             let payload = sample(|items| {
-                items.raw(Some(odd));
+                items.raw(Some(bad));
             });
-            assert!(Message::read(&payload).is_err(), "{odd:x?}");
+            assert!(Message::read(&payload).is_err(), "{bad:x?}");
         }
         for good in [
             &[0x44][..],

@@ -86,13 +86,13 @@ impl Connection {
                     .links()
                     .find(|(_, link)| link.sends_for(Node::Feedback) && link.credit > 0);
                 let Some((handle, link)) = found else { break };
-                let Some((batch, told)) = self.hub.take_feedback() else {
+                let Some((batch, body)) = self.hub.take_feedback() else {
                     return;
                 };
                 link.credit -= 1;
                 link.delivery_count = link.delivery_count.wrapping_add(1);
                 let presettled = link.presettled;
-                let message = feedback::encode_message(&host, told.made_ms, &told.json);
+                let message = feedback::encode_message(&host, body.made_ms, &body.json);
                 let tag = uuid::Uuid::new_v4();
                 let id = session.write_message(
                     &mut self.out,

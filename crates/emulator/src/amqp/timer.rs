@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_soonest_comes_first_and_equals_keep_their_order() {
+    fn earliest_entry_is_due_first_and_equal_times_keep_order() {
         let start = Instant::now();
         let mut timer = Timer::new();
         for (ms, what) in [(5, 'c'), (1, 'a'), (5, 'd'), (2, 'b'), (90, 'e')] {

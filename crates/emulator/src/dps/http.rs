@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_the_service_are_told_from_the_hubs() {
+    fn provisioning_paths_are_distinguished_from_hub_paths() {
         let path = |registration_id, operation_id| {
             Some(Path {
                 id_scope: "0ne1",

@@ -102,7 +102,7 @@ fn record(hub: &Hub, id: &str) -> DeviceRecord {
 }
 
 #[test]
-fn a_device_gets_this_hub_and_the_keys_of_its_enrolment() {
+fn registration_assigns_the_hub_and_the_enrolment_keys() {
     let hub = hub(&enrollments());
     let answer = register_with_key(&hub, "own", &KEY);
     let state = &answer["registrationState"];
@@ -130,7 +130,7 @@ fn a_device_gets_this_hub_and_the_keys_of_its_enrolment() {
 }
 
 #[test]
-fn a_device_of_a_group_has_a_key_that_follows_from_the_groups() {
+fn device_of_a_group_has_a_key_derived_from_the_group_key() {
     let hub = hub(&enrollments());
     let key = derived_key(&KEY, "fridge-7");
     let answer = register_with_key(&hub, "fridge-7", &key);
@@ -145,7 +145,7 @@ fn a_device_of_a_group_has_a_key_that_follows_from_the_groups() {
 }
 
 #[test]
-fn a_device_of_the_fleet_keeps_all_but_its_keys() {
+fn registration_of_a_fleet_device_replaces_only_the_keys() {
     let hub = hub(&enrollments());
     let before = record(&hub, "d-1");
     assert_eq!(register_with_key(&hub, "d-1", &KEY)["status"], "assigned");
@@ -155,7 +155,7 @@ fn a_device_of_the_fleet_keeps_all_but_its_keys() {
 }
 
 #[test]
-fn whoever_cannot_be_assigned_is_told_so() {
+fn unassignable_devices_get_a_status_and_an_error_code() {
     let hub = hub(&enrollments());
     for (id, status) in [("off", "disabled"), ("away", "unassigned")] {
         let answer = register_with_key(&hub, id, &KEY);
@@ -170,7 +170,7 @@ fn whoever_cannot_be_assigned_is_told_so() {
 }
 
 #[test]
-fn whoever_proves_nothing_is_told_nothing() {
+fn invalid_proofs_are_refused_without_details() {
     let hub = hub(&enrollments());
     let good = token(&hub, &format!("{SCOPE}/registrations/own"), &KEY);
     let of_other = token(&hub, &format!("{SCOPE}/registrations/d-1"), &KEY);
@@ -205,7 +205,7 @@ fn whoever_proves_nothing_is_told_nothing() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
+fn invalid_registration_requests_are_refused() {
     let hub = hub(&enrollments());
     let good = token(&hub, &format!("{SCOPE}/registrations/own"), &KEY);
     let proof = Some(Proof::Token(&good));
@@ -238,7 +238,7 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn certificates_are_those_of_the_enrolment_or_of_its_authority() {
+fn certificates_must_match_the_enrolment_or_authority() {
     let (own_pem, own) = unsigned("own");
     let (_, other) = unsigned("own");
     let (ca_pem, of_group) = signed("grouped");
@@ -275,7 +275,7 @@ fn certificates_are_those_of_the_enrolment_or_of_its_authority() {
 }
 
 #[test]
-fn enrolments_that_cannot_be_are_refused_with_the_reason() {
+fn invalid_enrolments_are_refused_with_the_reason() {
     let key = json!({ "type": "symmetricKey" });
     let one = |fields: Value| {
         let mut one = json!({ "registrationId": "d", "attestation": key });
@@ -340,7 +340,7 @@ fn enrolments_that_cannot_be_are_refused_with_the_reason() {
 }
 
 #[test]
-fn keys_that_are_not_given_follow_from_the_seed() {
+fn missing_keys_are_derived_from_the_seed() {
     let keys = |seed| {
         let file =
             "enrollmentGroups: [{ enrollmentGroupId: g, attestation: { type: symmetricKey } }]";

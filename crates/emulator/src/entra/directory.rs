@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_and_its_mistakes_are_named() {
+    fn directory_file_is_read_and_errors_are_named() {
         let directory = Directory::read(
             "tokenLifetimeSeconds: 5\nprincipals: [{ clientId: a, clientSecrets: [s], roles: [IoT Hub Twin Contributor] }]",
             1,

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn each_type_is_kept_with_what_belongs_to_it() {
+    fn authentication_types_are_read_with_credentials() {
         let (one, two) = ("a".repeat(40), "B".repeat(64));
         let keys = json!({ "primaryKey": key(16), "secondaryKey": key(64) });
         let none = json!({ "primaryKey": "", "secondaryKey": null });
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_the_reason() {
+    fn invalid_authentication_is_refused_with_the_reason() {
         let keys = |primary: &str, secondary: &str| json!({ "symmetricKey": { "primaryKey": primary, "secondaryKey": secondary } });
         let good = key(32);
         let thumbprints = json!({ "primaryThumbprint": "a".repeat(40) });

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_kept_to_the_device() {
+    fn weights_give_exact_device_counts() {
         let region = generator(r#"{"$weighted":{"eu":70,"us":30}}"#, 1000).unwrap();
         let eu = (0..1000).filter(|i| *region.value(*i) == "eu").count();
         assert_eq!(eu, 700);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn generator_errors_name_the_problem() {
         for (json, expected) in [
             (r#"{"$pick":[1]}"#, "$pick"),
             (r#"{"$choice":[]}"#, "at least one"),

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_have_fifty_two_bits_wherever_they_stand() {
+    fn integers_are_limited_to_52_bits_at_any_depth() {
         let most = 4_503_599_627_370_495i64;
         for number in [
             json!(most),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_texts_have_their_limits() {
+    fn names_and_texts_are_limited() {
         let name = |name: &str| json!({ name: 1 });
         assert_eq!(check(&name(&"k".repeat(1024))), Ok(()));
         for bad in [
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_is_that_of_keys_and_values_alone() {
+    fn size_counts_only_keys_and_values() {
         for (values, size) in [
             (json!({}), 0),
             (json!({ "ab": "xyz" }), 5),

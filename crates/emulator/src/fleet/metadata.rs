@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_level_knows_its_last_update() {
+    fn every_level_records_the_last_update() {
         let mut metadata = Map::new();
         let mut update = |at_ms, version, patch: Value| {
             let stamp = Stamp { at_ms, version };

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_read_forwards_and_backwards() {
+    fn indexes_convert_to_ids_and_back() {
         let pattern = IdPattern::parse("fridge-{index:06}x").unwrap();
         assert_eq!(pattern.id(17), "fridge-000017x");
         assert_eq!(pattern.id(1_234_567), "fridge-1234567x");
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn pattern_errors_name_the_problem() {
         assert!(Pattern::parse("a{index").unwrap_err().contains("without"));
         assert!(Pattern::parse("a{idx}").unwrap_err().contains("{idx}"));
         assert!(Pattern::parse("a{index/0}").is_err());

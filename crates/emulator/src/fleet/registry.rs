@@ -385,7 +385,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deleted_devices_are_gone_and_come_back_new() {
+    fn deleted_devices_are_absent_and_recreated_as_new() {
         let fleet = Arc::new(Fleet::plain(3, "d{index}").unwrap());
         let mut registry = Registry::new(fleet, 0, MessageBehaviour::Offline);
         let number = registry.number("d1").unwrap();

@@ -378,10 +378,10 @@ groups:
                 .map(|i| fleet.groups()[0].message_behaviour(i))
                 .collect::<Vec<_>>()
         };
-        let count = |wanted: MessageBehaviour| {
+        let count = |expected: MessageBehaviour| {
             behaviours()
                 .iter()
-                .filter(|found| **found == wanted)
+                .filter(|found| **found == expected)
                 .count()
         };
         assert_eq!(behaviours(), behaviours());
@@ -411,7 +411,7 @@ groups:
     }
 
     #[test]
-    fn an_unknown_field_is_named_with_its_line() {
+    fn unknown_fields_are_reported_with_the_line() {
         let error =
             Fleet::from_yaml("groups:\n  - count: 1\n    id: 'a{index}'\n    colour: red\n")
                 .unwrap_err();
@@ -420,7 +420,7 @@ groups:
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_fleets_are_refused_with_the_reason() {
         for (yaml, expected) in [
             (
                 "groups: [{count: 2, id: 'a{index}'}, {count: 1, id: 'a{index}', first: 1}]",

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_comes_back_until_it_has_been_out_too_often() {
+    fn abandoned_batch_returns_up_to_the_delivery_limit() {
         let mut queue = queue(1000);
         queue.push(record(1, 0));
         queue.form_batches(20_000);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_dropped_when_there_are_too_many() {
+    fn oldest_records_are_dropped_beyond_the_bound() {
         let mut queue = queue(10);
         (0..25).for_each(|i| queue.push(record(i, 0)));
         assert_eq!((queue.len(), queue.counts.dropped), (10, 15));

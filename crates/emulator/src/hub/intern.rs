@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_bytes_have_one_number() {
+    fn equal_bytes_share_a_number() {
         let mut interner = Interner::default();
         let a = interner.intern(b"body", false);
         assert_eq!(interner.intern(b"body", false), a);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_is_kept_beyond_the_bound() {
+    fn needed_content_is_kept_beyond_the_bound() {
         let mut interner = Interner {
             kept_bytes: KEPT_BYTES_MAX,
             ..Interner::default()

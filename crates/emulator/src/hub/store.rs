@@ -487,9 +487,9 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_are_for_the_ends_they_name() {
+    fn ack_levels_select_the_reported_states() {
         use MessageState::{Delivered, Enqueued, Expired, Lost, Purged};
-        for (ack, wanted) in [
+        for (ack, reported) in [
             (Ack::None, &[][..]),
             (Ack::Positive, &[Delivered]),
             (Ack::Negative, &[Expired, Purged]),
@@ -498,7 +498,7 @@ mod tests {
             for state in [Delivered, Expired, Purged, Enqueued, Lost] {
                 assert_eq!(
                     ack.wants(state),
-                    wanted.contains(&state),
+                    reported.contains(&state),
                     "{ack:?} {state:?}"
                 );
             }

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn too_fast_is_shaped_and_then_refused() {
+    fn excess_operations_are_shaped_and_then_refused() {
         let mut rate = rate(5_000.0);
         let answers: Vec<_> = (0..2_000)
             .map(|_| rate.admit(1_000 * MS, 1, 10_000 * MS))

@@ -164,7 +164,7 @@ mod tests {
     use crate::hub::Ack;
 
     #[test]
-    fn topics_of_devices_are_told_apart() {
+    fn device_topics_and_filters_are_recognised() {
         use Published::{MethodAnswer, Report, Telemetry, TwinGet};
         for (topic, expected) in [
             ("devices/d/messages/events/", Some(Telemetry)),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_messages_properties_are_in_its_topic() {
+    fn topic_contains_the_message_properties() {
         let mut properties = bytes::BytesMut::new();
         let text = |out: &mut bytes::BytesMut, text: &str| {
             out.extend_from_slice(&[0xa1, u8::try_from(text.len()).unwrap()]);

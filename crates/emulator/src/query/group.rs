@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_counted_and_accounted_for() {
+    fn groups_are_counted_and_aggregated() {
         let query = "SELECT tags.k AS k, COUNT() AS n, SUM(tags.n) AS s, AVG(tags.n) AS a, MIN(tags.n) AS least, MAX(tags.t) AS most FROM devices GROUP BY tags.k";
         assert_eq!(
             rows(query, &devices()).unwrap(),
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_there_is_one_row() {
+    fn aggregates_without_keys_give_a_single_row() {
         let query = "SELECT COUNT(), SUM(tags.n), MAX(tags.t) AS t FROM devices";
         assert_eq!(
             rows(query, &devices()).unwrap(),
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_told_apart_by_all_their_values() {
+    fn groups_differ_by_all_key_values() {
         let query = "SELECT COUNT() AS n, tags.b FROM devices GROUP BY tags.a, tags.b";
         let tags = [
             json!({ "a": "1", "b": "2" }),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_not_more_groups_than_fit() {
+    fn too_many_groups_are_refused() {
         let query = "SELECT COUNT() AS n FROM devices GROUP BY deviceId";
         let devices: Vec<Value> = (0..=GROUPS_MAX)
             .map(|n| json!({ "deviceId": n.to_string() }))

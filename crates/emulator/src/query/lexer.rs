@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_their_position() {
+    fn errors_report_the_position() {
         for (query, position) in [
             ("a = 'x", 5),
             (r"a = '\q'", 6),

@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_their_position() {
+    fn errors_report_the_position_and_the_cause() {
         for (query, position, hint) in [
             ("", 1, "'SELECT'"),
             ("SELECT", 7, "a property"),
@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_hub_has_is_told_from_mistakes() {
+    fn unemulated_collections_are_marked_in_errors() {
         for (collection, missing) in [
             ("devices.jobs", true),
             ("devices.Modules", true),

@@ -160,15 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_told_as_they_came() {
-        for (payload, told) in [
+    fn method_answers_are_returned_as_json() {
+        for (payload, json) in [
             (&b"[1.50]"[..], "[1.50]"),
             (b"", "null"),
             (b"oops", "\"oops\""),
         ] {
             let payload = Bytes::from_static(payload);
             let answer = MethodAnswer { status: 7, payload };
-            let expected = format!("{{\"status\":7,\"payload\":{told}}}");
+            let expected = format!("{{\"status\":7,\"payload\":{json}}}");
             assert_eq!(document(&answer), expected);
         }
     }

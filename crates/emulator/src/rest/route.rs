@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_lead_where_the_hub_has_them() {
+    fn requests_map_to_the_routes_of_the_hub() {
         use Destination::{Emulated, NotFound, OtherMethod};
         let missing = |what| Destination::NotEmulated(what);
         for (method, path, expected) in [

@@ -477,7 +477,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_names_a_version_that_there_is() {
+    fn requests_need_a_known_api_version() {
         for query in [
             "api-version=2021-04-12",
             "top=5&api-version=2020-03-13&x",

@@ -93,13 +93,13 @@ impl TwinPatch {
         check_section("tags", &tags, TAGS_BYTES_MAX)
             .and_then(|()| check_section("desired properties", &desired, DESIRED_BYTES_MAX))
             .map_err(ApiError::bad_request)?;
-        let mut told = wanted.clone();
+        let mut patch = wanted.clone();
         if replaces {
             let gone = record
                 .desired
                 .keys()
                 .filter(|key| !wanted.contains_key(*key));
-            told.extend(gone.map(|key| (key.clone(), Value::Null)));
+            patch.extend(gone.map(|key| (key.clone(), Value::Null)));
         }
         record.tags = tags;
         record.desired = desired;
@@ -115,7 +115,7 @@ impl TwinPatch {
             };
             touch(&mut record.desired_metadata, &wanted, stamp);
         }
-        Ok(changes_desired.then_some(told))
+        Ok(changes_desired.then_some(patch))
     }
 }
 

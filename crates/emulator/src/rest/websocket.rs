@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handshake_names_what_is_to_be_spoken() {
+    fn handshake_requires_a_known_subprotocol() {
         let headers = |pairs: &[(&str, &str)]| -> HeaderMap {
             let pairs = pairs.iter().map(|(name, value)| {
                 let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
@@ -86,14 +86,14 @@ mod tests {
             ("soap, MQTT", Subprotocol::Mqtt),
             ("AMQPWSB10", Subprotocol::Amqp),
         ] {
-            let asked = headers(&[key, upgrade, ("sec-websocket-protocol", protocol)]);
-            let (found, response) = handshake(&asked).unwrap();
+            let requested = headers(&[key, upgrade, ("sec-websocket-protocol", protocol)]);
+            let (found, response) = handshake(&requested).unwrap();
             assert_eq!(found, expected);
             assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
             let accept = &response.headers()[SEC_WEBSOCKET_ACCEPT];
             assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-            let spoken = &response.headers()[SEC_WEBSOCKET_PROTOCOL];
-            assert_eq!(spoken, expected.name());
+            let selected = &response.headers()[SEC_WEBSOCKET_PROTOCOL];
+            assert_eq!(selected, expected.name());
         }
         for bad in [
             &[upgrade, ("sec-websocket-protocol", "mqtt")][..],

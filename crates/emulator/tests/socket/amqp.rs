@@ -14,7 +14,7 @@ use crate::client::{
 const OFFLINE: &str = "groups: [{count: 3, id: 'd{index}', behaviour: {offline: 100%}}]";
 
 #[tokio::test]
-async fn an_accepted_message_is_in_its_devices_queue() {
+async fn accepted_message_is_enqueued_for_the_device() {
     let hub = hub_with(OFFLINE, |_| {}).await;
     let mut client = Client::authorised(&hub).await.unwrap();
     let mut sender = client.commands().await.unwrap();
@@ -175,7 +175,7 @@ async fn a_tier_without_commands_and_a_used_up_quota_are_refused() {
 }
 
 #[tokio::test]
-async fn nodes_are_found_in_every_spelling_and_others_are_not() {
+async fn nodes_attach_in_every_spelling_and_unknown_nodes_fail() {
     let hub = plain_hub(1).await;
     let mut client = Client::authorised(&hub).await.unwrap();
     for address in [
@@ -200,7 +200,7 @@ async fn nodes_are_found_in_every_spelling_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn without_a_good_token_nothing_attaches() {
+async fn links_require_a_valid_token_with_permission() {
     let hub = plain_hub(1).await;
     let bad = "SharedAccessSignature sr=localhost&sig=x&se=1&skn=service".to_owned();
     // A new connection each time: the client library may not survive a refused link on a session.
@@ -231,7 +231,7 @@ async fn without_a_good_token_nothing_attaches() {
 }
 
 #[tokio::test]
-async fn a_link_ends_with_its_token_unless_that_is_renewed() {
+async fn link_ends_on_token_expiry_unless_renewed() {
     let hub = plain_hub(1).await;
     let now_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -272,7 +272,7 @@ async fn a_link_ends_with_its_token_unless_that_is_renewed() {
 }
 
 #[tokio::test]
-async fn too_fast_is_slowed_first() {
+async fn sends_above_the_rate_are_shaped() {
     // The tier allows 83 sends a second, and the sends of a quarter of a second may be early.
     let fleet = Fleet::plain(1000, "d{index}").unwrap();
     let config = HubConfig {
@@ -303,7 +303,7 @@ async fn too_fast_is_slowed_first() {
 }
 
 #[tokio::test]
-async fn far_too_fast_is_refused() {
+async fn sends_far_above_the_rate_are_throttled() {
     let fleet = Fleet::plain(1000, "d{index}").unwrap();
     let wait = Duration::from_millis(100);
     let config = HubConfig {
@@ -339,7 +339,7 @@ async fn far_too_fast_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thousands_in_flight_all_get_their_answer() {
+async fn thousands_of_sends_in_flight_are_all_answered() {
     let hub = plain_hub(20_000).await;
     let mut client = Client::authorised(&hub).await.unwrap();
     let mut sender = client.commands().await.unwrap();

@@ -44,7 +44,7 @@ async fn count(rest: &Rest<'_>, prefix: &str, state: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn each_message_is_answered_with_its_id() {
+async fn each_answer_carries_the_message_id() {
     let hub = hub_with(FLEET, |_| {}).await;
     let rest = Rest::new(&hub);
     for id in ["r.1.0", "r.1.1"] {

@@ -54,7 +54,7 @@ async fn until(hub: &RunningHub, device: &str, state: MessageState) {
 }
 
 #[tokio::test]
-async fn only_a_device_has_its_links() {
+async fn device_links_require_a_token_for_the_device() {
     let hub = plain_hub(2).await;
     let mut client = connected(&hub, &["d0"]).await;
     let mut other = Client::connect(&hub).await.unwrap();
@@ -97,7 +97,7 @@ async fn only_a_device_has_its_links() {
 }
 
 #[tokio::test]
-async fn devices_that_share_a_connection_get_their_own_messages() {
+async fn devices_sharing_a_connection_get_separate_messages() {
     let hub = plain_hub(2).await;
     let mut client = connected(&hub, &["d0", "d1"]).await;
     let mut first = receiver(&mut client, "d0").await.unwrap();

@@ -260,12 +260,12 @@ pub(crate) async fn send(
     assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
 }
 
-/// Waits until the hub's summary satisfies `wanted`.
-pub(crate) async fn until(hub: &RunningHub, wanted: impl Fn(&Summary) -> bool) -> Summary {
+/// Waits until the hub's summary satisfies `condition`.
+pub(crate) async fn until(hub: &RunningHub, condition: impl Fn(&Summary) -> bool) -> Summary {
     let waiting = async {
         loop {
             let summary = hub.hub().summary();
-            if wanted(&summary) {
+            if condition(&summary) {
                 return summary;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;

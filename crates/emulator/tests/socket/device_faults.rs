@@ -33,7 +33,7 @@ async fn a_connection_is_refused_on_request() {
 }
 
 #[tokio::test]
-async fn an_acknowledgement_that_is_lost_leaves_the_message() {
+async fn lost_acknowledgement_leaves_the_message_pending() {
     let hub = plain_hub(2).await;
     let (mut device, _) = Device::connect(&hub, "d1").await;
     device.subscribe_messages(QoS::AtLeastOnce).await;
@@ -85,10 +85,10 @@ async fn connections_drop_and_answers_are_slow() {
         ..Faults::default()
     });
     let (mut device, _) = Device::connect(&hub, "d1").await;
-    let asked = Instant::now();
+    let started = Instant::now();
     let filters = [("$iothub/twin/res/#", QoS::AtMostOnce)];
     device.subscribe(&filters).await;
-    assert!(asked.elapsed() >= Duration::from_millis(120));
+    assert!(started.elapsed() >= Duration::from_millis(120));
     device
         .publish("$iothub/twin/GET/?$rid=1", QoS::AtMostOnce, " ")
         .await;
@@ -100,7 +100,7 @@ async fn connections_drop_and_answers_are_slow() {
 }
 
 #[tokio::test]
-async fn devices_are_throttled_as_the_tier_has_it() {
+async fn device_operations_are_throttled_at_the_tier_limits() {
     let hub = hub_with(FLEET, |config: &mut HubConfig| {
         config.unlimited = false;
         config.throttle_tolerance = Duration::from_millis(1);

@@ -125,7 +125,7 @@ async fn telemetry_is_taken_over_https() {
 }
 
 #[tokio::test]
-async fn a_lock_ends_in_its_time() {
+async fn message_is_redelivered_after_the_lock_expires() {
     let hub = hub_with("groups: [{count: 2, id: 'd{index}'}]", |config| {
         config.device_lock = std::time::Duration::from_millis(50);
     })
@@ -147,7 +147,7 @@ async fn a_lock_ends_in_its_time() {
 }
 
 #[tokio::test]
-async fn mqtt_goes_over_websockets_in_frames_of_any_size() {
+async fn mqtt_is_served_over_websockets_in_frames_of_any_size() {
     let hub = plain_hub(2).await;
     let tls = dial(&hub, hub.https_addr(), None).await;
     let url = "wss://localhost/$iothub/websocket?iothub-no-client-cert=true";
@@ -201,7 +201,7 @@ async fn mqtt_goes_over_websockets_in_frames_of_any_size() {
 }
 
 #[tokio::test]
-async fn amqp_goes_over_websockets() {
+async fn amqp_is_served_over_websockets() {
     let hub = plain_hub(1).await;
     let tls = dial(&hub, hub.amqp_addr(), None).await;
     let mut request = "wss://localhost/$iothub/websocket"
@@ -220,7 +220,7 @@ async fn amqp_goes_over_websockets() {
 }
 
 #[tokio::test]
-async fn the_control_interface_tells_who_is_connected_and_how_to_be_a_device() {
+async fn control_interface_shows_sessions_and_connection_strings() {
     let hub = plain_hub(2).await;
     let control = hub.control_addr().unwrap();
     let http = reqwest::Client::new();

@@ -24,7 +24,7 @@ async fn refused(hub: &RunningHub, change: impl FnOnce(&mut ConnectOptions)) -> 
 }
 
 #[tokio::test]
-async fn a_connection_is_judged_as_the_hub_does() {
+async fn connect_return_codes_match_the_hub() {
     use ConnectReturnCode::{BadClientId, BadUserNamePassword, NotAuthorized, Success};
     let hub = plain_hub(3).await;
     let rest = Rest::new(&hub);
@@ -108,7 +108,7 @@ async fn a_connection_is_judged_as_the_hub_does() {
 }
 
 #[tokio::test]
-async fn a_message_arrives_with_its_properties_and_is_acknowledged() {
+async fn message_is_delivered_with_properties_and_acknowledged() {
     let hub = hub_with("groups: [{count: 2, id: 'd{index}'}]", |config| {
         config.feedback_interval = std::time::Duration::from_millis(10);
     })
@@ -163,7 +163,7 @@ async fn a_message_arrives_with_its_properties_and_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_session_is_taken_up_with_its_messages() {
+async fn session_is_resumed_with_pending_messages() {
     let hub = plain_hub(2).await;
     let (mut first, _) = Device::connect(&hub, "d1").await;
     first.subscribe_messages(QoS::AtLeastOnce).await;
@@ -213,7 +213,7 @@ async fn a_session_is_taken_up_with_its_messages() {
 }
 
 #[tokio::test]
-async fn a_token_and_silence_end_a_connection() {
+async fn token_expiry_and_silence_end_a_connection() {
     let hub = plain_hub(2).await;
     let mut options = ConnectOptions::of(&hub, "d1");
     let now_s = std::time::SystemTime::now()
@@ -235,7 +235,7 @@ async fn a_token_and_silence_end_a_connection() {
 }
 
 #[tokio::test]
-async fn what_the_hub_does_not_take_ends_the_connection() {
+async fn unsupported_publications_end_the_connection() {
     let hub = plain_hub(2).await;
     for (topic, qos) in [
         ("devices/d0/messages/events/", QoS::AtLeastOnce),
@@ -392,9 +392,9 @@ async fn a_method_is_called_and_answered() {
         .subscribe(&[("$iothub/methods/POST/#", QoS::AtMostOnce)])
         .await;
     let answering = async {
-        let asked = device.publication().await;
-        assert_eq!(text(&asked.payload), "{\"in\":5}");
-        let rid = asked
+        let received = device.publication().await;
+        assert_eq!(text(&received.payload), "{\"in\":5}");
+        let rid = received
             .topic
             .strip_prefix("$iothub/methods/POST/reboot/?")
             .unwrap();
@@ -429,7 +429,7 @@ async fn a_method_is_called_and_answered() {
 }
 
 #[tokio::test]
-async fn a_device_that_is_disabled_or_deleted_is_disconnected() {
+async fn disabled_and_deleted_devices_are_disconnected() {
     let hub = plain_hub(3).await;
     let rest = Rest::new(&hub);
     let (mut disabled, _) = Device::connect(&hub, "d1").await;
@@ -440,10 +440,13 @@ async fn a_device_that_is_disabled_or_deleted_is_disconnected() {
         StatusCode::OK
     );
     assert_eq!(disabled.next().await, None);
-    let gone = rest
+    let delete = rest
         .request(Method::DELETE, "/devices/d2")
         .header("If-Match", "*");
-    assert_eq!(gone.send().await.unwrap().status(), StatusCode::NO_CONTENT);
+    assert_eq!(
+        delete.send().await.unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
     assert_eq!(deleted.next().await, None);
     let summary = until(&hub, |summary| summary.connected_devices == 0).await;
     assert_eq!(summary.real_devices, 1);
@@ -490,7 +493,7 @@ fn sha256(identity: &Identity) -> String {
 }
 
 #[tokio::test]
-async fn certificates_open_the_door_for_their_devices() {
+async fn certificates_authenticate_only_matching_devices() {
     let factory = authority();
     let bad = HubConfig {
         device_ca_pem: vec![factory.1.clone(), "nothing".to_owned()],

@@ -71,7 +71,7 @@ async fn a_lost_answer_leaves_the_message_enqueued() {
 }
 
 #[tokio::test]
-async fn links_detach_and_connections_end_after_so_many_transfers() {
+async fn links_and_connections_end_after_a_set_transfer_count() {
     let cases: [(&str, Faults, u64); 3] = [
         (
             "detach",
@@ -137,7 +137,7 @@ async fn links_detach_and_connections_end_after_so_many_transfers() {
 }
 
 #[tokio::test]
-async fn everyone_can_be_cut_off_at_once() {
+async fn all_connections_can_be_cut_at_once() {
     for cut in [Cut::Detach, Cut::Close, Cut::Drop] {
         let hub = plain_hub(1).await;
         let mut client = Client::authorised(&hub).await.unwrap();

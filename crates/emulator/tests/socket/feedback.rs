@@ -44,7 +44,7 @@ async fn send(client: &mut Client, ids: impl IntoIterator<Item = String>, ack: &
 }
 
 #[tokio::test]
-async fn every_end_is_reported_in_its_words() {
+async fn every_end_is_reported_with_a_status_code() {
     let hub = hub(Duration::from_millis(100)).await;
     let mut client = Client::authorised(&hub).await.unwrap();
     let devices = ["d1", "rejects0", "abandons0", "offline0"].map(str::to_owned);
@@ -91,7 +91,7 @@ async fn every_end_is_reported_in_its_words() {
 }
 
 #[tokio::test]
-async fn only_what_was_asked_for_is_reported() {
+async fn feedback_follows_the_requested_ack() {
     let hub = hub(Duration::from_millis(100)).await;
     let mut client = Client::authorised(&hub).await.unwrap();
     for (ack, devices) in [

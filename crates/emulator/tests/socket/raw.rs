@@ -118,7 +118,7 @@ fn read<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> T {
 }
 
 #[tokio::test]
-async fn the_sasl_layer_lets_in_whom_it_should() {
+async fn sasl_accepts_only_valid_credentials() {
     let hub = plain_hub(1).await;
     let token = token(&hub, "service", FAR_FUTURE_S);
     for (mechanism, response, code) in [
@@ -281,7 +281,7 @@ async fn an_idle_peer_gets_heartbeats_and_a_silent_fault_closes() {
 }
 
 #[tokio::test]
-async fn nonsense_ends_the_connection_and_nothing_else() {
+async fn malformed_input_ends_only_the_offending_connection() {
     let hub = plain_hub(1).await;
     let open_frame = serde_amqp::to_vec(&open(None)).unwrap();
     let framed = |body: &[u8]| {
@@ -293,7 +293,7 @@ async fn nonsense_ends_the_connection_and_nothing_else() {
         frame.extend(body);
         frame
     };
-    for nonsense in [
+    for malformed in [
         vec![0xff; 64],
         framed(&[0x00, 0x53, 0x14, 0xc0, 0x01, 0x00]),
         framed(&[0x00, 0x53, 0x99, 0x45]),
@@ -304,10 +304,10 @@ async fn nonsense_ends_the_connection_and_nothing_else() {
         let mut wire = Wire::dial(&hub).await.unwrap();
         wire.bytes(AMQP).await.unwrap();
         wire.bytes(&framed(&open_frame)).await.unwrap();
-        wire.bytes(&nonsense).await.unwrap();
+        wire.bytes(&malformed).await.unwrap();
         wire.header().await.unwrap();
         let close: Close = read(&wire.receive_until(CLOSE).await.unwrap());
-        assert!(close.error.is_some(), "{nonsense:02x?}");
+        assert!(close.error.is_some(), "{malformed:02x?}");
     }
     // Input other than AMQP after the first four bytes.
     let mut wire = Wire::dial(&hub).await.unwrap();

@@ -18,16 +18,16 @@ async fn each_authentication_is_kept_in_identity_twin_and_queries() {
     let rest = Rest::new(&hub);
     let thumbprint = "ab".repeat(20);
     let thumbprints = json!({ "primaryThumbprint": thumbprint, "secondaryThumbprint": null });
-    let nobody = json!({ "primaryThumbprint": null, "secondaryThumbprint": null });
+    let no_thumbprints = json!({ "primaryThumbprint": null, "secondaryThumbprint": null });
     let no_keys = json!({ "primaryKey": null, "secondaryKey": null });
     let keys = json!({ "primaryKey": KEY, "secondaryKey": KEY });
-    for (id, asked, kind, keys, thumbprints) in [
+    for (id, requested, kind, keys, thumbprints) in [
         (
             "keys",
             json!({ "type": "sas", "symmetricKey": keys }),
             "sas",
             &keys,
-            &nobody,
+            &no_thumbprints,
         ),
         (
             "self-signed",
@@ -41,11 +41,17 @@ async fn each_authentication_is_kept_in_identity_twin_and_queries() {
             json!({ "type": "certificateAuthority" }),
             "certificateAuthority",
             &no_keys,
-            &nobody,
+            &no_thumbprints,
         ),
-        ("none", json!({ "type": "none" }), "none", &no_keys, &nobody),
+        (
+            "none",
+            json!({ "type": "none" }),
+            "none",
+            &no_keys,
+            &no_thumbprints,
+        ),
     ] {
-        let device = json!({ "deviceId": id, "authentication": asked });
+        let device = json!({ "deviceId": id, "authentication": requested });
         let made: Value = rest.put_device(&device, None).await.json().await.unwrap();
         let expected = json!({ "symmetricKey": keys, "x509Thumbprint": thumbprints, "type": kind });
         assert_eq!(made["authentication"], expected, "{id}");
@@ -80,7 +86,7 @@ async fn each_authentication_is_kept_in_identity_twin_and_queries() {
 }
 
 #[tokio::test]
-async fn what_is_refused_leaves_nothing_behind() {
+async fn refused_requests_leave_the_registry_unchanged() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
     let keys = |primary: &str, secondary: &str| json!({ "symmetricKey": { "primaryKey": primary, "secondaryKey": secondary } });
@@ -139,14 +145,14 @@ async fn what_is_refused_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn an_update_replaces_what_it_does_not_name() {
+async fn update_resets_omitted_fields_if_the_etag_matches() {
     let hub = plain_hub(0).await;
     let rest = Rest::new(&hub);
     let device = json!({
         "deviceId": "edge", "status": "disabled", "statusReason": "stolen", "capabilities": { "iotEdge": true },
     });
     let made: Value = rest.put_device(&device, None).await.json().await.unwrap();
-    let told = |document: &Value| {
+    let fields = |document: &Value| {
         [
             &document["status"],
             &document["statusReason"],
@@ -155,11 +161,11 @@ async fn an_update_replaces_what_it_does_not_name() {
         .map(Value::clone)
     };
     let expected = [json!("disabled"), json!("stolen"), json!(true)];
-    assert_eq!(told(&made), expected);
+    assert_eq!(fields(&made), expected);
     let scope = made["deviceScope"].as_str().unwrap();
     let generation = made["generationId"].as_str().unwrap();
     assert_eq!(scope, format!("ms-azure-iot-edge://edge-{generation}"));
-    assert_eq!(told(&rest.get("/twins/edge").await), expected);
+    assert_eq!(fields(&rest.get("/twins/edge").await), expected);
     assert_ne!(made["statusUpdatedTime"], "0001-01-01T00:00:00Z");
     let query = "SELECT deviceId FROM devices WHERE capabilities.iotEdge = true AND statusReason = 'stolen'";
     assert_eq!(rest.rows(query, None).await.0.len(), 1);
@@ -193,7 +199,7 @@ async fn an_update_replaces_what_it_does_not_name() {
 }
 
 #[tokio::test]
-async fn in_bulk_each_device_has_its_own_answer() {
+async fn bulk_requests_report_errors_per_device() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
     let items = json!([
@@ -275,7 +281,7 @@ async fn in_bulk_each_device_has_its_own_answer() {
 }
 
 #[tokio::test]
-async fn a_device_made_over_rest_is_away_and_its_messages_wait() {
+async fn device_created_over_rest_is_offline_and_queues_messages() {
     let hub = plain_hub(0).await;
     let rest = Rest::new(&hub);
     rest.put_device(&json!({ "deviceId": "new" }), None).await;

@@ -58,7 +58,7 @@ async fn queries_page_project_and_count() {
 }
 
 #[tokio::test]
-async fn bad_requests_say_what_is_bad() {
+async fn bad_requests_are_refused_with_the_reason() {
     let hub = hub_with(FLEET, |_| {}).await;
     let rest = Rest::new(&hub);
     let (status, name, text) =
@@ -121,7 +121,7 @@ async fn bad_requests_say_what_is_bad() {
 }
 
 #[tokio::test]
-async fn devices_come_change_and_go() {
+async fn devices_are_created_changed_and_deleted() {
     let hub = hub_with(FLEET, |_| {}).await;
     let rest = Rest::new(&hub);
     let put = |id: &str, body: Value| {
@@ -283,7 +283,7 @@ async fn queries_are_throttled_and_disturbed() {
 }
 
 #[tokio::test]
-async fn the_control_interface_shows_and_changes() {
+async fn control_interface_shows_messages_and_changes_faults() {
     let hub = hub_with(FLEET, |_| {}).await;
     let mut client = Client::authorised(&hub).await.unwrap();
     let mut sender = client.commands().await.unwrap();

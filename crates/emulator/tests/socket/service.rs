@@ -10,7 +10,7 @@ use crate::client::{Client, hub_with, message, plain_hub};
 use crate::http::{Rest, error_name};
 
 #[tokio::test]
-async fn a_request_names_its_version() {
+async fn requests_need_a_known_api_version() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
     for path in [
@@ -20,9 +20,9 @@ async fn a_request_names_its_version() {
         "/statistics/devices",
     ] {
         for version in ["2021-04-12", "2020-03-13", "2018-06-30"] {
-            let asked = rest.raw(Method::GET, &format!("{path}?api-version={version}"));
+            let request = rest.raw(Method::GET, &format!("{path}?api-version={version}"));
             assert_eq!(
-                asked.send().await.unwrap().status(),
+                request.send().await.unwrap().status(),
                 StatusCode::OK,
                 "{version}"
             );
@@ -33,8 +33,8 @@ async fn a_request_names_its_version() {
             "?api-version=2021-04-13",
             "?version=2021-04-12",
         ] {
-            let asked = rest.raw(Method::GET, &format!("{path}{query}"));
-            let (status, name, text) = error_name(asked.send().await.unwrap()).await;
+            let request = rest.raw(Method::GET, &format!("{path}{query}"));
+            let (status, name, text) = error_name(request.send().await.unwrap()).await;
             assert_eq!(
                 (status, name.as_str()),
                 (StatusCode::BAD_REQUEST, "InvalidProtocolVersion"),
@@ -47,7 +47,7 @@ async fn a_request_names_its_version() {
 }
 
 #[tokio::test]
-async fn what_only_the_hub_has_is_said() {
+async fn unemulated_features_are_reported_as_not_implemented() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
     for (method, path, what) in [
@@ -159,20 +159,20 @@ async fn feedback_is_received_abandoned_rejected_and_completed() {
         policy: "service",
         ..Rest::new(&hub)
     };
-    let nothing = service.request(Method::GET, PATH).send().await.unwrap();
-    assert_eq!(nothing.status(), StatusCode::NO_CONTENT);
+    let empty = service.request(Method::GET, PATH).send().await.unwrap();
+    assert_eq!(empty.status(), StatusCode::NO_CONTENT);
     send(&hub, 0..4).await;
     let (first, devices) = next(&service).await;
     assert_eq!(devices.len(), 2);
     let (second, others) = next(&service).await;
     assert_ne!(devices, others);
     // A locked batch waits for the receiver.
-    let nothing = service.request(Method::GET, PATH).send().await.unwrap();
-    assert_eq!(nothing.status(), StatusCode::NO_CONTENT);
+    let empty = service.request(Method::GET, PATH).send().await.unwrap();
+    assert_eq!(empty.status(), StatusCode::NO_CONTENT);
     let waiting = || hub.hub().summary().feedback_waiting;
     assert_eq!(waiting(), 4);
-    let gone = ask(&service, Method::POST, &format!("{first}/abandon{VERSION}")).await;
-    assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    let abandoned = ask(&service, Method::POST, &format!("{first}/abandon{VERSION}")).await;
+    assert_eq!(abandoned.status(), StatusCode::NO_CONTENT);
     let (again, same) = next(&service).await;
     assert_eq!(same, devices);
     assert_ne!(again, first);
@@ -218,7 +218,7 @@ async fn feedback_is_received_abandoned_rejected_and_completed() {
 }
 
 #[tokio::test]
-async fn a_lock_ends_and_a_batch_is_not_told_for_ever() {
+async fn unsettled_batch_is_dropped_at_the_delivery_limit() {
     let hub = feedback_hub(|config| {
         config.feedback_lock = Duration::from_millis(20);
         config.delivery_count_max = 3;
@@ -249,7 +249,7 @@ async fn a_lock_ends_and_a_batch_is_not_told_for_ever() {
 }
 
 #[tokio::test]
-async fn feedback_over_both_protocols_is_one_queue() {
+async fn https_and_amqp_share_the_feedback_queue() {
     let hub = feedback_hub(|_| {}).await;
     let rest = Rest::new(&hub);
     send(&hub, 0..2).await;
@@ -264,8 +264,8 @@ async fn feedback_over_both_protocols_is_one_queue() {
         .expect("feedback in time")
         .unwrap();
     let records: Vec<Value> = serde_json::from_slice(&delivery.body().0).unwrap();
-    let told: Vec<_> = records.iter().map(|record| &record["deviceId"]).collect();
-    assert_eq!(told, devices.iter().collect::<Vec<_>>());
+    let reported: Vec<_> = records.iter().map(|record| &record["deviceId"]).collect();
+    assert_eq!(reported, devices.iter().collect::<Vec<_>>());
     receiver.accept(&delivery).await.unwrap();
     receiver.close().await.unwrap();
     assert_eq!(hub.hub().summary().feedback_completed, 2);
@@ -291,15 +291,15 @@ async fn a_tier_without_messages_to_devices_has_no_feedback_either() {
 }
 
 #[tokio::test]
-async fn there_are_no_file_notifications() {
+async fn file_notification_queue_is_empty() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
     let path = "/messages/serviceBound/filenotifications";
     let none = rest.request(Method::GET, path).send().await.unwrap();
     assert_eq!(none.status(), StatusCode::NO_CONTENT);
     let token = format!("{path}/91ba2d2a-5d8c-4c7e-9ad3-4d0d3a4a4b6e");
-    let gone = rest.request(Method::DELETE, &token).send().await.unwrap();
-    assert_eq!(error_name(gone).await.1, "DeviceMessageLockLost");
+    let completed = rest.request(Method::DELETE, &token).send().await.unwrap();
+    assert_eq!(error_name(completed).await.1, "DeviceMessageLockLost");
     // Over AMQP the link opens and stays open, as on a hub without uploaded files.
     let mut client = Client::authorised(&hub).await.unwrap();
     let address = "/messages/serviceBound/filenotifications";
@@ -312,7 +312,7 @@ async fn there_are_no_file_notifications() {
 }
 
 #[tokio::test]
-async fn a_link_to_what_only_the_hub_has_is_refused_with_a_text() {
+async fn links_to_unemulated_nodes_are_refused_with_a_text() {
     let hub = plain_hub(1).await;
     for (address, expected) in [
         ("/messages/events", "amqp:not-implemented"),

@@ -18,7 +18,7 @@ groups:
 ";
 
 #[tokio::test]
-async fn integers_sizes_and_depths_have_bounds_and_nothing_is_half_taken() {
+async fn twin_updates_beyond_limits_are_refused_as_a_whole() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
     let patch = async |method: Method, body: Value| {
@@ -68,7 +68,7 @@ async fn integers_sizes_and_depths_have_bounds_and_nothing_is_half_taken() {
 }
 
 #[tokio::test]
-async fn desired_properties_know_their_last_update() {
+async fn desired_properties_record_the_last_update() {
     let hub = plain_hub(1).await;
     let rest = Rest::new(&hub);
     let desired = async |method: Method, desired: Value| -> Value {
@@ -107,7 +107,7 @@ async fn desired_properties_know_their_last_update() {
 }
 
 #[tokio::test]
-async fn reported_properties_know_it_too() {
+async fn reported_properties_record_the_last_update() {
     let hub = hub_with(FLEET, |_| {}).await;
     let rest = Rest::new(&hub);
     let before = rest.get("/twins/bare-0").await;

@@ -48,15 +48,15 @@ pub(crate) async fn proxy(
     let port = listener.local_addr().unwrap().port();
     let connections = Arc::new(AtomicU64::new(0));
     let said = Arc::<Mutex<Vec<u8>>>::default();
-    let (count, heard) = (Arc::clone(&connections), Arc::clone(&said));
+    let (count, received) = (Arc::clone(&connections), Arc::clone(&said));
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
             let number = count.fetch_add(1, Ordering::SeqCst) + 1;
             let (acceptor, connector) = (acceptor.clone(), connector.clone());
-            let (heard, tamper) = (Arc::clone(&heard), tamper(number));
+            let (received, tamper) = (Arc::clone(&received), tamper(number));
             tokio::spawn(async move {
                 // The end of a connection is no error of the proxy.
-                _ = relay(client, upstream, &acceptor, &connector, &heard, tamper).await;
+                _ = relay(client, upstream, &acceptor, &connector, &received, tamper).await;
             });
         }
     });

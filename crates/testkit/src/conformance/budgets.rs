@@ -79,7 +79,7 @@ async fn in_progress(store: &dyn Store, groups: &[BudgetGroup]) -> Vec<(u64, u64
 
 /// A batch is handed out if all its devices fit into the budget. A sent device counts until
 /// confirmed or failed.
-pub async fn a_batch_is_leased_when_its_group_has_room(subject: Subject) {
+pub async fn a_batch_is_leased_when_the_group_has_room(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![
         threes(0, 2, &["site=1"]),

@@ -108,7 +108,7 @@ pub async fn a_change_of_a_changed_batch_is_overtaken(subject: Subject) {
 
 /// A change bound to the rollout's record is overtaken by the next record; an unbound change is
 /// not.
-pub async fn a_change_requires_the_record_that_was_read(subject: Subject) {
+pub async fn a_bound_change_requires_the_current_rollout_record(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 3)]).await;
     let from = read(store, Part::WithoutDevices).await;
@@ -126,7 +126,7 @@ pub async fn a_change_requires_the_record_that_was_read(subject: Subject) {
 }
 
 /// Of two batches read while a budget had room, only the first begins, and the second is overtaken.
-pub async fn budgets_begin_to_count_one_batch_at_a_time(subject: Subject) {
+pub async fn concurrent_changes_of_a_budget_are_serialized(subject: Subject) {
     let store = &*subject.store;
     let batches = [0, 1].map(|id| {
         let mut batch = batch(id, 1);
@@ -186,7 +186,7 @@ pub async fn a_change_of_a_missing_batch_is_overtaken(subject: Subject) {
 }
 
 /// A worker's records and the hub's feedback overtake each other without a loss.
-pub async fn no_change_is_lost_to_another(subject: Subject) {
+pub async fn concurrent_changes_are_not_lost(subject: Subject) {
     const DEVICES: u32 = 60;
     let store = &*subject.store;
     running(store, "r", vec![batch(0, DEVICES)]).await;
@@ -214,9 +214,9 @@ pub async fn no_change_is_lost_to_another(subject: Subject) {
     };
     let merging = async |from: u32| {
         for index in (from..DEVICES).step_by(2) {
-            let heard = [report(index, Outcome::Delivered)];
+            let reports = [report(index, Outcome::Delivered)];
             while let Err(error) = store
-                .merge(&name("r"), id, BatchId(0), Attempt::FIRST, &heard)
+                .merge(&name("r"), id, BatchId(0), Attempt::FIRST, &reports)
                 .await
             {
                 assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");

@@ -18,7 +18,7 @@ fn joined(queue: &GroupQueue, text: &str) -> GroupQueue {
 }
 
 /// A group without rollouts has an empty queue, and each group has a separate queue.
-pub async fn each_group_has_its_own_queue(subject: Subject) {
+pub async fn each_group_has_a_separate_queue(subject: Subject) {
     let store = &*subject.store;
     let (one, other) = (group("firmware"), group("config"));
     assert_eq!(

@@ -34,7 +34,7 @@ async fn links(store: &dyn Store, name: &str) -> Vec<LinkStatus> {
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
-pub async fn a_link_is_known_by_its_newest_report(subject: Subject) {
+pub async fn the_newest_report_of_a_link_is_kept(subject: Subject) {
     let Subject { store, clock, .. } = &subject;
     assert_eq!(links(&**store, "a").await, []);
     let why = "no \"route\"\n to host 'é' \\ {1: 2}";

@@ -39,11 +39,11 @@ async fn listeners(store: &dyn Store, name: &str) -> Vec<ListenerStatus> {
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
-pub async fn a_listener_is_known_by_its_newest_report(subject: Subject) {
+pub async fn the_newest_report_of_a_listener_is_kept(subject: Subject) {
     let Subject { store, clock, .. } = &subject;
     assert_eq!(listeners(&**store, "a").await, []);
-    for (name, heard, foreign) in [("l1", None, 0), ("l2", Some(2), 37)] {
-        let report = report(name, heard, foreign);
+    for (name, heard_ago, foreign) in [("l1", None, 0), ("l2", Some(2), 37)] {
+        let report = report(name, heard_ago, foreign);
         store.report_listener(&hub("a"), &report).await.unwrap();
     }
     clock.advance(secs(5));
@@ -51,9 +51,9 @@ pub async fn a_listener_is_known_by_its_newest_report(subject: Subject) {
     store.report_listener(&hub("a"), &again).await.unwrap();
     clock.advance(secs(3));
     let known = listeners(&**store, "a").await;
-    let of = |report: &ListenerReport, heard: u64, reported: u64| ListenerStatus {
+    let of = |report: &ListenerReport, heard_ago: u64, reported: u64| ListenerStatus {
         listener: report.listener.clone(),
-        heard_ago: Some(secs(heard)),
+        heard_ago: Some(secs(heard_ago)),
         reported_ago: secs(reported),
         state: report.state.clone(),
     };
@@ -66,7 +66,7 @@ pub async fn a_listener_is_known_by_its_newest_report(subject: Subject) {
 ///
 /// # Panics
 /// When the contract is broken, as all cases.
-pub async fn a_listener_reports_its_trouble(subject: Subject) {
+pub async fn listener_trouble_is_stored_unchanged(subject: Subject) {
     let store = &*subject.store;
     let mut report = report("l1", None, 0);
     report.state.listening = false;

@@ -59,7 +59,7 @@ pub async fn the_quota_is_used_and_not_exceeded(subject: Subject) {
 }
 
 /// The senders of a hub do not delay the senders of another hub.
-pub async fn hubs_have_quotas_of_their_own(subject: Subject) {
+pub async fn hubs_have_separate_quotas(subject: Subject) {
     let store = &*subject.store;
     let full = async |on: &str| {
         while store
@@ -77,7 +77,7 @@ pub async fn hubs_have_quotas_of_their_own(subject: Subject) {
 
 /// A rollout's own limit below the hub's quota holds on each hub, and leaves the unused quota to
 /// other rollouts.
-pub async fn a_rollout_keeps_to_its_own_limit(subject: Subject) {
+pub async fn a_rollout_limit_below_the_hub_quota_is_respected(subject: Subject) {
     let limited = PermitRequest {
         rollout: name("limited"),
         limit: Some(600.0),
@@ -92,7 +92,7 @@ pub async fn a_rollout_keeps_to_its_own_limit(subject: Subject) {
 }
 
 /// After a throttle, permits stop for the time named by the hub, and are fewer afterwards.
-pub async fn a_throttle_holds_everyone_back(subject: Subject) {
+pub async fn a_throttle_pauses_and_slows_the_hub(subject: Subject) {
     let store = &*subject.store;
     let pause = Duration::from_secs(7);
     store.throttled(&hub("a"), Some(pause)).await.unwrap();
@@ -133,7 +133,7 @@ pub async fn a_throttle_lowers_the_factor_until_recovery(subject: Subject) {
 }
 
 /// The state of a limiter shows the reservations and their rollouts, for as long as these matter.
-pub async fn a_limiter_shows_its_reservations(subject: Subject) {
+pub async fn limiter_state_shows_reservations(subject: Subject) {
     let store = &*subject.store;
     let full = HORIZON + BLOCK;
     for rollout in ["b", "a"] {

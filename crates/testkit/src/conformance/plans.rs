@@ -120,7 +120,7 @@ pub async fn a_record_of_another_history_is_refused(subject: Subject) {
 }
 
 /// A plan is completed only with exactly the planner's batches.
-pub async fn a_plan_is_complete_with_exactly_its_batches(subject: Subject) {
+pub async fn a_plan_is_complete_with_exactly_the_planned_batches(subject: Subject) {
     let store = &*subject.store;
     let planning = planning(store, "r").await;
     let by = Adding::Plan(PlanId(1));
@@ -281,7 +281,7 @@ pub async fn only_the_current_planning_attempt_adds_batches(subject: Subject) {
 }
 
 /// A call repeated after a lost answer counts no batch twice.
-pub async fn a_repeated_batch_changes_nothing(subject: Subject) {
+pub async fn a_repeated_batch_has_no_effect(subject: Subject) {
     let store = &*subject.store;
     planning(store, "r").await;
     for batches in [
@@ -344,7 +344,7 @@ pub async fn finished_batches_are_not_open(subject: Subject) {
 
 /// Open batches are ordered by stage, then by sort key, then by number, also after some batches are
 /// done.
-pub async fn batches_are_released_in_their_order(subject: Subject) {
+pub async fn open_batches_are_ordered_by_stage_and_sort_key(subject: Subject) {
     let store = &*subject.store;
     let made = [
         (0, 1, Some("9")),

@@ -78,7 +78,7 @@ pub async fn dispatches_come_in_order<Q: Queue>(make: impl AsyncFn(usize) -> Q) 
 }
 
 /// A hub's consumer gets only the dispatches of this hub, with all fields.
-pub async fn each_hub_has_its_own_queue<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+pub async fn each_hub_has_a_separate_queue<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(1).await;
     queue.publish(&dispatch("b", 1)).await.unwrap();
     queue.publish(&dispatch("a", 2)).await.unwrap();
@@ -100,7 +100,7 @@ pub async fn acked_dispatches_are_gone<Q: Queue>(make: impl AsyncFn(usize) -> Q)
 }
 
 /// A requeued dispatch is delivered again to any consumer, marked as redelivered.
-pub async fn requeued_dispatches_come_back<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+pub async fn requeued_dispatches_are_redelivered<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, [7]).await;
     let mut consumer = consume(&queue).await;
@@ -111,7 +111,7 @@ pub async fn requeued_dispatches_come_back<Q: Queue>(make: impl AsyncFn(usize) -
 }
 
 /// A dropped ticket requeues the dispatch: a panic or cancellation of a task drops the ticket.
-pub async fn a_dropped_ticket_comes_back<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+pub async fn a_dropped_ticket_requeues_the_dispatch<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, [7]).await;
     let mut consumer = consume(&queue).await;
@@ -122,7 +122,7 @@ pub async fn a_dropped_ticket_comes_back<Q: Queue>(make: impl AsyncFn(usize) -> 
 /// A dropped consumer returns all unacknowledged dispatches, each once. The tickets of the consumer
 /// become invalid. A dispatch sent ahead but not taken may be marked as redelivered or not: a
 /// broker that sends ahead cannot know.
-pub async fn a_dropped_consumer_requeues_its_dispatches<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+pub async fn a_dropped_consumer_requeues_dispatches<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
     let mut gone = consume(&queue).await;
@@ -196,7 +196,7 @@ pub async fn a_consumer_waits_for_dispatches<Q: Queue>(make: impl AsyncFn(usize)
 /// A `next` dropped while waiting, or just after waking up, loses no dispatch. The next receiver
 /// may differ: a broker may have sent the dispatch to the first consumer already, and this consumer
 /// gets the dispatch on the next call.
-pub async fn an_abandoned_wait_loses_nothing<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+pub async fn an_abandoned_wait_loses_no_dispatch<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     let (mut one, mut two) = (consume(&queue).await, consume(&queue).await);
     for batch in 0..20 {
@@ -221,7 +221,7 @@ pub async fn an_abandoned_wait_loses_nothing<Q: Queue>(make: impl AsyncFn(usize)
 }
 
 /// A consumer gets no more unanswered dispatches than wanted; the rest stays for other consumers.
-pub async fn a_consumer_gets_at_most_its_limit<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+pub async fn a_consumer_gets_at_most_the_limit<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
     let mut modest = queue.consume(&hub("a"), 1).await.unwrap();

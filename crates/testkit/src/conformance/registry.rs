@@ -34,7 +34,7 @@ pub async fn stored_rollouts_are_active_until_deactivated(subject: RegistrySubje
 }
 
 /// Deactivating an older version has no effect: the caller has not seen the newest version.
-pub async fn only_the_version_that_ended_is_deactivated(subject: RegistrySubject) {
+pub async fn deactivating_an_older_version_has_no_effect(subject: RegistrySubject) {
     let (registry, store) = (&*subject.registry, &*subject.store);
     let first = accepted("a");
     store.create(&first).await.unwrap();
@@ -157,7 +157,7 @@ pub async fn the_published_version_never_decreases(subject: RegistrySubject) {
 }
 
 /// A halt, with the reason, stays until lifted.
-pub async fn a_halt_stays_until_it_is_lifted(subject: RegistrySubject) {
+pub async fn a_halt_stays_until_lifted(subject: RegistrySubject) {
     let registry = &*subject.registry;
     assert_eq!(registry.halted().await.unwrap(), None);
     let halt = Halt {

@@ -19,7 +19,7 @@ async fn removed(store: &dyn Store) -> Rollout {
 
 /// A removal deletes record, batches and outcomes. Other rollouts keep theirs, and a repeated
 /// removal does nothing.
-pub async fn a_removed_rollout_leaves_nothing(subject: Subject) {
+pub async fn a_removed_rollout_leaves_no_records(subject: Subject) {
     let store = &*subject.store;
     running(store, "q", vec![batch(0, 2)]).await;
     let before = running(store, "r", vec![batch(0, 2), batch(1, 1)]).await;
@@ -73,8 +73,8 @@ pub async fn the_name_of_a_removed_rollout_is_free(subject: Subject) {
     assert_refused!(store.remove(&name("r"), old.revision()).await, Superseded);
     planned(store, &next, vec![batch(0, 3)]).await;
     assert_refused!(store.record(&lease, &sent, TTL).await, Superseded);
-    let (r, heard) = (name("r"), [report(1, Outcome::Delivered)]);
-    let merged = store.merge(&r, old.id, BatchId(0), Attempt::FIRST, &heard);
+    let (r, reports) = (name("r"), [report(1, Outcome::Delivered)]);
+    let merged = store.merge(&r, old.id, BatchId(0), Attempt::FIRST, &reports);
     assert_refused!(merged.await, NotFound);
     let work = store.load(&name("r"), BatchId(0)).await.unwrap();
     assert_eq!(work.rollout, next.id);
@@ -84,7 +84,7 @@ pub async fn the_name_of_a_removed_rollout_is_free(subject: Subject) {
 
 /// The next rollout with the same name is active, and its events are published from the first
 /// version on.
-pub async fn the_registry_forgets_what_is_removed(subject: RegistrySubject) {
+pub async fn a_removal_resets_the_registry_entry(subject: RegistrySubject) {
     let (registry, store) = (&*subject.registry, &*subject.store);
     let old = running(store, "r", vec![batch(0, 1)]).await;
     let (id, version) = (old.id, old.version);

@@ -140,7 +140,7 @@ pub async fn a_retry_makes_the_chosen_devices_pending(subject: Subject) {
 }
 
 /// A driver that repeats the preparation after a crash changes nothing.
-pub async fn preparing_a_retry_twice_changes_nothing(subject: Subject) {
+pub async fn a_repeated_retry_preparation_has_no_effect(subject: Subject) {
     let store = &*subject.store;
     let rollout = ended(store).await;
     let rollout = apply(store, &rollout, retry_of(&FAILURES)).await;
@@ -210,7 +210,7 @@ pub async fn only_a_rollout_preparing_a_retry_is_reopened(subject: Subject) {
 
 /// A retry waits for the holder of a batch, and fences a lapsed holder. Late records of a lapsed
 /// holder do not count for the new attempt.
-pub async fn a_retry_waits_for_the_holder_and_fences_a_lapsed_one(subject: Subject) {
+pub async fn a_retry_waits_for_the_holder_and_fences_a_lapsed_lease(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 3)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
@@ -238,7 +238,7 @@ pub async fn a_retry_waits_for_the_holder_and_fences_a_lapsed_one(subject: Subje
 
 /// A late failure of an older attempt does not count for the new attempt. A late delivery always
 /// counts.
-pub async fn late_feedback_counts_for_its_attempt(subject: Subject) {
+pub async fn late_failures_do_not_count_for_a_new_attempt(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 4)]).await;
     let ends = [

@@ -43,7 +43,7 @@ async fn counts(store: &dyn Store) -> Counts {
 
 /// Batches are added only during a scan of the target, and only under the number of the current
 /// scan.
-pub async fn only_the_current_scan_is_added_to(subject: Subject) {
+pub async fn only_the_current_scan_adds_batches(subject: Subject) {
     let store = &*subject.store;
     let rollout = running_continuous(store, "r", vec![batch(0, 3)]).await;
     assert_refused!(add(store, 0, 1).await, Superseded);
@@ -75,7 +75,7 @@ pub async fn only_the_current_scan_is_added_to(subject: Subject) {
 }
 
 /// A scan adds nothing while a retry is prepared.
-pub async fn nothing_is_added_while_a_retry_is_prepared(subject: Subject) {
+pub async fn a_scan_adds_no_batches_while_a_retry_is_prepared(subject: Subject) {
     let store = &*subject.store;
     let rollout = running_continuous(store, "r", vec![batch(0, 3)]).await;
     let rollout = apply(store, &rollout, Event::ScanStarted).await;
@@ -111,7 +111,7 @@ pub async fn late_batches_are_worked_on(subject: Subject) {
 
 /// Of the devices that left the target, only pending devices are skipped, and only while the batch
 /// has no holder.
-pub async fn devices_that_have_left_are_skipped(subject: Subject) {
+pub async fn departed_pending_devices_are_skipped(subject: Subject) {
     let store = &*subject.store;
     let rollout = running_continuous(store, "r", vec![batch(0, 5)]).await;
     let lease = leased(store, &name("r"), 0, "w").await;
@@ -155,7 +155,7 @@ pub async fn devices_that_have_left_are_skipped(subject: Subject) {
 }
 
 /// Rollouts other than continuous rollouts have no scans.
-pub async fn other_rollouts_do_not_scan(subject: Subject) {
+pub async fn only_continuous_rollouts_have_scans(subject: Subject) {
     let store = &*subject.store;
     let before = planning(store, "p").await;
     let plan = apply(store, &before, plan_completed(1)).await;

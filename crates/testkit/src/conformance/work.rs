@@ -60,7 +60,7 @@ pub async fn one_holder_at_a_time(subject: Subject) {
 }
 
 /// A former holder cannot write after another worker has leased the batch.
-pub async fn a_lease_lapses_and_its_holder_is_fenced(subject: Subject) {
+pub async fn a_lapsed_holder_is_fenced_after_a_new_lease(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 2)]).await;
     let old = leased(store, &name("r"), 0, "a").await;
@@ -97,7 +97,7 @@ pub async fn a_lapsed_lease_not_taken_over_still_records(subject: Subject) {
 
 /// After [`MAX_FAILED_LEASES`] failed leases, a batch is quarantined until the rollout's record
 /// changes. A recorded outcome or a release resets the count.
-pub async fn a_batch_that_crashes_its_holders_is_quarantined(subject: Subject) {
+pub async fn repeated_failed_leases_quarantine_a_batch(subject: Subject) {
     let store = &*subject.store;
     let rollout = running(store, "r", vec![batch(0, 9)]).await;
     let vanish = async |holders: std::ops::Range<u32>| {
@@ -286,7 +286,7 @@ pub async fn a_record_renews_the_lease(subject: Subject) {
 }
 
 /// A refused record writes nothing, not even the valid reports.
-pub async fn a_refused_record_writes_nothing(subject: Subject) {
+pub async fn a_refused_record_has_no_effect(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 3)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
@@ -331,7 +331,7 @@ pub async fn a_lease_of_an_older_planning_attempt_is_fenced(subject: Subject) {
 }
 
 /// A code is kept only for a refused device, and the first code stays.
-pub async fn the_first_code_stands(subject: Subject) {
+pub async fn the_first_refusal_code_is_kept(subject: Subject) {
     let store = &*subject.store;
     running(store, "r", vec![batch(0, 5)]).await;
     let lease = leased(store, &name("r"), 0, "a").await;
@@ -360,7 +360,7 @@ pub async fn the_first_code_stands(subject: Subject) {
 }
 
 /// A batch of a later stage is neither listed nor leased before the stage starts.
-pub async fn a_stage_waits_for_the_one_before_it(subject: Subject) {
+pub async fn a_stage_waits_for_the_preceding_stage(subject: Subject) {
     let store = &*subject.store;
     let batches = vec![
         batch_on(0, "a", 2, 1),

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_place_has_the_same_chance_and_others_have_others() {
+    fn chances_depend_on_seed_and_place() {
         let chance = Chance::of(7);
         assert_eq!(chance.at(("a", 1)), Chance::of(7).at(("a", 1)));
         assert_ne!(chance.at(("a", 1)), chance.at(("a", 2)));

@@ -81,7 +81,7 @@ fn reports_of(steps: Vec<Step>) -> Vec<Report> {
 /// Any number of throttled sends leads to a single report to the store at a time, and to a single
 /// further report of all throttles since. Answers and records do not wait for the reports.
 #[test]
-fn a_throttle_is_reported_beside_all_else() {
+fn throttle_reports_do_not_delay_other_steps() {
     let (mut state, now) = at_start(4, true, true, WorkerConfig::default());
     assert_eq!(state.handle(Event::Time, now), [Step::Acquire { more: 4 }]);
     for _ in 0..4 {
@@ -112,7 +112,7 @@ fn a_throttle_is_reported_beside_all_else() {
 }
 
 #[test]
-fn permits_that_fail_end_the_run_when_all_answers_are_recorded() {
+fn a_failed_permit_ends_the_run_after_all_answers_are_recorded() {
     let (mut state, now) = at_start(3, true, true, WorkerConfig::default());
     state.handle(Event::Time, now);
     state.handle(Event::Acquired(Ok(())), now);
@@ -129,7 +129,7 @@ fn permits_that_fail_end_the_run_when_all_answers_are_recorded() {
 
 /// A failed record is repeated, or ends the run.
 #[test]
-fn a_record_that_fails_is_made_again_or_ends_the_run() {
+fn a_failed_record_is_repeated_or_ends_the_run() {
     let limit = Some(Duration::from_secs(30));
     let full = || StoreError::NotWritable {
         doing: "record".into(),
@@ -395,7 +395,7 @@ proptest! {
     /// No message is sent without a permit, beyond the window, without a current directive, after
     /// the end, or twice where forbidden. Every answered send is recorded once, and every run ends.
     #[test]
-    fn a_run_keeps_its_promises(
+    fn send_invariants_hold_for_any_event_order(
         known in prop::collection::vec(0u8..12, 1..40),
         events in prop::collection::vec((0u8..24, any::<u8>()), 0..400),
         resend_unanswered: bool,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Returns a free port.
-async fn nobody() -> SocketAddr {
+async fn unused_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
     listener.unwrap().local_addr().unwrap()
 }
@@ -39,7 +39,7 @@ async fn the_next_address_is_tried() {
         Proxy::start(broker.address()).await,
     );
     one.refuse();
-    let addresses = [nobody().await, one.address(), other.address()];
+    let addresses = [unused_address().await, one.address(), other.address()];
     let amqp = connect(settings(&urls(&addresses))).await;
     amqp.queue().publish(&dispatch(1)).await.unwrap();
     one.unblock();
@@ -53,7 +53,7 @@ async fn the_next_address_is_tried() {
 #[tokio::test]
 async fn all_addresses_are_named_when_none_can_be_used() {
     let broker = RabbitMq::shared().await.address();
-    let dead = nobody().await;
+    let dead = unused_address().await;
     let error = refused(settings(&format!(
         "amqp://guest:hunter2@{dead},amqp://guest:hunter2@{broker}"
     )))
@@ -122,7 +122,7 @@ fn from_file(path: &Path) -> Settings {
 
 /// The password is changed, the connection is lost, and only then the file is replaced.
 #[tokio::test]
-async fn a_password_that_was_changed_is_waited_for() {
+async fn reconnect_waits_for_the_changed_password() {
     let broker = RabbitMq::shared().await;
     broker.ctl(&["add_user", "rotated", "first"]).await;
     broker

@@ -20,8 +20,8 @@ async fn take(consumer: &mut CommandConsumer) -> IncomingCommand {
 async fn a_request_is_answered() {
     let (amqp, _) = amqp().await;
     let mut commands = amqp.commands(4).await.unwrap();
-    let asked = amqp.request(b"{}".to_vec(), COMMAND_TYPE, None, Duration::from_secs(30));
-    let (reply, ()) = tokio::join!(asked, async {
+    let request = amqp.request(b"{}".to_vec(), COMMAND_TYPE, None, Duration::from_secs(30));
+    let (reply, ()) = tokio::join!(request, async {
         let command = take(&mut commands).await;
         assert_eq!(command.body, CommandBody::Whole(b"{}".to_vec()));
         assert_eq!(command.content_type.as_deref(), Some(COMMAND_TYPE));
@@ -37,15 +37,15 @@ async fn a_request_is_answered() {
 
 /// Without a reply, the command stays in the queue for a later consumer.
 #[tokio::test]
-async fn a_request_that_nobody_answers_ends() {
+async fn unanswered_request_times_out() {
     let (amqp, _) = amqp().await;
-    let asked = amqp.request(
+    let request = amqp.request(
         b"{}".to_vec(),
         COMMAND_TYPE,
         None,
         Duration::from_millis(300),
     );
-    let error = in_time(asked).await.unwrap_err();
+    let error = in_time(request).await.unwrap_err();
     assert!(matches!(error, AmqpError::TimedOut { .. }), "{error:?}");
     let mut commands = amqp.commands(4).await.unwrap();
     let command = take(&mut commands).await;
@@ -56,7 +56,7 @@ async fn a_request_that_nobody_answers_ends() {
 
 /// A command with an id given by the sender, and a command with the properties of another client.
 #[tokio::test]
-async fn a_command_comes_as_it_was_sent() {
+async fn command_arrives_with_the_sent_properties() {
     let (amqp, prefix) = amqp().await;
     let sent = amqp.send_command(b"1".to_vec(), COMMAND_TYPE, Some("mine"));
     sent.await.unwrap();
@@ -83,7 +83,7 @@ async fn a_command_comes_as_it_was_sent() {
 
 /// A requeued or dropped command comes again.
 #[tokio::test]
-async fn a_command_that_is_not_done_comes_again() {
+async fn requeued_or_dropped_command_is_redelivered() {
     let (amqp, _) = amqp().await;
     amqp.send_command(b"1".to_vec(), COMMAND_TYPE, None)
         .await
@@ -100,13 +100,13 @@ async fn a_command_that_is_not_done_comes_again() {
 
 /// A reply cannot be used to write to the system's own queues.
 #[tokio::test]
-async fn no_reply_goes_to_our_own_queues() {
+async fn replies_to_own_queues_are_dropped() {
     let (amqp, prefix) = amqp().await;
     let other = Other::at(&RabbitMq::shared().await.url()).await;
     let dead = format!("{prefix}.dead");
-    let asking = json().with_reply_to(dead.as_str().into());
+    let properties = json().with_reply_to(dead.as_str().into());
     other
-        .publish(&format!("{prefix}.commands"), asking, b"{}")
+        .publish(&format!("{prefix}.commands"), properties, b"{}")
         .await;
     let mut commands = amqp.commands(1).await.unwrap();
     let command = take(&mut commands).await;
@@ -117,7 +117,7 @@ async fn no_reply_goes_to_our_own_queues() {
 
 /// A too large command is not kept in memory whole, and the letter shows the original size.
 #[tokio::test]
-async fn what_is_too_large_is_put_aside_in_part() {
+async fn dead_letter_of_oversized_command_is_truncated() {
     let (amqp, _) = amqp().await;
     let body = vec![b'x'; MAX_COMMAND_BYTES + 1];
     amqp.send_command(body, COMMAND_TYPE, None).await.unwrap();

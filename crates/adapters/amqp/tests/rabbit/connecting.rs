@@ -24,7 +24,7 @@ async fn shared() -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told() {
+async fn wrong_password_is_reported() {
     let url = format!("amqp://guest:hunter2@{}", shared().await);
     let error = refused(with_url(&url)).await;
     assert!(
@@ -37,7 +37,7 @@ async fn a_wrong_password_is_told() {
 }
 
 #[tokio::test]
-async fn a_wrong_virtual_host_is_told() {
+async fn wrong_virtual_host_is_reported() {
     let url = format!("amqp://guest:guest@{}/nowhere", shared().await);
     let error = refused(with_url(&url)).await;
     assert!(
@@ -48,7 +48,7 @@ async fn a_wrong_virtual_host_is_told() {
 }
 
 #[tokio::test]
-async fn a_port_where_nobody_listens_is_told() {
+async fn closed_port_is_reported_as_refused() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -65,7 +65,7 @@ async fn a_port_where_nobody_listens_is_told() {
 }
 
 #[tokio::test]
-async fn a_name_that_nobody_has_is_told() {
+async fn unknown_host_is_reported_as_unreachable() {
     let error = refused(with_url("amqp://nobody.invalid")).await;
     assert!(
         matches!(error, ConnectError::Unreachable { .. }),
@@ -91,15 +91,15 @@ async fn a_silent_peer_is_given_up() {
         "{error}"
     );
     // The library's thread has ended, and so has the socket.
-    let mut heard = Vec::new();
-    let ended = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut heard);
+    let mut received = Vec::new();
+    let ended = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut received);
     in_time(ended).await.unwrap();
-    assert!(heard.starts_with(b"AMQP"), "{heard:?}");
+    assert!(received.starts_with(b"AMQP"), "{received:?}");
 }
 
 /// The peer does not speak AMQP at all.
 #[tokio::test]
-async fn another_protocol_is_told() {
+async fn non_amqp_peer_fails_the_handshake() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (error, ()) = tokio::join!(refused(with_url(&format!("amqp://{address}"))), async {
@@ -113,7 +113,7 @@ async fn another_protocol_is_told() {
 }
 
 #[tokio::test]
-async fn a_topology_of_others_is_told() {
+async fn conflicting_queue_arguments_are_reported() {
     let url = RabbitMq::shared().await.url();
     let settings = settings(&url);
     let name = format!("{}.commands", settings.prefix);
@@ -141,7 +141,7 @@ async fn a_topology_of_others_is_told() {
 
 /// Without a broker, operations wait for as long as allowed, and then report the reason.
 #[tokio::test]
-async fn a_broker_that_comes_later_is_connected_to() {
+async fn client_connects_once_the_broker_is_available() {
     let broker = RabbitMq::shared().await;
     let proxy = Proxy::start(broker.address()).await;
     proxy.refuse();
@@ -169,7 +169,7 @@ async fn a_broker_that_comes_later_is_connected_to() {
 
 /// Closing does not wait for an unavailable broker.
 #[tokio::test]
-async fn what_is_still_connecting_can_be_closed() {
+async fn close_does_not_wait_for_a_pending_connection() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let amqp = Amqp::start(with_url(&format!("amqp://{address}"))).unwrap();
@@ -226,7 +226,7 @@ impl Tls {
 }
 
 #[tokio::test]
-async fn tls_with_an_authority_of_our_own() {
+async fn tls_requires_trusted_authority_and_matching_name() {
     let tls = Tls::start().await;
     let ca = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca.path(), &tls.authority).unwrap();
@@ -256,7 +256,7 @@ async fn tls_with_an_authority_of_our_own() {
 }
 
 #[tokio::test]
-async fn tls_with_what_has_none() {
+async fn tls_mismatch_is_reported() {
     let port = shared().await.port();
     let error = refused(settings(&format!("amqps://guest:guest@localhost:{port}"))).await;
     assert!(matches!(error, ConnectError::Tls { .. }), "{error:?}");
@@ -267,7 +267,7 @@ async fn tls_with_what_has_none() {
 }
 
 #[tokio::test]
-async fn authorities_that_are_none_are_told() {
+async fn invalid_ca_files_are_reported() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let with = |path: &std::path::Path| Settings {
         ca_file: Some(path.to_owned()),

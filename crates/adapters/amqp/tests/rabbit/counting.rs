@@ -35,7 +35,7 @@ async fn letter(amqp: &Amqp) -> DeadLetter {
 /// From 4.3 on only `basic.reject` and a lost channel count towards the delivery limit. Hidden
 /// counts make no difference, because the broker enforces the declared limit.
 #[tokio::test]
-async fn what_is_given_back_is_rejected_so_that_every_version_counts_it() {
+async fn returned_deliveries_are_rejected_and_counted() {
     let (interposer, amqp, direct) = both(Counts::Hidden).await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();
@@ -56,7 +56,7 @@ async fn what_is_given_back_is_rejected_so_that_every_version_counts_it() {
 /// RabbitMQ 4.3 does not count a message held by a consumer for too long, but shows the number of
 /// hand-outs. The client enforces the limit.
 #[tokio::test]
-async fn what_was_handed_out_too_often_is_put_aside_where_the_broker_only_tells() {
+async fn client_enforces_delivery_limit_on_acquired_counts() {
     let (_interposer, amqp, direct) = both(Counts::Acquired { more: 19 }).await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();
@@ -87,7 +87,7 @@ async fn what_was_handed_out_too_often_is_put_aside_where_the_broker_only_tells(
 /// From 4.3 on the channel stays open when a delivery was held for too long, and only the consumer
 /// is cancelled.
 #[tokio::test]
-async fn a_consumer_that_is_cancelled_goes_on() {
+async fn cancelled_consumer_resumes() {
     let (interposer, amqp, _direct) = both(Counts::Acquired { more: 0 }).await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();

@@ -27,7 +27,7 @@ fn bodies(letters: &[DeadLetter]) -> Vec<u32> {
 /// Any number of reads loses no letter. From 4.0 on, a queue without a declared limit drops a
 /// message returned 20 times.
 #[tokio::test]
-async fn looking_changes_nothing() {
+async fn reading_dead_letters_loses_no_letter() {
     let (amqp, _) = amqp().await;
     bury(&amqp, 0..15).await;
     let first = amqp.dead_letters(100).await.unwrap();
@@ -42,7 +42,7 @@ async fn looking_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_letter_is_replayed_as_what_it_was() {
+async fn replayed_letter_keeps_id_and_content_type() {
     let (amqp, _) = amqp().await;
     bury(&amqp, 0..3).await;
     let letters = amqp.dead_letters(9).await.unwrap();
@@ -71,7 +71,7 @@ async fn a_letter_is_discarded() {
 
 /// A dispatch moved by the broker to the dead letters shows the reason, and can be replayed.
 #[tokio::test]
-async fn what_the_broker_put_aside_can_be_replayed() {
+async fn broker_dead_lettered_dispatch_can_be_replayed() {
     let (amqp, prefix) = amqp().await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();

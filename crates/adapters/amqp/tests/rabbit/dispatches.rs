@@ -29,7 +29,7 @@ async fn letters(amqp: &Amqp, count: usize) -> Vec<DeadLetter> {
 
 /// Unreadable dispatches neither crash nor stop the consumer, nor come again.
 #[tokio::test]
-async fn what_cannot_be_read_is_put_aside() {
+async fn unreadable_dispatches_are_dead_lettered() {
     let (amqp, prefix) = amqp().await;
     let queue = amqp.queue();
     let mut consumer = queue.consume(&hub(), 2).await.unwrap();
@@ -72,7 +72,7 @@ async fn what_cannot_be_read_is_put_aside() {
 /// A dispatch of a newer version is acked, and does not become a dead letter: the driver
 /// redispatches the batch for newer workers.
 #[tokio::test]
-async fn a_dispatch_of_a_newer_version_is_let_go() {
+async fn dispatch_of_newer_version_is_acked_not_dead_lettered() {
     let (amqp, prefix) = amqp().await;
     let queue = amqp.queue();
     let mut consumer = queue.consume(&hub(), 1).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_full_queue_refuses() {
 /// The queue is deleted while in use on both sides. If the queue is created again at once, the
 /// broker does not notify the consumers.
 #[tokio::test]
-async fn a_queue_that_was_deleted_is_made_again() {
+async fn deleted_queue_is_recreated() {
     let settings = Settings {
         renew_idle_after: Duration::from_millis(300),
         ..settings(&RabbitMq::shared().await.url())
@@ -141,7 +141,7 @@ async fn a_queue_that_was_deleted_is_made_again() {
 
 /// A renewal does not take unanswered deliveries away from the consumer.
 #[tokio::test]
-async fn a_consumer_that_is_idle_keeps_what_it_holds() {
+async fn idle_consumer_keeps_unanswered_deliveries() {
     let settings = Settings {
         renew_idle_after: Duration::from_millis(20),
         ..settings(&RabbitMq::shared().await.url())
@@ -164,7 +164,7 @@ async fn a_consumer_that_is_idle_keeps_what_it_holds() {
 /// the caller's own message, so no accepted message is missing. The broker refuses some messages
 /// while deleting the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn returns_are_told_to_whom_they_are_for() {
+async fn publish_verdicts_reach_the_right_caller() {
     let (amqp, prefix) = amqp().await;
     let queue = amqp.queue();
     let other = Other::at(&RabbitMq::shared().await.url()).await;
@@ -211,14 +211,14 @@ async fn a_queue_with_other_arguments_is_named() {
     let queue = amqp.queue();
     for _ in 0..2 {
         let error = queue.publish(&dispatch(1)).await.unwrap_err();
-        let words = describe(&error);
+        let message = describe(&error);
         for expected in [
             &*name,
             "exists with other arguments",
             "delete it",
             "inequivalent arg",
         ] {
-            assert!(words.contains(expected), "{words}");
+            assert!(message.contains(expected), "{message}");
         }
     }
     let error = queue.consume(&hub(), 1).await.map(|_| ()).unwrap_err();
@@ -231,7 +231,7 @@ async fn a_queue_with_other_arguments_is_named() {
 
 /// Operations on a closed connection report the close.
 #[tokio::test]
-async fn after_closing_everything_fails() {
+async fn operations_fail_after_close() {
     let (amqp, _) = amqp().await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();

@@ -15,7 +15,7 @@ fn event(topic: &str, body: &[u8]) -> EventItem {
 }
 
 #[tokio::test]
-async fn those_who_listen_hear_what_matches() {
+async fn listeners_receive_matching_events() {
     let (amqp, _) = amqp().await;
     let publish = async |topic: &str| amqp.publish_event(topic, topic.into()).await.unwrap();
     publish("rollout.planning").await;
@@ -25,16 +25,16 @@ async fn those_who_listen_hear_what_matches() {
         publish(topic).await;
     }
     for topic in ["rollout.running", "rollout.done"] {
-        let heard = in_time(all.next()).await.unwrap();
-        assert_eq!(heard, event(topic, topic.as_bytes()));
+        let received = in_time(all.next()).await.unwrap();
+        assert_eq!(received, event(topic, topic.as_bytes()));
     }
-    let heard = in_time(running.next()).await.unwrap();
-    assert_eq!(heard, event("rollout.running", b"rollout.running"));
+    let received = in_time(running.next()).await.unwrap();
+    assert_eq!(received, event("rollout.running", b"rollout.running"));
 }
 
 /// More events than the broker sends ahead.
 #[tokio::test]
-async fn many_events_are_heard() {
+async fn events_beyond_the_prefetch_are_received() {
     let (amqp, _) = amqp().await;
     let mut all = amqp.events("#").await.unwrap();
     for _ in 0..250 {
@@ -51,15 +51,15 @@ async fn a_lost_connection_is_a_gap() {
     let broker = RabbitMq::shared().await;
     let proxy = Proxy::start(broker.address()).await;
     let listening = settings(&broker.url_via(&proxy));
-    let telling = twincast_amqp::Settings {
+    let publishing = twincast_amqp::Settings {
         urls: SecretSource::Fixed(broker.url().into()),
         ..listening.clone()
     };
-    let (listening, telling) = (connect(listening).await, connect(telling).await);
+    let (listening, publishing) = (connect(listening).await, connect(publishing).await);
     let mut events = listening.events("#").await.unwrap();
     proxy.cut();
     assert_eq!(in_time(events.next()).await.unwrap(), EventItem::Gap);
-    telling.publish_event("a", Vec::new()).await.unwrap();
+    publishing.publish_event("a", Vec::new()).await.unwrap();
     assert_eq!(in_time(events.next()).await.unwrap(), event("a", b""));
     listening.close().await;
     assert!(in_time(events.next()).await.is_err());

@@ -93,7 +93,7 @@ async fn through(proxy: &Proxy) -> Settings {
 
 /// The connection is cut repeatedly while publishing and while consuming.
 #[tokio::test]
-async fn cut_connections_lose_nothing_that_was_confirmed() {
+async fn cut_connections_lose_no_confirmed_dispatch() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
     let settings = through(&proxy).await;
     let publishing = connect(settings.clone()).await;
@@ -117,7 +117,7 @@ async fn cut_connections_lose_nothing_that_was_confirmed() {
 
 /// The broker is killed instead of stopped.
 #[tokio::test]
-async fn a_broker_that_was_killed_has_what_it_confirmed() {
+async fn killed_broker_keeps_confirmed_dispatches() {
     let broker = rough().await;
     let settings = Settings {
         publish_timeout: Duration::from_secs(2),
@@ -150,7 +150,7 @@ async fn a_broker_that_was_killed_has_what_it_confirmed() {
 
 /// An ack over a lost connection fails, and the dispatch comes again.
 #[tokio::test]
-async fn a_ticket_of_a_lost_connection_is_worth_nothing() {
+async fn ack_over_a_lost_connection_fails() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
     let amqp = connect(through(&proxy).await).await;
     let queue = amqp.queue();
@@ -163,8 +163,8 @@ async fn a_ticket_of_a_lost_connection_is_worth_nothing() {
     assert_eq!(again.dispatch, dispatch(1));
     assert!(again.redelivered);
     let error = first.ticket.ack().await.unwrap_err();
-    let words = describe(&error);
-    assert!(words.contains("over a lost connection"), "{words}");
+    let message = describe(&error);
+    assert!(message.contains("over a lost connection"), "{message}");
     again.ticket.ack().await.unwrap();
 }
 
@@ -197,7 +197,7 @@ async fn a_silent_connection_is_given_up() {
 
 /// An operator closes all connections.
 #[tokio::test]
-async fn a_connection_that_the_broker_closes_is_replaced() {
+async fn connection_closed_by_the_broker_is_replaced() {
     let broker = rough().await;
     let amqp = connect(settings(&broker.url())).await;
     let queue = amqp.queue();
@@ -217,7 +217,7 @@ async fn a_connection_that_the_broker_closes_is_replaced() {
 /// The broker closes the channel of a consumer that holds a delivery for too long, and redelivers
 /// the message.
 #[tokio::test]
-async fn a_consumer_that_took_too_long_goes_on() {
+async fn consumer_resumes_after_consumer_timeout() {
     let broker = rough().await;
     let set = "application:set_env(rabbit, consumer_timeout, 300), \
                application:set_env(rabbit, channel_tick_interval, 200).";
@@ -240,7 +240,7 @@ async fn a_consumer_that_took_too_long_goes_on() {
 /// While the broker is short of memory, a publish waits until the time limit, and then reports the
 /// reason. Closing does not wait for the broker.
 #[tokio::test]
-async fn a_broker_that_blocks_is_respected() {
+async fn publish_to_a_blocked_broker_reports_the_reason() {
     let broker = rough().await;
     let settings = Settings {
         publish_timeout: Duration::from_millis(500),
@@ -258,9 +258,9 @@ async fn a_broker_that_blocks_is_respected() {
     while other.queue().publish(&dispatch(2)).await.is_ok() {}
     until(&amqp, |state| matches!(state, State::Blocked { .. })).await;
     let error = queue.publish(&dispatch(3)).await.unwrap_err();
-    let words = describe(&error);
-    assert!(words.contains("accepts no messages for now"), "{words}");
-    assert!(words.contains("low on memory"), "{words}");
+    let message = describe(&error);
+    assert!(message.contains("accepts no messages for now"), "{message}");
+    assert!(message.contains("low on memory"), "{message}");
     in_time(other.close()).await;
     broker.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     until_connected(&amqp).await;
@@ -271,7 +271,7 @@ async fn a_broker_that_blocks_is_respected() {
 
 /// Dropping the last handle leaves neither tasks nor connections behind.
 #[tokio::test]
-async fn the_last_handle_that_goes_closes_the_connection() {
+async fn dropping_the_last_handle_closes_the_connection() {
     let broker = RabbitMq::shared().await;
     let proxy = Proxy::start(broker.address()).await;
     let settings = through(&proxy).await;
@@ -299,7 +299,7 @@ async fn the_last_handle_that_goes_closes_the_connection() {
 
 /// Many concurrent clients reconnect after a cut.
 #[tokio::test]
-async fn all_come_back() {
+async fn all_clients_reconnect_after_a_cut() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
     let settings = through(&proxy).await;
     let clients = futures::future::join_all((0..10).map(|_| connect(settings.clone()))).await;

@@ -136,7 +136,7 @@ mod tests {
     /// Every read returns the content of a plain file with the same writes, and the file below
     /// stays unchanged.
     #[test]
-    fn it_reads_as_if_the_file_had_been_written() {
+    fn overlay_reads_like_a_written_file() {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
         let mut plain: Vec<u8> = (0..3 * PIECE + 100).map(|n| (n % 251) as u8).collect();
         file.write_all(&plain).expect("a temporary file");

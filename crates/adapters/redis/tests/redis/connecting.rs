@@ -21,7 +21,7 @@ async fn refused(settings: &Settings) -> ConnectError {
 }
 
 #[tokio::test]
-async fn a_server_that_evicts_is_refused() {
+async fn evicting_server_is_refused() {
     let redis = Redis::start(&["--maxmemory-policy", "allkeys-lru"]).await;
     let error = refused(&settings(&redis)).await;
     assert!(matches!(error, ConnectError::Evicts { .. }), "{error:?}");
@@ -34,7 +34,7 @@ async fn a_server_that_evicts_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_named() {
+async fn unreachable_server_is_reported_with_address() {
     let redis = Redis::start(&[]).await;
     let settings = settings(&redis);
     redis.stop().await;
@@ -72,10 +72,10 @@ async fn users_and_passwords_are_taken_from_the_url() {
     let wrong = refused(&with("app", "wr0ng")).await;
     assert!(matches!(wrong, ConnectError::Refused { .. }), "{wrong:?}");
     for error in [poor, wrong] {
-        let words = format!("{} {error:?}", describe(&error));
+        let message = format!("{} {error:?}", describe(&error));
         assert!(
-            !words.contains("s3cret") && !words.contains("wr0ng"),
-            "{words}"
+            !message.contains("s3cret") && !message.contains("wr0ng"),
+            "{message}"
         );
     }
 }
@@ -83,7 +83,7 @@ async fn users_and_passwords_are_taken_from_the_url() {
 /// Refusals may have either wording. The store then uses the default time until writes are durable,
 /// and grants permits.
 #[tokio::test]
-async fn a_server_that_tells_nothing_of_itself_will_do() {
+async fn server_without_introspection_commands_is_accepted() {
     let unknown = |name: &str| format!("-ERR unknown command '{name}'\r\n");
     let denied = |name: &str| {
         format!("-NOPERM this user has no permissions to run the '{name}' command\r\n")

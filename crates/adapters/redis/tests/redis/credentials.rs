@@ -38,9 +38,9 @@ async fn rotate(server: &Redis, to: &str) {
 }
 
 async fn until_back(store: &RedisStore) {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     while let Err(error) = store.ping().await {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        assert!(started_at.elapsed() < Duration::from_secs(30), "{error:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -57,7 +57,7 @@ async fn connections(server: &Redis) -> u64 {
 /// The first call after the change of the file succeeds; before the change, the store tries a
 /// connection at most once a second.
 #[tokio::test]
-async fn a_password_that_changes_is_read_again() {
+async fn changed_password_is_reread() {
     let redis = Redis::start(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("url");
@@ -80,9 +80,9 @@ async fn a_password_that_changes_is_read_again() {
     // The server changes first: calls fail until the file has the password.
     rotate(&redis, "three").await;
     let before = connections(&redis).await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let mut calls = 0;
-    while begun.elapsed() < Duration::from_millis(2_500) {
+    while started_at.elapsed() < Duration::from_millis(2_500) {
         let answer = store.ping().await;
         assert!(
             matches!(answer, Err(StoreError::Unavailable { .. })),
@@ -121,7 +121,7 @@ async fn a_password_that_changes_is_read_again() {
 }
 
 #[tokio::test]
-async fn a_password_that_changes_on_all_nodes_is_read_again() {
+async fn password_changed_on_all_nodes_is_reread() {
     let cluster = RedisCluster::start().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("url");
@@ -165,11 +165,11 @@ async fn a_password_that_changes_on_all_nodes_is_read_again() {
         assert_eq!(node.command(set).await, "+OK\r\n");
     }
     cluster.nodes()[1].command("CLIENT KILL USER app").await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     for number in 0..12 {
         let name = name(&format!("r{number}"));
         while let Err(error) = store.revision(&name).await {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+            assert!(started_at.elapsed() < Duration::from_secs(30), "{error:?}");
         }
     }
 
@@ -210,7 +210,7 @@ impl CredentialsProvider for Tokens {
 
 /// A connection is replaced before the token expires, and no call fails.
 #[tokio::test]
-async fn a_connection_is_renewed_before_its_token_ends() {
+async fn connection_is_renewed_before_the_token_expires() {
     let redis = Redis::start(&[]).await;
     let passwords: String = (0..64).map(|number| format!(">token-{number} ")).collect();
     redis
@@ -228,13 +228,13 @@ async fn a_connection_is_renewed_before_its_token_ends() {
         ..Settings::new(redis.url())
     };
     let store = connect(&settings).await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let mut ended = 0;
-    while begun.elapsed() < Duration::from_secs(7) {
+    while started_at.elapsed() < Duration::from_secs(7) {
         store.ping().await.unwrap();
         // Like the service, the server refuses a token after the expiry.
         let given = tokens.given.load(Ordering::Relaxed);
-        let is_over = begun.elapsed() > tokens.life * given;
+        let is_over = started_at.elapsed() > tokens.life * given;
         assert!(!is_over, "the token has ended, and is still in use");
         if given > ended + 1 {
             redis
@@ -252,8 +252,8 @@ async fn a_connection_is_renewed_before_its_token_ends() {
 
     // Without a new token, the last token serves for as long as the server accepts the token.
     *tokens.fails.lock().unwrap() = true;
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(3) {
+    let started_at = Instant::now();
+    while started_at.elapsed() < Duration::from_secs(3) {
         store.ping().await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -18,9 +18,9 @@ use crate::common::{connect, prefix, settings, verify};
 
 /// Repeats a call until the server answers, as all callers do.
 async fn until_back(store: &RedisStore) {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     while let Err(error) = store.ping().await {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        assert!(started_at.elapsed() < Duration::from_secs(30), "{error:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -34,7 +34,7 @@ fn assert_unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) {
 
 /// A restart keeps outcomes, leases, epochs and claims.
 #[tokio::test]
-async fn a_restart_keeps_everything() {
+async fn restart_keeps_outcomes_leases_epochs_and_claims() {
     let redis = Redis::start(&["--appendfsync", "always"]).await;
     let store = connect(&settings(&redis)).await;
     let rollout = running(&store, "r", vec![batch(0, 300), batch(1, 2)]).await;
@@ -62,7 +62,7 @@ async fn a_restart_keeps_everything() {
 
 /// A restart between two calls, or a connection closed for idleness, is not visible to the caller.
 #[tokio::test]
-async fn a_closed_connection_is_made_again_unseen() {
+async fn closed_connection_is_replaced_transparently() {
     let redis = Redis::start(&[]).await;
     let store = connect(&settings(&redis)).await;
     store.create(&accepted("r")).await.unwrap();
@@ -75,7 +75,7 @@ async fn a_closed_connection_is_made_again_unseen() {
 /// A caller that stops polling while its call connects, as an arm of `select!` may, holds up no
 /// other call.
 #[tokio::test]
-async fn a_call_that_is_no_longer_polled_holds_up_no_other() {
+async fn unpolled_call_does_not_block_other_calls() {
     let redis = Redis::shared().await;
     let proxy = Proxy::start(redis.address()).await;
     let settings = Settings {
@@ -98,7 +98,7 @@ async fn a_call_that_is_no_longer_polled_holds_up_no_other() {
 /// Whether the server refuses or is silent, the store reports an error in time, and works again
 /// when the server is back.
 #[tokio::test]
-async fn a_server_that_is_away_is_told_in_time() {
+async fn unavailable_server_is_reported_in_time() {
     let redis = Redis::shared().await;
     let proxy = Proxy::start(redis.address()).await;
     let settings = Settings {
@@ -117,9 +117,9 @@ async fn a_server_that_is_away_is_told_in_time() {
             proxy.refuse();
         }
         for _ in 0..3 {
-            let begun = Instant::now();
+            let started_at = Instant::now();
             let recorded = store.record(&lease, &[], TTL).await;
-            assert!(begun.elapsed() < Duration::from_secs(3));
+            assert!(started_at.elapsed() < Duration::from_secs(3));
             assert_unavailable(recorded);
         }
         proxy.unblock();
@@ -130,7 +130,7 @@ async fn a_server_that_is_away_is_told_in_time() {
 
 /// Nothing is half-done, reads continue, and writes continue once there is room.
 #[tokio::test]
-async fn a_full_server_changes_nothing() {
+async fn full_server_refuses_writes_and_serves_reads() {
     let redis = Redis::start(&[]).await;
     let store = connect(&settings(&redis)).await;
     running(&store, "r", vec![batch(0, 4)]).await;
@@ -194,7 +194,7 @@ async fn a_full_server_changes_nothing() {
 /// The store drops a connection to a server that became a replica: the address may lead to the new
 /// primary by then.
 #[tokio::test]
-async fn a_demoted_server_is_unavailable_and_asked_for_anew() {
+async fn demoted_server_is_unavailable_and_reconnected() {
     let redis = Redis::start(&[]).await;
     let store = connect(&settings(&redis)).await;
     let rollout = planning(&store, "r").await;
@@ -228,7 +228,7 @@ async fn a_demoted_server_is_unavailable_and_asked_for_anew() {
 /// Rollouts on the other nodes stay available; rollouts on the lost node are back when the node is
 /// back.
 #[tokio::test]
-async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
+async fn unavailable_cluster_node_is_reported_in_time() {
     let cluster = RedisCluster::start().await;
     // Lets the other nodes serve their slots while a node is unavailable.
     for node in cluster.nodes() {
@@ -248,16 +248,16 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
     let survey = async || {
         let mut served = 0;
         for n in 0..12 {
-            let begun = Instant::now();
+            let started_at = Instant::now();
             match store.tallies(&name(&format!("r{n}"))).await {
                 Ok(_) => served += 1,
                 Err(StoreError::Unavailable { .. }) => {}
                 Err(error) => panic!("{error:?}"),
             }
             assert!(
-                begun.elapsed() < Duration::from_secs(5),
+                started_at.elapsed() < Duration::from_secs(5),
                 "{:?}",
-                begun.elapsed()
+                started_at.elapsed()
             );
         }
         served
@@ -268,9 +268,9 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
     assert!((1..12).contains(&served), "{served} of 12");
     cluster.nodes()[0].start_stopped().await;
     cluster.ready().await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     while survey().await < 12 {
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(started_at.elapsed() < Duration::from_secs(30));
     }
 
     for node in cluster.nodes() {
@@ -281,15 +281,15 @@ async fn a_node_of_a_cluster_that_is_away_is_told_in_time() {
         node.start_stopped().await;
     }
     cluster.ready().await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     while survey().await < 12 {
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(started_at.elapsed() < Duration::from_secs(30));
     }
 }
 
 /// A server that lost the last second grants no epoch of this second again.
 #[tokio::test]
-async fn a_lease_that_the_server_lost_is_fenced() {
+async fn lease_lost_by_the_server_is_fenced() {
     let redis = Redis::shared().await;
     let settings = settings(redis);
     let store = connect(&settings).await;

@@ -117,7 +117,7 @@ async fn unknown_fields_of_the_same_format_are_passed_over() {
 }
 
 #[tokio::test]
-async fn an_odd_record_does_not_hide_the_others() {
+async fn corrupt_record_does_not_hide_other_rollouts() {
     let redis = Redis::shared().await;
     let settings = settings(redis);
     let store = connect(&settings).await;

@@ -116,7 +116,7 @@ fn words(command: &[u8]) -> Vec<String> {
 }
 
 #[test]
-fn values_are_told_apart() {
+fn resp_values_are_delimited() {
     let command = b"*2\r\n$6\r\nconfig\r\n$3\r\nget\r\n";
     assert_eq!(words(command)[..2], ["CONFIG", "GET"]);
     for value in [

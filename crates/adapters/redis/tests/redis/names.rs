@@ -45,7 +45,7 @@ async fn a_server_may_have_a_certificate_for_another_name() {
 /// As in Azure Managed Redis, nodes are announced by address, and all certificates are for the name
 /// of the service.
 #[tokio::test]
-async fn nodes_that_are_announced_by_address_have_certificates_for_one_name() {
+async fn nodes_announced_by_address_share_a_certificate_name() {
     let certificate = Certificate::new();
     let cluster = RedisCluster::start_with_tls(&certificate).await;
     let url = format!("rediss://localhost:{}", cluster.nodes()[0].tls_port());
@@ -64,10 +64,10 @@ async fn nodes_that_are_announced_by_address_have_certificates_for_one_name() {
     }
     cluster.nodes()[1].restart().await;
     cluster.ready().await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     for n in 0..12 {
         while let Err(error) = store.rollout(&name(&format!("r{n}"))).await {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+            assert!(started_at.elapsed() < Duration::from_secs(30), "{error:?}");
         }
     }
     for other in [None, Some("other.test".to_owned())] {

@@ -24,7 +24,7 @@ async fn keys(redis: &Redis, prefix: &str) -> usize {
 
 /// The old keys are gone for any number of batches in any state.
 #[tokio::test]
-async fn a_new_try_takes_all_keys_of_the_old_with_it() {
+async fn replanning_removes_all_keys_of_the_old_plan() {
     let redis = Redis::shared().await;
     let settings = settings(redis);
     let store = connect(&settings).await;
@@ -60,7 +60,7 @@ async fn names_without_a_record_are_passed_over() {
 
 /// A version about to be stored keeps the rollout active, in any order of the two calls.
 #[tokio::test]
-async fn deactivating_never_loses_what_is_stored_at_the_same_time() {
+async fn deactivation_never_drops_a_concurrent_save() {
     let store = Arc::new(connect(&settings(Redis::shared().await)).await);
     let mut rollout = running(&*store, "r", vec![batch(0, 1)]).await;
     for round in 0..200 {
@@ -85,7 +85,7 @@ async fn deactivating_never_loses_what_is_stored_at_the_same_time() {
 
 /// A repeated create command does not make an ended rollout active.
 #[tokio::test]
-async fn creating_again_wakes_nobody() {
+async fn repeated_create_does_not_reactivate_a_rollout() {
     let store = connect(&settings(Redis::shared().await)).await;
     store.create(&accepted("a")).await.unwrap();
     store.deactivate(&name("a"), Version(1)).await.unwrap();
@@ -129,7 +129,7 @@ async fn large_batches_are_kept_whole() {
 
 /// Damaged data is reported, not replaced by made-up data.
 #[tokio::test]
-async fn damage_is_told() {
+async fn damaged_data_is_reported() {
     let redis = Redis::shared().await;
     let settings = settings(redis);
     let store = connect(&settings).await;

@@ -31,9 +31,9 @@ fn settings(sentinel_redis: &SentinelRedis) -> Settings {
 
 /// Repeats a write until the server accepts the write.
 async fn until_written(store: &RedisStore) {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     while let Err(error) = store.ping().await {
-        assert!(begun.elapsed() < TIMEOUT, "{error:?}");
+        assert!(started_at.elapsed() < TIMEOUT, "{error:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -60,9 +60,9 @@ async fn the_new_master_is_found_after_a_failover() {
         sentinel_redis.sentinels()[1].command(&failover).await,
         "+OK\r\n"
     );
-    let begun = Instant::now();
+    let started_at = Instant::now();
     while !first.is_master().await {
-        assert!(begun.elapsed() < TIMEOUT);
+        assert!(started_at.elapsed() < TIMEOUT);
         // Calls continue during the failover.
         store.ping().await.ok();
     }
@@ -74,7 +74,7 @@ async fn the_new_master_is_found_after_a_failover() {
 
 /// Errors name mistakes in user, password, name and certificate, for sentinels and for servers.
 #[tokio::test]
-async fn what_is_wrong_with_sentinels_is_told() {
+async fn sentinel_errors_are_reported() {
     let sentinel_redis = SentinelRedis::start(&[]).await;
     let good = settings(&sentinel_redis);
     let with = |from: &str, to: &str| Settings {
@@ -110,15 +110,18 @@ async fn what_is_wrong_with_sentinels_is_told() {
         (by_host, false, "certificate"),
     ] {
         let error = RedisStore::connect(&settings).await.expect_err(named);
-        let words = describe(&error);
-        assert!(words.contains(named), "{words}");
+        let message = describe(&error);
+        assert!(message.contains(named), "{message}");
         assert_eq!(
             matches!(error, ConnectError::Refused { .. }),
             is_refused,
-            "{words}"
+            "{message}"
         );
         for secret in ["wr0ng", "pass,word", "asker-password"] {
-            assert!(!format!("{words} {error:?}").contains(secret), "{words}");
+            assert!(
+                !format!("{message} {error:?}").contains(secret),
+                "{message}"
+            );
         }
     }
     // A sentinel that missed a failover leads to a replica, and is skipped.
@@ -130,8 +133,8 @@ async fn what_is_wrong_with_sentinels_is_told() {
         ..good.clone()
     };
     let error = RedisStore::connect(&by(format!("redis://{behind}"))).await;
-    let words = describe(&error.expect_err("a replica"));
-    assert!(words.contains("is a replica"), "{words}");
+    let message = describe(&error.expect_err("a replica"));
+    assert!(message.contains("is a replica"), "{message}");
     connect(&by(format!(
         "redis://{behind},{}",
         sentinel_redis.sentinel_url()
@@ -147,7 +150,7 @@ async fn what_is_wrong_with_sentinels_is_told() {
 
 /// The settings of the master bound how long a master without replicas takes writes.
 #[tokio::test]
-async fn a_write_is_durable_when_a_replica_must_have_it() {
+async fn durable_after_follows_the_min_replicas_settings() {
     let sentinel_redis = SentinelRedis::start(&["--appendfsync", "always"]).await;
     let [master, _] = sentinel_redis.servers();
     let durable_after = async || connect(&settings(&sentinel_redis)).await.durable_after();

@@ -222,7 +222,7 @@ fn a_gate_counts_measurements() {
 
 /// A gate does not wait without need: an approval is requested when all other conditions hold.
 #[test]
-fn metrics_come_before_an_approval_and_run_on_while_it_is_waited_for() {
+fn metrics_precede_approval_and_continue_while_waiting() {
     let gate = "metrics: [{name: m, query: up, success: '> 0', count: 1}], approval: {}";
     let said = course(gate, "Ss");
     assert!(said[0].contains("ApprovalAwaited"), "{said:?}");
@@ -234,20 +234,24 @@ fn metrics_come_before_an_approval_and_run_on_while_it_is_waited_for() {
 }
 
 #[test]
-fn it_is_asked_for_when_it_is_due() {
+fn metric_is_queried_when_due() {
     let text = "metrics: [{name: a, query: up, success: '> 0', initial_delay: 5m}, {name: b, query: up, success: '> 0', every: 10m}]";
     let mut rollout = rollout(text);
-    let asks = |rollout: &Rollout, seconds: u64, a: Option<u64>, b: Option<u64>| {
+    let due_metric = |rollout: &Rollout, seconds: u64, a: Option<u64>, b: Option<u64>| {
         let progress = rollout.stage_progress().unwrap();
-        let asked = |name: &MetricName| if name.as_str() == "a" { a } else { b }.map(at);
-        due(gate_of(rollout), progress, asked, at(seconds)).map(|metric| metric.name.to_string())
+        let queried_at = |name: &MetricName| if name.as_str() == "a" { a } else { b }.map(at);
+        due(gate_of(rollout), progress, queried_at, at(seconds))
+            .map(|metric| metric.name.to_string())
     };
-    assert_eq!(asks(&rollout, 0, None, None).as_deref(), Some("b"));
-    assert_eq!(asks(&rollout, 299, None, Some(0)), None);
-    assert_eq!(asks(&rollout, 300, None, Some(0)).as_deref(), Some("a"));
-    assert_eq!(asks(&rollout, 599, Some(560), Some(0)), None);
+    assert_eq!(due_metric(&rollout, 0, None, None).as_deref(), Some("b"));
+    assert_eq!(due_metric(&rollout, 299, None, Some(0)), None);
     assert_eq!(
-        asks(&rollout, 600, Some(560), Some(0)).as_deref(),
+        due_metric(&rollout, 300, None, Some(0)).as_deref(),
+        Some("a")
+    );
+    assert_eq!(due_metric(&rollout, 599, Some(560), Some(0)), None);
+    assert_eq!(
+        due_metric(&rollout, 600, Some(560), Some(0)).as_deref(),
         Some("b")
     );
     // A measurement noted by another driver is not repeated at once.
@@ -260,10 +264,10 @@ fn it_is_asked_for_when_it_is_due() {
     for name in ["a", "b"] {
         rollout = rollout.after(event(name), at(700)).unwrap().unwrap();
     }
-    assert_eq!(asks(&rollout, 759, None, None), None);
-    assert_eq!(asks(&rollout, 760, None, None).as_deref(), Some("a"));
+    assert_eq!(due_metric(&rollout, 759, None, None), None);
+    assert_eq!(due_metric(&rollout, 760, None, None).as_deref(), Some("a"));
     assert_eq!(
-        asks(&rollout, 1_300, Some(1_299), None).as_deref(),
+        due_metric(&rollout, 1_300, Some(1_299), None).as_deref(),
         Some("b")
     );
     assert_eq!(
@@ -276,7 +280,7 @@ fn it_is_asked_for_when_it_is_due() {
 
 /// In a stage of any length, a metric with a constant result is noted only a few times.
 #[test]
-fn what_changes_nothing_is_not_noted() {
+fn redundant_measurements_are_not_recorded() {
     let gate = "bake: 1d, metrics: [{name: m, query: up, success: '> 0', count: 3}]";
     let rollout = rollout(gate);
     let version = |measurements: &str| {
@@ -309,7 +313,7 @@ fn what_changes_nothing_is_not_noted() {
 
 /// After a resume, the whole gate is judged again.
 #[test]
-fn a_gate_that_was_undecided_pauses_and_begins_anew() {
+fn undecided_gate_pauses_and_restarts_after_resume() {
     let rollout =
         rollout("metrics: [{name: m, query: up, success: '> 0'}], approval: {}, on_failure: abort");
     let stage = StageName::new("s").unwrap();

@@ -76,7 +76,7 @@ fn sent(rest: &str, devices: u64) -> String {
 }
 
 #[test]
-fn a_schedule_is_walked_through() {
+fn forecast_follows_schedule() {
     let night =
         |more: &str| format!("schedule: {{windows: [{{from: \"22:00\", for: 1h}}], {more}}}");
     for (rest, devices, expected) in [
@@ -131,7 +131,7 @@ fn a_schedule_is_walked_through() {
 }
 
 #[test]
-fn what_can_never_be_sent_is_refused() {
+fn impossible_sends_are_refused() {
     let never = sent(
         "schedule: {windows: [{days: [mon], from: \"10:00\", for: 1h}], freeze: [{from: 2026-01-06, to: 2099-12-31, reason: sold}]}",
         10,
@@ -380,7 +380,7 @@ fn zones_share_the_pace_of_their_hub() {
 /// If the turn of a stage comes while the schedule is closed or the quota of the day is used up,
 /// the stage starts afterwards.
 #[test]
-fn a_stage_starts_with_its_first_message() {
+fn stage_starts_with_first_message() {
     let starts = |rest: &str, devices: &[(Option<&str>, u64)], limits: HubLimits| {
         let stages = "stages: [{name: one, percent: 1%}, {name: two, percent: 50%}]";
         let spec = spec(&format!("{stages}\n{rest}"));
@@ -435,7 +435,7 @@ fn a_stage_starts_with_its_first_message() {
 }
 
 #[test]
-fn a_daily_quota_holds_it_up_until_midnight() {
+fn daily_quota_delays_sends_until_midnight() {
     let spec = spec("");
     let limits = HubLimits {
         messages_per_day: Some(1_000),
@@ -462,7 +462,7 @@ fn a_daily_quota_holds_it_up_until_midnight() {
 }
 
 #[test]
-fn what_may_not_be_meant_is_said() {
+fn implausible_specs_produce_warnings() {
     let of = |rest: &str, devices: u64, limits: HubLimits| {
         let spec = spec(rest);
         let stage = shares(&[(None, devices)], limits, &spec, 0);

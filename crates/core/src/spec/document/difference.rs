@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_told_by_field() {
+    fn differences_are_reported_by_field() {
         let old = json(r#"{"a": {"b": 1, "c": 2}, "d": [1], "f": 1.10, "g": [{"x": 1, "y": 2}]}"#);
         let new = json(r#"{"f": 1.1, "a": {"b": 3}, "d": [1], "e": "x", "g": [{"y": 2, "x": 1}]}"#);
         assert_eq!(

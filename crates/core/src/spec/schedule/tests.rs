@@ -65,7 +65,7 @@ fn assert_stretches(yaml: &str, from: &str, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn it_reads_and_writes() {
+fn schedule_reads_and_writes() {
     let yaml = "\
 start_at: 2026-11-02T08:00:00+01:00
 windows:
@@ -102,7 +102,7 @@ freeze:
 }
 
 #[test]
-fn what_does_not_read_says_why() {
+fn unreadable_schedules_are_refused_with_reason() {
     for (yaml, expected) in [
         ("zone: Berlin", "zone: \"Berlin\" is not a time zone"),
         (
@@ -193,7 +193,7 @@ freeze:
 }
 
 #[test]
-fn reasons_are_plain_words() {
+fn closed_reasons_are_described() {
     assert_eq!(Closed::NotStarted.to_string(), "before its start");
     assert_eq!(Closed::OutsideWindow.to_string(), "outside its windows");
     assert_eq!(frozen("Christmas").to_string(), "frozen: Christmas");
@@ -201,7 +201,7 @@ fn reasons_are_plain_words() {
 }
 
 #[test]
-fn what_is_not_said_does_not_limit() {
+fn empty_schedule_is_always_open() {
     for now in [Timestamp(0), time("2026-10-25T01:00:00Z"), Timestamp::MAX] {
         assert_eq!(
             schedule("{}").state_at(now, None),
@@ -231,7 +231,7 @@ fn windows_are_half_open_to_the_millisecond() {
 }
 
 #[test]
-fn a_window_starts_on_its_days_and_ends_when_it_ends() {
+fn windows_start_on_given_days_and_may_cross_midnight() {
     // 2026-06-05 is a Friday.
     assert_stretches(
         "windows: [{days: [fri, mon], from: 22:00, for: 4h}]",
@@ -254,7 +254,7 @@ fn a_window_starts_on_its_days_and_ends_when_it_ends() {
 }
 
 #[test]
-fn windows_that_touch_are_one() {
+fn touching_windows_are_merged() {
     assert_stretches(
         "windows: [{from: 12:00, for: 2h}, {from: 10:00, for: 2h}, {from: 09:00, for: 90m}, {from: 14:01, for: 1h}]",
         "2026-06-05T00:00:00Z",
@@ -300,7 +300,7 @@ fn windows_that_fill_the_week_never_close() {
 }
 
 #[test]
-fn windows_where_summer_time_begins() {
+fn windows_follow_clocks_when_summer_time_begins() {
     for (zone, from, window, expected) in [
         // Clocks go from 02:00+01 to 03:00+02.
         (
@@ -353,7 +353,7 @@ fn windows_where_summer_time_begins() {
 }
 
 #[test]
-fn windows_where_summer_time_ends() {
+fn windows_follow_clocks_when_summer_time_ends() {
     for (zone, from, window, expected) in [
         // Clocks go from 03:00+02 to 02:00+01.
         (
@@ -404,7 +404,7 @@ fn windows_where_summer_time_ends() {
 /// In Nuuk the last Saturday of March ends at 23:00. Saturday's window of 23:30 therefore begins on
 /// Sunday, after the first window of Sunday itself.
 #[test]
-fn a_start_that_moves_over_midnight_is_not_lost() {
+fn window_start_moved_past_midnight_is_kept() {
     let yaml = |second: &str| {
         format!(
             "{{windows: [{{days: [sat], from: 23:30, for: 1h}}, {second}], zone: America/Nuuk}}"
@@ -426,7 +426,7 @@ fn a_start_that_moves_over_midnight_is_not_lost() {
 }
 
 #[test]
-fn a_window_is_known_however_many_midnights_ago_it_began() {
+fn window_is_found_after_any_number_of_midnights() {
     // The Sunday of 23 hours, and Samoa's missing 30 December.
     assert_stretches(
         "{windows: [{days: [sat], from: 23:30, for: 1d}], zone: Europe/Berlin}",
@@ -448,7 +448,7 @@ fn a_window_is_known_however_many_midnights_ago_it_began() {
 
 /// Samoa had no 30 December 2011.
 #[test]
-fn a_day_that_a_zone_leaves_out_freezes_nothing() {
+fn freeze_of_skipped_day_has_no_effect() {
     let apia = schedule("{zone: Pacific/Apia, freeze: [{from: 2011-12-30}, {from: 2012-01-01}]}");
     assert_eq!(
         apia.state_at(time("2011-12-29T12:00:00Z"), None),
@@ -490,7 +490,7 @@ freeze: [{from: 2026-12-24, to: 2026-12-25, reason: Christmas}, {from: 2026-12-2
 }
 
 #[test]
-fn a_frozen_day_is_as_long_as_it_is() {
+fn freeze_covers_actual_length_of_day() {
     for (zone, day, from, hours, minutes) in [
         ("Europe/Berlin", "2026-03-29", "2026-03-28T23:00:00Z", 23, 0),
         ("Europe/Berlin", "2026-10-25", "2026-10-24T22:00:00Z", 25, 0),
@@ -553,7 +553,7 @@ fn a_frozen_day_is_as_long_as_it_is() {
 }
 
 #[test]
-fn nothing_opens_before_the_start() {
+fn schedule_is_closed_before_start() {
     let start = "2026-06-05T23:30:00.500Z";
     for (rest, until) in [
         ("", start),
@@ -581,7 +581,7 @@ fn nothing_opens_before_the_start() {
 }
 
 #[test]
-fn what_is_beyond_the_horizon_is_not_looked_for() {
+fn opening_beyond_horizon_is_not_reported() {
     let yaml = |to: &str| {
         format!("{{windows: [{{from: 10:00, for: 1h}}], freeze: [{{from: 2026-01-01, to: {to}}}]}}")
     };
@@ -600,7 +600,7 @@ fn what_is_beyond_the_horizon_is_not_looked_for() {
 }
 
 #[test]
-fn a_schedule_opens_within_400_days_of_its_start_or_now() {
+fn schedule_must_open_within_400_days() {
     let with = |yaml: &str| -> Schedule { Document::parse("x", yaml).unwrap().read().unwrap() };
     let start = "start_at: 2027-01-01T00:00:00Z";
     // 400 days after the start is 2028-02-05.
@@ -643,7 +643,7 @@ fn a_schedule_opens_within_400_days_of_its_start_or_now() {
 }
 
 #[test]
-fn a_device_has_its_own_zone() {
+fn device_zone_overrides_default_zone() {
     let schedule =
         schedule("{windows: [{from: 22:00, for: 2h}], zone: Europe/Berlin, zone_tag: zone}");
     let now = time("2026-06-05T20:30:00Z");
@@ -773,7 +773,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn answers_agree_with_each_other_and_the_definition((schedule, from) in some_schedule()) {
+    fn schedule_states_match_definition((schedule, from) in some_schedule()) {
         let end = Timestamp(from.0 + 72 * HOUR);
         let mut now = from;
         while now < end {

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_correlation_id_names_its_call() {
+    fn correlation_id_identifies_the_call() {
         for call in [0, 1, 77, (1 << 48) - 1] {
             let uuid = correlation_of(call);
             assert_eq!(uuid.get_version_num(), 4, "{uuid}");

@@ -90,7 +90,7 @@ fn change(hub: &Hub, change: impl FnOnce(&mut crate::fleet::DeviceRecord)) -> u3
 }
 
 #[test]
-fn a_device_is_let_in_by_its_own_token_alone() {
+fn device_authentication_requires_a_matching_token() {
     let hub = hub();
     let (key, ends_s) = (key_of(&hub, ID), hub.now_s() + 60);
     let sign = |resource: &str| sign_device_token(resource, &key, ends_s);
@@ -197,7 +197,7 @@ fn device_certificate(authority: &Authority, name: &str) -> ClientCertificate {
 }
 
 #[test]
-fn a_device_is_let_in_by_its_certificate_alone() {
+fn device_authentication_requires_a_matching_certificate() {
     let (known, stranger) = (authority(), authority());
     let roots = crate::certificate::read_pem(&known.certificate.pem()).unwrap();
     let authorities = DeviceAuthorities::new(&roots).unwrap();
@@ -251,7 +251,7 @@ fn a_device_is_let_in_by_its_certificate_alone() {
 }
 
 #[test]
-fn a_device_that_connects_takes_its_place_in_the_fleet() {
+fn connecting_device_replaces_the_simulated_device() {
     let hub = hub();
     let number = hub.registry().number(ID).unwrap();
     send(&hub, "simulated", 60_000);
@@ -288,7 +288,7 @@ fn a_device_that_connects_takes_its_place_in_the_fleet() {
 }
 
 #[test]
-fn a_second_connection_ends_the_first_and_gets_its_messages() {
+fn second_connection_ends_the_first_and_gets_the_messages() {
     let hub = hub();
     let first = connect(&hub);
     send(&hub, "a", 60_000);
@@ -338,7 +338,7 @@ fn messages_come_in_order_and_no_more_than_a_device_may_hold() {
 }
 
 #[test]
-fn what_a_device_holds_expires_when_it_comes_back() {
+fn held_messages_past_expiry_expire_on_return() {
     let hub = hub();
     let session = connect(&hub);
     ["a", "b", "c"].iter().for_each(|id| send(&hub, id, 60));
@@ -360,7 +360,7 @@ fn what_a_device_holds_expires_when_it_comes_back() {
 }
 
 #[test]
-fn a_lock_ends_and_its_message_comes_again() {
+fn message_is_redelivered_after_the_lock_expires() {
     let hub = hub_of(HubConfig {
         device_lock: Duration::from_millis(30),
         ..config()
@@ -431,7 +431,7 @@ fn reported_properties_are_merged_and_bounded() {
 }
 
 #[test]
-fn only_who_wants_to_hear_is_told() {
+fn desired_changes_reach_only_subscribed_sessions() {
     let hub = hub();
     let session = connect(&hub);
     let patch = json!({ "a": 1 }).as_object().unwrap().clone();
@@ -451,7 +451,7 @@ fn only_who_wants_to_hear_is_told() {
 }
 
 #[test]
-fn a_deleted_device_is_gone_with_its_connection() {
+fn deleting_a_device_ends_the_connection() {
     let hub = hub();
     let session = connect(&hub);
     send(&hub, "a", 60_000);
@@ -489,7 +489,7 @@ fn invocation(response_ms: u64, connect_ms: u64) -> Invocation {
 }
 
 #[tokio::test]
-async fn a_method_waits_for_the_device_and_for_its_answer() {
+async fn method_call_waits_for_the_device_and_the_answer() {
     let hub = hub();
     let code = async |id: &str, invocation: Invocation| {
         let refused = hub.invoke(id, &invocation).await.map(drop);
@@ -538,7 +538,7 @@ async fn a_method_waits_for_the_device_and_for_its_answer() {
 }
 
 #[test]
-fn what_a_device_reports_is_missing_in_queries_for_a_while() {
+fn reported_properties_appear_in_queries_after_a_lag() {
     let hub = hub_of(HubConfig {
         query_lag: Duration::from_millis(300),
         ..config()

@@ -94,7 +94,7 @@ fn all_batches() -> Vec<Batch> {
 async fn record(
     store: &EmbeddedStore,
     lease: &Lease,
-    (known, asked): &mut (OutcomeList, OutcomeList),
+    (known, requested): &mut (OutcomeList, OutcomeList),
     mut dice: Dice,
 ) -> Option<()> {
     for _ in 0..8 {
@@ -106,10 +106,10 @@ async fn record(
             })
             .collect();
         for report in &reports {
-            asked.merge(report.index as usize, report.outcome);
+            requested.merge(report.index as usize, report.outcome);
         }
         store.record(lease, &reports, TTL).await.ok()?;
-        known.clone_from(asked);
+        known.clone_from(requested);
     }
     Some(())
 }
@@ -126,10 +126,10 @@ async fn check(store: &EmbeddedStore, known: &Known) {
     for id in 0..known.added {
         let work = store.load(&r, BatchId(id)).await.unwrap();
         assert_eq!(work.batch, batch(id, DEVICES));
-        let (sure, asked) = &known.outcomes[id as usize];
+        let (sure, requested) = &known.outcomes[id as usize];
         assert!(
-            [sure, asked].contains(&&work.outcomes),
-            "batch {id} has neither what was answered nor what was asked"
+            [sure, requested].contains(&&work.outcomes),
+            "batch {id} has neither what was answered nor what was requested"
         );
     }
 }
@@ -175,7 +175,7 @@ async fn finish(store: &EmbeddedStore) {
 }
 
 #[test]
-fn a_power_cut_loses_nothing_that_was_answered() {
+fn power_cut_loses_no_answered_write() {
     let clock = Arc::new(ManualClock::default());
     let disk = SimDisk::default();
     drop(disk.open(clock.clone()).unwrap());

@@ -15,17 +15,17 @@ use super::sim::SimDisk;
 
 /// Formats the whole chain of errors in a single line, as a program prints the chain.
 fn describe(error: &dyn Error) -> String {
-    let mut words = error.to_string();
+    let mut message = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        words += &format!(": {error}");
+        message += &format!(": {error}");
         source = error.source();
     }
-    words
+    message
 }
 
 #[test]
-fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
+fn write_refused_on_full_disk_can_be_retried() {
     run(async {
         let disk = SimDisk::default();
         let store = disk.open(Arc::new(ManualClock::default())).unwrap();
@@ -47,12 +47,12 @@ fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
             assert!(added < 1_000, "the disk never was full");
         };
         assert!(matches!(error, StoreError::NotWritable { .. }), "{error:?}");
-        let words = describe(&error);
+        let message = describe(&error);
         assert!(
-            words.starts_with("cannot add batches to rollout r: "),
-            "{words}"
+            message.starts_with("cannot add batches to rollout r: "),
+            "{message}"
         );
-        assert!(words.contains("no storage space"), "{words}");
+        assert!(message.contains("no storage space"), "{message}");
 
         for _ in 0..3 {
             assert!(add(added).await.is_err(), "it is still full");
@@ -70,7 +70,7 @@ fn what_finds_no_room_is_not_kept_and_can_be_asked_again() {
 }
 
 #[test]
-fn a_lease_outlives_a_failed_write() {
+fn lease_survives_a_failed_write() {
     run(async {
         let disk = SimDisk::default();
         let store = disk.open(Arc::new(ManualClock::default())).unwrap();

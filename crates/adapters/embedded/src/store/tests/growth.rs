@@ -31,7 +31,7 @@ fn overwriting_takes_no_room() {
 }
 
 #[test]
-fn plans_that_were_given_up_are_removed() {
+fn abandoned_plans_are_removed() {
     run(async {
         let disk = SimDisk::default();
         let store = disk.open(Arc::new(ManualClock::default())).unwrap();

@@ -32,7 +32,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn what_was_answered_is_there_again() {
+fn answered_writes_survive_reopening() {
     let dir = folder();
     run(async {
         let store = open_store(dir.path()).unwrap();
@@ -66,7 +66,7 @@ fn a_lease_of_an_earlier_opening_is_fenced() {
 }
 
 #[test]
-fn a_closed_store_lets_go_of_its_folder_and_refuses_calls() {
+fn closed_store_releases_folder_and_refuses_calls() {
     let dir = folder();
     run(async {
         let store = open_store(dir.path()).unwrap();
@@ -79,7 +79,7 @@ fn a_closed_store_lets_go_of_its_folder_and_refuses_calls() {
 }
 
 #[test]
-fn one_process_at_a_time() {
+fn second_open_is_refused_as_in_use() {
     let dir = folder();
     let _first = open_store(dir.path()).unwrap();
     let error = open_store(dir.path()).unwrap_err();
@@ -88,7 +88,7 @@ fn one_process_at_a_time() {
 }
 
 #[test]
-fn several_read_at_once_and_nothing_is_changed() {
+fn concurrent_readers_leave_the_file_unchanged() {
     let dir = folder();
     let file = dir.path().join("state.redb");
     let before = std::fs::read(&file).unwrap();
@@ -115,7 +115,7 @@ fn several_read_at_once_and_nothing_is_changed() {
 }
 
 #[test]
-fn a_state_that_was_not_closed_is_read_as_it_was() {
+fn unclosed_state_is_readable_and_left_unchanged() {
     let dir = folder();
     let copy = tempfile::tempdir().unwrap();
     run(async {
@@ -144,7 +144,7 @@ fn a_state_that_was_not_closed_is_read_as_it_was() {
 }
 
 #[test]
-fn a_path_that_is_no_folder_is_named() {
+fn non_folder_path_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "x").unwrap();
@@ -155,7 +155,7 @@ fn a_path_that_is_no_folder_is_named() {
 }
 
 #[test]
-fn a_file_of_another_kind_is_left_as_it_is() {
+fn foreign_file_is_refused_and_left_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.redb");
     for content in ["hello".to_owned(), "hello\n".repeat(10_000)] {
@@ -171,9 +171,9 @@ fn a_database_of_another_program_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let database = Database::create(dir.path().join("state.redb")).unwrap();
     let transaction = database.begin_write().unwrap();
-    let theirs: TableDefinition<'_, u64, u64> = TableDefinition::new("meta");
+    let foreign_table: TableDefinition<'_, u64, u64> = TableDefinition::new("meta");
     transaction
-        .open_table(theirs)
+        .open_table(foreign_table)
         .unwrap()
         .insert(1, 1)
         .unwrap();
@@ -208,7 +208,7 @@ fn a_newer_format_is_refused() {
 }
 
 #[test]
-fn damage_is_found_when_it_is_opened() {
+fn damage_is_detected_on_open() {
     let dir = folder();
     let path = dir.path().join("state.redb");
     let good = std::fs::read(&path).unwrap();
@@ -232,23 +232,23 @@ fn damage_is_found_when_it_is_opened() {
 }
 
 #[test]
-fn the_systems_refusals_are_told_apart() {
-    let told = |kind: io::ErrorKind| OpenError::from_io("x".into(), kind.into());
+fn io_errors_are_classified() {
+    let open_error = |kind: io::ErrorKind| OpenError::from_io("x".into(), kind.into());
     for kind in [
         io::ErrorKind::PermissionDenied,
         io::ErrorKind::ReadOnlyFilesystem,
     ] {
-        let error = told(kind);
+        let error = open_error(kind);
         assert!(matches!(error, OpenError::NotWritable { .. }), "{error:?}");
     }
-    let full = told(io::ErrorKind::StorageFull);
+    let full = open_error(io::ErrorKind::StorageFull);
     assert_eq!(full.to_string(), "no room on the disk for the state in x");
-    let other = told(io::ErrorKind::TimedOut);
+    let other = open_error(io::ErrorKind::TimedOut);
     assert!(matches!(other, OpenError::System { .. }), "{other:?}");
 }
 
 #[test]
-fn a_crash_while_it_was_made_is_no_damage() {
+fn leftover_of_an_interrupted_creation_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("state.new"), [0; 5_000]).unwrap();
     drop(open_store(dir.path()).unwrap());
