@@ -86,27 +86,27 @@ mod tests {
     use twincast_core::account::Activity;
     use twincast_core::outcome::{Outcome, OutcomeClass};
 
-    /// The page has words for every value that may be shown.
+    /// The page has a text for every value that may be shown.
     #[test]
     fn every_outcome_class_and_activity_has_a_text() {
-        let words = include_str!("page/text.js");
+        let texts = include_str!("page/text.js");
         for outcome in Outcome::ALL {
-            let entry = format!("\n  {}: ", outcome.as_str());
-            assert!(words.contains(&entry), "{outcome}");
+            let entry = format!("\n  {}:", outcome.as_str());
+            assert!(texts.contains(&entry), "{outcome}");
         }
         for class in OutcomeClass::ALL {
             let entry = format!("\n  {}: '{}", class.as_str(), class.describe());
-            assert!(words.contains(&entry), "{entry}");
+            assert!(texts.contains(&entry), "{entry}");
             if class.is_failure() {
                 let outcomes = class.outcomes(true).map(|it| format!("'{it}'"));
                 let outcomes = outcomes.collect::<Vec<_>>().join(", ");
                 let entry = format!("\n  {}: [{outcomes}]", class.as_str());
-                assert!(words.contains(&entry), "{entry}");
+                assert!(texts.contains(&entry), "{entry}");
             }
         }
         for activity in Activity::ALL {
             let entry = format!("\n  {}: '{}'", activity.as_str(), activity.describe());
-            assert!(words.contains(&entry), "{entry}");
+            assert!(texts.contains(&entry), "{entry}");
         }
     }
 }

@@ -243,7 +243,7 @@ async fn consumer_resumes_after_consumer_timeout() {
 async fn publish_to_a_blocked_broker_reports_the_reason() {
     let broker = rough().await;
     let settings = Settings {
-        publish_timeout: Duration::from_millis(500),
+        publish_timeout: Duration::from_secs(2),
         ..settings(&broker.url())
     };
     let amqp = connect(settings.clone()).await;
