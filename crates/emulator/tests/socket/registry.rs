@@ -186,7 +186,7 @@ async fn update_resets_omitted_fields_if_the_etag_matches() {
         if etag.starts_with('"') {
             let updated: Value = answer.json().await.unwrap();
             assert_eq!(
-                told(&updated),
+                fields(&updated),
                 [json!("enabled"), json!(null), json!(false)]
             );
             assert_eq!(updated["deviceScope"], "");
