@@ -48,16 +48,20 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// Runs seeds on all processors until `enough` seeds have failed. Returns the failed seeds, lowest
-/// first, and the figures of all seeds.
-fn run_all(seeds: Range<u64>, setup: &Setup, enough: usize) -> (Vec<Report>, Figures) {
+/// Runs seeds on all processors until the failed seeds are `enough`. Returns the failed seeds,
+/// lowest first, and the figures of all seeds.
+fn run_all(
+    seeds: Range<u64>,
+    setup: &Setup,
+    enough: impl Fn(&[Report]) -> bool + Sync,
+) -> (Vec<Report>, Figures) {
     let next = AtomicU64::new(seeds.start);
     let failed = Mutex::new(Vec::<Report>::new());
     let all = Mutex::new(Figures::default());
     let run_some = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end || failed.lock().expect("no panic").len() >= enough {
+            if seed >= seeds.end || enough(&failed.lock().expect("no panic")) {
                 return;
             }
             let report = run::run(seed, setup);
@@ -77,6 +81,11 @@ fn run_all(seeds: Range<u64>, setup: &Setup, enough: usize) -> (Vec<Report>, Fig
     (failed, all.into_inner().expect("no panic"))
 }
 
+/// Returns true if a run need not look for more failures.
+fn are_many(failed: &[Report]) -> bool {
+    failed.len() >= MAX_FAILURES
+}
+
 #[test]
 fn promises_are_kept() {
     if let Some(seed) = number("TWINCAST_SIM_SEED") {
@@ -88,7 +97,7 @@ fn promises_are_kept() {
     let from = number("TWINCAST_SIM_FROM").unwrap_or(0);
     let many = number("TWINCAST_SIM_SEEDS").unwrap_or(SEEDS);
     let began = Instant::now();
-    let (failed, figures) = run_all(from..from + many, &Setup::default(), MAX_FAILURES);
+    let (failed, figures) = run_all(from..from + many, &Setup::default(), are_many);
     let rate = many as f64 / began.elapsed().as_secs_f64();
     println!("{many} seeds, {rate:.1} a second: {figures:?}");
     for report in &failed {
@@ -113,7 +122,7 @@ fn promises_are_kept_despite_lost_writes() {
         return;
     }
     let many = number("TWINCAST_SIM_LOST_WRITES_SEEDS").unwrap_or(LOST_WRITES_SEEDS);
-    let (failed, figures) = run_all(0..many, &setup, MAX_FAILURES);
+    let (failed, figures) = run_all(0..many, &setup, are_many);
     println!("{many} seeds with {CRASHES} crashes each: {figures:?}");
     for report in &failed {
         println!("seed {}: {}", report.plan.seed, report.violations[0]);
