@@ -453,19 +453,21 @@ async fn closing_waits_for_deliveries_in_flight() {
     .await;
     let sender = C2dSender::connect(&client(&hub)).await.unwrap();
     let template = template();
+    let sends = || stream::iter(0..50).map(|i| sender.send(message(&template, i, i)));
+    let outcomes: Vec<_> = sends().buffer_unordered(50).collect().await;
+    for outcome in outcomes {
+        assert!(outcome.is_accepted(), "{outcome}");
+    }
     let began = Instant::now();
-    {
-        let sends = stream::iter(0..50).map(|i| sender.send(message(&template, i, i)));
-        let all_arrived = async {
-            while hub.hub().summary().accepted < 50 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        // The callers go away while the hub has not answered.
-        tokio::select! {
-            () = all_arrived => {}
-            answered = sends.buffer_unordered(50).count() => assert_eq!(answered, 50),
+    let all_arrived = async {
+        while hub.hub().summary().accepted < 100 {
+            tokio::task::yield_now().await;
         }
+    };
+    // The callers go away while the hub has not answered.
+    tokio::select! {
+        () = all_arrived => {}
+        answered = sends().buffer_unordered(50).count() => assert_eq!(answered, 50),
     }
     timeout(TEST_TIMEOUT, sender.close()).await.unwrap();
     assert!(began.elapsed() >= delay, "closed before the hub's answers");
