@@ -13,6 +13,7 @@
 //! recording needs no query if all devices have answered, and otherwise works batch by batch.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -253,7 +254,11 @@ impl AnswerMemory {
 
     /// Returns the stages due for a query.
     fn due(&mut self, rollout: &Rollout, hubs: &Hubs, now: Timestamp) -> Vec<StageIndex> {
-        if rollout.phase != Phase::Running || rollout.retry.is_some() {
+        let is_active = matches!(
+            rollout.phase,
+            Phase::Running | Phase::Paused { .. } | Phase::Halted { .. }
+        );
+        if !is_active || rollout.retry.is_some() {
             return Vec::new();
         }
         let quiet = self.quiet_since.get_or_insert_with(Instant::now).elapsed();
@@ -284,6 +289,54 @@ impl AnswerMemory {
         let started = started.map(|(_, index)| StageIndex(index));
         started.filter(|stage| is_due(*stage)).collect()
     }
+}
+
+/// Keeps counting the answers to a rollout without pending work, until dropped: devices with the
+/// message install and answer while the rollout is paused or halted. Store errors are logged, and
+/// the count is repeated.
+pub(crate) async fn keep_counting(
+    rollout: &Rollout,
+    (store, hubs): (&Arc<dyn Store>, &Hubs),
+    clock: &dyn Clock,
+) -> Infallible {
+    let (mut rollout, mut memory) = (rollout.clone(), AnswerMemory::default());
+    loop {
+        let counted = async {
+            match memory.next_update(&rollout, (store, hubs), clock).await? {
+                AnswerUpdate::Noted {
+                    rollout: noted,
+                    changed,
+                    missing,
+                } => {
+                    rollout = *noted;
+                    note_query_result(&mut rollout, missing.as_deref());
+                    if changed {
+                        store.save_notes(&rollout).await?;
+                    }
+                    Ok::<_, StoreError>(())
+                }
+                // The gate decides after a resume.
+                AnswerUpdate::Recorded { .. } | AnswerUpdate::Undecided(_) => pending().await,
+            }
+        };
+        if let Err(error) = counted.await {
+            let name = &rollout.spec.name;
+            tracing::debug!(rollout = %name, error = describe(&error), "answers not counted yet");
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+    }
+}
+
+/// Notes whether the hubs could be queried for the state of devices, and if not, why. Logs only the
+/// first failure.
+pub(crate) fn note_query_result(rollout: &mut Rollout, failure: Option<&str>) {
+    if let Some(why) = failure
+        && rollout.notes.clock.query_failure().is_none()
+    {
+        let name = &rollout.spec.name;
+        tracing::warn!(rollout = %name, error = why, "cannot query the hubs for applied devices");
+    }
+    rollout.notes.clock.note_query(failure);
 }
 
 /// Returns whether the rollout's next step depends on device answers.

@@ -22,7 +22,7 @@ use twincast_core::waiting::Waiting;
 
 use crate::Hubs;
 use crate::accounting::Accounting;
-use crate::answers::{AnswerMemory, AnswerUpdate};
+use crate::answers::{AnswerMemory, AnswerUpdate, note_query_result};
 use crate::changes::{self, ChangeSource};
 use crate::config::DriverConfig;
 use crate::dispatching::{DispatchLog, Dispatcher, Round};
@@ -211,17 +211,14 @@ impl Running<'_> {
                 match update? {
                     AnswerUpdate::Noted { rollout: noted, changed, missing } => {
                         *rollout = *noted;
-                        match missing {
-                            Some(why) => note_query_failure(rollout, &why),
-                            None => rollout.notes.clock.note_query(None),
-                        }
+                        note_query_result(rollout, missing.as_deref());
                         if changed {
                             self.store.save_notes(rollout).await?;
                         }
                     }
                     AnswerUpdate::Recorded { rollout: noted } => {
                         *rollout = *noted;
-                        rollout.notes.clock.note_query(None);
+                        note_query_result(rollout, None);
                         self.store.save_notes(rollout).await?;
                         memory.recorded = true;
                     }
@@ -366,13 +363,13 @@ impl Running<'_> {
             MeasureResult::Measured(measured) => {
                 memory.measured = Some((rollout.stage(), measured));
                 memory.query_failed_at = None;
-                rollout.notes.clock.note_query(None);
+                note_query_result(rollout, None);
                 Ok(None)
             }
             MeasureResult::Undecided(event) => Ok(Some(event)),
             MeasureResult::Failed(why) => {
                 memory.query_failed_at = Some(Instant::now());
-                note_query_failure(rollout, &why);
+                note_query_result(rollout, Some(&why));
                 Ok(None)
             }
         }
@@ -389,15 +386,6 @@ impl Running<'_> {
             broker: self.broker,
         }
     }
-}
-
-/// Notes why the hubs cannot be queried for the state of devices. Logs only the first failure.
-fn note_query_failure(rollout: &mut Rollout, why: &str) {
-    if rollout.notes.clock.query_failure().is_none() {
-        let name = &rollout.spec.name;
-        tracing::warn!(rollout = %name, error = why, "cannot query the hubs for applied devices");
-    }
-    rollout.notes.clock.note_query(Some(why));
 }
 
 impl Wait {

@@ -10,9 +10,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::hub::HubLimits;
+use twincast_core::ids::{Attempt, BatchId, StageIndex};
+use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, RolloutRegistry, Rollouts as _,
+    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, RolloutRegistry, Rollouts as _, Tally,
 };
 use twincast_core::rollout::{Attribution, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
@@ -244,6 +246,54 @@ async fn a_paused_rollout_stays_driven_and_continues_on_resume() {
     )
     .await;
     bench.until("r", |phase| *phase == Phase::Succeeded).await;
+    worker.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_are_counted_while_a_rollout_is_paused() {
+    let bench = Bench::new(3);
+    let spec =
+        "{name: r, target: {all: true}, message: {body: {text: x}, properties: {kind: update}}}";
+    let spec = RolloutSpec::read("x", spec).unwrap();
+    let rollout = Rollout::accepted(spec, Default::default(), bench.clock.now());
+    bench.store.create(&rollout).await.unwrap();
+    let _one = bench.start("one");
+    let worker = bench.work();
+    let name = build::name("r");
+    while Tally::sum(&bench.store.tallies(&name).await.unwrap()).get(Outcome::Enqueued) < 3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let running = bench.rollout("r").await;
+    build::apply(&bench.store, &running, build::pause_requested()).await;
+    let answers = [
+        ("applied", ""),
+        ("failed", "disk_full: 3 MB are missing"),
+        ("installing", ""),
+    ];
+    for ((state, error), index) in answers.into_iter().zip(0..) {
+        let id = MessageId {
+            rollout: name.clone(),
+            id: running.id,
+            stage: StageIndex(0),
+            batch: BatchId(0),
+            index,
+            attempt: Attempt(1),
+        };
+        let device = build::device(&format!("device-{index:06}"));
+        bench.hub.report(&device, &id.to_string(), state, error);
+    }
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    let paused = bench.rollout("r").await;
+    assert!(
+        matches!(paused.phase, Phase::Paused { .. }),
+        "{:?}",
+        paused.phase
+    );
+    let counted = paused.notes.answers.stages().next().map(|(_, it)| *it);
+    let counted = counted.map(|it| (it.applied, it.failed, it.installing));
+    assert_eq!(counted, Some((1, 1, 1)));
+    let counts = Tally::sum(&bench.store.tallies(&name).await.unwrap());
+    assert_eq!(counts.get(Outcome::Failed), 1);
     worker.abort();
 }
 
