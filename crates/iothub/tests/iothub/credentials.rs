@@ -1,13 +1,9 @@
 //! Authentication to the hub: tokens of Microsoft Entra ID, and changing keys.
 
-mod common;
-
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::entra::{entra_client, entra_hub};
-use common::{config, message, options, template};
 use tokio::time::{Instant, timeout};
 use twincast_emulator::{Cut, Faults, RunningHub};
 use twincast_iothub::{
@@ -16,11 +12,15 @@ use twincast_iothub::{
 };
 use twincast_secret::SecretSource;
 
+use crate::common::entra::{entra_client, entra_hub};
+use crate::common::{client, config, message, options, template};
+
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_identity_has_full_access_while_keys_are_disabled() {
     let hub = entra_hub(3_600, "IoT Hub Data Contributor").await;
+    let with_key = client(&hub);
     let client = entra_client(&hub);
     assert_eq!(client.count(None).await.unwrap(), 10);
     assert_eq!(client.statistics().await.unwrap().total_device_count, 10);
@@ -31,9 +31,7 @@ async fn an_identity_has_full_access_while_keys_are_disabled() {
     let feedback = FeedbackReceiver::connect(&client).await.unwrap();
     feedback.close();
     sender.close().await;
-    // A key is refused.
-    let key = common::client(&hub);
-    let error = C2dSender::connect(&key).await.unwrap_err();
+    let error = C2dSender::connect(&with_key).await.unwrap_err();
     assert!(matches!(
         error,
         ConnectionFailure::Unauthorised { status: 401, .. }
@@ -42,7 +40,7 @@ async fn an_identity_has_full_access_while_keys_are_disabled() {
         error.to_string().contains("disabled for this hub"),
         "{error}"
     );
-    let RestError::Api(error) = key.count(None).await.unwrap_err() else {
+    let RestError::Api(error) = with_key.count(None).await.unwrap_err() else {
         panic!("the hub answers");
     };
     assert!(error.message.contains("disabled for this hub"), "{error}");

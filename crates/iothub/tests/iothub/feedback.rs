@@ -1,15 +1,14 @@
 //! Feedback over real sockets.
 
-mod common;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{client, client_with, config, message, options};
 use tokio::time::timeout;
 use twincast_emulator::{Cut, Faults, HubConfig};
 use twincast_iothub::{Ack, C2dSender, C2dTemplate, FeedbackReceiver, FeedbackStatus, LinkState};
+
+use crate::common::{client, client_with, config, message, options};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 

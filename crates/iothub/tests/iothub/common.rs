@@ -1,5 +1,4 @@
 //! A hub emulator on a loopback socket, and a client for the emulator.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod entra;
 pub(crate) mod proxy;

@@ -1,13 +1,10 @@
 //! The worker on test doubles with paused time: which messages are sent, how often, and which
 //! outcomes are recorded.
 
-mod bench;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::{Bench, map};
 use tokio::time::Instant;
 use twincast_core::ids::BatchId;
 use twincast_core::link::{LinkObstacle, LinkState, LinkStatus, REPORTED_EVERY};
@@ -20,6 +17,8 @@ use twincast_core::rollout::{Attribution, Event};
 use twincast_core::spec::{Delivery, Rate, RolloutSpec};
 use twincast_testkit::{Condition, RuntimeClock, build};
 use twincast_worker::HubState;
+
+use crate::bench::{Bench, map};
 
 #[tokio::test(start_paused = true)]
 async fn every_device_is_sent_once_and_recorded() {

@@ -1,13 +1,10 @@
 //! AMQP on its own port and over WebSockets, directly and through a proxy.
 
-mod common;
-
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{client_with, hub, message, options, template};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -16,6 +13,8 @@ use twincast_iothub::{
     C2dSender, Client, ClientOptions, ConnectError, ConnectionFailure, FeedbackReceiver, Proxy,
     Transport,
 };
+
+use crate::common::{client_with, hub, message, options, template};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 

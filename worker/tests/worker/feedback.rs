@@ -1,12 +1,9 @@
 //! Feedback on test doubles with paused time: which records are merged, and how messages of other
 //! applications are handled.
 
-mod bench;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bench::{Bench, Working, map};
 use tokio::time::{Instant, sleep};
 use twincast_core::evidence::{Obstacle, Watermark};
 use twincast_core::hub::FeedbackQueue;
@@ -17,6 +14,8 @@ use twincast_core::ports::{Batches as _, FeedbackRecord, Hub, Presence as _};
 use twincast_core::time::Timestamp;
 use twincast_testkit::FeedbackAnswer::{Completed, Released};
 use twincast_testkit::{Condition, FeedbackAnswer, build};
+
+use crate::bench::{Bench, Working, map};
 
 /// A queue without a message for this long is empty.
 const QUIET: Duration = Duration::from_secs(1);

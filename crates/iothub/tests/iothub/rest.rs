@@ -1,15 +1,14 @@
 //! Queries over real sockets, under the hub's faults.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{client, client_with, hub, options};
 use futures::TryStreamExt as _;
 use serde::Deserialize;
 use twincast_emulator::{Chance, Faults};
 use twincast_iothub::{ConnectError, RestError, Roots};
 use twincast_retry::Policy;
+
+use crate::common::{client, client_with, hub, options};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

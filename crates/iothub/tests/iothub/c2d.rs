@@ -1,11 +1,8 @@
 //! Sending over real sockets: every fault of the hub, and the promise of exactly one outcome per
 //! send.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Tally, client, client_with, hub, message, options, template};
 use futures::{StreamExt as _, stream};
 use tokio::time::timeout;
 use twincast_emulator::{Chance, Cut, Faults, Fleet};
@@ -14,6 +11,8 @@ use twincast_iothub::{
     ConnectionFailure, Disposition, Expiry, HubUnavailableReason, LinkState, NotSent, Roots,
     SendOutcome,
 };
+
+use crate::common::{Tally, client, client_with, config, hub, message, options, template};
 
 /// Longer than any test here takes; turns a hang into a failure.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -55,7 +54,7 @@ async fn every_message_is_accepted_by_a_healthy_hub() {
 async fn only_messages_up_to_the_size_limit_are_sent() {
     let config = twincast_emulator::HubConfig {
         fleet: Fleet::plain(1, "d%-{index}").unwrap(),
-        ..common::config(1, Faults::default())
+        ..config(1, Faults::default())
     };
     let hub = twincast_emulator::start(config).await.unwrap();
     let sender = C2dSender::connect(&client(&hub)).await.unwrap();

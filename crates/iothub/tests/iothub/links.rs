@@ -1,16 +1,15 @@
 //! The hook before every link, over real sockets.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{client_with, hub, message, options, template};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use twincast_emulator::{Cut, Faults};
 use twincast_iothub::{C2dSender, FeedbackReceiver, LinkHook, LinkState};
+
+use crate::common::{client_with, hub, message, options, template};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -1,13 +1,12 @@
 //! A machine clock different from the hub's: messages and tokens expire by the hub's clock.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{client, client_with, config, message, options};
 use twincast_emulator::{Faults, HubConfig, RunningHub};
 use twincast_iothub::{C2dSender, C2dTemplate, Client, Endpoint, Expiry, MAX_TTL, SendOutcome};
+
+use crate::common::{client, client_with, config, message, options};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 

@@ -1,13 +1,9 @@
 //! Hubs sending bytes beyond AMQP or beyond the protocol library's abilities, and silent hubs.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::proxy::{Proxy, Tamper, code, frame, honest, proxy};
-use common::{client, client_with, config, hub, message, options, template};
 use futures::{StreamExt as _, stream};
 use tokio::time::timeout;
 use twincast_emulator::{Faults, HubConfig, RunningHub};
@@ -15,6 +11,9 @@ use twincast_iothub::{
     Ack, C2dSender, C2dTemplate, ConnectionFailure, Disposition, FeedbackError, FeedbackReceiver,
     LinkHook, LinkState, NotSent, SendOutcome, UnknownCause,
 };
+
+use crate::common::proxy::{Proxy, Tamper, code, frame, honest, proxy};
+use crate::common::{client, client_with, config, hub, message, options, template};
 
 /// Longer than any test here takes; turns a hang into a failure.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);

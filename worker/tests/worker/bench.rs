@@ -1,5 +1,4 @@
 //! A worker on test doubles: a store in memory, a queue in the process, a scripted hub.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

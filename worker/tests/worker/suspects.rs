@@ -1,13 +1,10 @@
 //! A device whose send ends the connection must not cost other devices their answers for ever.
 
-mod bench;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bench::Bench;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +16,8 @@ use twincast_core::ports::{DevicePage, DeviceQuery, Hub, HubError, SendResult};
 use twincast_core::query::PropertyName;
 use twincast_testkit::{RuntimeClock, ScriptedHub, build};
 use twincast_worker::{Worker, WorkerHub};
+
+use crate::bench::Bench;
 
 /// The time from a send to the answer.
 const ANSWER: Duration = Duration::from_millis(20);

@@ -1,11 +1,8 @@
 //! The worker on test doubles with paused time, while the store is full or slow, or some calls are
 //! not answered.
 
-mod bench;
-
 use std::time::Duration;
 
-use bench::Bench;
 use tokio::time::{Instant, sleep};
 use twincast_core::ids::{BatchId, Holder, RolloutName};
 use twincast_core::outcome::Outcome;
@@ -13,6 +10,8 @@ use twincast_core::ports::{
     Batches as _, Dispatch, LeaseReply, LeaseRequest, NotSent, Queue, SendResult,
 };
 use twincast_testkit::{Condition, build};
+
+use crate::bench::Bench;
 
 /// Answers received before are recorded once there is room again, and no message is sent twice.
 #[tokio::test(start_paused = true)]

@@ -1,15 +1,14 @@
 //! No key and no token appears in any log at the level `trace`, from this crate or from its
 //! dependencies.
 
-mod common;
-
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use common::entra::{entra_client, entra_hub};
-use common::{client, hub, message, template};
 use twincast_emulator::Faults;
 use twincast_iothub::{C2dSender, ConnectionString, FeedbackReceiver};
+
+use crate::common::entra::{entra_client, entra_hub};
+use crate::common::{client, hub, message, template};
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);

@@ -1,0 +1,5 @@
+//! Tests of the hub adapter against the emulator.
+
+mod clock;
+mod feedback;
+mod silent;

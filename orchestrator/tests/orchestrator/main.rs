@@ -1,0 +1,11 @@
+//! Tests of the orchestrator on test doubles.
+
+mod answers;
+mod commands;
+mod driving;
+mod groups;
+mod http;
+mod metrics;
+mod planning;
+mod retry;
+mod service;
