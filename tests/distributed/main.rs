@@ -38,6 +38,7 @@ mod groups;
 mod happy_path;
 mod lost_writes;
 mod metrics;
+mod newer_broker;
 mod outages;
 mod overload;
 mod quota;

@@ -1,5 +1,5 @@
 //! Real services for tests: [`RabbitMq`], [`RabbitMqCluster`], [`Redis`], [`RedisCluster`],
-//! [`SentinelRedis`], and a [`Proxy`] in front of a service.
+//! [`SentinelRedis`], a [`Proxy`] in front of a service, and [`NewerBroker`] in front of RabbitMQ.
 //!
 //! `shared()` returns a single service per test process, started by the first call. Tests of a
 //! shared service use distinct names in the service. A test that stops or kills a service takes a
@@ -9,6 +9,7 @@
 //! the test process, however the process ends: a guard waits for the end of a pipe held by the
 //! guard and the test process only, then kills the remaining services and removes their files.
 
+mod newer_broker;
 mod proxy;
 mod rabbitmq;
 mod redis;
@@ -23,6 +24,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub use newer_broker::{DeliveryCounts, NACK, NewerBroker, REJECT};
 pub use proxy::Proxy;
 pub use rabbitmq::{RabbitMq, RabbitMqCluster};
 pub use redis::{Certificate, Redis, RedisCluster};
@@ -65,7 +67,7 @@ impl Root {
     /// Creates a folder for files of several services.
     fn shared_folder(&self) -> PathBuf {
         let dir = self.subfolder();
-        std::fs::create_dir_all(&dir).expect("a folder in a folder of ours");
+        std::fs::create_dir_all(&dir).expect("a folder in the root folder");
         dir
     }
 

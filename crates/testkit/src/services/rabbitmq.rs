@@ -141,6 +141,6 @@ impl RabbitMqCluster {
     }
 }
 
-fn url(address: SocketAddr) -> String {
+pub(super) fn url(address: SocketAddr) -> String {
     format!("amqp://guest:guest@{address}")
 }

@@ -153,8 +153,8 @@ impl Certificate {
         let names = [Self::NAME.to_owned(), "localhost".to_owned()];
         let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
         let write = |name: &str, text: String| std::fs::write(folder.join(name), text);
-        write("cert.pem", made.cert.pem()).expect("a file of ours");
-        write("key.pem", made.signing_key.serialize_pem()).expect("a file of ours");
+        write("cert.pem", made.cert.pem()).expect("the file is writable");
+        write("key.pem", made.signing_key.serialize_pem()).expect("the file is writable");
         Self { folder }
     }
 

@@ -164,7 +164,7 @@ impl SentinelRedis {
             }
             assert!(
                 start.elapsed() < AGREEMENT_TIMEOUT,
-                "the replica is not in step"
+                "the replica is not connected to the master"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

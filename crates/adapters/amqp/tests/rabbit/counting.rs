@@ -3,22 +3,21 @@
 use twincast_amqp::{Amqp, DeadLetter};
 use twincast_core::ports::Queue;
 use twincast_secret::SecretSource;
-use twincast_testkit::services::RabbitMq;
+use twincast_testkit::services::{DeliveryCounts, NACK, NewerBroker, REJECT, RabbitMq};
 
-use crate::interposer::{Counts, Interposer, NACK, REJECT};
 use crate::{connect, dispatch, hub, in_time, next, settings};
 
-/// Two clients with the same topology: the first connects through an interposer, the second
+/// Two clients with the same topology: the first connects through the proxy, the second
 /// directly.
-async fn both(counts: Counts) -> (Interposer, Amqp, Amqp) {
+async fn both(counts: DeliveryCounts) -> (NewerBroker, Amqp, Amqp) {
     let broker = RabbitMq::shared().await;
-    let interposer = Interposer::start(broker.address(), counts).await;
+    let newer_broker = NewerBroker::start(broker.address(), counts).await;
     let direct = settings(&broker.url());
     let through = twincast_amqp::Settings {
-        urls: SecretSource::Fixed(interposer.url().into()),
+        urls: SecretSource::Fixed(newer_broker.url().into()),
         ..direct.clone()
     };
-    (interposer, connect(through).await, connect(direct).await)
+    (newer_broker, connect(through).await, connect(direct).await)
 }
 
 async fn letter(amqp: &Amqp) -> DeadLetter {
@@ -36,7 +35,7 @@ async fn letter(amqp: &Amqp) -> DeadLetter {
 /// counts make no difference, because the broker enforces the declared limit.
 #[tokio::test]
 async fn returned_deliveries_are_rejected_and_counted() {
-    let (interposer, amqp, direct) = both(Counts::Hidden).await;
+    let (newer_broker, amqp, direct) = both(DeliveryCounts::Hidden).await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();
     let mut consumer = queue.consume(&hub(), 1).await.unwrap();
@@ -50,14 +49,17 @@ async fn returned_deliveries_are_rejected_and_counted() {
     }
     let letter = letter(&direct).await;
     assert_eq!(letter.cause.as_deref(), Some("delivery_limit"));
-    assert_eq!((interposer.sent(REJECT), interposer.sent(NACK)), (21, 0));
+    assert_eq!(
+        (newer_broker.sent(REJECT), newer_broker.sent(NACK)),
+        (21, 0)
+    );
 }
 
 /// RabbitMQ 4.3 does not count a message held by a consumer for too long, but shows the number of
 /// hand-outs. The client enforces the limit.
 #[tokio::test]
 async fn client_enforces_delivery_limit_on_acquired_counts() {
-    let (_interposer, amqp, direct) = both(Counts::Acquired { more: 19 }).await;
+    let (_newer_broker, amqp, direct) = both(DeliveryCounts::Acquired { more: 19 }).await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();
     queue.publish(&dispatch(2)).await.unwrap();
@@ -88,12 +90,12 @@ async fn client_enforces_delivery_limit_on_acquired_counts() {
 /// is cancelled.
 #[tokio::test]
 async fn cancelled_consumer_resumes() {
-    let (interposer, amqp, _direct) = both(Counts::Acquired { more: 0 }).await;
+    let (newer_broker, amqp, _direct) = both(DeliveryCounts::Acquired { more: 0 }).await;
     let queue = amqp.queue();
     queue.publish(&dispatch(1)).await.unwrap();
     let mut consumer = queue.consume(&hub(), 3).await.unwrap();
     let held = next(&mut consumer).await;
-    interposer.cancel_consumers();
+    newer_broker.cancel_consumers();
     let again = next(&mut consumer).await;
     assert_eq!(again.dispatch, held.dispatch);
     assert!(again.redelivered);

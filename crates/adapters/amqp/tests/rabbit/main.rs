@@ -9,7 +9,6 @@ mod counting;
 mod dead_letters;
 mod dispatches;
 mod events;
-mod interposer;
 mod losing;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +33,7 @@ fn settings(url: &str) -> Settings {
     Settings {
         prefix: format!("test{number}"),
         connection_name: format!("test {number}"),
-        reconnect: reconnect.expect("they ascend"),
+        reconnect: reconnect.expect("the delays ascend"),
         ..Settings::new(SecretSource::Fixed(url.into()))
     }
 }
@@ -47,11 +46,15 @@ async fn amqp() -> (Amqp, String) {
 }
 
 async fn connect(settings: Settings) -> Amqp {
-    Amqp::connect(settings).await.expect("the broker is there")
+    Amqp::connect(settings)
+        .await
+        .expect("the broker is reachable")
 }
 
 async fn refused(settings: Settings) -> ConnectError {
-    in_time(Amqp::connect(settings)).await.expect_err("refused")
+    in_time(Amqp::connect(settings))
+        .await
+        .expect_err("the connection is refused")
 }
 
 /// Returns an error with all causes, and all other visible representations of the error.
@@ -61,14 +64,14 @@ fn shown(error: &ConnectError) -> String {
 
 async fn in_time<T>(happens: impl Future<Output = T>) -> T {
     let happens = tokio::time::timeout(TIMEOUT, happens).await;
-    happens.expect("it happens in time")
+    happens.expect("the future resolves in time")
 }
 
 async fn until(amqp: &Amqp, is: impl FnMut(&State) -> bool) {
     let mut state = amqp.state();
     in_time(state.wait_for(is))
         .await
-        .expect("somebody sees to it");
+        .expect("the state is still reported");
 }
 
 async fn until_connected(amqp: &Amqp) {

@@ -1,5 +1,5 @@
-//! A proxy that makes a broker of version 3.10 look like version 4.3 in two respects: the counts in
-//! the headers of deliveries, and the cancelling of a consumer after `consumer_timeout`.
+//! A proxy that makes RabbitMQ 3.10 look like version 4.3 in two respects: the counts in the
+//! headers of deliveries, and the cancelling of a consumer after `consumer_timeout`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,9 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 
-/// Methods of the class `basic`, by their numbers in the protocol.
-pub(crate) const REJECT: u16 = 90;
-pub(crate) const NACK: u16 = 120;
+/// The number of the method `basic.reject` in the protocol.
+pub const REJECT: u16 = 90;
+/// The number of the method `basic.nack` in the protocol.
+pub const NACK: u16 = 120;
 const BASIC: u16 = 60;
 const CONSUME_OK: u16 = 21;
 const CANCEL: u16 = 30;
@@ -29,33 +30,43 @@ const DELIVERY_COUNT: &[u8; 16] = b"x-delivery-count";
 
 /// The counts in the headers of deliveries.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Counts {
+pub enum DeliveryCounts {
     /// Without counts.
     Hidden,
     /// Named `x-acquired-count`, as 4.3 counts hand-outs without failures, and higher than the
     /// broker's count by `more`.
-    Acquired { more: u64 },
+    Acquired {
+        /// The number added to the broker's count.
+        more: u64,
+    },
 }
 
-/// The proxy, until dropped.
-pub(crate) struct Interposer {
+/// A proxy in front of RabbitMQ 3.10 that behaves like version 4.3. The proxy ends on drop.
+#[derive(Debug)]
+pub struct NewerBroker {
     address: SocketAddr,
     shared: Arc<Shared>,
     task: AbortHandle,
 }
 
+#[derive(Debug)]
 struct Shared {
     target: SocketAddr,
-    counts: Counts,
+    counts: DeliveryCounts,
     /// The methods of the class `basic` sent by clients.
     sent: Mutex<Vec<u16>>,
     cancel: broadcast::Sender<()>,
 }
 
-impl Interposer {
-    pub(crate) async fn start(target: SocketAddr, counts: Counts) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
+impl NewerBroker {
+    /// Starts a proxy in front of the broker at `target`, on a free port.
+    ///
+    /// # Panics
+    /// If no port can be bound.
+    pub async fn start(target: SocketAddr, counts: DeliveryCounts) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a free port for a proxy");
+        let address = listener.local_addr().expect("a bound port");
         let shared = Arc::new(Shared {
             target,
             counts,
@@ -77,24 +88,32 @@ impl Interposer {
     }
 
     /// Returns the broker's URL by way of the proxy.
-    pub(crate) fn url(&self) -> String {
-        format!("amqp://guest:guest@{}", self.address)
+    #[must_use]
+    pub fn url(&self) -> String {
+        super::rabbitmq::url(self.address)
     }
 
     /// Returns how often clients have sent a method of the class `basic`.
-    pub(crate) fn sent(&self, method: u16) -> usize {
+    ///
+    /// # Panics
+    /// If a connection has panicked.
+    #[must_use]
+    pub fn sent(&self, method: u16) -> usize {
         let sent = self.shared.sent.lock().unwrap();
         sent.iter().filter(|sent| **sent == method).count()
     }
 
     /// Cancels all consumers, as 4.3 cancels a consumer after holding a delivery for longer than
     /// `consumer_timeout`: the channel stays open, and the broker expects no answer.
-    pub(crate) fn cancel_consumers(&self) {
+    ///
+    /// # Panics
+    /// If no client is connected.
+    pub fn cancel_consumers(&self) {
         self.shared.cancel.send(()).expect("a client is connected");
     }
 }
 
-impl Drop for Interposer {
+impl Drop for NewerBroker {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -109,14 +128,18 @@ impl Shared {
         from_client.read_exact(&mut greeting).await?;
         to_server.write_all(&greeting).await?;
         tokio::try_join!(
-            self.there(from_client, to_server),
-            self.back(from_server, to_client)
+            self.forward_to_broker(from_client, to_server),
+            self.forward_to_client(from_server, to_client)
         )?;
         Ok(())
     }
 
     /// Passes frames to the broker, and notes their methods.
-    async fn there(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+    async fn forward_to_broker(
+        &self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+    ) -> io::Result<()> {
         loop {
             let frame = Frame::read(&mut from).await?;
             if let Some((BASIC, method)) = frame.method() {
@@ -127,7 +150,11 @@ impl Shared {
     }
 
     /// Passes modified frames to the client.
-    async fn back(&self, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+    async fn forward_to_client(
+        &self,
+        from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+    ) -> io::Result<()> {
         let mut cancelled = self.cancel.subscribe();
         // Reads are in a task, since half a frame must not be dropped.
         let (out, mut frames) = tokio::sync::mpsc::channel(1);
@@ -187,7 +214,11 @@ impl Frame {
         let channel = from.read_u16().await?;
         let mut payload = vec![0; from.read_u32().await? as usize];
         from.read_exact(&mut payload).await?;
-        assert_eq!(from.read_u8().await?, FRAME_END, "frames are counted right");
+        assert_eq!(
+            from.read_u8().await?,
+            FRAME_END,
+            "the frame has an end mark"
+        );
         Ok(Self {
             kind,
             channel,
@@ -225,15 +256,15 @@ impl Frame {
 
     /// Renames and changes the count in a delivery's header. All names have the same length, so the
     /// sizes stay the same.
-    fn recount(&mut self, counts: Counts) {
+    fn recount(&mut self, counts: DeliveryCounts) {
         let length = DELIVERY_COUNT.len();
         let mut windows = self.payload.windows(length);
         let Some(at) = windows.position(|window| window == DELIVERY_COUNT) else {
             return;
         };
         let (name, more) = match counts {
-            Counts::Hidden => (b"x-hidden-as-well", 0),
-            Counts::Acquired { more } => (b"x-acquired-count", more),
+            DeliveryCounts::Hidden => (b"x-hidden-as-well", 0),
+            DeliveryCounts::Acquired { more } => (b"x-acquired-count", more),
         };
         self.payload[at..at + length].copy_from_slice(name);
         // The type of the value: `l`, a number of eight bytes.
