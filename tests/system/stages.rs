@@ -225,9 +225,13 @@ fn failed_canaries_are_retried_before_the_next_verdict() {
         "{}",
         waits.stderr
     );
-    assert_eq!(sent_to(&repaired), second, "those and no others");
+    assert_eq!(
+        sent_to(&repaired),
+        second,
+        "only the rejected devices are retried"
+    );
     assert_eq!(rejected(&room).len(), 0);
-    let device = second.first().expect("some were");
+    let device = second.first().expect("a rejected device");
     let explained = room.run(&["explain", "staged", device]).expect(0).stdout;
     let attempts = explained.matches("  attempt    ").count();
     assert!(
@@ -299,7 +303,8 @@ fn an_approval_is_waited_for_and_may_be_refused() {
     room.run(&["run", "staged.yaml"]).expect(8);
 
     // A plan for another rollout to the same devices mentions the overlap.
-    let text = std::fs::read_to_string(room.path().join("staged.yaml")).expect("it was written");
+    let text = std::fs::read_to_string(room.path().join("staged.yaml"));
+    let text = text.expect("the file was written");
     room.write("other.yaml", &text.replace("name: staged", "name: other"));
     let plan = room.run(&["plan", "other.yaml"]).expect(0).stdout;
     for part in [
@@ -366,7 +371,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
         "{never}"
     );
     let run = room.start(&["run", "resting.yaml"]);
-    eventually("it to say what it waits for", || {
+    eventually("the message about the schedule", || {
         run.stderr()
             .contains("the schedule to open at an unknown time (frozen: a long winter)")
             .then_some(())
@@ -379,7 +384,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     spec("zoned", &format!("start_at: {start}, zone_tag: zone"));
     let waits = format!("the schedule to open at {start} (before its start)");
     let run = room.start(&["run", "zoned.yaml"]);
-    eventually("it to say until when it waits", || {
+    eventually("the message about the start", || {
         let said = format!("waiting: stage all waits for {waits}");
         run.stderr().contains(&said).then_some(())
     });
@@ -400,15 +405,15 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
         "{device}"
     );
 
-    let soon = from_now(Duration::from_secs(4));
+    let soon = from_now(Duration::from_secs(8));
     spec("later", &format!("start_at: {soon}"));
     let started = std::time::Instant::now();
     let mut run = room.start(&["run", "later.yaml"]);
-    eventually("it to be over", || {
-        let is_early = started.elapsed() < Duration::from_secs(3);
+    eventually("the run to end", || {
+        let is_early = started.elapsed() < Duration::from_secs(6);
         assert!(
             !is_early || sent_to(&hub).is_empty(),
-            "sent before its start"
+            "nothing is sent before the start"
         );
         run.is_over().then_some(())
     });
@@ -416,7 +421,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
     let status = room.run(&["--json", "status", "later"]).expect(0).json();
     let waited = status["time_seconds"]["outside_window"].as_u64();
-    assert!((2..=4).contains(&waited.expect("seconds")), "{status}");
+    assert!((1..=8).contains(&waited.expect("seconds")), "{status}");
 }
 
 /// Devices complete the message and report the change, and revert seconds later.

@@ -97,8 +97,8 @@ async fn timed_out_hook_is_killed_with_all_children() {
     let started_at = Instant::now();
     while !is_gone() {
         assert!(
-            started_at.elapsed() < Duration::from_secs(5),
-            "its child lives on"
+            started_at.elapsed() < Duration::from_secs(30),
+            "the child process is still running"
         );
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -115,7 +115,7 @@ async fn hook_running_after_runner_exit_is_awaited_not_repeated() {
         first.run(Hook::Install, 1, &context()),
     )
     .await;
-    assert!(cut.is_err(), "it still runs");
+    assert!(cut.is_err(), "the hook is still running");
     // The first call waits for the running command; the second call finds the result.
     for _ in 0..2 {
         let again = runner(folder.path(), &script);
