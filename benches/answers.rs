@@ -70,10 +70,10 @@ fn main() -> Result<()> {
     let mut all = Vec::new();
     for (tier, units) in [(Tier::S1, 1), (Tier::S3, 10)] {
         let limits = HubLimits::of(tier, units, 1.0);
-        let asked = ask(&hub, limits.queries_per_minute);
+        let figures = ask(&hub, limits.queries_per_minute);
         all.push(Figures {
             hub: format!("{tier} with {units} units"),
-            ..runtime.block_on(asked)?
+            ..runtime.block_on(figures)?
         });
     }
     if args.json {

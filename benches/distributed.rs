@@ -123,10 +123,10 @@ fn measure(devices: usize, workers: usize, tag: &str) -> Result<Figures> {
     let orchestrator = engine.start("orchestrator", 0)?;
     let empty = redis.memory()?;
     let commands = redis.commands()?;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     engine.submit("bench", ALL_DEVICES, &format!("batch_by: [{tag}]"))?;
     engine.until("bench", |phase| phase != "accepted" && phase != "planning")?;
-    let planning = begun.elapsed();
+    let planning = started_at.elapsed();
     let planned = redis.memory()?;
     let mut figures = Figures {
         devices,
@@ -135,12 +135,12 @@ fn measure(devices: usize, workers: usize, tag: &str) -> Result<Figures> {
         ..Figures::default()
     };
     if workers > 0 {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let workers: Vec<_> = (0..workers)
             .map(|n| engine.start("worker", n))
             .collect::<Result<_>>()?;
         let phase = engine.until("bench", |phase| phase != "running")?;
-        let took = begun.elapsed();
+        let took = started_at.elapsed();
         ensure!(phase == "succeeded", "the rollout is {phase}");
         let counts = hub.counter()?.read()?;
         ensure!(

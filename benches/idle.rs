@@ -194,7 +194,7 @@ fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
         }
         post(api, "/api/v1/rollouts", &spec)
     })?;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let awaiting = rollouts - rollouts.div_ceil(3);
     loop {
         let output = engine.command(&["--json", "status"]).output()?;
@@ -210,7 +210,7 @@ fn make(rollouts: usize, engine: &Engine<'_>, api: &str) -> Result<()> {
             break;
         }
         ensure!(
-            begun.elapsed() < TIMEOUT,
+            started_at.elapsed() < TIMEOUT,
             "rollouts do not come to a rest: {status}"
         );
         pause(Duration::from_secs(2));

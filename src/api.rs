@@ -39,17 +39,17 @@ pub(crate) struct Listener {
 impl Listener {
     /// Binds the listener, if configured. Answers no request yet.
     pub(crate) async fn bind(settings: &Settings) -> Result<Option<Self>, Failure> {
-        let Some(wanted) = settings.api.listen else {
+        let Some(listen) = settings.api.listen else {
             return Ok(None);
         };
-        let access = access(&settings.api, wanted, &settings.base).await?;
+        let access = access(&settings.api, listen, &settings.base).await?;
         let tls = tls(&settings.api, &settings.base)?;
-        if tls.is_none() && !wanted.ip().is_loopback() {
+        if tls.is_none() && !listen.ip().is_loopback() {
             tracing::warn!("the API has no TLS (api.tls_cert_file): tokens can be read in transit");
         }
-        let listener = TcpListener::bind(wanted)
+        let listener = TcpListener::bind(listen)
             .await
-            .with_context(|| format!("cannot listen on {wanted} (api.listen)"))
+            .with_context(|| format!("cannot listen on {listen} (api.listen)"))
             .map_err(|error| Failure::new(ExitCode::Refused, error))?;
         let address = listener.local_addr()?;
         Ok(Some(Self {
@@ -101,15 +101,15 @@ fn refused(message: impl Into<String>) -> Failure {
 
 async fn access(
     settings: &ApiSettings,
-    wanted: SocketAddr,
+    listen: SocketAddr,
     base: &Path,
 ) -> Result<Access, Failure> {
     if settings.tokens_file.is_none() && settings.oidc.is_none() {
-        if wanted.ip().is_loopback() {
+        if listen.ip().is_loopback() {
             return Ok(Access::Anonymous);
         }
         let message = format!(
-            "api.listen {wanted} is reachable for other machines, but neither api.tokens_file nor \
+            "api.listen {listen} is reachable for other machines, but neither api.tokens_file nor \
              api.oidc is set: without tokens the API listens on 127.0.0.1 only"
         );
         return Err(refused(message)

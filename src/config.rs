@@ -481,7 +481,7 @@ impl Settings {
     pub(crate) fn of(toml: &str) -> Self {
         let file = tempfile::Builder::new().suffix(".toml").tempfile();
         let file = file.expect("a temporary file");
-        std::fs::write(file.path(), toml).expect("it is ours");
+        std::fs::write(file.path(), toml).expect("the file is writable");
         let nothing = Environment::default().source(Some(config::Map::new()));
         let settings = Self::load_from(Some(file.path()), nothing, Overrides::default());
         settings.unwrap_or_else(|failure| panic!("{:?}", failure.lines()))
@@ -524,7 +524,10 @@ mod tests {
             (settings.state.file_name(), settings.worker.slots),
             (Some("x".as_ref()), 7)
         );
-        assert!(settings.state.is_absolute(), "it is beside the file");
+        assert!(
+            settings.state.is_absolute(),
+            "the state folder is beside the file"
+        );
         let state = |toml: &str, environment: &[(&str, &str)]| {
             load(toml, environment).unwrap().state.display().to_string()
         };

@@ -171,7 +171,7 @@ pub(crate) fn all_hubs(
 fn hubs_where(
     settings: &Settings,
     budget: Option<&Arc<dyn Store>>,
-    wanted: impl Fn(&HubName) -> bool,
+    is_included: impl Fn(&HubName) -> bool,
 ) -> Result<Hubs, Failure> {
     if settings.hubs.is_empty() {
         return Err(
@@ -183,7 +183,7 @@ fn hubs_where(
             ),
         );
     }
-    let hubs = settings.hubs.iter().filter(|(name, _)| wanted(name));
+    let hubs = settings.hubs.iter().filter(|(name, _)| is_included(name));
     let hubs = hubs
         .map(|(name, hub)| Ok((name.clone(), connectable(name, hub, settings, budget)?)))
         .collect::<Result<Hubs, Failure>>()?;

@@ -12,9 +12,9 @@ pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool
     let environment = std::env::var("RUST_LOG")
         .ok()
         .filter(|filter| !filter.is_empty());
-    let wanted = flag.map(str::to_owned).or(environment);
+    let directives = flag.map(str::to_owned).or(environment);
     let mut filter = EnvFilter::builder()
-        .parse_lossy(wanted.unwrap_or_else(|| settings.filter_for(is_service).to_owned()));
+        .parse_lossy(directives.unwrap_or_else(|| settings.filter_for(is_service).to_owned()));
     // Some libraries log transmitted data, tokens included: they stay silent regardless of the
     // filter. The broker's client logs faults it repairs itself, and the verifier of certificates
     // logs errors it returns to the caller; this program logs the important ones.
@@ -34,7 +34,7 @@ pub(crate) fn start(settings: &LogSettings, flag: Option<&str>, is_service: bool
     let _ = match settings.format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Pretty => builder
-            .with_ansi(crate::output::colours_wanted_on_stderr())
+            .with_ansi(crate::output::colours_enabled_on_stderr())
             .try_init(),
     };
 }

@@ -14,7 +14,7 @@ use twincast_orchestrator::view::plan::MessageView;
 use crate::failure::{ExitCode, Failure};
 
 /// Returns true if standard error takes colours: on a terminal, and without `NO_COLOR`.
-pub(crate) fn colours_wanted_on_stderr() -> bool {
+pub(crate) fn colours_enabled_on_stderr() -> bool {
     io::stderr().is_terminal() && colours_allowed()
 }
 
@@ -51,7 +51,7 @@ impl Output {
             notes_are_logged: Arc::default(),
             json,
             colours_out: io::stdout().is_terminal() && colours_allowed(),
-            colours_err: colours_wanted_on_stderr(),
+            colours_err: colours_enabled_on_stderr(),
         }
     }
 

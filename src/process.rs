@@ -11,7 +11,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::health::Health;
 use crate::output::Output;
 use crate::services::Services;
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 
 /// A running process: the services, the probes, and the signal to stop.
 pub(crate) struct Process {
@@ -35,7 +35,7 @@ impl Process {
         let signalled = stop.clone();
         let stop_output = output.clone();
         tokio::spawn(async move {
-            asked_to_stop().await;
+            stop_signal().await;
             stop_output.note(&format!("twincast {role} is stopping."));
             signalled.cancel();
         });

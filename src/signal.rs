@@ -6,21 +6,21 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Resolves at Ctrl-C, at SIGTERM from a service manager, or at SIGHUP from a closed terminal,
 /// unless SIGHUP is ignored, as under `nohup`.
-pub(crate) async fn asked_to_stop() {
+pub(crate) async fn stop_signal() {
     let hung_up = async {
         match ignores_hang_ups() {
             true => std::future::pending().await,
-            false => heard(SignalKind::hangup()).await,
+            false => wait_for(SignalKind::hangup()).await,
         }
     };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
-        () = heard(SignalKind::terminate()) => {}
+        () = wait_for(SignalKind::terminate()) => {}
         () = hung_up => {}
     }
 }
 
-async fn heard(kind: SignalKind) {
+async fn wait_for(kind: SignalKind) {
     match signal(kind) {
         Ok(mut signal) => _ = signal.recv().await,
         Err(_) => std::future::pending().await,

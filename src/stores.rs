@@ -131,8 +131,8 @@ fn check_exists(settings: &Settings) -> Result<(), Failure> {
 
 /// Connects to the configured Redis.
 pub(crate) async fn redis(settings: &Settings) -> Result<Arc<RedisStore>, Failure> {
-    let wanted = redis_settings(settings)?;
-    let store = RedisStore::connect(&wanted).await.map_err(|error| {
+    let redis = redis_settings(settings)?;
+    let store = RedisStore::connect(&redis).await.map_err(|error| {
         Failure::new(ExitCode::Services, error).hint("check redis.url, and that the server runs")
     })?;
     Ok(Arc::new(store))

@@ -47,8 +47,8 @@ impl Measure {
                 if seen.accepted >= sends {
                     return seen;
                 }
-                assert!(!run.is_over(), "over too early: {}", run.stderr());
-                assert!(Instant::now() < deadline, "too slow: {seen:?}");
+                assert!(!run.is_over(), "the run ended early: {}", run.stderr());
+                assert!(Instant::now() < deadline, "the run is too slow: {seen:?}");
                 std::thread::sleep(Duration::from_millis(20));
             }
         };
@@ -56,7 +56,7 @@ impl Measure {
         let last = reached(self.sends);
         assert!(
             last.uptime_ms - first.uptime_ms > 60_000,
-            "too short to tell"
+            "the measurement is too short"
         );
         assert!(last.accepted_in_any_minute_max <= self.allowed, "{last:?}");
         assert_eq!((last.throttled, last.repeats_by_device), (0, 0), "{last:?}");

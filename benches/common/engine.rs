@@ -172,8 +172,8 @@ impl Engine<'_> {
             .stdout(Stdio::null())
             .stderr(log);
         let orchestrator = Process::start("orchestrator", &mut command)?;
-        let begun = Instant::now();
-        while begun.elapsed() < TIMEOUT {
+        let started_at = Instant::now();
+        while started_at.elapsed() < TIMEOUT {
             let output = std::fs::read_to_string(&path)?;
             let rest = output.split_once("API: http://").map(|(_, rest)| rest);
             if let Some((address, _)) = rest.and_then(|rest| rest.split_once('/')) {
@@ -199,14 +199,14 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Waits until a rollout's phase satisfies `wanted`. Returns the phase.
-    pub(crate) fn until(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let begun = Instant::now();
-        while begun.elapsed() < TIMEOUT {
+    /// Waits until a rollout's phase satisfies `predicate`. Returns the phase.
+    pub(crate) fn until(&self, name: &str, predicate: impl Fn(&str) -> bool) -> Result<String> {
+        let started_at = Instant::now();
+        while started_at.elapsed() < TIMEOUT {
             let output = self.command(&["--json", "status", name]).output()?;
             let status: Value = serde_json::from_slice(&output.stdout)?;
             let phase = status["phase"].as_str().unwrap_or_default();
-            if wanted(phase) {
+            if predicate(phase) {
                 return Ok(phase.to_owned());
             }
             pause();

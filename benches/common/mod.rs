@@ -238,7 +238,7 @@ pub(crate) fn measure(
     pause: Duration,
 ) -> Result<Measurement> {
     let started = Instant::now();
-    let wanted = u64::try_from(messages)?;
+    let expected = u64::try_from(messages)?;
     let mut counter = hub.counter()?;
     let mut nothing_until = started;
     let (mut first, mut last) = (None, None);
@@ -249,24 +249,25 @@ pub(crate) fn measure(
         peak_kib = peak_kib.max(peak.unwrap_or(0));
         cpu = used.unwrap_or(cpu);
         let ended = sender.has_ended()?;
-        let asked_at = Instant::now();
+        let read_at = Instant::now();
         let counts = counter.read()?;
         if counts.accepted == 0 {
-            nothing_until = asked_at;
+            nothing_until = read_at;
         } else if first.is_none() {
             first = Some(nothing_until);
         }
-        if counts.accepted >= wanted && last.is_none() {
+        if counts.accepted >= expected && last.is_none() {
             last = Some(Instant::now());
         }
         if ended {
             ensure!(
-                counts.accepted == wanted && counts.repeats_by_device == 0,
-                "the hub accepted {} messages, {} of them repeats, where {wanted} were to be sent",
+                counts.accepted == expected && counts.repeats_by_device == 0,
+                "the hub accepted {} messages, {} of them repeats, where {expected} were to be \
+                 sent",
                 counts.accepted,
                 counts.repeats_by_device
             );
-            break asked_at;
+            break read_at;
         }
         if started.elapsed() > TIMEOUT {
             bail!("not done after {TIMEOUT:?}");
@@ -389,10 +390,10 @@ impl Machine {
             .to_owned();
         let mut file = File::create(folder.join("sync-probe"))?;
         let times = (0..32).map(|_| {
-            let begun = Instant::now();
+            let started_at = Instant::now();
             file.write_all(&[7; 4096])?;
             file.sync_data()?;
-            Ok(begun.elapsed().as_secs_f64() * 1e3)
+            Ok(started_at.elapsed().as_secs_f64() * 1e3)
         });
         let times = times.collect::<Result<Vec<_>>>()?;
         Ok(Self {

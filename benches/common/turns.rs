@@ -62,9 +62,9 @@ pub(crate) fn compare(
     counter: &mut Counter,
     disturbs: &AtomicBool,
 ) -> Result<Comparison> {
-    let (before, begun) = (counter.read()?.accepted, Instant::now());
+    let (before, started_at) = (counter.read()?.accepted, Instant::now());
     while counter.read()?.accepted == before {
-        ensure!(begun.elapsed() < SENDS_WITHIN, "nothing is sent");
+        ensure!(started_at.elapsed() < SENDS_WITHIN, "nothing is sent");
         pause(Duration::from_millis(10));
     }
     pause(Duration::from_secs(3));
@@ -72,11 +72,11 @@ pub(crate) fn compare(
         disturbs.store(is_disturbed, Ordering::Relaxed);
         // Let the work of the other turn end.
         pause(Duration::from_secs(1));
-        let (from, begun) = (counter.read()?.accepted, Instant::now());
+        let (from, started_at) = (counter.read()?.accepted, Instant::now());
         pause(turn);
         let sent = counter.read()?.accepted - from;
         ensure!(sent > 0, "the rollout is over: give it more devices");
-        Ok(sent as f64 / begun.elapsed().as_secs_f64())
+        Ok(sent as f64 / started_at.elapsed().as_secs_f64())
     };
     let pairs: Result<_> = (0..pairs)
         .map(|pair| {

@@ -155,13 +155,13 @@ mod tests {
         .await
         .is_err()
         {
-            assert!(began.elapsed() <= CONFIRM_INTERVAL, "not noticed");
+            assert!(began.elapsed() <= CONFIRM_INTERVAL, "change not noticed");
         }
         let known = store.rollout(&rollout.spec.name).await.unwrap().unwrap();
         let changed = changes.changed(&store, &known, None, every, &mut confirmed_at);
         assert!(
             timeout(CONFIRM_INTERVAL * 3, changed).await.is_err(),
-            "nothing has"
+            "nothing has changed"
         );
     }
 }

@@ -308,11 +308,11 @@ impl CommandExecutor {
         let name = spec.name.clone();
         for _ in 0..MAX_TRIES {
             let now = self.clock.now();
-            let wanted = Rollout::accepted(spec.clone(), Default::default(), now);
-            let wanted = wanted
+            let rollout = Rollout::accepted(spec.clone(), Default::default(), now);
+            let rollout = rollout
                 .with_attribution(command.attribution())
                 .with_trace(span);
-            let accepted = accept(&*self.store, wanted).await;
+            let accepted = accept(&*self.store, rollout).await;
             return match accepted {
                 Ok(SubmitResult::New(rollout)) => {
                     tracing::info!(rollout = %name, reason = command.reason_text(), "rollout accepted");
@@ -371,13 +371,13 @@ impl CommandExecutor {
     ) -> Result<Answer, CommandError> {
         let name = subject.name;
         let rollout = self.rollout(name).await?;
-        let wanted = event(&rollout)?;
+        let requested = event(&rollout)?;
         let next = rollout
-            .after(wanted.clone(), self.clock.now())
+            .after(requested.clone(), self.clock.now())
             .map_err(|error| not_possible(&error))?;
         if next.is_some() {
             let tallies = self.store.tallies(name).await?;
-            if let Some(note) = why_no_effect(&wanted, &rollout, &tallies) {
+            if let Some(note) = why_no_effect(&requested, &rollout, &tallies) {
                 let answer = self.answer(false, &[rollout]).await?;
                 let note = Some(note);
                 return Ok(Answer { note, ..answer });

@@ -226,7 +226,7 @@ mod tests {
         for reference in references {
             let pointer = reference
                 .strip_prefix('#')
-                .expect("a place in the document");
+                .expect("a reference within the document");
             assert!(document.pointer(pointer).is_some(), "{reference}");
         }
     }

@@ -202,11 +202,11 @@ fn for_each_within(
         let id = match &form {
             Some(form) => form.id(text),
             None => match Form::of(text) {
-                (begun, true) => {
-                    form = Some(begun);
+                (detected, true) => {
+                    form = Some(detected);
                     continue;
                 }
-                (begun, false) => form.insert(begun).id(text),
+                (detected, false) => form.insert(detected).id(text),
             },
         };
         let id = id.and_then(|id| DeviceId::new(id).map_err(|error| not_an_id(&error)));

@@ -83,7 +83,7 @@ async fn count_applied(
         applied: 0,
         failed: 0,
         as_of: at.minus(lag.unwrap_or_default()),
-        asked_at: at,
+        queried_at: at,
     };
     let (stage, name) = (rollout.stage(), &rollout.spec.name);
     let gate = rollout.spec.gate_of(stage);

@@ -141,9 +141,9 @@ mod tests {
             // The same id on another hub is another device.
             new += u32::from(known.is_new(&b, &device(0)));
             for id in 0..300 {
-                let gone = known.has_departed(&a, device(id).as_str());
-                assert!(!gone || id < 100, "device {id} was seen");
-                left += u32::from(gone);
+                let has_departed = known.has_departed(&a, device(id).as_str());
+                assert!(!has_departed || id < 100, "device {id} was seen");
+                left += u32::from(has_departed);
             }
         }
         assert_eq!((new, left), (101, 100));

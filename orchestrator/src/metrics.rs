@@ -408,7 +408,7 @@ mod tests {
         let exported = samples(&registry);
         assert!(
             !exported.iter().any(devices),
-            "of half a plan: {exported:?}"
+            "devices of an incomplete plan: {exported:?}"
         );
         let rollout = build::after(&rollout, build::plan_completed(2));
         of.set(&rollout, &[tally(counts)], Timestamp(4_002));

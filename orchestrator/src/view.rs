@@ -257,14 +257,16 @@ impl RolloutView {
             let by_class = by_class(&counts);
             (hub, HubDevices { counts, by_class })
         });
-        let asked = rollout.spec.all_stages();
+        let spec_stages = rollout.spec.all_stages();
         let stages = (0..).map(StageIndex).zip(&rollout.stages);
         let stages = stages.map(|(index, progress)| {
-            let asked = asked.get(usize::from(index.0));
+            let spec_stage = spec_stages.get(usize::from(index.0));
             let counts = Tally::sum(tallies.iter().filter(|tally| tally.stage == index));
             StageView {
                 progress: progress.clone(),
-                gate: asked.and_then(|it| it.gate.as_ref()).map(gate::describe),
+                gate: spec_stage
+                    .and_then(|it| it.gate.as_ref())
+                    .map(gate::describe),
                 state: rollout_text::stage_state(rollout, index.0, progress, tallies, now),
                 current: rollout.stage() == index && !rollout.phase.is_ended(),
                 counts,

@@ -49,7 +49,9 @@ fn client(of: &MockServer) -> Client {
         ..Overrides::default()
     };
     let settings = Settings::load(None, overrides).unwrap();
-    Client::of_server(&settings).unwrap().expect("it is given")
+    Client::of_server(&settings)
+        .unwrap()
+        .expect("the server is configured")
 }
 
 fn answer(status: u16, body: &Value) -> ResponseTemplate {
@@ -67,15 +69,15 @@ async fn transient_errors_are_retried_with_the_token() {
     let busy = answer(503, &json!({ "detail": "busy" })).insert_header("retry-after", "1");
     let first = of_hubs().respond_with(busy).up_to_n_times(1).expect(1);
     first.mount(&server).await;
-    let gone = of_hubs().respond_with(ResponseTemplate::new(502));
-    gone.up_to_n_times(1).expect(1).mount(&server).await;
+    let bad_gateway = of_hubs().respond_with(ResponseTemplate::new(502));
+    bad_gateway.up_to_n_times(1).expect(1).mount(&server).await;
     let good = of_hubs().respond_with(answer(200, &json!({ "hubs": [] })));
     good.expect(1).mount(&server).await;
     let began = Instant::now();
     assert_eq!(client(&server).hubs().await.unwrap().hubs, []);
     assert!(
         began.elapsed() >= Duration::from_secs(1),
-        "as it was asked to"
+        "the client respects Retry-After"
     );
 }
 
@@ -88,8 +90,8 @@ async fn a_repeated_request_has_the_same_key() {
             .and(path("/api/v1/rollouts/r/retry"))
             .and(header("idempotency-key", "k-1"))
     };
-    let gone = retries().respond_with(ResponseTemplate::new(502));
-    gone.up_to_n_times(1).expect(1).mount(&server).await;
+    let bad_gateway = retries().respond_with(ResponseTemplate::new(502));
+    bad_gateway.up_to_n_times(1).expect(1).mount(&server).await;
     let done = json!({ "ok": true, "changed": true, "rollouts": [] });
     let good = retries().respond_with(answer(200, &done));
     good.expect(1).mount(&server).await;
@@ -98,8 +100,8 @@ async fn a_repeated_request_has_the_same_key() {
         ..Command::about(Kind::Retry, Some(RolloutName::new("r").unwrap()))
     };
     assert!(client(&server).command(&command).await.unwrap().changed);
-    let asked = server.received_requests().await.unwrap();
-    assert_eq!(asked.last().unwrap().body, b"{}");
+    let requests = server.received_requests().await.unwrap();
+    assert_eq!(requests.last().unwrap().body, b"{}");
 }
 
 #[tokio::test]
@@ -135,8 +137,8 @@ async fn refusals_end_with_a_hint() {
     ];
     for (status, body, code, hint) in table {
         let server = MockServer::start().await;
-        let asked = Mock::given(method("GET")).respond_with(answer(status, &body));
-        asked.expect(1).mount(&server).await;
+        let mock = Mock::given(method("GET")).respond_with(answer(status, &body));
+        mock.expect(1).mount(&server).await;
         let failure = client(&server).hubs().await.unwrap_err();
         let said = failure.lines().join("; ") + failure.hint.as_deref().unwrap_or_default();
         assert_eq!(failure.code, code, "{status}: {said}");

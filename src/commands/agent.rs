@@ -7,7 +7,7 @@ use crate::args::Args;
 use crate::config::{LogFormat, LogSettings};
 use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 
 pub(crate) fn agent(args: &Args, output: &Output) -> Result<ExitCode, Failure> {
     let Some(path) = &args.config else {
@@ -40,7 +40,7 @@ pub(crate) fn agent(args: &Args, output: &Output) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()?;
     runtime.block_on(agent.run(async {
-        asked_to_stop().await;
+        stop_signal().await;
     }));
     Ok(ExitCode::Success)
 }

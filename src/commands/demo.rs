@@ -30,7 +30,7 @@ use crate::engine::{self, Engine};
 use crate::failure::{ExitCode, Failure};
 use crate::live_page::LivePage;
 use crate::output::{Output, Style, escape_line, table, thousands};
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 
 const TIER: Tier = Tier::S3;
 const UNITS: u32 = 10;
@@ -246,7 +246,7 @@ pub(crate) async fn demo(args: &DemoArgs, output: &Output) -> Result<ExitCode, F
             "\nThe live page stays available at {} until Ctrl-C.",
             page.url()
         ));
-        asked_to_stop().await;
+        stop_signal().await;
         page.close().await;
     }
     environment.shut_down().await;

@@ -12,7 +12,7 @@ use twincast_emulator::{
 use crate::args::{HubArgs, HubTier};
 use crate::failure::{ExitCode, Failure};
 use crate::output::{Output, Style, with_noun};
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 use crate::textfile;
 
 /// Returns a fleet file: refrigerators in four regions, some offline, a few with faults.
@@ -118,7 +118,7 @@ pub(crate) async fn hub(args: &HubArgs, output: &Output) -> Result<ExitCode, Fai
     })?;
     let files = Files::write(&args.out, args, &hub)?;
     announce(&hub, u64::from(devices), &files, output);
-    asked_to_stop().await;
+    stop_signal().await;
     hub.shutdown().await;
     Ok(ExitCode::Success)
 }

@@ -35,12 +35,15 @@ pub(crate) async fn hubs(settings: &Settings, output: &Output) -> Result<ExitCod
     Ok(ExitCode::Success)
 }
 
-/// Describes the time until which a hub was heard, and the current obstacle.
-fn heard(feedback: &FeedbackView) -> String {
-    let heard = feedback
+/// Describes the time until which feedback of a hub was received, and the current obstacle.
+fn receiving(feedback: &FeedbackView) -> String {
+    let received = feedback
         .heard_until
         .map(|until| format!("received until {until}"));
-    let parts: Vec<_> = heard.into_iter().chain(feedback.obstacle.clone()).collect();
+    let parts: Vec<_> = received
+        .into_iter()
+        .chain(feedback.obstacle.clone())
+        .collect();
     parts.join("; ")
 }
 
@@ -80,6 +83,6 @@ fn row(hub: &HubView) -> Vec<String> {
         count(hub.dispatches_waiting),
         count(hub.workers),
         sending(&hub.links),
-        heard(&hub.feedback),
+        receiving(&hub.feedback),
     ]
 }

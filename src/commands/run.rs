@@ -39,7 +39,7 @@ use crate::otlp;
 use crate::output::{Output, escape_line, thousands, with_noun};
 use crate::progress::Progress;
 use crate::prometheus;
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 use crate::socket::StateSocketServer;
 use crate::specfile::{self, SpecFile};
 use crate::stores;
@@ -309,9 +309,9 @@ async fn accept_or_replace(
 ) -> Result<SubmitResult, Failure> {
     let now = driver.clock.now();
     let start = traces::begin(&driver.tracer, otlp::caller());
-    let wanted = Rollout::accepted(spec, files, now).with_trace(start.context);
-    let name = wanted.spec.name.clone();
-    let accepted = accept(&*driver.store, wanted.clone()).await;
+    let rollout = Rollout::accepted(spec, files, now).with_trace(start.context);
+    let name = rollout.spec.name.clone();
+    let accepted = accept(&*driver.store, rollout.clone()).await;
     let accepted = match accepted.map_err(engine::store_failure)? {
         SubmitResult::Conflict { existing, .. }
             if existing.plan.is_none() && !existing.phase.is_ended() =>
@@ -322,7 +322,7 @@ async fn accept_or_replace(
                 .apply(&existing, event)
                 .await
                 .map_err(engine::drive_failure)?;
-            let accepted = accept(&*driver.store, wanted).await;
+            let accepted = accept(&*driver.store, rollout).await;
             accepted.map_err(engine::store_failure)?
         }
         accepted => accepted,
@@ -503,7 +503,7 @@ async fn wait_for_worker(
         ended = result => ended
             .map_err(|error| Failure::new(ExitCode::Unexpected, error))?
             .map_err(engine::worker_failure),
-        () = asked_to_stop() => {
+        () = stop_signal() => {
             let message = "stopped before all sends in flight were recorded";
             Err(Failure::message(ExitCode::Interrupted, message)
                 .hint("run the same command again: up to one window of sends may repeat for each batch under way"))

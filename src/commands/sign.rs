@@ -114,14 +114,14 @@ fn check(args: &SignVerifyArgs, output: &Output) -> anyhow::Result<()> {
     if let Some(path) = &args.artifact {
         let (size, sha256) = measure(path)?;
         let Artifact {
-            size: wanted,
-            sha256: digest,
+            size: expected_size,
+            sha256: expected_digest,
             ..
         } = &manifest.artifact;
         anyhow::ensure!(
-            size == *wanted && sha256.eq_ignore_ascii_case(digest),
+            size == *expected_size && sha256.eq_ignore_ascii_case(expected_digest),
             "{} is not the artefact of {file}: found {size} bytes and SHA-256 {sha256}; the \
-             manifest has {wanted} bytes and SHA-256 {digest}",
+             manifest has {expected_size} bytes and SHA-256 {expected_digest}",
             path.display(),
         );
     }

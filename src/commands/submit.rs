@@ -10,7 +10,7 @@ use crate::command_sender::{self, CommandSender};
 use crate::config::Settings;
 use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 use crate::specfile;
 use crate::summary;
 
@@ -53,7 +53,7 @@ pub(crate) async fn submit(
     }
     let ended = tokio::select! {
         ended = until_ended(&sender, state, output) => Some(ended),
-        () = asked_to_stop() => None,
+        () = stop_signal() => None,
     };
     sender.close().await;
     let Some(state) = ended else {

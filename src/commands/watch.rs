@@ -8,7 +8,7 @@ use crate::config::Settings;
 use crate::failure::{ExitCode, Failure};
 use crate::output::{Output, escape_line, phase_predicate};
 use crate::progress::{Progress, Snapshot};
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 use crate::stages;
 use crate::summary::Summary;
 
@@ -20,7 +20,7 @@ pub(crate) async fn watch(
     let mut progress = Progress::new(output.clone());
     let watched = tokio::select! {
         watched = watched(args, settings, &mut progress) => Some(watched),
-        () = asked_to_stop() => None,
+        () = stop_signal() => None,
     };
     progress.finish();
     let Some(watched) = watched else {

@@ -62,14 +62,14 @@ impl Held {
     }
 
     fn remove(&mut self, number: u64) -> Option<ConnectionState> {
-        let gone = self.connections.remove(&number)?;
-        if let Some(slots) = self.of_peers.get_mut(&gone.peer) {
+        let removed = self.connections.remove(&number)?;
+        if let Some(slots) = self.of_peers.get_mut(&removed.peer) {
             *slots -= 1;
             if *slots == 0 {
-                self.of_peers.remove(&gone.peer);
+                self.of_peers.remove(&removed.peer);
             }
         }
-        Some(gone)
+        Some(removed)
     }
 }
 
@@ -110,8 +110,8 @@ impl ConnectionSlots {
             let leaving = leaving.filter(|(_, it)| it.activity != Activity::Answering);
             let leaving = leaving.min_by_key(|(_, it)| (it.activity, it.since));
             let number = leaving.map(|(number, _)| *number)?;
-            if let Some(gone) = held.remove(number) {
-                gone.eviction.cancel();
+            if let Some(removed) = held.remove(number) {
+                removed.eviction.cancel();
             }
         }
         held.now += 1;

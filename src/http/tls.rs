@@ -161,7 +161,7 @@ mod tests {
         write("key", &old.signing_key.serialize_pem());
         let tls = Tls::open(path("crt"), path("key")).unwrap();
         let held = || tls.held.read().unwrap().files.certificate.clone();
-        assert!(!tls.renew().unwrap(), "nothing is new");
+        assert!(!tls.renew().unwrap(), "the certificate is unchanged");
         write("crt", &new.cert.pem());
         let error = tls.renew().unwrap_err();
         assert!(matches!(error, TlsError::Pair(_)), "{error}");

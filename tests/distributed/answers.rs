@@ -62,7 +62,7 @@ impl<'a> Lab<'a> {
     fn new(engine: &'a Engine) -> Self {
         _ = rustls::crypto::ring::default_provider().install_default();
         let hub = &engine.hubs[0].1;
-        let ca = fs::read(hub.ca()).expect("the hub wrote it");
+        let ca = fs::read(hub.ca()).expect("the hub wrote the file");
         let ca = Certificate::from_pem(&ca).expect("a certificate");
         let files = wait(async {
             let files = MockServer::start().await;
@@ -91,16 +91,16 @@ impl<'a> Lab<'a> {
         let token = sign_token("localhost", "iothubowner", &key, until);
         let port = hub.https_port();
         let url = format!("https://localhost:{port}/devices/{device}?api-version=2021-04-12");
-        let asked = async {
-            let asked = self
+        let request = async {
+            let response = self
                 .client
                 .get(url)
                 .header("Authorization", token)
                 .send()
                 .await;
-            asked.expect("an answer").json::<Value>().await
+            response.expect("an answer").json::<Value>().await
         };
-        let identity = wait(asked).expect("an identity");
+        let identity = wait(request).expect("an identity");
         let key = &identity["authentication"]["symmetricKey"]["primaryKey"];
         key.as_str()
             .unwrap_or_else(|| panic!("{identity}"))
@@ -165,7 +165,7 @@ impl<'a> Lab<'a> {
             "update.json",
         ];
         room.run(&update).expect(0);
-        let message = fs::read(room.path().join("update.json")).expect("it was written");
+        let message = fs::read(room.path().join("update.json")).expect("the file was written");
         serde_json::from_slice(&message).expect("JSON")
     }
 
@@ -210,7 +210,7 @@ fn a_bad_build_stops_at_canaries_and_the_fix_is_installed() {
     let paused = paused.expect("an event of the pause");
     assert!(paused.to_string().contains(WORDS), "{paused}");
     assert_eq!(status["by_class"]["pending"], simulated(), "{status}");
-    poll_until(LIMIT, "all canaries to be back", || {
+    poll_until(LIMIT, "the answers of all canaries", || {
         let status = engine.status("firmware-1.4.0");
         (status["stages"][0]["answers"]["failed"] == agents()).then_some(())
     });
@@ -219,7 +219,7 @@ fn a_bad_build_stops_at_canaries_and_the_fix_is_installed() {
     assert_eq!(
         engine.accepted(),
         agents() as u64,
-        "nobody else was sent it"
+        "no other device received the message"
     );
     pipeline.command_ok(&about("abort", "firmware-1.4.0"));
 
@@ -231,7 +231,7 @@ fn a_bad_build_stops_at_canaries_and_the_fix_is_installed() {
     for number in 0..agents() {
         let current = format!("canary-{number}/slots/current/artifact");
         let installed = fs::read_to_string(engine.room.path().join(current));
-        assert_eq!(installed.expect("it is installed"), build(true));
+        assert_eq!(installed.expect("the artefact is installed"), build(true));
     }
     drop(running);
 }

@@ -91,7 +91,7 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
         "roles": ["release-managers"],
     }));
     engine.grow(1, 1);
-    let base = eventually("the orchestrator to say where its API is", || {
+    let base = eventually("the address of the API in the log", || {
         let log = engine.orchestrators[0].log();
         let (_, rest) = log.split_once("API: https://127.0.0.1:")?;
         let port = rest.split_once('/')?.0.to_owned();
@@ -205,7 +205,7 @@ fn a_rollout_is_started_approved_and_exported_over_https() {
     remote.reports_refusals_with_advice();
     let log = engine.orchestrators[0].log();
     for token in ["twc_", &rita[..40]] {
-        assert!(!log.contains(token), "a token in the log");
+        assert!(!log.contains(token), "no token is in the log");
     }
     engine.stop_all();
 }
@@ -236,7 +236,7 @@ fn a_log_in_json_has_no_other_lines() {
         .command(&["orchestrator"])
         .env("TWINCAST__API__TOKENS_FILE", "there-is-none")
         .output()
-        .expect("it runs");
+        .expect("the program runs");
     assert_eq!(refused.status.code(), Some(3));
     let mut logs = vec![String::from_utf8(refused.stderr).expect("a text")];
     assert!(
@@ -385,38 +385,38 @@ impl Remote {
         let none = Room::bare()
             .set("TWINCAST_SERVER", &self.server)
             .set("TWINCAST__SERVER__CA_FILE", &self.certificate);
-        let asked = none.run(&["status"]).expect(3);
-        asked.says(&["authentication at the server at ", "TWINCAST_TOKEN"]);
+        let output = none.run(&["status"]).expect(3);
+        output.says(&["authentication at the server at ", "TWINCAST_TOKEN"]);
         let viewer = self.with(&self.viewer);
-        let asked = viewer.run(&["pause", "over-http"]).expect(3);
-        asked
+        let output = viewer.run(&["pause", "over-http"]).expect(3);
+        output
             .says(&["viewer has the role viewer; the request requires the role operator or admin"]);
-        let asked = viewer.run(&["dead-letters", "replay", "--all"]).expect(3);
-        asked.says(&["dead-letters replay is not available over the HTTP API"]);
-        let asked = viewer.run(&["run", "spec.yaml"]).expect(3);
-        asked.says(&["run is not available over the HTTP API"]);
+        let output = viewer.run(&["dead-letters", "replay", "--all"]).expect(3);
+        output.says(&["dead-letters replay is not available over the HTTP API"]);
+        let output = viewer.run(&["run", "spec.yaml"]).expect(3);
+        output.says(&["run is not available over the HTTP API"]);
         let away = self
             .with(&self.viewer)
             .set("TWINCAST_SERVER", "https://localhost:1")
             .set("TWINCAST__SERVER__TIMEOUT", "1s");
-        let asked = away.run(&["status"]).expect(9);
-        asked.says(&[
+        let output = away.run(&["status"]).expect(9);
+        output.says(&[
             "request to the server at https://localhost:1 failed",
             "--server",
         ]);
         let stranger = Room::bare()
             .set("TWINCAST_SERVER", &self.server)
             .set("TWINCAST_TOKEN", &self.viewer);
-        let asked = stranger.run(&["status"]).expect(9);
-        asked.says(&[
+        let output = stranger.run(&["status"]).expect(9);
+        output.says(&[
             "the certificate of the server is not trusted",
             "server.ca_file",
         ]);
         let in_clear = self
             .server
             .replace("https://localhost", "http://example.org");
-        let asked = viewer.run(&["--server", &in_clear, "status"]).expect(3);
-        asked.says(&["plain http is for this machine only"]);
+        let output = viewer.run(&["--server", &in_clear, "status"]).expect(3);
+        output.says(&["plain http is for this machine only"]);
         for arguments in [
             ["--log", "trace", "status"],
             ["--print-config", "--json", "status"],
@@ -424,7 +424,7 @@ impl Remote {
             let shown = viewer.run(&arguments).expect(0);
             let (_, secret) = self.viewer.split_once('_').expect("a token's form");
             let shown = shown.stdout + &shown.stderr;
-            assert!(!shown.contains(secret), "a token is shown");
+            assert!(!shown.contains(secret), "no token is shown");
         }
     }
 }

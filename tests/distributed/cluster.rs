@@ -57,9 +57,9 @@ fn a_node_of_the_cluster_may_die_in_the_middle_of_a_rollout() {
             prefix: prefix.clone(),
             ..twincast_amqp::Settings::new(SecretSource::Fixed(access.amqp_url.as_str().into()))
         }));
-        let late = late.expect("two of three nodes are there");
+        let late = late.expect("two of three nodes are running");
         let sent = late.send_command(b"{}".to_vec(), twincast_amqp::COMMAND_TYPE, None);
-        wait(sent).expect("the queue takes it");
+        wait(sent).expect("the queue accepts the command");
         wait(late.close());
         wait(dying.start_stopped());
         assert_on_all_nodes(&cluster, &["twincast", &prefix]);
@@ -86,16 +86,16 @@ fn node_of<'a>(cluster: &'a RabbitMqCluster, member: &Member) -> &'a RabbitMq {
     let connected = log
         .lines()
         .rfind(|line| line.contains("connected to the broker"));
-    let connected = connected.expect("it has connected");
+    let connected = connected.expect("the log names a connection");
     let at = |node: &&RabbitMq| connected.contains(&format!("@{} ", node.address()));
     let node = cluster.nodes().iter().find(at);
-    node.unwrap_or_else(|| panic!("{connected:?} names a node"))
+    node.unwrap_or_else(|| panic!("{connected:?} names no node"))
 }
 
 /// Asserts that all queues with these prefixes have a member on each running node.
 fn assert_on_all_nodes(cluster: &RabbitMqCluster, prefixes: &[&str]) {
     let mut last = String::new();
-    poll_until(TIME_LIMIT, "all members of all queues to be there", || {
+    poll_until(TIME_LIMIT, "all members of all queues", || {
         last = wait(cluster.nodes()[0].ctl(&["list_queues", "name", "online"]));
         let ours = last.lines().filter(|line| {
             let is_of = |prefix: &&str| line.starts_with(&format!("{prefix}."));

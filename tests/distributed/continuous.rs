@@ -55,7 +55,11 @@ fn late_joiners_are_found_by_a_replacement_orchestrator() {
     poll_until(TIME_LIMIT, "the devices to report", || {
         (updated(&engine)? == OLD + NEW).then_some(())
     });
-    assert_eq!(engine.status("moving")["phase"], "running", "all in time");
+    assert_eq!(
+        engine.status("moving")["phase"],
+        "running",
+        "the rollout is still running"
+    );
     for orchestrator in engine.orchestrators.drain(..) {
         orchestrator.kill();
     }
@@ -73,5 +77,5 @@ fn late_joiners_are_found_by_a_replacement_orchestrator() {
     assert_eq!(rows.len() as u64, OLD + NEW);
     let (_, hub) = &engine.hubs[0];
     let repeated = repeats(&of_rollout(hub, "moving"));
-    assert_eq!(repeated, 0, "nobody is sent to twice");
+    assert_eq!(repeated, 0, "no device received the message twice");
 }

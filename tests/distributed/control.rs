@@ -61,7 +61,11 @@ fn commands_apply_within_a_second_and_survive_restarts() {
     assert_eq!(*sent, engine.accepted() - of_small);
     assert!(skipped.as_u64() > Some(0), "nothing was left to abort");
     let transfers = engine.hubs.iter().map(|(_, hub)| hub.summary().transfers);
-    assert_eq!(transfers.sum::<u64>(), engine.accepted(), "sent twice");
+    assert_eq!(
+        transfers.sum::<u64>(),
+        engine.accepted(),
+        "no message is sent twice"
+    );
     engine.assert_reports_match_hubs("big");
     engine.assert_reports_match_hubs("small");
 }
@@ -84,7 +88,7 @@ fn stops(engine: &Engine, pipeline: &mut Pipeline, command: &Value, phase: &str)
     println!("{command}: the last message came {took:?} after the answer");
     assert!(
         took < TAKES_HOLD_WITHIN,
-        "{command} took hold after {took:?}"
+        "{command} took effect after {took:?}"
     );
     engine.until_phase("big", phase, TIME_LIMIT);
 }
@@ -92,7 +96,9 @@ fn stops(engine: &Engine, pipeline: &mut Pipeline, command: &Value, phase: &str)
 #[track_caller]
 fn assert_still(engine: &Engine, phase: &str) {
     let before = engine.accepted();
-    poll_for(QUIET, || assert_eq!(engine.accepted(), before, "it sends"));
+    poll_for(QUIET, || {
+        assert_eq!(engine.accepted(), before, "no message is sent");
+    });
     assert_eq!(engine.status("big")["phase"], phase);
 }
 

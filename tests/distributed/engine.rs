@@ -184,8 +184,8 @@ impl Engine {
     pub(crate) fn until_phase(&self, name: &str, phase: &str, limit: Duration) -> Value {
         let mut last = Value::Null;
         poll_until(limit, &format!("{name} to be {phase}"), || {
-            let asked = self.room.run(&["--json", "status", name]);
-            last = serde_json::from_str(&asked.stdout).unwrap_or_default();
+            let output = self.room.run(&["--json", "status", name]);
+            last = serde_json::from_str(&output.stdout).unwrap_or_default();
             (last["phase"] == phase).then(|| last.clone())
         })
     }
@@ -317,11 +317,11 @@ impl Member {
     /// Returns the peak memory so far, in bytes.
     pub(crate) fn most_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.id()));
-        let status = status.expect("it runs");
+        let status = status.expect("the process runs");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse().ok());
         kib.map(|kib: u64| kib * 1024)
-            .expect("the system counts it")
+            .expect("the system reports the peak")
     }
 
     /// Kills the process, as in a power cut.
@@ -396,7 +396,7 @@ listen = \"127.0.0.1:0\"
 "
     );
     for (name, hub) in hubs {
-        let of_hub = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+        let of_hub = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
         let path = |file: &str| format!("\"{}\"", hub.folder().join(file).display());
         toml += &of_hub
             .replace("[hubs.emulator]", &format!("[hubs.{name}]"))

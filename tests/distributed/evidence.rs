@@ -146,7 +146,7 @@ fn answers_queued_at_the_hub_during_downtime_count() {
     assert_eq!(
         distinct(&engine),
         30 + OTHERS,
-        "nobody behind the bad canaries"
+        "no device behind the bad canaries"
     );
 }
 
@@ -198,13 +198,13 @@ fn kills_around_twenty_deadlines_change_no_verdict() {
         assert_eq!(found, expected, "r{set}: {status}");
     }
     let passed = OTHERS * ROLLOUTS as u64 / 2;
-    poll_until(TIME_LIMIT, "all that passed", || {
+    poll_until(TIME_LIMIT, "the messages of all passed rollouts", || {
         (distinct(&engine) >= all + passed).then_some(())
     });
     assert_eq!(
         distinct(&engine),
         all + passed,
-        "nobody behind the bad canaries"
+        "no device behind the bad canaries"
     );
 }
 
@@ -255,7 +255,7 @@ fn verdicts_wait_for_the_hub_and_small_samples_pause() {
     engine.kill_all();
     engine.hubs[0].1.faults(r#"{"refuse_connections": true}"#);
     engine.grow(1, 1);
-    poll_until(TIME_LIMIT, "the word on what is in the way", || {
+    poll_until(TIME_LIMIT, "a message about the obstacle", || {
         let said = engine.room.run(&["status", "r0"]).stdout;
         said.contains(
             "waits for evidence of 10 silent devices: hub north: its feedback is not received: ",
@@ -297,7 +297,7 @@ fn a_bake_pauses_during_stop_all() {
     let gate = json!({"success_at_least": "90%", "bake": "6s"});
     pipeline.command_ok(&start_command(0, &gate));
     let sent_at = |engine: &Engine| engine.status("r0")["stages"][0]["sent_at"].is_string();
-    poll_until(TIME_LIMIT, "all canaries to be sent to", || {
+    poll_until(TIME_LIMIT, "the messages to all canaries", || {
         sent_at(&engine).then_some(())
     });
     engine
@@ -314,7 +314,7 @@ fn a_bake_pauses_during_stop_all() {
     let (slept, baked) = (resumed - stopped, resumed.elapsed());
     assert!(
         baked >= Duration::from_secs(3),
-        "it baked for {baked:?} after {slept:?}"
+        "the stage baked for {baked:?} after {slept:?}"
     );
 }
 

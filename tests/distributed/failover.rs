@@ -79,7 +79,7 @@ fn a_changed_redis_password_is_read_from_the_file() {
     for member in engine.members() {
         member.until_waiting_for("redis");
     }
-    std::fs::rename(&nowhere, &file).expect("the folder is ours");
+    std::fs::rename(&nowhere, &file).expect("the folder is writable");
     engine.until_ready();
     ends_well(&mut engine, "rotated", devices, RepeatBudget::default());
     for member in engine.members() {
@@ -94,7 +94,7 @@ fn rotate(redis: &Redis, password: &str, file: &Path) {
     assert_eq!(wait(redis.command(&set)), "+OK\r\n");
     wait(redis.command("CLIENT KILL USER engine"));
     let url = format!("redis://engine:{password}@{}\n", redis.address());
-    std::fs::write(file, url).expect("the folder is ours");
+    std::fs::write(file, url).expect("the folder is writable");
 }
 
 /// Asserts that every device gets the message, and that repeats carry the same id and stay within

@@ -53,7 +53,7 @@ fn a_rollout_reaches_all_devices_once_and_publishes_events() {
             (DEVICES, 0),
             "{name}"
         );
-        assert_eq!(seen.transfers, DEVICES, "nothing was tried twice");
+        assert_eq!(seen.transfers, DEVICES, "no send was repeated");
         assert_same_ids(&hub.message_log());
     }
     engine.assert_reports_match_hubs("firmware");
@@ -140,7 +140,7 @@ fn assert_one_trace(collector: &Collector) {
         );
     }
     let ids: BTreeSet<_> = spans.iter().map(ReceivedSpan::id).collect();
-    assert_eq!(ids.len(), spans.len(), "each has an id of its own");
+    assert_eq!(ids.len(), spans.len(), "the span ids are distinct");
     assert!(spans.iter().all(ReceivedSpan::is_in_order), "{spans:#?}");
 }
 
@@ -183,7 +183,7 @@ fn a_stage_waits_for_the_gate_and_the_approval() {
     assert_eq!(
         engine.accepted(),
         DEVICES / 20,
-        "asked again, the gate needs another word"
+        "the gate needs another approval"
     );
     let word = json!({ "command": "approve", "rollout": "staged", "stage": "canary", "by": "ann" });
     let answer = pipeline.command_ok(&word);

@@ -37,20 +37,15 @@ fn metrics_are_documented_and_shipped_queries_return_data() {
         .collect();
     let metrics = |role: &str| {
         let of_role = addresses.iter().find(|(of, _)| of == role);
-        let (_, address) = of_role.expect("there is one");
+        let (_, address) = of_role.expect("a member of the role");
         get(*address, "/metrics").expect("metrics").1
     };
     // The rollout waits, so the metrics of the rollout stay.
-    poll_until(
-        TIME_LIMIT,
-        "the orchestrator to tell of the approval",
-        || {
-            let exported = metrics("orchestrator");
-            let awaits =
-                exported.contains("twincast_rollout_awaits_approval{rollout=\"watched\"} 1");
-            (awaits && exported.contains("state=\"applied\"} ")).then_some(())
-        },
-    );
+    poll_until(TIME_LIMIT, "the metric of the approval", || {
+        let exported = metrics("orchestrator");
+        let awaits = exported.contains("twincast_rollout_awaits_approval{rollout=\"watched\"} 1");
+        (awaits && exported.contains("state=\"applied\"} ")).then_some(())
+    });
     let (orchestrator, worker) = (metrics("orchestrator"), metrics("worker"));
     let accepted = format!(
         "twincast_messages_accepted_total{{hub=\"north\"}} {}",
@@ -81,14 +76,10 @@ fn metrics_are_documented_and_shipped_queries_return_data() {
     }
     engine.room.run(&["approve", "watched"]).expect(0);
     engine.until_phase("watched", "succeeded", TIME_LIMIT);
-    poll_until(
-        TIME_LIMIT,
-        "the ended rollout to be told of no more",
-        || {
-            let exported = metrics("orchestrator");
-            (!exported.contains("rollout=\"watched\"")).then_some(())
-        },
-    );
+    poll_until(TIME_LIMIT, "the end of the rollout's metrics", || {
+        let exported = metrics("orchestrator");
+        (!exported.contains("rollout=\"watched\"")).then_some(())
+    });
 }
 
 fn repository() -> &'static Path {
@@ -188,7 +179,7 @@ impl Prometheus {
             ))
             .arg("--web.listen-address=127.0.0.1:0");
         let running = Running::start(&mut command);
-        let address = eventually("Prometheus to say where it listens", || {
+        let address = eventually("the address of Prometheus in the log", || {
             let log = running.stderr();
             let (_, rest) = log.split_once("msg=\"Listening on\" address=")?;
             rest.split_whitespace().next()?.parse().ok()

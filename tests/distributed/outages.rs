@@ -33,11 +33,7 @@ fn processes_wait_for_rabbitmq_and_redis_and_resume() {
     waits_for(&mut engine, "rabbitmq", Duration::from_secs(1));
     wait(services.rabbitmq.start_stopped());
     recovers(&mut engine, "connection to the broker lost");
-    assert_eq!(
-        engine.repeats(),
-        0,
-        "a broker that goes away repeats nothing"
-    );
+    assert_eq!(engine.repeats(), 0, "a stopped broker causes no repeats");
 
     println!("Redis goes away");
     wait(services.redis.stop());
@@ -52,7 +48,7 @@ fn processes_wait_for_rabbitmq_and_redis_and_resume() {
     let sent = engine.accepted();
     assert!(
         sent <= at_most,
-        "{sent} were sent, {at_most} at most expected"
+        "{sent} messages were sent, at most {at_most} expected"
     );
     wait(services.redis.start_stopped());
     recovers(&mut engine, "Redis does not answer");

@@ -70,7 +70,7 @@ fn stop_all_is_fast_and_memory_bounded_under_attack() {
     engine.set("TWINCAST__API__OIDC__AUDIENCE", "twincast");
     engine.set("TWINCAST__API__OIDC__ROLES__VIEWER", "all");
     engine.grow(1, 1);
-    let api: SocketAddr = eventually("the orchestrator to say where its API is", || {
+    let api: SocketAddr = eventually("the address of the API in the log", || {
         let log = engine.orchestrators[0].log();
         let (_, rest) = log.split_once("API: http://")?;
         rest.split_once('/')?.0.parse().ok()
@@ -252,13 +252,13 @@ fn is_open(stream: &mut TcpStream, more: &[u8]) -> bool {
 }
 
 fn refuses_large_heads(address: SocketAddr) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("the server listens");
     let large = "x".repeat(33 * 1024);
     write!(
         stream,
         "GET / HTTP/1.1\r\nhost: localhost\r\nx-large: {large}\r\n\r\n"
     )
-    .expect("it is taken");
+    .expect("the request is sent");
     let mut answer = Vec::new();
     // Unread bytes of the request may cause a reset, and a reset discards the answer.
     _ = stream.read_to_end(&mut answer);
@@ -269,15 +269,15 @@ fn refuses_large_heads(address: SocketAddr) {
 }
 
 fn ends_half_a_head(address: SocketAddr) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("the server listens");
     stream
         .set_read_timeout(Some(2 * FIRST_HEAD_TIMEOUT))
-        .expect("a time");
-    write!(stream, "GET / HTTP/1.1\r\nhost: localhost\r\n").expect("it is taken");
+        .expect("the timeout is set");
+    write!(stream, "GET / HTTP/1.1\r\nhost: localhost\r\n").expect("the request is sent");
     let mut answer = Vec::new();
     stream
         .read_to_end(&mut answer)
-        .expect("an end, not in vain waited for");
+        .expect("the server closes the connection");
     assert!(
         answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"),
         "{answer:?}"

@@ -24,7 +24,7 @@ pub(crate) struct Pipeline {
     prefix: String,
     replies: ShortString,
     answers: Consumer,
-    asked: u32,
+    command_count: u32,
 }
 
 impl Pipeline {
@@ -44,7 +44,7 @@ impl Pipeline {
                 prefix: access.prefix.clone(),
                 replies,
                 answers,
-                asked: 0,
+                command_count: 0,
             }
         })
     }
@@ -75,7 +75,7 @@ impl Pipeline {
         let confirmation = confirmation.expect("a confirmation");
         assert!(
             matches!(confirmation, lapin::Confirmation::Ack(None)),
-            "the queue did not take it: {confirmation:?}"
+            "the queue did not accept the message: {confirmation:?}"
         );
     }
 
@@ -86,8 +86,8 @@ impl Pipeline {
 
     /// Publishes a command with headers, without waiting for the answer.
     fn publish_command_with(&mut self, command: &Value, headers: FieldTable) -> String {
-        self.asked += 1;
-        let id = format!("question-{}", self.asked);
+        self.command_count += 1;
+        let id = format!("question-{}", self.command_count);
         let properties = BasicProperties::default()
             .with_headers(headers)
             .with_content_type("application/json".into())
@@ -110,9 +110,9 @@ impl Pipeline {
     /// Publishes a command and waits for the answer.
     #[track_caller]
     pub(crate) fn command(&mut self, command: &Value) -> Value {
-        let asked = self.publish_command(command);
+        let command_id = self.publish_command(command);
         let (id, answer) = self.answer();
-        assert_eq!(id, asked, "the answer is to another question: {answer}");
+        assert_eq!(id, command_id, "the answer is to another command: {answer}");
         answer
     }
 
@@ -130,9 +130,9 @@ impl Pipeline {
         let mut headers = FieldTable::default();
         let value = AMQPValue::LongString(traceparent.into());
         headers.insert("traceparent".into(), value);
-        let asked = self.publish_command_with(command, headers);
+        let command_id = self.publish_command_with(command, headers);
         let (id, answer) = self.answer();
-        assert_eq!((id, &answer["ok"]), (asked, &json!(true)), "{answer}");
+        assert_eq!((id, &answer["ok"]), (command_id, &json!(true)), "{answer}");
         answer
     }
 
@@ -148,7 +148,7 @@ impl Pipeline {
                 QueueBindOptions::default(),
                 FieldTable::default(),
             );
-            bound.await.expect("the exchange is there");
+            bound.await.expect("the exchange exists");
             Listener(consume(&self.channel, &queue).await)
         })
     }
@@ -192,8 +192,8 @@ async fn consume(channel: &Channel, queue: &ShortString) -> Consumer {
 
 async fn next(consumer: &mut Consumer) -> Delivery {
     let next = tokio::time::timeout(ANSWER_TIMEOUT, consumer.next()).await;
-    let next = next.expect("waited in vain for a message");
-    next.expect("the subscription goes on").expect("a message")
+    let next = next.expect("a message in time");
+    next.expect("the subscription is open").expect("a message")
 }
 
 /// Returns the `start` of a rollout to all refrigerators, batched by region: the same spec as the

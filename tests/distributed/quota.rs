@@ -50,7 +50,7 @@ fn changing_workers_keep_the_quota_and_weighted_shares() {
     let shares = shares(&before, &sent(&engine));
     println!("shares of {ROLLOUTS:?}: {shares:.4?}");
 
-    assert!(seen.uptime_ms > 60_000, "too short to tell");
+    assert!(seen.uptime_ms > 60_000, "the measurement is too short");
     assert!(seen.accepted_in_any_minute_max <= allowed, "{seen:?}");
     assert_eq!((seen.throttled, seen.repeats_by_message_id), (0, 0));
     for ((name, weight), share) in ROLLOUTS.into_iter().zip(shares) {
@@ -64,7 +64,7 @@ fn changing_workers_keep_the_quota_and_weighted_shares() {
         assert_eq!(
             engine.status(name)["phase"],
             "running",
-            "it ended too early to tell"
+            "the rollout is still running"
         );
     }
 }

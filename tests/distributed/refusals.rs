@@ -68,10 +68,7 @@ fn a_start_repeated_a_hundred_times_creates_one_rollout() {
             .map(std::thread::ScopedJoinHandle::join);
         counts.map(|count| count.expect("a publisher")).sum()
     });
-    assert_eq!(
-        changed, 1,
-        "so many answers say that they began the rollout"
-    );
+    assert_eq!(changed, 1, "one answer reports a new rollout");
     engine.until_phase("often", "succeeded", TIME_LIMIT);
     assert_eq!((engine.accepted(), engine.repeats()), (DEVICES, 0));
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
@@ -129,7 +126,7 @@ fn malformed_messages_are_dead_lettered_without_blocking() {
         .map(|letter| (text(letter, "message_id"), text(letter, "cause")))
         .collect();
     assert_eq!(found, expected);
-    assert_eq!(letters.len(), 50, "a message is there twice");
+    assert_eq!(letters.len(), 50, "no dead letter is listed twice");
     assert!(
         letters
             .iter()
@@ -145,7 +142,7 @@ fn malformed_messages_are_dead_lettered_without_blocking() {
 fn shown_replayed_and_discarded(engine: &Engine, letters: &[Value]) {
     let room = &engine.room;
     let of = |cause: &str| letters.iter().find(|letter| letter["cause"] == cause);
-    let unknown_hub = of("unknown_hub").expect("one of them");
+    let unknown_hub = of("unknown_hub").expect("a letter with this cause");
     let id = text(unknown_hub, "id");
     let shown = room.run(&["--json", "dead-letters", "show", &id]).expect(0);
     assert_eq!(shown.json(), *unknown_hub);
@@ -160,7 +157,7 @@ fn shown_replayed_and_discarded(engine: &Engine, letters: &[Value]) {
     // A replayed message is tried again, and put aside again.
     let queue = text(unknown_hub, "queue");
     room.run(&["dead-letters", "replay", &id]).expect(0);
-    let again = poll_until(TIME_LIMIT, "the replayed message to be put aside", || {
+    let again = poll_until(TIME_LIMIT, "the dead letter of the replay", || {
         let letters = engine.dead_letters();
         let again = letters.iter().find(|letter| {
             letter["message_id"] == unknown_hub["message_id"] && letter["id"] != id.as_str()

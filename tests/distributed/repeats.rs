@@ -27,7 +27,7 @@ pub(crate) fn by_batch(engine: &Engine, rollout: &str) -> BTreeMap<u32, u64> {
 fn batch_of(id: &str) -> u32 {
     let batch = id.rsplit('.').nth(2);
     let batch = batch.and_then(|batch| u32::from_str_radix(batch, 36).ok());
-    batch.unwrap_or_else(|| panic!("{id} is no message id of ours"))
+    batch.unwrap_or_else(|| panic!("{id} is no valid message id"))
 }
 
 /// The batches in a worker's log.
@@ -108,7 +108,7 @@ impl RepeatBudget {
         }
         assert!(
             beyond <= self.lost_records.1,
-            "{beyond} repeats that only the store's forgetting explains: {self:?}"
+            "{beyond} repeats are explained only by lost writes of the store: {self:?}"
         );
     }
 }

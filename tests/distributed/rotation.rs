@@ -56,7 +56,11 @@ fn a_changed_rabbitmq_password_is_read_from_the_file() {
     let rows = engine.assert_reports_match_hubs(ROLLOUT);
     assert_eq!(rows.len() as u64, devices);
     assert_same_ids(&engine.hubs[0].1.message_log());
-    assert_eq!(engine.repeats(), 0, "a broker that is away repeats nothing");
+    assert_eq!(
+        engine.repeats(),
+        0,
+        "an unavailable broker causes no repeats"
+    );
     for member in engine.members() {
         assert!(!member.is_over(), "{} ended", member.name);
         let log = member.log();
@@ -81,7 +85,7 @@ fn access_tokens_open_redis() {
         "principals": [{ "clientId": "engine", "objectId": USER, "clientSecrets": ["s3cr3t"] }],
     });
     let file = folder.path().join("principals.json");
-    std::fs::write(&file, principals.to_string()).expect("the folder is ours");
+    std::fs::write(&file, principals.to_string()).expect("the folder is writable");
     let file = file.display().to_string();
     let flags = ["--tier", "S3", "--units", "1", "--entra-file", &file];
     let hub = Hub::start(&scattered(devices), &flags);
@@ -128,5 +132,5 @@ fn mount(folder: &Path, version: &str, secret: &str) {
         symlink(version, &link)?;
         std::fs::rename(link, folder.join("..data"))
     };
-    put().expect("the folder is ours");
+    put().expect("the folder is writable");
 }

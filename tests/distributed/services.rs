@@ -70,7 +70,9 @@ impl OwnServices {
     /// Returns the size of Redis' append-only file, in bytes.
     pub(crate) fn written(&self) -> u64 {
         let file = append_only_file(&self.redis);
-        std::fs::metadata(file).expect("it writes one").len()
+        std::fs::metadata(file)
+            .expect("the append-only file exists")
+            .len()
     }
 
     /// Kills Redis after `lost`, and cuts the writes of this period from the file, as in a power
@@ -83,7 +85,7 @@ impl OwnServices {
         let file = append_only_file(&self.redis);
         let opened = std::fs::OpenOptions::new().write(true).open(file);
         let cut = opened.and_then(|file| file.set_len(on_disk));
-        cut.expect("the file is ours");
+        cut.expect("the file is writable");
         wait(self.redis.start_stopped());
         forgotten
     }
@@ -101,11 +103,11 @@ impl OwnServices {
 /// Returns the path of Redis' append-only file.
 fn append_only_file(redis: &Redis) -> PathBuf {
     let folder = redis.folder().join("data/appendonlydir");
-    let files = std::fs::read_dir(folder).expect("it writes an append-only file");
+    let files = std::fs::read_dir(folder).expect("Redis writes an append-only file");
     let mut files = files.map(|file| file.expect("a file").path());
     let newest = files.find(|path| {
         path.extension().is_some_and(|kind| kind == "aof")
             && path.to_string_lossy().contains(".incr.")
     });
-    newest.expect("the newest part of it")
+    newest.expect("the newest part of the file")
 }

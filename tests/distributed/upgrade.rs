@@ -88,9 +88,9 @@ fn a_rollout_continues_while_all_processes_are_replaced() {
     assert_eq!(
         (seen.accepted, seen.transfers, seen.repeats_by_device),
         (devices, devices, 0),
-        "nothing is sent twice"
+        "no message is sent twice"
     );
-    assert!(seen.uptime_ms > 60_000, "too short to tell of a rate");
+    assert!(seen.uptime_ms > 60_000, "the measurement is too short");
     assert!(seen.accepted_in_any_minute_max <= RATE, "{seen:?}");
 }
 
@@ -122,14 +122,14 @@ fn replace_oldest(engine: &mut Engine, kind: Kind, watch: &mut Watch) {
     let has_work = kind == Kind::Worker && watch.is_sending(engine);
     oldest.ask_to_stop();
     let mut was_unready = false;
-    poll_until(TIME_LIMIT, "the oldest to end", || {
+    poll_until(TIME_LIMIT, "the oldest process to end", || {
         watch.look(engine);
         let ready = get(probes, "/readyz").map(|(code, _)| code);
         was_unready |= ready.is_ok_and(|code| code == 503);
         oldest.is_over().then_some(())
     });
     oldest.stopped();
-    assert!(was_unready || !has_work, "it was ready until it ended");
+    assert!(was_unready || !has_work, "a stopping process is not ready");
 }
 
 /// Observes the hub's messages during other actions.

@@ -65,7 +65,7 @@ fn data_of_a_newer_release_is_left_unchanged() {
     ] {
         let members = engine.members();
         let mut of_role = members.filter(|member| member.role() == role);
-        let member = of_role.next().expect("there is one");
+        let member = of_role.next().expect("a member of the role");
         let probes = member.probes();
         poll_until(TIME_LIMIT, sample, || {
             let metrics = get(probes, "/metrics").expect("metrics").1;
@@ -75,10 +75,10 @@ fn data_of_a_newer_release_is_left_unchanged() {
             let log = member.log();
             log.matches(&format!("left to newer {role}s")).count()
         };
-        eventually("the log to say so", || {
+        eventually("the lines in the log", || {
             (lines() >= expected_lines).then_some(())
         });
-        assert_eq!(lines(), expected_lines, "once each");
+        assert_eq!(lines(), expected_lines, "each line is logged once");
     }
     let all = engine.room.run(&["--json", "status"]).expect(0).json();
     assert_eq!(all["of_newer_release"], json!(["newer"]));
@@ -120,7 +120,7 @@ fn a_rollout_started_by_the_first_release_is_finished() {
     let properties = BasicProperties::default().with_content_type(DISPATCH_V1.into());
     pipeline.publish_to("dispatch.north", &dispatch, properties);
     until_an_approval_is_awaited(&engine, "recorded");
-    assert_eq!(engine.accepted(), 0, "it is sent before somebody said yes");
+    assert_eq!(engine.accepted(), 0, "nothing is sent before the approval");
     let approve = std::fs::read_to_string(fixture("v0.1/approve.json")).expect("a command");
     pipeline.command_ok(&serde_json::from_str(&approve).expect("JSON"));
 
@@ -131,7 +131,7 @@ fn a_rollout_started_by_the_first_release_is_finished() {
     assert_same_ids(&engine.hubs[0].1.message_log());
     let start = std::fs::read_to_string(fixture("v0.1/start.json")).expect("a command");
     let again = pipeline.command_ok(&serde_json::from_str(&start).expect("JSON"));
-    assert_eq!(again["changed"], false, "it is the same rollout: {again}");
+    assert_eq!(again["changed"], false, "the rollout is unchanged: {again}");
     assert_eq!(engine.dead_letters(), [Value::Null; 0]);
 }
 
@@ -152,18 +152,20 @@ fn fixture(path: &str) -> PathBuf {
 /// Loads the recorded commands into Redis, with the hub's host name replaced by `host`.
 fn restore(commands: &Path, host: &str) {
     let address = wait(async { Redis::shared().await.address() });
-    let recorded = std::fs::read_to_string(commands).expect("the file");
+    let recorded = std::fs::read_to_string(commands).expect("the recorded commands");
     let mut redis = Command::new("redis-cli")
         .args(["-p", &address.port().to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("redis-cli");
+        .expect("redis-cli is installed");
     let mut stdin = redis.stdin.take().expect("a pipe");
     let recorded = recorded.replace("RECORDED-HOST", host);
-    stdin.write_all(recorded.as_bytes()).expect("it reads");
+    stdin
+        .write_all(recorded.as_bytes())
+        .expect("redis-cli reads the commands");
     drop(stdin);
-    let restored = redis.wait_with_output().expect("it ends");
+    let restored = redis.wait_with_output().expect("redis-cli ends");
     let said = String::from_utf8_lossy(&restored.stdout);
     assert!(restored.status.success(), "{said}");
     assert!(!said.contains("ERR"), "{said}");

@@ -26,7 +26,7 @@ pub(crate) fn poll_until<T>(limit: Duration, what: &str, mut poll: impl FnMut() 
         if let Some(found) = poll() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         pause();
     }
 }

@@ -236,7 +236,7 @@ impl Auditor {
     pub(crate) async fn check_now(&self, store: &MemoryStore, age: Duration) {
         for name in store.rollouts().await.expect("memory does not fail") {
             let rollout = store.rollout(&name).await.expect("memory does not fail");
-            let rollout = rollout.expect("it was listed");
+            let rollout = rollout.expect("the listed rollout exists");
             self.check_rollout(store, &rollout, age, false).await;
         }
     }
@@ -273,7 +273,7 @@ impl Auditor {
         let mut twice = 0;
         for batch in &batches {
             let work = store.load(name, batch.header.id).await;
-            let work = work.expect("it was listed");
+            let work = work.expect("the listed batch exists");
             let outcomes: Vec<_> = work.outcomes.iter().collect();
             let devices: Vec<_> = work
                 .batch
@@ -348,7 +348,8 @@ impl Auditor {
         twice: usize,
         is_whole: bool,
     ) {
-        let of = self.plan.rollout(name).expect("no others are started");
+        let of = self.plan.rollout(name);
+        let of = of.expect("only planned rollouts are started");
         let target = &of.target;
         let meant = target.iter().filter(|(_, devices)| !devices.is_empty());
         let is_right = match of.until {
@@ -726,7 +727,7 @@ impl Ledger {
 
     fn sending(&mut self, plan: &Plan, by: &Process, hub: &HubName, message: &Outbound) {
         self.tally.sends += 1;
-        let id: MessageId = message.id.parse().expect("an id of ours");
+        let id: MessageId = message.id.parse().expect("a valid message id");
         let about = format!("{}/{}", id.rollout, id.batch);
         let Some(of) = plan.rollouts.iter().find(|of| of.name == id.rollout) else {
             return self.add_violation(format!(
@@ -768,7 +769,7 @@ impl Ledger {
         let device = (id.rollout.clone(), message.device.clone());
         let sends = self.devices.entry(device).or_default();
         let is_newer = |old: &str| {
-            let old: MessageId = old.parse().expect("an id of ours");
+            let old: MessageId = old.parse().expect("a valid message id");
             let same = MessageId {
                 attempt: id.attempt,
                 ..old.clone()
@@ -846,7 +847,7 @@ impl Ledger {
     fn accepted(&mut self, plan: &Plan, hub: &HubName, message: &Outbound) {
         let now = Instant::now();
         self.tally.accepted += 1;
-        let id: MessageId = message.id.parse().expect("an id of ours");
+        let id: MessageId = message.id.parse().expect("a valid message id");
         let device = (id.rollout.clone(), message.device.clone());
         let sends = self.devices.entry(device).or_default();
         sends.ever += 1;
@@ -906,7 +907,7 @@ impl Ledger {
     }
 
     fn answered(&mut self, by: &Process, message: &Outbound, result: &SendResult) {
-        let id: MessageId = message.id.parse().expect("an id of ours");
+        let id: MessageId = message.id.parse().expect("a valid message id");
         let device = (id.rollout.clone(), message.device.clone());
         let sends = self.devices.entry(device).or_default();
         let work = self.batches.entry((id.rollout, id.batch)).or_default();

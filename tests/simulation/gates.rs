@@ -347,7 +347,7 @@ impl Gates {
         reports: &[Report],
     ) -> Check {
         let stage = self.batch(name, batch).map_or(0, |work| work.stage);
-        let stage = StageIndex(u16::try_from(stage).expect("few stages"));
+        let stage = StageIndex(u16::try_from(stage).expect("the stage index fits into a u16"));
         for report in reports {
             let id = MessageId {
                 rollout: name.clone(),
@@ -372,7 +372,7 @@ impl Gates {
 
     /// Notes feedback, sent by the hub from `reported_at` on.
     pub(crate) fn feedback_scheduled(&mut self, record: &FeedbackRecord, reported_at: Instant) {
-        let id: MessageId = record.message_id.parse().expect("an id of ours");
+        let id: MessageId = record.message_id.parse().expect("a valid message id");
         if let Some(work) = self.batch(&id.rollout, id.batch) {
             work.sent_feedback.push(SentFeedback {
                 attempt: id.attempt,

@@ -23,7 +23,7 @@ fn is_found(setup: &Setup, words: &[&str]) {
     for report in &failed {
         println!("seed {}: {}", report.plan.seed, report.violations[0]);
     }
-    assert!(failed.iter().any(shows), "found in a seed, as {words:?}");
+    assert!(failed.iter().any(shows), "a seed shows one of {words:?}");
 }
 
 fn has(bug: Bug) -> Setup {

@@ -97,7 +97,7 @@ fn a_killed_run_loses_no_answer() {
     for _ in 0..6 {
         let mut run = room.start(&["run", "update.yaml"]);
         let until = hub.hub().summary().query_pages + chance.within(1..5);
-        eventually("some questions", || {
+        eventually("some pages of queries", || {
             (run.is_over() || hub.hub().summary().query_pages >= until).then_some(())
         });
         run.kill();

@@ -56,11 +56,12 @@ fn each_fault_is_reported_with_advice_and_exit_code() {
     );
     hub.faults(&json!({ "refuse_cbs": false }).to_string());
 
-    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
     let blocked = config.replace(&hub.amqp_port().to_string(), "1");
     let other = Room::configured(&blocked);
     for name in ["ca.pem", "connection-string"] {
-        let text = std::fs::read_to_string(hub.folder().join(name)).expect("the hub wrote it");
+        let text = std::fs::read_to_string(hub.folder().join(name));
+        let text = text.expect("the hub wrote the file");
         other.write(name, &text);
     }
     let ended = other.run(&["check"]).expect(0);
@@ -77,7 +78,7 @@ fn each_fault_is_reported_with_advice_and_exit_code() {
 #[test]
 fn other_services_are_tried_as_well() {
     let hub = Hub::unlimited(&Fleet::of(10));
-    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
     let room = Room::configured(&format!(
         "{}\n[amqp]\nurl = \"amqp://127.0.0.1:1\"\n[redis]\nurl = \"redis://127.0.0.1:1\"\n[prometheus]\nurl = \"http://127.0.0.1:1\"\n",
         config

@@ -26,7 +26,7 @@ fn spec_of_the_reference() -> String {
 
 fn first_yaml_of(text: &str) -> String {
     let start = text.find("```yaml\n").expect("a YAML block") + "```yaml\n".len();
-    let length = text[start..].find("```").expect("its end");
+    let length = text[start..].find("```").expect("the end of the block");
     text[start..start + length].to_owned()
 }
 
@@ -60,8 +60,8 @@ fn the_demo_succeeds_and_leaves_no_files() {
         "Firmware of the devices",
         "Next, start an emulator",
     ]);
-    assert!(is_empty(room.path()), "files in the working folder");
-    assert!(is_empty(room.temporary()), "temporary files");
+    assert!(is_empty(room.path()), "the working folder is empty");
+    assert!(is_empty(room.temporary()), "the temporary folder is empty");
 
     let ended = room.run(&["--json", "demo", "--devices", "300"]).expect(0);
     let ended = ended.json();
@@ -92,7 +92,7 @@ fn a_plan_has_no_side_effects_and_matches_the_run() {
     assert_eq!((seen.transfers, seen.connections), (0, 0));
     assert!(
         !room.path().join("twincast-state").exists(),
-        "it kept state"
+        "the plan leaves no state folder"
     );
     let again = room.run(&["--json", "plan", &spec]).expect(0).json();
     assert_eq!(again["plan"]["digest"], plan["plan"]["digest"]);
@@ -102,7 +102,7 @@ fn a_plan_has_no_side_effects_and_matches_the_run() {
     assert_eq!(run["devices"], plan["plan"]["devices"]);
 
     // Another target gives another plan.
-    let text = fs::read_to_string(room.path().join(&spec)).expect("it was written");
+    let text = fs::read_to_string(room.path().join(&spec)).expect("the file was written");
     room.write(&spec, &text.replace("type: fridge", "region: us-west"));
     let other = room.run(&["--json", "plan", &spec]).expect(0).json();
     assert_ne!(other["plan"]["digest"], plan["plan"]["digest"]);
@@ -179,7 +179,7 @@ message: { body: { text: hi }, ack: full, ttl: 1m }
     let plan = room.run(&["--json", "plan", "spec.yaml"]).expect(0).json();
     let left_out = plan["plan"]["excluded"][0]["devices"]
         .as_u64()
-        .expect("some");
+        .expect("a number");
     assert!((5..35).contains(&left_out), "{plan}");
     assert_eq!(plan["plan"]["devices"], 40 - left_out);
     room.run(&["run", "--no-wait", "spec.yaml"]);
@@ -353,8 +353,8 @@ fn an_unwritable_result_is_a_failure() {
     for arguments in [&["schema"][..], &["--help"], &["--print-config"]] {
         let mut command = room.command(arguments);
         let full = fs::OpenOptions::new().write(true).open("/dev/full");
-        command.stdout(full.expect("the device"));
-        let ended = command.output().expect("the program");
+        command.stdout(full.expect("/dev/full is writable"));
+        let ended = command.output().expect("the program runs");
         assert_eq!(ended.status.code(), Some(1), "{arguments:?}");
     }
     let ended = room.run(&["--json", "report", "x", "--format", "csv"]);

@@ -77,7 +77,7 @@ fn joining_devices_are_sent_the_message() {
     assert!(plan.contains("late"), "{plan}");
     let running = room.start(&["run", "moving.yaml"]);
     let first = |n: usize| messages(&hub, &format!("new-{n:02}")) == 1;
-    eventually("the first are sent to", || {
+    eventually("messages to the first devices", || {
         (0..NEW).all(first).then_some(())
     });
     update(&hub);
@@ -86,7 +86,7 @@ fn joining_devices_are_sent_the_message() {
     for n in 0..OLD {
         assert_eq!(messages(&hub, &format!("old-{n:02}")), 1, "device {n}");
     }
-    assert!((0..NEW).all(first), "nobody is sent to twice");
+    assert!((0..NEW).all(first), "no device received the message twice");
     let status = room.run(&["--json", "status", "moving"]).expect(0).json();
     let enqueued = |many| BTreeMap::from([("enqueued".to_owned(), many)]);
     assert_eq!(counts(&status, "all"), enqueued(NEW as u64));
@@ -106,7 +106,7 @@ fn devices_leaving_before_their_stage_are_skipped() {
     write(&room, 1, stages);
     let running = room.start(&["run", "moving.yaml"]);
     let sent = || (0..OLD).filter(|n| messages(&hub, &format!("old-{n:02}")) > 0);
-    eventually("the first are sent to", || {
+    eventually("messages to the first devices", || {
         (sent().count() == 5).then_some(())
     });
     let first: Vec<_> = sent().collect();

@@ -28,7 +28,11 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
     for _ in 0..WHILE_PLANNING {
         let until = hub.summary().query_pages + chance.within(0..190);
         killed_when(run(), || hub.summary().query_pages >= until);
-        assert_eq!(hub.summary().accepted, 0, "sent before the plan was whole");
+        assert_eq!(
+            hub.summary().accepted,
+            0,
+            "nothing is sent before the plan is complete"
+        );
     }
     for crashes in 0..WHILE_SENDING {
         let until = hub.summary().accepted + chance.within(1..2_000);
@@ -47,8 +51,12 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
     let message_log = hub.message_log();
     let repeated = repeats(&message_log);
     println!("{left} devices were left to the last run; {repeated} repeats");
-    assert!(left > 0, "the last run had nothing to do");
-    assert_eq!(message_log.len() as u64, DEVICES, "devices were missed");
+    assert!(left > 0, "some devices are left to the last run");
+    assert_eq!(
+        message_log.len() as u64,
+        DEVICES,
+        "each device received a message"
+    );
     assert_same_ids(&message_log);
     assert!(repeated <= WHILE_SENDING * REPEATS_A_CRASH);
     let rows = room.report("crash");
@@ -61,7 +69,7 @@ fn twenty_kills_lose_no_device_and_repeat_few() {
 #[track_caller]
 fn killed_when(mut run: Running, reached: impl Fn() -> bool) {
     eventually("the moment to kill", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         reached().then_some(())
     });
     let ended = run.kill();
@@ -83,11 +91,14 @@ fn kills_cause_no_repeats_with_at_most_once() {
     let result = run().wait().expect(4).json();
     let seen = hub.summary();
     assert_eq!(seen.repeats_by_device, 0);
-    let unknown = result["counts"]["unknown"].as_u64().expect("some unknown");
-    let enqueued = result["counts"]["enqueued"].as_u64().expect("some sent");
+    let unknown = result["counts"]["unknown"].as_u64().expect("a number");
+    let enqueued = result["counts"]["enqueued"].as_u64().expect("a number");
     println!("{unknown} of 10000 devices are unknown");
     assert_eq!(unknown + enqueued, 10_000);
-    assert!(unknown <= 5 * REPEATS_A_CRASH, "{unknown} are unknown");
+    assert!(
+        unknown <= 5 * REPEATS_A_CRASH,
+        "{unknown} outcomes are unknown"
+    );
     assert!((enqueued..=enqueued + unknown).contains(&seen.distinct_devices));
     assert_report_matches(&room.report("once"), &hub.message_log());
 }

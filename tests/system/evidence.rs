@@ -61,7 +61,7 @@ fn kill_before_feedback(room: &Room, hub: &Hub, answers: u64) {
     // Outcomes are recorded every 50 ms, and the hub sends feedback after three seconds.
     until_after(Instant::now(), Duration::from_millis(400));
     running.kill();
-    eventually("their answers", || {
+    eventually("the canaries' answers", || {
         (hub.summary().feedback_waiting >= answers).then_some(())
     });
 }
@@ -82,12 +82,12 @@ fn silent_devices_do_not_hide_rejections() {
             "the gate of stage canary failed: {reject} of {} devices failed",
             reject + away
         );
-        let (found, of) = because.rsplit_once(' ').expect("words");
+        let (found, of) = because.rsplit_once(' ').expect("several words");
         assert!(stopped.stdout.contains(found), "{of}: {}", stopped.stdout);
         assert_eq!(
             hub.summary().accepted,
             reject + away,
-            "nobody else was sent to"
+            "no other device received a message"
         );
     }
 }
@@ -151,7 +151,7 @@ fn the_wait_for_an_unavailable_hub_is_reported() {
     kill_before_feedback(&room, &hub, 10);
     hub.faults(r#"{"refuse_connections": true}"#);
     let running = room.start(&["run", "r.yaml"]);
-    eventually("the word on what is in the way", || {
+    eventually("a message about the obstacle", || {
         let said = running.stderr();
         said.contains("stage canary waits for evidence of 10 silent devices: hub emulator: ")
             .then_some(())
@@ -226,7 +226,7 @@ fn unread_foreign_feedback_does_not_hide_own_feedback() {
     assert_eq!(
         hub.summary().accepted,
         140,
-        "nobody behind the canaries was sent to"
+        "no device behind the canaries received a message"
     );
 }
 
@@ -278,7 +278,7 @@ fn failed_twin_queries_are_reported_and_retried() {
         (hub.summary().accepted >= 10).then_some(())
     });
     hub.faults(r#"{"http_503": {"share": 1.0}}"#);
-    eventually("the word on what is in the way", || {
+    eventually("a message about the obstacle", || {
         let said = running.stderr();
         said.contains("the hub's count of devices that have applied it: cannot")
             .then_some(())

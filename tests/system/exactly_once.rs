@@ -45,7 +45,7 @@ fn each_device_gets_one_message_and_all_reports_agree() {
         (seen.accepted, seen.distinct_devices, seen.repeats_by_device),
         (DEVICES, DEVICES, 0)
     );
-    assert_eq!(seen.transfers, DEVICES, "nothing was tried twice");
+    assert_eq!(seen.transfers, DEVICES, "no send was repeated");
 
     let message_log = hub.message_log();
     assert_eq!(message_log.len() as u64, DEVICES);

@@ -96,7 +96,7 @@ fn a_device_is_explained_and_the_time_adds_up() {
     );
 
     // No process runs the rollout: the time counts as waiting for the approval.
-    let waited = eventually("some time to be spent", || {
+    let waited = eventually("some waiting time", || {
         let status = room.run(&["--json", "status", "staged"]).expect(0).json();
         let time = status["time_seconds"].clone();
         (time["approval"].as_u64()? >= 2).then_some(time)
@@ -110,7 +110,7 @@ fn a_device_is_explained_and_the_time_adds_up() {
     let report = room.run(&["--json", "report", "staged"]).expect(0).json();
     assert_eq!(
         report["time_seconds"], summary["time_seconds"],
-        "it is over"
+        "the times of an ended rollout are final"
     );
     let time = &summary["time_seconds"];
     assert_eq!(time["total"], sum_of(time), "{time}");

@@ -28,7 +28,7 @@ fn the_documented_retry_resends_messages_lost_in_a_failover() {
     let spec = room.rollout("firmware", "rate: 6000/min");
     let mut run = room.start(&["run", &spec]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (first.hub().summary().accepted >= DEVICES / 3).then_some(())
     });
     runtime.block_on(first.shutdown());

@@ -33,7 +33,11 @@ fn assert_reached(hub: &Hub, room: &Room, result: &Value, devices: u64) {
     assert_eq!(result["phase"], "succeeded");
     assert_eq!(result["counts"], json!({ "enqueued": devices }));
     let message_log: MessageLog = hub.message_log();
-    assert_eq!(message_log.len() as u64, devices, "devices were missed");
+    assert_eq!(
+        message_log.len() as u64,
+        devices,
+        "each device received a message"
+    );
     assert_same_ids(&message_log);
     let seen = hub.summary();
     assert_eq!(seen.distinct_devices, devices);
@@ -76,7 +80,10 @@ fn dropped_connections() {
     let faults = r#"{"drop_after_transfers": 4000, "disposition_delay_ms": 30}"#;
     let seen = survives(MANY, faults);
     assert!(seen.cut_connections >= 3, "{seen:?}");
-    assert!(seen.repeats_by_device > 0, "no drop hit anything: {seen:?}");
+    assert!(
+        seen.repeats_by_device > 0,
+        "some sends are repeated: {seen:?}"
+    );
     assert!(
         seen.repeats_by_device <= seen.cut_connections * UNDER_WAY,
         "{seen:?}"
@@ -98,7 +105,10 @@ fn connections_closed_for_inactivity() {
 fn released_sends_are_retried() {
     let seen = survives(SOME, r#"{"released": {"share": 0.1}}"#);
     assert!(seen.released > 200, "{seen:?}");
-    assert_eq!(seen.repeats_by_device, 0, "their fate is known");
+    assert_eq!(
+        seen.repeats_by_device, 0,
+        "a known outcome causes no repeat"
+    );
     assert_eq!(seen.transfers, SOME + seen.released);
 }
 
@@ -106,7 +116,10 @@ fn released_sends_are_retried() {
 fn modified_sends_are_retried() {
     let seen = survives(SOME, r#"{"modified": {"share": 0.1}}"#);
     assert!(seen.modified > 200, "{seen:?}");
-    assert_eq!(seen.repeats_by_device, 0, "their fate is known");
+    assert_eq!(
+        seen.repeats_by_device, 0,
+        "a known outcome causes no repeat"
+    );
     assert_eq!(seen.transfers, SOME + seen.modified);
 }
 
@@ -114,14 +127,20 @@ fn modified_sends_are_retried() {
 fn transiently_refused_sends_are_retried() {
     let faults = r#"{"internal_error": {"next": 300}, "throttled": {"next": 5}}"#;
     let seen = survives(SOME, faults);
-    assert_eq!(seen.repeats_by_device, 0, "their fate is known");
+    assert_eq!(
+        seen.repeats_by_device, 0,
+        "a known outcome causes no repeat"
+    );
     assert_eq!(seen.transfers, SOME + 305);
 }
 
 #[test]
 fn sends_timed_out_and_enqueued_are_repeated() {
     let seen = survives(SOME, r#"{"timeout": {"next": 200}}"#);
-    assert_eq!(seen.repeats_by_device, 200, "one for each unknown fate");
+    assert_eq!(
+        seen.repeats_by_device, 200,
+        "one repeat for each unknown outcome"
+    );
     assert_eq!(seen.transfers, SOME + 200);
 }
 
@@ -129,7 +148,10 @@ fn sends_timed_out_and_enqueued_are_repeated() {
 fn unanswered_sends_are_repeated() {
     let seen = survives(SOME, r#"{"lost_disposition": {"next": 150}}"#);
     assert_eq!(seen.lost_dispositions, 150);
-    assert_eq!(seen.repeats_by_device, 150, "one for each unknown fate");
+    assert_eq!(
+        seen.repeats_by_device, 150,
+        "one repeat for each unknown outcome"
+    );
 }
 
 #[test]
@@ -164,13 +186,16 @@ fn a_rollout_survives_refused_connections() {
     eventually("sends", || (hub.summary().accepted > 2_000).then_some(()));
     hub.faults(r#"{"refuse_connections": true}"#);
     hub.drop_connections();
-    eventually("word of the trouble", || {
-        assert!(!run.is_over(), "it gave up: {}", run.stderr());
+    eventually("a message about the obstacle", || {
+        assert!(!run.is_over(), "the run gave up: {}", run.stderr());
         run.stderr()
             .contains("waiting: hub emulator: ")
             .then_some(())
     });
-    assert!(hub.summary().distinct_devices < MANY, "it was over already");
+    assert!(
+        hub.summary().distinct_devices < MANY,
+        "the run is not complete"
+    );
     hub.faults(r#"{"refuse_connections": false}"#);
     let ended = run.wait().expect(0);
     assert_reached(&hub, &room, &ended.json(), MANY);
@@ -186,8 +211,8 @@ fn an_exhausted_daily_quota_is_waited_for() {
     let mut run = room.start(&["--json", "run", &spec]);
     eventually("sends", || (hub.summary().accepted > 500).then_some(()));
     hub.faults(r#"{"quota_exhausted": true}"#);
-    eventually("word of the trouble", || {
-        assert!(!run.is_over(), "it gave up: {}", run.stderr());
+    eventually("a message about the obstacle", || {
+        assert!(!run.is_over(), "the run gave up: {}", run.stderr());
         run.stderr()
             .contains("waiting: hub emulator: ")
             .then_some(())
@@ -202,7 +227,11 @@ fn an_exhausted_daily_quota_is_waited_for() {
     hub.faults(r#"{"quota_exhausted": false}"#);
     let result = room.run(&["--json", "run", &spec]).expect(0).json();
     assert_reached(&hub, &room, &result, SOME);
-    assert_eq!(hub.summary().repeats_by_device, 0, "their fate is known");
+    assert_eq!(
+        hub.summary().repeats_by_device,
+        0,
+        "a known outcome causes no repeat"
+    );
 }
 
 #[test]
@@ -217,7 +246,7 @@ fn at_most_once_never_repeats_when_connections_drop() {
     assert_eq!(seen.repeats_by_device, 0);
     let count = |outcome: &str| result["counts"][outcome].as_u64().unwrap_or(0);
     assert_eq!(count("enqueued") + count("unknown"), MANY);
-    assert!(count("unknown") > 0, "no drop hit anything");
+    assert!(count("unknown") > 0, "some outcomes are unknown");
     assert!(count("unknown") <= seen.cut_connections * UNDER_WAY);
     let rows = room.report("faulty");
     assert_report_matches(&rows, &hub.message_log());

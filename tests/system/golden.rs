@@ -149,7 +149,7 @@ fn plan_run_and_report_for_people() {
     let (summary, times) = run.stdout.split_once("\n  time ").expect("a time account");
     assert_eq!(hide(summary, "; took ", "TIME"), SUMMARY);
     assert!(times.contains("\n  sending "), "{times}");
-    assert_eq!(run.stderr, "", "a short run has nothing to add");
+    assert_eq!(run.stderr, "", "a short run prints no notes");
     let failed = room.run(&["report", "golden", "--failed"]).expect(0).stdout;
     assert!(failed.starts_with(FAILED), "{failed}");
     assert_eq!(failed.lines().count(), 1 + 29);

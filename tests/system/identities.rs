@@ -35,7 +35,7 @@ impl Cluster {
         });
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("principals.json");
-        std::fs::write(&file, principals.to_string()).expect("the folder is ours");
+        std::fs::write(&file, principals.to_string()).expect("the folder is writable");
         let file = file.to_str().expect("a path");
         let flags = ["--unlimited", "--no-local-auth", "--entra-file", file];
         let hub = Hub::start(&Fleet::of(DEVICES), &flags);
@@ -95,7 +95,7 @@ impl Cluster {
 
     fn until_accepted(&self, run: &mut Running, messages: u64) {
         eventually("sends", || {
-            assert!(!run.is_over(), "over too early: {}", run.stderr());
+            assert!(!run.is_over(), "the run ended early: {}", run.stderr());
             (self.hub.summary().accepted >= messages).then_some(())
         });
     }
@@ -117,7 +117,7 @@ fn a_workload_identity_survives_token_expiry_and_a_kill() {
     // The second run alone outlives a token.
     assert!(
         seen.tokens_accepted >= tokens_of_first_run + 2,
-        "renewed: {seen:?}"
+        "the tokens are renewed: {seen:?}"
     );
     let report = cluster.room.run(&["--json", "report", "entra"]).expect(0);
     let report = report.json();
@@ -174,7 +174,7 @@ fn the_emulator_config_has_an_identity_with_keys_disabled() {
     assert!(ended.stdout.contains("messages can be sent"), "{ended}");
     let shown = room.run(&["--print-config", "check"]).expect(0);
     assert!(shown.stdout.contains("client_secret"), "{shown}");
-    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
     let secret = config.split("client_secret = \"").nth(1).expect("a secret");
     let secret = secret.split('"').next().expect("a secret");
     assert!(!shown.stdout.contains(secret), "{shown}");

@@ -15,7 +15,7 @@ fn slow_hub() -> Hub {
 
 fn until_sending(hub: &Hub, run: &mut Running, messages: u64) {
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted >= messages).then_some(())
     });
 }
@@ -28,7 +28,7 @@ fn continue_arguments(ended: &Ended) -> Vec<String> {
         .stderr
         .lines()
         .find_map(|line| Some(line.split_once(marker)?.1));
-    let line = line.unwrap_or_else(|| panic!("it does not say how to go on: {ended}"));
+    let line = line.unwrap_or_else(|| panic!("the output has no command to continue: {ended}"));
     line.split(' ').map(str::to_owned).collect()
 }
 
@@ -46,8 +46,8 @@ fn assert_stop_without_repeats(signal: Signal) {
     let ended = run.wait().expect(130);
     let counts = &ended.json()["counts"];
     let accepted = hub.summary().accepted;
-    assert!(accepted < DEVICES, "nothing was left to go on with");
-    assert_eq!(counts["enqueued"], accepted, "what was sent is recorded");
+    assert!(accepted < DEVICES, "some devices are left");
+    assert_eq!(counts["enqueued"], accepted, "each send is recorded");
     assert_eq!(counts["pending"], DEVICES - accepted);
 
     // The printed command works verbatim.
@@ -85,7 +85,7 @@ fn ctrl_c_while_planning_sends_no_message_and_is_resumable() {
     let spec = room.rollout("stop", "");
     let mut run = room.start(&["run", &spec]);
     eventually("pages of the query", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().query_pages >= 20).then_some(())
     });
     run.signal(Signal::Interrupt);
@@ -93,7 +93,10 @@ fn ctrl_c_while_planning_sends_no_message_and_is_resumable() {
     assert_eq!(continue_arguments(&ended), ["run", &spec]);
     let seen = hub.summary();
     assert_eq!(seen.transfers, 0, "nothing was sent");
-    assert!(seen.query_pages < DEVICES / 100, "it planned to the end");
+    assert!(
+        seen.query_pages < DEVICES / 100,
+        "the planning stopped early"
+    );
 
     hub.faults(r#"{"http_delay_ms": 0}"#);
     room.run(&["run", &spec]).expect(0);
@@ -112,8 +115,12 @@ fn a_second_ctrl_c_ends_at_once() {
     let mut run = room.start(&["run", &spec]);
     until_sending(&hub, &mut run, 500);
     run.signal(Signal::Interrupt);
-    eventually("its answer to the first Ctrl-C", || {
-        assert!(!run.is_over(), "over without a second: {}", run.stderr());
+    eventually("the answer to the first Ctrl-C", || {
+        assert!(
+            !run.is_over(),
+            "the run ended at the first signal: {}",
+            run.stderr()
+        );
         run.stderr()
             .contains("Interrupt again to stop at once")
             .then_some(())

@@ -60,7 +60,7 @@ fn a_failing_metric_stops_a_rollout_with_the_reason() {
     let shown = room.run(&["--print-config"]).expect(0);
     for ended in [paused, status, shown] {
         let said = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(!said.contains(TOKEN), "the token shows: {ended}");
+        assert!(!said.contains(TOKEN), "the output has the token: {ended}");
     }
 }
 
@@ -82,7 +82,7 @@ fn prometheus(room: &Room) -> (Running, SocketAddr) {
         ))
         .arg("--web.listen-address=127.0.0.1:0");
     let running = Running::start(&mut command);
-    let address = eventually("Prometheus to say where it listens", || {
+    let address = eventually("the address of Prometheus in the log", || {
         let log = running.stderr();
         let (_, rest) = log.split_once("msg=\"Listening on\" address=")?;
         rest.split_whitespace().next()?.parse().ok()
@@ -116,6 +116,9 @@ fn the_password_file_is_read_for_each_query() {
     let shown = room.run(&["--print-config"]).expect(0);
     for ended in [paused, shown] {
         let said = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(!said.contains(PASSWORD), "the password shows: {ended}");
+        assert!(
+            !said.contains(PASSWORD),
+            "the output has the password: {ended}"
+        );
     }
 }

@@ -10,10 +10,10 @@ fn another_spec_under_a_used_name_is_refused_field_by_field() {
     hub.faults(r#"{"disposition_delay_ms": 200}"#);
     let room = Room::with(&hub);
     let spec = room.rollout("name", "rate: 100000/min");
-    let original = std::fs::read_to_string(room.path().join(&spec)).expect("it was written");
+    let original = std::fs::read_to_string(room.path().join(&spec)).expect("the file was written");
     let mut run = room.start(&["run", &spec]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted > 500).then_some(())
     });
     run.signal(Signal::Interrupt);
@@ -40,10 +40,10 @@ fn another_spec_under_a_used_name_is_refused_field_by_field() {
     ]);
     assert!(
         !ended.stderr.contains("batch_by"),
-        "that is the same: {ended}"
+        "batch_by is unchanged: {ended}"
     );
     assert_eq!(ended.stdout, "");
-    assert_eq!(hub.summary().transfers, sent, "something was sent");
+    assert_eq!(hub.summary().transfers, sent, "no further message is sent");
 
     // Comments and the order of fields make no difference.
     room.write(&spec, &format!("# The same.\n{original}"));
@@ -79,7 +79,7 @@ fn an_ended_rollout_returns_the_same_result_again() {
         .expect(4)
         .says(&["over has already ended", "choose another rollout name"]);
     assert_eq!(again.json(), first.json());
-    assert_eq!(hub.summary().transfers, 200, "something was sent again");
+    assert_eq!(hub.summary().transfers, 200, "no message is sent again");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_failed_rollout_releases_the_name() {
     let hub = Hub::unlimited(&Fleet::of(100));
     let room = Room::with(&hub);
     let spec = room.rollout("typo", "");
-    let right = std::fs::read_to_string(room.path().join(&spec)).expect("it was written");
+    let right = std::fs::read_to_string(room.path().join(&spec)).expect("the file was written");
     room.write(&spec, &right.replace("fridge", "frigde"));
     let failed = room.run(&["run", &spec]).expect(3);
     assert!(failed.stdout.contains("failed: "), "{failed}");
@@ -108,7 +108,7 @@ fn another_hub_under_a_known_name_is_refused() {
     let slow = room.rollout("slow", "rate: 60/min");
     let mut run = room.start(&["run", &slow]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (staging.summary().accepted > 301).then_some(())
     });
     run.signal(Signal::Interrupt);
@@ -137,7 +137,7 @@ fn another_hub_under_a_known_name_is_refused() {
 #[test]
 fn a_hub_with_two_names_is_refused() {
     let hub = Hub::unlimited(&Fleet::of(1));
-    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
     let path = |file: &str| format!("\"{}\"", hub.folder().join(file).display());
     let config = config
         .replace("\"connection-string\"", &path("connection-string"))

@@ -27,7 +27,7 @@ impl HttpProxy {
              BasicAuth ann s3cr3t\nConnectPort {allowed}\n",
             path("access.log"),
         );
-        std::fs::write(folder.path().join("tinyproxy.conf"), conf).expect("the folder is ours");
+        std::fs::write(folder.path().join("tinyproxy.conf"), conf).expect("the folder is writable");
         let mut proxy = Self {
             process: None,
             folder,
@@ -54,7 +54,7 @@ impl HttpProxy {
     fn down(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().expect("a child can be killed");
-            process.wait().expect("it is over");
+            process.wait().expect("the process has ended");
         }
     }
 
@@ -102,7 +102,7 @@ fn a_rollout_over_a_proxy_survives_a_proxy_restart() {
     let spec = room.rollout("proxied", "rate: 18000/min");
     let mut run = room.start(&["--log", "info", "run", &spec]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted >= DEVICES / 3).then_some(())
     });
     proxy.down();

@@ -108,7 +108,8 @@ fn unreadable_files_are_reported() {
     let words = ["spec gone.yaml", "No such file"];
     assert_refused(&room, &["run", "gone.yaml"], 3, &words);
     assert_refused(&room, &["run", "."], 3, &["directory"]);
-    std::fs::write(room.path().join("binary.yaml"), [0xff, 0xfe, 0]).expect("our folder");
+    let binary = room.path().join("binary.yaml");
+    std::fs::write(binary, [0xff, 0xfe, 0]).expect("the folder is writable");
     assert_refused(
         &room,
         &["run", "binary.yaml"],

@@ -35,7 +35,7 @@ fn string_refused(text: &str, words: &[&str]) {
             let ended = room.run(arguments);
             let said = format!("{}{}", ended.stdout, ended.stderr);
             for part in [KEY, &KEY[..12], "c2VjcmV0", "not base64 at all"] {
-                assert!(!said.contains(part), "{part:?} shows: {ended}");
+                assert!(!said.contains(part), "the output has {part:?}: {ended}");
             }
         }
     }
@@ -218,7 +218,10 @@ fn a_connection_string_in_the_wrong_place_does_not_show() {
         ] {
             let ended = room.run(arguments);
             let said = format!("{}{}", ended.stdout, ended.stderr);
-            assert!(!said.contains(&KEY[..12]), "the key shows: {ended}");
+            assert!(
+                !said.contains(&KEY[..12]),
+                "the output has the key: {ended}"
+            );
             assert!(matches!(ended.code, Some(0 | 3)), "{ended}");
         }
     }
@@ -227,10 +230,11 @@ fn a_connection_string_in_the_wrong_place_does_not_show() {
 #[test]
 fn a_rollout_on_an_unconfigured_hub_is_refused() {
     let hub = Hub::unlimited(&Fleet::of(20));
-    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
     let room = Room::configured(&config);
     for file in ["ca.pem", "connection-string"] {
-        std::fs::copy(hub.folder().join(file), room.path().join(file)).expect("our folder");
+        let copied = std::fs::copy(hub.folder().join(file), room.path().join(file));
+        copied.expect("the folder is writable");
     }
     let spec = room.rollout(
         "moved",

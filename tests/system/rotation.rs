@@ -24,11 +24,11 @@ impl Secrets<'_> {
         self.version += 1;
         let folder = self.room.path().join("secrets");
         let version = folder.join(format!("v{}", self.version));
-        std::fs::create_dir_all(&version).expect("the folder is ours");
+        std::fs::create_dir_all(&version).expect("the folder is writable");
         let string = self.hub.connection_string();
         for (name, key) in [("first", first), ("second", second)] {
             let text = string.replace(self.hub.key(), &STANDARD.encode(key));
-            std::fs::write(version.join(name), text).expect("the folder is ours");
+            std::fs::write(version.join(name), text).expect("the folder is writable");
             if self.version == 1 {
                 symlink(format!("..data/{name}"), folder.join(name)).expect("a link");
             }
@@ -48,7 +48,7 @@ fn regenerate(hub: &Hub, first: &str, second: &str) {
 fn until_more(hub: &Hub, run: &mut Running, more: u64) {
     let before = hub.summary().accepted;
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted >= before + more).then_some(())
     });
 }

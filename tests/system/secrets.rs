@@ -50,7 +50,7 @@ fn secret_detection_finds_known_secrets() {
     let hub = Hub::unlimited(&Fleet::of(1));
     let traces = Traces::of(hub.key());
     let file = std::fs::read_to_string(hub.folder().join("connection-string"));
-    for text in [file.expect("the hub wrote it"), hub.stdout()] {
+    for text in [file.expect("the hub wrote the file"), hub.stdout()] {
         assert_eq!(traces.found_in(&text), ["the key", "the key's beginning"]);
     }
     let token = "Authorization: SharedAccessSignature sr=localhost&sig=abc%3D&se=1&skn=service";
@@ -79,11 +79,14 @@ fn no_secret_shows_at_the_highest_log_level() {
         let ended = room.run(arguments).expect(0);
         traces.assert_none(&ended);
         if arguments[0] == "plan" {
-            assert!(ended.stderr.contains("TRACE"), "it is not logging: {ended}");
+            assert!(
+                ended.stderr.contains("TRACE"),
+                "the program logs traces: {ended}"
+            );
         }
     }
     // The hub prints secrets to standard output on purpose, so only the log is checked.
-    assert!(hub.stderr().contains("TRACE"), "the hub is not logging");
+    assert!(hub.stderr().contains("TRACE"), "the hub logs traces");
     let shown = traces.found_in(&hub.stderr());
     assert!(shown.is_empty(), "{shown:?} can be seen in the hub's log");
 }
@@ -95,7 +98,7 @@ fn a_refused_key_does_not_show() {
     let string = hub.connection_string().replace(hub.key(), &wrong);
     let traces = Traces::of(&wrong);
     assert!(!traces.found_in(&string).is_empty());
-    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
     // The key is in the configuration itself, and could be printed with the other settings.
     let config = config.replace(
         "connection_string_file = \"connection-string\"",
@@ -104,7 +107,7 @@ fn a_refused_key_does_not_show() {
     let room = Room::configured(&config)
         .set("RUST_LOG", "trace")
         .set("TWINCAST__RUN__GIVE_UP_AFTER", "1s");
-    std::fs::copy(hub.ca(), room.path().join("ca.pem")).expect("our folder");
+    std::fs::copy(hub.ca(), room.path().join("ca.pem")).expect("the folder is writable");
     let spec = room.rollout("quiet", "");
     for command in ["plan", "run"] {
         traces.assert_none(&room.run(&[command, &spec]).expect(6));
@@ -151,6 +154,9 @@ fn tokens_refused_while_sending_do_not_show() {
     let room = Room::with(&hub).set("RUST_LOG", "trace");
     let spec = room.rollout("quiet", "");
     let ended = room.run(&["run", &spec]).expect(6);
-    assert!(ended.stderr.contains("TRACE"), "it is not logging: {ended}");
+    assert!(
+        ended.stderr.contains("TRACE"),
+        "the program logs traces: {ended}"
+    );
     Traces::of(hub.key()).assert_none(&ended);
 }

@@ -22,7 +22,7 @@ fn a_folder_in_use_is_reported() {
     room.rollout("second", "");
     let mut run = room.start(&["run", &spec]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted > 0).then_some(())
     });
     let words = [
@@ -101,7 +101,7 @@ fn a_running_rollout_is_inspected_and_changed() {
     let spec = room.rollout("first", "");
     let mut run = room.start(&["run", &spec]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted > 0).then_some(())
     });
     let status = room.run(&["--json", "status", "first"]).expect(0).json();
@@ -162,7 +162,7 @@ fn state_left_by_a_kill_is_read_without_writes() {
     let spec = room.rollout("first", "");
     let mut run = room.start(&["run", &spec]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted > 0).then_some(())
     });
     let status = room.run(&["status", "first"]).expect(0).stdout;
@@ -176,7 +176,7 @@ fn state_left_by_a_kill_is_read_without_writes() {
     }
     assert!(
         fs::read(&state).expect("the state") == before,
-        "it was written to"
+        "the file is unchanged"
     );
 }
 
@@ -214,8 +214,8 @@ fn a_damaged_state_is_reported_and_left_unchanged() {
         ("rotten", rotten),
     ] {
         let folder = room.path().join(name);
-        fs::create_dir(&folder).expect("our folder");
-        fs::write(folder.join("state.redb"), &bytes).expect("our folder");
+        fs::create_dir(&folder).expect("the folder is writable");
+        fs::write(folder.join("state.redb"), &bytes).expect("the folder is writable");
         let place = format!("the state in {name}");
         let words = [
             &*place,
@@ -226,9 +226,12 @@ fn a_damaged_state_is_reported_and_left_unchanged() {
         assert_refused(&room, &["--state", name, "run", &spec], 7, &words);
         assert_refused(&room, &["--state", name, "report", "whole"], 7, &words);
         let after = fs::read(folder.join("state.redb")).expect("the state");
-        assert!(after.len() == bytes.len(), "{name}: it was made anew");
+        assert!(
+            after.len() == bytes.len(),
+            "{name}: the file keeps the size"
+        );
     }
-    assert_eq!(hub.summary().transfers, sent, "something was sent again");
+    assert_eq!(hub.summary().transfers, sent, "no message is sent again");
 }
 
 /// Starts the program with a limit on file sizes (`limit`, in the shell's blocks): writes fail as
@@ -268,7 +271,11 @@ fn a_full_disk_while_planning_is_reported_and_resumable() {
     let spec = room.rollout("full", "");
     // Enough space to begin, too little for the plan.
     let ended = with_file_limit("200", &room, &["run", &spec]).wait();
-    assert_eq!(hub.summary().transfers, 0, "sent before the plan was kept");
+    assert_eq!(
+        hub.summary().transfers,
+        0,
+        "nothing is sent before the plan is stored"
+    );
     assert_reported_and_resumable(ended, &room, &hub, &spec);
     assert_eq!(hub.summary().repeats_by_device, 0);
 }
@@ -281,14 +288,14 @@ fn a_full_disk_while_sending_is_reported_and_resumable() {
     let spec = room.rollout("full", "");
     let mut run = with_file_limit("unlimited", &room, &["run", &spec]);
     eventually("sends", || {
-        assert!(!run.is_over(), "over too early: {}", run.stderr());
+        assert!(!run.is_over(), "the run ended early: {}", run.stderr());
         (hub.summary().accepted > 3_000).then_some(())
     });
     run.limit_file_size(4_096);
     let ended = run.wait();
     assert!(
         hub.summary().distinct_devices < DEVICES,
-        "it was over already"
+        "the run is not complete"
     );
     assert_reported_and_resumable(ended, &room, &hub, &spec);
 }

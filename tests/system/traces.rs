@@ -66,7 +66,7 @@ fn a_run_is_one_trace_and_a_hanging_collector_causes_no_delay() {
     room.run(&["run", &spec]).expect(0);
     // The last spans have a limit of 3 s.
     let took = started.elapsed();
-    assert!(took < Duration::from_secs(20), "it took {took:?}");
+    assert!(took < Duration::from_secs(20), "the run took {took:?}");
     assert_eq!(hub.summary().accepted, 2 * DEVICES);
 }
 

@@ -6,12 +6,13 @@ use crate::harness::{Fleet, Hub, Room, assert_refused, assert_tidy};
 
 /// Creates the folder of a user of `hub`, with changed lines in the configuration.
 fn room_with(hub: &Hub, changed: impl Fn(&str) -> String) -> Room {
-    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote it");
+    let config = std::fs::read_to_string(hub.config()).expect("the hub wrote the file");
     let config = changed(&config);
     let room = Room::configured(&config);
     for file in ["ca.pem", "connection-string"] {
         if !room.path().join(file).exists() {
-            std::fs::copy(hub.folder().join(file), room.path().join(file)).expect("our folder");
+            let copied = std::fs::copy(hub.folder().join(file), room.path().join(file));
+            copied.expect("the folder is writable");
         }
     }
     room.rollout("away", "");
@@ -26,7 +27,7 @@ fn small_hub() -> Hub {
 /// Returns a port without a listener: a port released by this process a moment ago.
 fn closed_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
+    listener.local_addr().expect("the listener is bound").port()
 }
 
 #[test]
@@ -71,7 +72,8 @@ fn a_closed_port_while_sending_is_reported_and_resumable() {
     ]);
     assert_tidy(&ended);
     // The hub is available again: the same command continues.
-    let config = std::fs::read_to_string(room.path().join("twincast.toml")).expect("it is there");
+    let config = std::fs::read_to_string(room.path().join("twincast.toml"));
+    let config = config.expect("the file exists");
     let config = config.replace(&format!("amqp_port = {closed}"), &right);
     room.write("twincast.toml", &config);
     room.run(&["run", "away.yaml"]).expect(0);
@@ -84,7 +86,7 @@ fn a_certificate_of_another_authority_is_not_trusted() {
     let hub = small_hub();
     let other = Hub::start(&Fleet::of(1), &["--seed", "2"]);
     let room = room_with(&hub, str::to_owned);
-    std::fs::copy(other.ca(), room.path().join("ca.pem")).expect("our folder");
+    std::fs::copy(other.ca(), room.path().join("ca.pem")).expect("the folder is writable");
     let words = ["hub emulator", "certificate"];
     assert_refused(&room, &["plan", "away.yaml"], 5, &words);
     assert_refused(&room, &["run", "away.yaml"], 5, &words);
@@ -117,7 +119,7 @@ fn a_port_without_tls_is_reported() {
     let hub = small_hub();
     // The listener answers any data in plain text.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let plain = listener.local_addr().expect("it is bound").port();
+    let plain = listener.local_addr().expect("the listener is bound").port();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut stream = stream;

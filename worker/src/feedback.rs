@@ -129,7 +129,7 @@ pub(crate) async fn listen(
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        () = shared.feedback_wanted.notified() => {}
+        () = shared.feedback_requested.notified() => {}
     }
     let Some(mut feedback) = shared.hub.hub.feedback() else {
         tracing::warn!(hub = %shared.hub.name, "feedback is requested, but the hub provides none");
@@ -140,7 +140,7 @@ pub(crate) async fn listen(
         let goes_on = match received {
             Received::Messages(messages) => listener.handle(messages).await,
             Received::Nothing { since } => {
-                listener.heard_until = listener.heard_until.max(Some(since));
+                listener.received_until = listener.received_until.max(Some(since));
                 listener.release_and_pause(&mut *feedback).await
             }
             Received::Refused(error) => {
@@ -186,7 +186,7 @@ struct Listener {
     /// The start of the current id.
     began_at: Instant,
     /// The heard-until time under the current id.
-    heard_until: Option<Timestamp>,
+    received_until: Option<Timestamp>,
     /// Why feedback is not being received, if so.
     trouble: Option<String>,
     /// The number of the connection over which the hub delivers messages.
@@ -210,7 +210,7 @@ impl Listener {
             stop,
             id: new_id(),
             began_at: Instant::now(),
-            heard_until: None,
+            received_until: None,
             trouble: None,
             connection: None,
             merged: VecDeque::new(),
@@ -298,7 +298,7 @@ impl Listener {
         // The hub delivers messages in order, so all messages enqueued before were received.
         if let Some(at) = enqueued_at {
             let at = at.min(self.shared.clock.now()).minus(MAX_CLOCK_SKEW);
-            self.heard_until = self.heard_until.max(Some(at));
+            self.received_until = self.received_until.max(Some(at));
         }
         true
     }
@@ -382,7 +382,7 @@ impl Listener {
     /// Begins to listen under a new id, without any delivered messages.
     fn restart(&mut self) {
         (self.id, self.began_at) = (new_id(), Instant::now());
-        (self.heard_until, self.trouble) = (None, None);
+        (self.received_until, self.trouble) = (None, None);
     }
 
     /// Ends listening. The hub redelivers messages sent and not taken when the locks end.
@@ -419,7 +419,9 @@ impl Listener {
 
     async fn report(&mut self) {
         self.reported_at = Some(Instant::now());
-        let heard_ago = self.heard_until.map(|at| self.shared.clock.now().since(at));
+        let received_ago = self
+            .received_until
+            .map(|at| self.shared.clock.now().since(at));
         let hidden = match self.connection {
             Some(_) => self.rules.lock + MARGIN,
             None => Duration::ZERO,
@@ -433,13 +435,13 @@ impl Listener {
         };
         let report = ListenerReport {
             listener: self.id.clone(),
-            heard_ago,
+            received_ago,
             state: match &self.trouble {
                 Some(why) => state.troubled_by(why),
                 None => state,
             },
         };
-        let lag = heard_ago.unwrap_or_else(|| self.began_at.elapsed());
+        let lag = received_ago.unwrap_or_else(|| self.began_at.elapsed());
         self.shared
             .status
             .metrics()

@@ -390,7 +390,7 @@ impl Shared {
             )
         })?;
         if cached.content.ack != Ack::None {
-            self.feedback_wanted.notify_one();
+            self.feedback_requested.notify_one();
         }
         Ok(self.rollout_cache.put(cached))
     }

@@ -114,16 +114,16 @@ impl PermitStream {
         }
     }
 
-    /// Returns the permits to fetch at `now`, if `wanted` permits are wanted. The block after the
-    /// newest block is fetched when the newest block begins, so that no time is lost between the
-    /// blocks, and other users of the store's limiter see that this rollout wants more.
-    pub(crate) fn need(&self, now: Instant, wanted: u32) -> Need {
+    /// Returns the permits to fetch at `now`, if callers request `requested` permits. The block
+    /// after the newest block is fetched when the newest block begins, so that no time is lost
+    /// between the blocks, and other users of the store's limiter see that this rollout wants more.
+    pub(crate) fn need(&self, now: Instant, requested: u32) -> Need {
         match self.blocks.back() {
-            None => Need::Permits(wanted),
+            None => Need::Permits(requested),
             Some(newest) if now < newest.start => Need::NothingUntil(newest.start),
             Some(_) => {
                 let here: u32 = self.blocks.iter().map(|block| block.permits).sum();
-                match wanted.saturating_sub(here) {
+                match requested.saturating_sub(here) {
                     0 => Need::Nothing,
                     lacking => Need::Permits(lacking),
                 }

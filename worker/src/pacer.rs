@@ -60,8 +60,8 @@ struct Fetch {
     /// The number of waiting callers, and when the last caller left.
     waiting: usize,
     left_at: Instant,
-    /// The number of permits wanted by all callers, without permits already taken.
-    wanted: u32,
+    /// The number of permits requested by all callers, without permits already taken.
+    requested: u32,
 }
 
 /// The results of fetches.
@@ -86,7 +86,7 @@ impl Pacer {
         limits.pace(pace.rate_at(0))?;
         let request = PermitRequest {
             hub: hub.clone(),
-            wanted: 0,
+            max_permits: 0,
             // An unreachable rate stands for a hub without a limit.
             per_minute: limits.pace(None).unwrap_or(1e9),
             rollout: spec.name.clone(),
@@ -109,7 +109,7 @@ impl Pacer {
                 under_way: None,
                 waiting: 0,
                 left_at: Instant::now(),
-                wanted: 0,
+                requested: 0,
             }),
         })
     }
@@ -163,11 +163,11 @@ impl Pacer {
         }
         let permit = results.stream.take(now, self.fetcher.generation());
         demand.count(&mut fetch, permit.is_some());
-        let need = results.stream.need(now, fetch.wanted);
-        if let Need::Permits(wanted) = need
+        let need = results.stream.need(now, fetch.requested);
+        if let Need::Permits(permits) = need
             && fetch.under_way.is_none()
         {
-            fetch.under_way = Some(self.fetch(wanted));
+            fetch.under_way = Some(self.fetch(permits));
         }
         let until = match need {
             Need::NothingUntil(at) => Some(at),
@@ -180,10 +180,10 @@ impl Pacer {
         })
     }
 
-    fn fetch(&self, wanted: u32) -> Fetching {
+    fn fetch(&self, permits: u32) -> Fetching {
         let (fetcher, results) = (Arc::clone(&self.fetcher), Arc::clone(&self.results));
         let fetch = async move {
-            let block = fetcher.fetch(wanted).await;
+            let block = fetcher.fetch(permits).await;
             let mut results = lock(&results);
             match block {
                 Ok(block) => results.stream.put(block),
@@ -216,13 +216,13 @@ struct Wait {
 /// The demand of a caller for permits, until dropped.
 struct Demand<'a> {
     fetch: &'a Mutex<Fetch>,
-    wanted: u32,
-    /// The part of `wanted` counted in [`Fetch::wanted`], without a permit already taken.
+    requested: u32,
+    /// The part of `requested` counted in [`Fetch::requested`], without a permit already taken.
     counted: u32,
 }
 
 impl<'a> Demand<'a> {
-    fn new(fetch: &'a Mutex<Fetch>, wanted: usize) -> Self {
+    fn new(fetch: &'a Mutex<Fetch>, requested: usize) -> Self {
         let mut locked = lock(fetch);
         if locked.waiting == 0 && locked.left_at.elapsed() > ABANDONED_AFTER {
             locked.under_way = None;
@@ -231,15 +231,15 @@ impl<'a> Demand<'a> {
         Self {
             fetch,
             // Far more than a block holds, and the sum over all callers does not overflow.
-            wanted: wanted.min(1 << 20) as u32,
+            requested: requested.min(1 << 20) as u32,
             counted: 0,
         }
     }
 
     /// Updates the counted demand, with or without a permit at hand.
     fn count(&mut self, fetch: &mut Fetch, has_permit: bool) {
-        let now = self.wanted - u32::from(has_permit);
-        fetch.wanted = fetch.wanted - self.counted + now;
+        let now = self.requested - u32::from(has_permit);
+        fetch.requested = fetch.requested - self.counted + now;
         self.counted = now;
     }
 }
@@ -247,7 +247,7 @@ impl<'a> Demand<'a> {
 impl Drop for Demand<'_> {
     fn drop(&mut self) {
         let mut fetch = lock(self.fetch);
-        fetch.wanted -= self.counted;
+        fetch.requested -= self.counted;
         fetch.waiting -= 1;
         fetch.left_at = Instant::now();
     }
@@ -258,7 +258,7 @@ struct PermitFetcher {
     store: Arc<dyn Store>,
     status: Arc<HubStatus>,
     retry_limit: StoreRetryLimit,
-    /// The request, except for `wanted` and `limit`.
+    /// The request, except for `max_permits` and `limit`.
     request: PermitRequest,
     limits: HubLimits,
     pace: StagePace,
@@ -305,10 +305,10 @@ impl PermitFetcher {
     }
 
     /// Requests a block of permits at the current rate.
-    async fn fetch_once(&self, wanted: u32) -> Result<(Grant, f64), StoreError> {
+    async fn fetch_once(&self, permits: u32) -> Result<(Grant, f64), StoreError> {
         let rate = self.rate().await?;
         let request = PermitRequest {
-            wanted,
+            max_permits: permits,
             limit: HubLimits::unlimited().pace(rate),
             ..self.request.clone()
         };
@@ -323,21 +323,22 @@ impl PermitFetcher {
 
     /// Requests a block for as long as necessary. Takes no stop signal: callers stop waiting on
     /// signals of their own.
-    async fn fetch(&self, wanted: u32) -> Result<Block, StoreError> {
+    async fn fetch(&self, permits: u32) -> Result<Block, StoreError> {
         let mut tries = Tries::new(self.retry_limit, &Policy::store_retry());
         loop {
             let generation = self.generation();
-            let asked_at = Instant::now();
-            let error = match self.fetch_once(wanted).await {
-                Ok((grant, _)) if grant.permits > 0 && asked_at.elapsed() > MAX_FETCH_TIME => {
-                    self.status.permits_late(grant.permits, asked_at.elapsed());
+            let started_at = Instant::now();
+            let error = match self.fetch_once(permits).await {
+                Ok((grant, _)) if grant.permits > 0 && started_at.elapsed() > MAX_FETCH_TIME => {
+                    self.status
+                        .permits_late(grant.permits, started_at.elapsed());
                     match self.until_prompt().await {
                         Ok(()) => continue,
                         Err(error) => error,
                     }
                 }
                 Ok((grant, per_minute)) => {
-                    if asked_at.elapsed() <= MAX_FETCH_TIME {
+                    if started_at.elapsed() <= MAX_FETCH_TIME {
                         self.status.permits_in_time();
                     }
                     let now = Instant::now();
@@ -361,9 +362,9 @@ impl PermitFetcher {
         let mut delays = policy.delays();
         loop {
             sleep(next_delay(&mut delays, policy.max())).await;
-            let asked_at = Instant::now();
+            let started_at = Instant::now();
             self.store.limiter(&self.request.hub).await?;
-            if asked_at.elapsed() <= MAX_FETCH_TIME {
+            if started_at.elapsed() <= MAX_FETCH_TIME {
                 return Ok(());
             }
         }
@@ -413,7 +414,7 @@ mod tests {
     async fn behind_others() -> (Arc<Pacer>, Instant) {
         let (pacer, store) = pacer(60_000.0);
         let others = PermitRequest {
-            wanted: u32::MAX,
+            max_permits: u32::MAX,
             rollout: build::name("others"),
             ..pacer.fetcher.request.clone()
         };

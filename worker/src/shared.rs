@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     /// Held by every send through the hub.
     pub(crate) send_lock: Arc<SendLock>,
     /// Notified when a rollout that asks for feedback is read.
-    pub(crate) feedback_wanted: Notify,
+    pub(crate) feedback_requested: Notify,
     /// Random id of this run of the worker.
     pub(crate) id: Uuid,
 }
@@ -57,7 +57,7 @@ impl Shared {
             rollout_cache: RolloutCache::default(),
             skipped: Mutex::default(),
             send_lock: Arc::default(),
-            feedback_wanted: Notify::new(),
+            feedback_requested: Notify::new(),
             id: Uuid::new_v4(),
         }
     }

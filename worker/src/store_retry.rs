@@ -97,7 +97,7 @@ mod tests {
             doing: "record".into(),
             source: "away".into(),
         };
-        let gone = || StoreError::NotFound { what: "it".into() };
+        let not_found = || StoreError::NotFound { what: "it".into() };
         let limit = Some(Duration::from_secs(30));
         for (limit, error, lasting, expected) in [
             (None, full(), 1_000_000, Retry),
@@ -105,8 +105,8 @@ mod tests {
             (None, away(), 1_000_000, Retry),
             (limit, away(), 29, Retry),
             (limit, away(), 30, Fatal),
-            (None, gone(), 0, Superseded),
-            (limit, gone(), 30, Superseded),
+            (None, not_found(), 0, Superseded),
+            (limit, not_found(), 30, Superseded),
         ] {
             let lasting = Duration::from_secs(lasting);
             let found = StoreRetryLimit(limit).disposition(&error, lasting);

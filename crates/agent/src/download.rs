@@ -219,9 +219,9 @@ impl Downloader {
             to_std(self.settings.low_speed_time),
             self.settings.low_speed_rate,
         );
-        let (mut at, mut window, mut begun) = (from, 0, Instant::now());
+        let (mut at, mut window, mut window_started_at) = (from, 0, Instant::now());
         loop {
-            let left = low_time.saturating_sub(begun.elapsed());
+            let left = low_time.saturating_sub(window_started_at.elapsed());
             match tokio::time::timeout(left, body.chunk()).await {
                 Ok(Ok(Some(bytes))) => {
                     at += bytes.len() as u64;
@@ -242,7 +242,7 @@ impl Downloader {
                 Ok(Err(error)) => return Err(Failed::Transient(error)),
                 Err(_) => {}
             }
-            if begun.elapsed() >= low_time {
+            if window_started_at.elapsed() >= low_time {
                 let least = low_rate.saturating_mul(low_time.as_secs().max(1));
                 if window < least {
                     let text = format!(
@@ -250,7 +250,7 @@ impl Downloader {
                     );
                     return Err(Failed::Transient(text));
                 }
-                (window, begun) = (0, Instant::now());
+                (window, window_started_at) = (0, Instant::now());
             }
         }
     }

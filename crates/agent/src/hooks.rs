@@ -116,12 +116,12 @@ impl Runner {
         let Some(health) = &self.health else {
             return Ok(());
         };
-        let (begun, within) = (Instant::now(), to_std(health.within));
+        let (started_at, within) = (Instant::now(), to_std(health.within));
         let results = self.folder.join("health");
         let environment = self.environment("health", 1, context);
         let mut last_output = None;
         loop {
-            let left = within.saturating_sub(begun.elapsed());
+            let left = within.saturating_sub(started_at.elapsed());
             let exit = self
                 .run_again(&results, &health.command, &environment, left)
                 .await;
@@ -135,7 +135,10 @@ impl Runner {
                 }),
                 Err(error) => format!("cannot run {}: {error}", health.command[0]),
             };
-            let (pause, left) = (to_std(health.every), within.saturating_sub(begun.elapsed()));
+            let (pause, left) = (
+                to_std(health.every),
+                within.saturating_sub(started_at.elapsed()),
+            );
             let last = LAST_CHECK.min(pause);
             if left <= last {
                 return Err(output);
@@ -250,7 +253,7 @@ impl Runner {
         results: &Path,
         timeout: Duration,
     ) -> io::Result<(File, Option<Exit>)> {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let mut signal = rustix::process::Signal::TERM;
         let mut next_signal = timeout;
         let output = result_file(results, "out");
@@ -260,10 +263,12 @@ impl Runner {
                 let exit = read_exit(results).or(is_ended.then_some(Exit::TimedOut));
                 return Ok((lock, exit));
             }
-            if begun.elapsed() >= next_signal {
+            if started_at.elapsed() >= next_signal {
                 self.signal_group(signal);
-                (signal, next_signal) =
-                    (rustix::process::Signal::KILL, begun.elapsed() + KILL_AFTER);
+                (signal, next_signal) = (
+                    rustix::process::Signal::KILL,
+                    started_at.elapsed() + KILL_AFTER,
+                );
             }
             // The script appends, so further output goes to the new end of the file.
             if fs::metadata(&output).is_ok_and(|it| it.len() > OUTPUT_MAX) {

@@ -136,7 +136,7 @@ impl HubConnection {
         let mut backoff = Backoff::new(Duration::from_secs(1), to_std(self.settings.reconnect_max));
         let mut refusals = 0;
         while !stop.is_cancelled() && !self.events.is_closed() {
-            let begun = tokio::time::Instant::now();
+            let started_at = tokio::time::Instant::now();
             let result = tokio::select! {
                 result = self.run_once(&stop) => result,
                 () = self.events.closed() => return,
@@ -144,7 +144,7 @@ impl HubConnection {
             if self.events.send(HubEvent::Down).await.is_err() {
                 return;
             }
-            if begun.elapsed() >= STABLE_AFTER {
+            if started_at.elapsed() >= STABLE_AFTER {
                 backoff.reset();
             }
             let error = match result {

@@ -356,7 +356,7 @@ mod tests {
                 counts.count(outcome);
             }
         }
-        assert_eq!(unanswered(&counts, 0), 12, "8 are recorded");
+        assert_eq!(unanswered(&counts, 0), 12, "8 answers are recorded");
         assert_eq!(unanswered(&counts, 12), 8);
         assert_eq!(unanswered(&counts, 99), 0);
     }

@@ -229,7 +229,7 @@ mod tests {
             usage.in_progress(counts, 1_000, Timestamp(now))
         };
         let untouched = BudgetUsage::default();
-        assert_eq!(at(5_000, untouched, &some), 0, "nobody has had it");
+        assert_eq!(at(5_000, untouched, &some), 0, "the batch was never leased");
         let mut usage = untouched;
         usage.on_lease();
         let unsent = counts(&[(Pending, 9)]);
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(
             at(6_000, usage, &some),
             1 + 2,
-            "what is to be sent never lapses"
+            "unsent devices count indefinitely"
         );
         usage.on_record(&all_sent, Timestamp(7_000));
         assert_eq!(at(7_999, usage, &all_sent), 4);

@@ -53,7 +53,7 @@ pub struct ListenerReport {
     /// The listener.
     pub listener: Holder,
     /// The age of the heard-until time; `None` before the first heard-until time.
-    pub heard_ago: Option<Duration>,
+    pub received_ago: Option<Duration>,
     /// The listener's condition.
     pub state: ListenerState,
 }
@@ -91,7 +91,7 @@ pub struct ListenerStatus {
     /// The listener.
     pub listener: Holder,
     /// The age of the heard-until time; `None` before the first heard-until time.
-    pub heard_ago: Option<Duration>,
+    pub received_ago: Option<Duration>,
     /// The age of the report.
     pub reported_ago: Duration,
     /// The listener's condition at the time of the report.
@@ -124,8 +124,9 @@ impl Listeners {
     /// Stores a report at `now`, and deletes reports older than [`REPORT_RETENTION`]. Returns
     /// `true` for a new listener.
     pub fn report(&mut self, hub: &HubName, report: &ListenerReport, now: Timestamp) -> bool {
-        let (listener, heard_ago) = (&report.listener, report.heard_ago);
-        self.0.report(hub, listener, heard_ago, &report.state, now)
+        let (listener, received_ago) = (&report.listener, report.received_ago);
+        self.0
+            .report(hub, listener, received_ago, &report.state, now)
     }
 
     /// Returns the listeners of a hub, with ages at `now`.
@@ -139,7 +140,7 @@ impl From<Reported<ListenerState>> for ListenerStatus {
     fn from(report: Reported<ListenerState>) -> Self {
         Self {
             listener: report.by,
-            heard_ago: report.at_ago,
+            received_ago: report.at_ago,
             reported_ago: report.reported_ago,
             state: report.state,
         }
@@ -214,7 +215,7 @@ impl Watermark {
             listeners.iter().partition(|listener| listener.is_present());
         let batching = listeners.iter().map(|it| it.state.batching_ms).max();
         let batching = batching.map_or(BATCHING, Duration::from_millis);
-        let not_heard = |obstacle| Self {
+        let without_watermark = |obstacle| Self {
             heard_until: None,
             batching,
             obstacle: Some(obstacle),
@@ -222,20 +223,18 @@ impl Watermark {
         if present.is_empty() {
             let troubled = lost.iter().filter(|it| it.reported_ago <= PRESENCE_TIMEOUT);
             let why = troubled.filter_map(|it| it.state.trouble.clone()).next();
-            return not_heard(
-                why.map_or(Obstacle::NoListener, |why| Obstacle::ListenersFailing {
-                    why,
-                }),
-            );
+            return without_watermark(why.map_or(Obstacle::NoListener, |why| {
+                Obstacle::ListenersFailing { why }
+            }));
         }
         let foreign = present.iter().map(|it| it.state.foreign).sum();
         let behind = match foreign {
             0 => Obstacle::Behind,
             messages => Obstacle::Foreign { messages },
         };
-        let heard: Option<Vec<_>> = present.iter().map(|it| it.heard_ago).collect();
-        let Some(mut ago) = heard.and_then(|heard| heard.into_iter().max()) else {
-            return not_heard(behind);
+        let ages: Option<Vec<_>> = present.iter().map(|it| it.received_ago).collect();
+        let Some(mut ago) = ages.and_then(|ages| ages.into_iter().max()) else {
+            return without_watermark(behind);
         };
         let mut obstacle = (ago > CURRENT_FOR || foreign > 0).then_some(behind);
         // A lost listener's message is merged once the present listeners have heard beyond the end
@@ -247,9 +246,9 @@ impl Watermark {
                 Err(left) => left,
             };
             obstacle = Some(Obstacle::Hidden { left });
-            match listener.heard_ago {
-                Some(heard_ago) => ago = ago.max(heard_ago),
-                None => return not_heard(Obstacle::Hidden { left }),
+            match listener.received_ago {
+                Some(received_ago) => ago = ago.max(received_ago),
+                None => return without_watermark(Obstacle::Hidden { left }),
             }
         }
         Self {

@@ -157,8 +157,9 @@ pub fn waits_for(
 ) -> Option<Waiting> {
     let rollout = context.rollout;
     if context.outcome.is_settled() && !is_to_be_retried(context) {
-        let is_asked = rollout.spec.message.wants_feedback();
-        return (context.outcome == Outcome::Enqueued && is_asked).then_some(Waiting::Delivery);
+        let wants_feedback = rollout.spec.message.wants_feedback();
+        return (context.outcome == Outcome::Enqueued && wants_feedback)
+            .then_some(Waiting::Delivery);
     }
     let reason = || rollout.phase.reason().unwrap_or_default().to_owned();
     match &rollout.phase {
@@ -512,13 +513,13 @@ mod tests {
         assert_eq!(
             of(1, 4),
             [(1, false), (2, true), (4, true)],
-            "not its stage"
+            "attempt 3 is of another stage"
         );
         assert_eq!(of(0, 2), [(1, false), (2, true)]);
         assert_eq!(of(0, 1), [(1, false)]);
         rollout.history.clear();
         let tried = attempts(&rollout, StageIndex(1), Attempt(2));
-        assert_eq!(tried.len(), 2, "it may have been");
+        assert_eq!(tried.len(), 2, "attempt 2 is possible");
     }
 
     #[test]

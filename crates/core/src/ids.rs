@@ -344,7 +344,7 @@ mod tests {
             "é",
             &"x".repeat(129),
         ] {
-            assert!(DeviceId::new(bad).is_err(), "{bad:?} was taken");
+            assert!(DeviceId::new(bad).is_err(), "{bad:?} was accepted");
         }
     }
 

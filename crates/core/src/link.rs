@@ -218,10 +218,10 @@ mod tests {
         assert_eq!(reason(&two), Some("y".into()), "the longest");
         let sends = link("c", 1, 15, open.clone());
         assert_eq!(reason(&[two[0].clone(), sends.clone()]), None);
-        let gone = link("c", 1, 16, open);
-        assert_eq!(reason(&[two[0].clone(), gone]), Some("x".into()));
-        assert_eq!(reason(&[link("a", 600, 16, away("x"))]), None, "gone");
-        assert_eq!(reason(&[link("a", 4, 1, away("x"))]), None, "a moment");
+        let expired = link("c", 1, 16, open);
+        assert_eq!(reason(&[two[0].clone(), expired]), Some("x".into()));
+        assert_eq!(reason(&[link("a", 600, 16, away("x"))]), None, "expired");
+        assert_eq!(reason(&[link("a", 4, 1, away("x"))]), None, "too brief");
         assert_eq!(reason(&[link("a", 600, 1, unused)]), None);
         let (longest, _, count) =
             LinkObstacle::longest(&[two[0].clone(), two[1].clone(), sends]).unwrap();

@@ -48,7 +48,7 @@ pub struct PermitRequest {
     /// The hub.
     pub hub: HubName,
     /// The most messages to send.
-    pub wanted: u32,
+    pub max_permits: u32,
     /// The pace of the hub for all senders together, per minute.
     pub per_minute: f64,
     /// The rollout.
@@ -89,7 +89,7 @@ impl Default for SendLimiter {
 }
 
 impl SendLimiter {
-    /// Reserves up to `wanted` permits at `per_minute`: at most one [`BLOCK`], and at least one
+    /// Reserves up to `requested` permits at `per_minute`: at most one [`BLOCK`], and at least one
     /// permit unless the horizon is reached.
     ///
     /// # Example
@@ -108,7 +108,7 @@ impl SendLimiter {
     /// limiter.throttled(now, Some(Duration::from_secs(30)));
     /// assert_eq!(limiter.take(now, 500, 6_000.0).permits, 0);
     /// ```
-    pub fn take(&mut self, now: Timestamp, wanted: u32, per_minute: f64) -> Grant {
+    pub fn take(&mut self, now: Timestamp, requested: u32, per_minute: f64) -> Grant {
         let now_us = now.0 * 1_000;
         let rate = per_minute * self.factor(now);
         let interval_us = 60e6 / rate;
@@ -121,7 +121,7 @@ impl SendLimiter {
             };
         }
         let block = (BLOCK.as_micros() as f64 / interval_us) as u32;
-        let permits = wanted.min(block.max(1));
+        let permits = requested.min(block.max(1));
         self.next_us = start.saturating_add((f64::from(permits) * interval_us) as u64);
         Grant {
             permits,
@@ -252,7 +252,7 @@ impl HubPermits {
     pub fn take(&mut self, now: Timestamp, request: &PermitRequest) -> Grant {
         let share = self.share(now, &request.rollout);
         let later = |wait: Duration| Grant { permits: 0, wait };
-        let mut allowed = request.wanted;
+        let mut allowed = request.max_permits;
         if let Some(limit) = request.limit {
             match share.own.allowed(now, limit) {
                 Ok(permits) => allowed = allowed.min(permits),
@@ -278,7 +278,7 @@ impl HubPermits {
             && grant.permits > 0
         {
             share.own.take(now, grant.permits, limit);
-            content = grant.permits == allowed && allowed < request.wanted;
+            content = grant.permits == allowed && allowed < request.max_permits;
         }
         if content {
             // The rollout got all permits allowed for now, so it delays no other rollout.
@@ -457,7 +457,7 @@ mod tests {
             let mut permits = HubPermits::default();
             let request = PermitRequest {
                 hub: HubName::new("h").unwrap(),
-                wanted: 1_000,
+                max_permits: 1_000,
                 per_minute,
                 rollout: rollout("r"),
                 weight: 1,
@@ -521,7 +521,7 @@ mod tests {
             }
             let request = PermitRequest {
                 hub: HubName::new("h").unwrap(),
-                wanted: 10_000,
+                max_permits: 10_000,
                 per_minute,
                 rollout: asker.name.clone(),
                 weight: asker.weight,
@@ -606,7 +606,7 @@ mod tests {
         for n in 0..100u64 {
             let request = PermitRequest {
                 hub: HubName::new("h").unwrap(),
-                wanted: 1,
+                max_permits: 1,
                 per_minute: 6_000.0,
                 rollout: rollout(&format!("r{n}")),
                 weight: 1,

@@ -157,14 +157,14 @@ pub enum TagValue {
 impl TagValue {
     fn equals(&self, found: &Value) -> bool {
         match (self, found) {
-            (Self::Bool(wanted), Value::Bool(found)) => wanted == found,
-            (Self::Text(wanted), Value::String(found)) => wanted == found,
+            (Self::Bool(expected), Value::Bool(found)) => expected == found,
+            (Self::Text(expected), Value::String(found)) => expected == found,
             // Large whole numbers would lose their last digits in a double.
-            (Self::Int(wanted), Value::Number(found)) => match found.as_i64() {
-                Some(found) => *wanted == found,
-                None => found.as_f64() == Some(*wanted as f64),
+            (Self::Int(expected), Value::Number(found)) => match found.as_i64() {
+                Some(found) => *expected == found,
+                None => found.as_f64() == Some(*expected as f64),
             },
-            (Self::Float(wanted), Value::Number(found)) => found.as_f64() == Some(*wanted),
+            (Self::Float(expected), Value::Number(found)) => found.as_f64() == Some(*expected),
             _ => false,
         }
     }
@@ -263,9 +263,9 @@ pub fn not_matching(tags: &TagSelector) -> String {
 /// type and value, and an undefined value equals nothing.
 #[must_use]
 pub fn matches<'t>(tags: &TagSelector, tag: impl Fn(&TagPath) -> Option<&'t Value>) -> bool {
-    tags.iter().all(|(path, wanted)| {
+    tags.iter().all(|(path, expected)| {
         let found = tag(path);
-        found.is_some_and(|found| match wanted {
+        found.is_some_and(|found| match expected {
             OneOrMany::One(value) => value.equals(found),
             OneOrMany::Many(values) => values.iter().any(|value| value.equals(found)),
         })
@@ -479,7 +479,7 @@ mod tests {
             "", "a b", "a..b", ".", "a.", "tags.a", "a'", "a\"", "a]", "[a", "a\nb", "a\\",
             "a\u{85}",
         ] {
-            assert!(TagPath::new(bad).is_err(), "{bad:?} was taken");
+            assert!(TagPath::new(bad).is_err(), "{bad:?} was accepted");
         }
         for (path, written) in [
             ("region", "tags.region"),

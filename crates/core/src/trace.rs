@@ -327,7 +327,7 @@ mod tests {
         assert!(command.context.sampled);
         let own = nowhere.begin(None, (5, 7));
         assert_eq!((own.context.trace, own.parent), (TraceId::from(5), None));
-        assert!(!own.context.sampled, "nobody keeps it");
+        assert!(!own.context.sampled, "the trace is not sampled");
         let some = Tracer::new(|trace, _| trace == TraceId::from(5), drop);
         for (trace, sampled) in [(5, true), (6, false)] {
             let command = some.begin(None, (trace, 7));
@@ -360,7 +360,7 @@ mod tests {
                 "{batches}: {emitted}"
             );
         }
-        assert!(context.samples(BatchId(3), 0), "of an unknown number");
+        assert!(context.samples(BatchId(3), 0), "unknown number of batches");
     }
 
     #[test]

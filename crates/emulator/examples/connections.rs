@@ -68,15 +68,15 @@ async fn hub(count: u32) -> Result<()> {
     }
     print!("{}", hub.ca_pem());
     println!("end");
-    let (asked, mut asks) = tokio::sync::mpsc::channel(1);
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
-            if asked.blocking_send(line).is_err() {
+            if sender.blocking_send(line).is_err() {
                 return;
             }
         }
     });
-    while asks.recv().await.is_some() {
+    while receiver.recv().await.is_some() {
         println!("{}", serde_json::to_string(&hub.hub().summary())?);
     }
     hub.shutdown().await;

@@ -17,13 +17,13 @@ pub struct Permissions {
 }
 
 impl Permissions {
-    /// Whether all permissions in `wanted` are granted.
+    /// Whether all permissions in `required` are granted.
     #[must_use]
-    pub fn include(self, wanted: Self) -> bool {
-        (self.registry_read || !wanted.registry_read)
-            && (self.registry_write || !wanted.registry_write)
-            && (self.service_connect || !wanted.service_connect)
-            && (self.device_connect || !wanted.device_connect)
+    pub fn include(self, required: Self) -> bool {
+        (self.registry_read || !required.registry_read)
+            && (self.registry_write || !required.registry_write)
+            && (self.service_connect || !required.service_connect)
+            && (self.device_connect || !required.device_connect)
     }
 
     /// Only `ServiceConnect`.

@@ -259,9 +259,9 @@ impl Grant {
         let Some((_, scope)) = self.scope.split_once('/') else {
             return true;
         };
-        let mut asked = path.trim_matches('/').split('/');
+        let mut path_parts = path.trim_matches('/').split('/');
         scope.split('/').all(|part| {
-            asked
+            path_parts
                 .next()
                 .is_some_and(|other| other.eq_ignore_ascii_case(part))
         })

@@ -76,10 +76,10 @@ pub async fn start(config: HubConfig) -> Result<RunningHub, StartError> {
         None => None,
     };
     let address = |purpose, listener: &TcpListener, port| {
-        let asked = SocketAddr::new(config.bind, port);
+        let requested = SocketAddr::new(config.bind, port);
         listener.local_addr().map_err(|source| StartError::Bind {
             purpose,
-            address: asked,
+            address: requested,
             source,
         })
     };

@@ -64,8 +64,7 @@ async fn the_node_device_sdks_accept_the_emulator() {
     let output = tokio::task::spawn_blocking(move || command.output())
         .await
         .unwrap();
-    let output =
-        output.unwrap_or_else(|error| panic!("running node, which this test needs: {error}"));
+    let output = output.unwrap_or_else(|error| panic!("failed to run node: {error}"));
     let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -118,7 +117,7 @@ async fn start_on_own_address(certificates: &Certificates) -> RunningHub {
             Err(error) => last = Some(error),
         }
     }
-    panic!("the standard ports cannot be had: {last:?}");
+    panic!("the standard ports are not available: {last:?}");
 }
 
 const INDIVIDUAL_KEY: &str = "aW5kaXZpZHVhbCBrZXkgb2YgdGhlIHRlc3QhISEhIQ==";

@@ -45,8 +45,7 @@ async fn the_node_sdk_accepts_the_emulator() {
         .await
         .unwrap();
     std::fs::remove_dir_all(&home).unwrap();
-    let output =
-        output.unwrap_or_else(|error| panic!("running node, which this test needs: {error}"));
+    let output = output.unwrap_or_else(|error| panic!("failed to run node: {error}"));
     let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),

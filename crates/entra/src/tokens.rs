@@ -281,8 +281,8 @@ impl Inner {
             self.unavailable("the secret cannot be used", Some(Arc::from(error)))
         })?;
         let scopes = [self.scope.as_str()];
-        let asked = timeout(ANSWER_WITHIN, credential.get_token(&scopes, None)).await;
-        let answer = asked.map_err(|_| self.unavailable("no answer within 30 s", None))?;
+        let response = timeout(ANSWER_WITHIN, credential.get_token(&scopes, None)).await;
+        let answer = response.map_err(|_| self.unavailable("no answer within 30 s", None))?;
         let answer = answer.map_err(|error| TokenError::from_azure(name, error))?;
         let (now, expires_at) = (SystemTime::now(), SystemTime::from(answer.expires_on));
         let life = expires_at.duration_since(now).unwrap_or_default();

@@ -105,7 +105,7 @@ pub(crate) struct HubClock(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     known: Option<Known>,
-    asked_at: Option<Instant>,
+    queried_at: Option<Instant>,
     /// The offset of the latest log line, in milliseconds.
     logged_ms: i64,
 }
@@ -161,7 +161,7 @@ impl HubClock {
         let before = state.known.and_then(|known| known.offset(now));
         let offset = before.map_or(offset, |before| before.narrowed_by(offset));
         state.known = Some(Known { offset, at: now });
-        state.asked_at = Some(now.1);
+        state.queried_at = Some(now.1);
         if !should_log(state.logged_ms, offset.nearest()) {
             return;
         }
@@ -187,13 +187,13 @@ impl HubClock {
         let mut state = self.state();
         let was_set = state.known.is_some_and(|known| known.offset(now).is_none());
         let is_due = state
-            .asked_at
+            .queried_at
             .is_none_or(|at| now.1.saturating_duration_since(at) >= CLOCK_QUERY_INTERVAL);
         if was_set {
             state.known = None;
         }
         if is_due || was_set {
-            state.asked_at = Some(now.1);
+            state.queried_at = Some(now.1);
         }
         is_due || was_set
     }
@@ -300,7 +300,11 @@ mod tests {
             assert_eq!(answered(0, sent, 3, 3).nearest(), 0);
         }
         assert_eq!(answered(-50, 500, 10, 10).nearest(), 0);
-        assert_eq!(answered(-50, 20, 10, 10).nearest(), -20, "it cannot be");
+        assert_eq!(
+            answered(-50, 20, 10, 10).nearest(),
+            -20,
+            "an offset of zero is impossible"
+        );
         let back = ClockOffset::observed(at(5), at(0), DATE_RESOLUTION, at(4));
         assert_eq!(back, None, "this machine's clock was set back meanwhile");
     }
@@ -341,8 +345,8 @@ mod tests {
             known.offset((at(system), ticks + Duration::from_millis(ticked)))
         };
         assert_eq!(after(60_000, 60_000), Some(offset));
-        assert_eq!(after(61_500, 60_000), Some(offset), "it is being slewed");
-        assert_eq!(after(960_000, 60_000), None, "it was set");
+        assert_eq!(after(61_500, 60_000), Some(offset), "the clock is slewed");
+        assert_eq!(after(960_000, 60_000), None, "the clock was set");
         assert_eq!(after(7_200_000, 60_000), None, "the machine has slept");
     }
 
@@ -352,7 +356,7 @@ mod tests {
         let now = SystemTime::now();
         assert_eq!((clock.offset(), clock.hub_time(now)), (None, now));
         assert!(clock.begin_query_if_due());
-        assert!(!clock.begin_query_if_due(), "not twice");
+        assert!(!clock.begin_query_if_due(), "the query is not due again");
         clock.observe("h", now, "no date");
         assert_eq!(clock.offset(), None);
         let then = jiff::Timestamp::try_from(now + Duration::from_secs(900)).unwrap();

@@ -429,7 +429,7 @@ mod tests {
         let key = async || {
             credentials.token().await.unwrap();
             let Method::SharedAccess(keys) = &credentials.method else {
-                unreachable!("it has keys");
+                unreachable!("the credentials have keys");
             };
             let state = keys.state.lock().unwrap();
             state.signer.as_ref().unwrap().key().expose().to_owned()

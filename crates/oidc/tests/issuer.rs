@@ -165,7 +165,10 @@ async fn a_new_key_is_fetched_and_an_old_key_is_removed() {
     );
     assert!(issuer.verify(&by_old, *NOW).await.is_ok());
     let unknown = issuer.verify(&by_new, *NOW).await;
-    assert!(matches!(unknown, Err(Rejection::Key { .. })), "too soon");
+    assert!(
+        matches!(unknown, Err(Rejection::Key { .. })),
+        "a new request is too soon"
+    );
     passes(MIN_REQUEST_INTERVAL).await;
     assert!(issuer.verify(&by_new, *NOW).await.is_ok());
     assert!(issuer.verify(&by_old, *NOW).await.is_err());
@@ -191,7 +194,7 @@ async fn keys_serve_for_a_day_while_the_issuer_is_away() {
     assert_eq!(
         issuer.verify(&token, *NOW).await,
         Err(Rejection::NoKeys),
-        "too soon"
+        "a new request is too soon"
     );
     passes(MIN_REQUEST_INTERVAL).await;
     assert!(issuer.verify(&token, *NOW).await.is_ok());
@@ -219,7 +222,7 @@ async fn keys_are_refreshed_every_few_minutes() {
         }
     };
     tokio::select! {
-        () = issuer.refresh_forever() => unreachable!("it follows for ever"),
+        () = issuer.refresh_forever() => unreachable!("the refresh never ends"),
         () = renewed => {}
     }
 }
@@ -266,7 +269,7 @@ async fn invalid_or_unreachable_key_sets_yield_no_keys() {
         ),
     ];
     for issuer in table {
-        issuer.load().await.expect("it may come back");
+        issuer.load().await.expect("failed requests are tolerated");
         assert_eq!(
             issuer.verify(&token, *NOW).await,
             Err(Rejection::NoKeys),

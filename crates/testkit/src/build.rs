@@ -54,7 +54,7 @@ pub fn holder(text: &str) -> Holder {
 #[must_use]
 pub fn accepted(name: &str) -> Rollout {
     let text = format!("{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}}}");
-    let spec = RolloutSpec::read("test", &text).expect("the spec is right");
+    let spec = RolloutSpec::read("test", &text).expect("the spec is valid");
     of_spec(spec)
 }
 
@@ -71,7 +71,7 @@ pub fn after(rollout: &Rollout, event: Event) -> Rollout {
     rollout
         .after(event, Timestamp(2))
         .expect("the event is possible")
-        .expect("the event changes something")
+        .expect("the event changes the rollout")
 }
 
 /// Returns the event of a completed plan with `devices` devices.
@@ -210,7 +210,7 @@ pub async fn apply(store: &dyn Store, rollout: &Rollout, mut event: Event) -> Ro
     store
         .save(&next, rollout.revision())
         .await
-        .expect("nobody else changes it");
+        .expect("the rollout has no concurrent change");
     next
 }
 
@@ -221,10 +221,10 @@ pub async fn stored_checksum(store: &dyn Store, rollout: &Rollout) -> Checksum {
     for batch in store
         .batches(name, None, usize::MAX)
         .await
-        .expect("it exists")
+        .expect("the rollout exists")
     {
         let work = store.load(name, batch.header.id).await;
-        checksum.add(&work.expect("it was listed").batch);
+        checksum.add(&work.expect("the listed batch exists").batch);
     }
     checksum
 }
@@ -235,7 +235,10 @@ pub async fn planning(store: &dyn Store, name: &str) -> Rollout {
 }
 
 async fn plan(store: &dyn Store, rollout: &Rollout) -> Rollout {
-    store.create(rollout).await.expect("it can be created");
+    store
+        .create(rollout)
+        .await
+        .expect("the rollout can be created");
     apply(store, rollout, Event::PlanningStarted).await
 }
 
@@ -245,7 +248,10 @@ pub async fn running(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Roll
 }
 
 async fn run(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) -> Rollout {
-    store.create(rollout).await.expect("it can be created");
+    store
+        .create(rollout)
+        .await
+        .expect("the rollout can be created");
     planned(store, rollout, batches).await
 }
 
@@ -256,7 +262,7 @@ pub async fn planned(store: &dyn Store, rollout: &Rollout, batches: Vec<Batch>) 
     store
         .add_batches(&rollout.spec.name, Adding::Plan(PlanId(1)), batches)
         .await
-        .expect("the plan is not whole");
+        .expect("the plan accepts batches");
     apply(store, &rollout, plan_completed(devices)).await
 }
 
@@ -266,7 +272,7 @@ pub async fn staged(store: &dyn Store, name: &str, batches: Vec<Batch>) -> Rollo
         "{{name: {name}, target: {{all: true}}, message: {{body: {{text: hi}}}}, \
          stages: [{{name: one, percent: 10%}}, {{name: two, percent: 50%}}]}}"
     );
-    let spec = RolloutSpec::read("test", &text).expect("the spec is right");
+    let spec = RolloutSpec::read("test", &text).expect("the spec is valid");
     let rollout = of_spec(spec);
     run(store, &rollout, batches).await
 }
@@ -308,7 +314,7 @@ pub fn stage_passed(stage: &str) -> Event {
 /// Leases a batch. The batch must be free.
 pub async fn leased(store: &dyn Store, rollout: &RolloutName, batch: u32, by: &str) -> Lease {
     let reply = store.lease(&lease_request(rollout, batch, by)).await;
-    match reply.expect("the store works") {
+    match reply.expect("the store is available") {
         LeaseReply::Granted(lease) => lease,
         other => panic!("batch {batch} was not leased to {by}: {other:?}"),
     }

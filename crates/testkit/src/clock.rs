@@ -56,7 +56,7 @@ impl ManualClock {
 
     /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
-        let ms = u64::try_from(by.as_millis()).expect("tests span no ages");
+        let ms = u64::try_from(by.as_millis()).expect("the duration fits into a u64");
         self.0.fetch_add(ms, Ordering::SeqCst);
     }
 

@@ -249,7 +249,7 @@ macro_rules! queue_conformance {
         $crate::cases! { $crate::conformance::queue, $make;
             dispatches_come_in_order
             each_hub_has_a_separate_queue
-            acked_dispatches_are_gone
+            acked_dispatches_are_removed
             requeued_dispatches_are_redelivered
             a_dropped_ticket_requeues_the_dispatch
             a_dropped_consumer_requeues_dispatches

@@ -16,7 +16,7 @@ pub struct ScriptedMetrics(Arc<Mutex<Script>>);
 #[derive(Debug, Default)]
 struct Script {
     answers: VecDeque<MetricAnswer>,
-    asked: Vec<String>,
+    queries: Vec<String>,
 }
 
 impl ScriptedMetrics {
@@ -25,15 +25,15 @@ impl ScriptedMetrics {
     pub fn new(answers: impl IntoIterator<Item = MetricAnswer>) -> Self {
         let script = Script {
             answers: answers.into_iter().collect(),
-            asked: Vec::new(),
+            queries: Vec::new(),
         };
         Self(Arc::new(Mutex::new(script)))
     }
 
     /// Returns the queries so far, in order.
     #[must_use]
-    pub fn asked(&self) -> Vec<String> {
-        self.script().asked.clone()
+    pub fn queries(&self) -> Vec<String> {
+        self.script().queries.clone()
     }
 
     fn script(&self) -> std::sync::MutexGuard<'_, Script> {
@@ -45,7 +45,7 @@ impl ScriptedMetrics {
 impl MetricSource for ScriptedMetrics {
     async fn ask(&self, query: &str) -> Result<Vec<f64>, MetricSourceError> {
         let mut script = self.script();
-        script.asked.push(query.to_owned());
+        script.queries.push(query.to_owned());
         let answer = match script.answers.len() {
             0 | 1 => script.answers.front().cloned(),
             _ => script.answers.pop_front(),

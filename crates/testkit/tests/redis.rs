@@ -148,13 +148,13 @@ async fn servers_of_a_killed_test_process_are_removed() {
 
     victim.kill().unwrap();
     victim.wait().unwrap();
-    let gone = async {
+    let removal = async {
         while root.exists() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(Duration::from_secs(30), gone)
+    timeout(Duration::from_secs(30), removal)
         .await
-        .expect("the guard removes it all");
+        .expect("the guard removes the folder");
     assert!(TcpStream::connect(address).await.is_err());
 }

@@ -366,7 +366,7 @@ mod tests {
         assert!(trusts(&old) && !trusts(&new));
         for bad in ["", "hello"] {
             std::fs::write(&path, bad).unwrap();
-            assert!(trusts(&old), "the previous ones stay in use");
+            assert!(trusts(&old), "the previous authorities stay in use");
         }
         std::fs::write(&path, new.cert.pem()).unwrap();
         assert!(trusts(&new) && !trusts(&old));

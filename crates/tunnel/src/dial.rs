@@ -149,35 +149,35 @@ mod tests {
     async fn proxy(answer: &'static str) -> (u16, tokio::task::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let asked = tokio::spawn(async move {
+        let request = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut asked = Vec::new();
-            while !asked.ends_with(b"\r\n\r\n") {
-                asked.push(stream.read_u8().await.unwrap());
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
             }
             stream.write_all(answer.as_bytes()).await.unwrap();
-            String::from_utf8(asked).unwrap()
+            String::from_utf8(request).unwrap()
         });
-        (port, asked)
+        (port, request)
     }
 
     #[tokio::test]
     async fn a_tunnel_begins_after_the_head_of_the_answer() {
-        let (port, asked) =
+        let (port, request) =
             proxy("HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nAMQP").await;
         let given: Proxy = format!("http://ann:s@127.0.0.1:{port}").parse().unwrap();
         let mut stream = connect("hub.example", 5671, &given).await.unwrap();
         let mut first = [0; 4];
         stream.read_exact(&mut first).await.unwrap();
         assert_eq!(&first, b"AMQP");
-        let asked = asked.await.unwrap();
+        let request = request.await.unwrap();
         assert!(
-            asked.starts_with("CONNECT hub.example:5671 HTTP/1.1\r\nHost: hub.example:5671\r\n"),
-            "{asked}"
+            request.starts_with("CONNECT hub.example:5671 HTTP/1.1\r\nHost: hub.example:5671\r\n"),
+            "{request}"
         );
         assert!(
-            asked.contains("\r\nProxy-Authorization: Basic YW5uOnM=\r\n"),
-            "{asked}"
+            request.contains("\r\nProxy-Authorization: Basic YW5uOnM=\r\n"),
+            "{request}"
         );
     }
 

@@ -28,10 +28,10 @@ pub enum HandshakeError {
         status: u16,
     },
     /// The server chose another subprotocol, or none.
-    #[error("server does not accept the WebSocket subprotocol {wanted}")]
+    #[error("server does not accept the WebSocket subprotocol {offered}")]
     Subprotocol {
         /// The only subprotocol offered.
-        wanted: &'static str,
+        offered: &'static str,
     },
     /// The handshake failed for another reason.
     #[error("WebSocket handshake failed")]
@@ -68,8 +68,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
         };
         let request = format!("wss://{authority}{path}").into_client_request();
         let mut request = request.map_err(failed)?;
-        let wanted = HeaderValue::from_static(subprotocol);
-        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, wanted);
+        let header = HeaderValue::from_static(subprotocol);
+        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, header);
         let opened =
             tokio_tungstenite::client_async_with_config(request, stream, Some(bounds())).await;
         let (frames, response) = match opened {
@@ -80,20 +80,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
                 ),
             )) => {
                 return Err(HandshakeError::Subprotocol {
-                    wanted: subprotocol,
+                    offered: subprotocol,
                 });
             }
             opened => opened.map_err(failed)?,
         };
         let chosen = response.headers().get(SEC_WEBSOCKET_PROTOCOL);
-        let is_wanted = |value: &HeaderValue| {
+        let is_offered = |value: &HeaderValue| {
             value
                 .as_bytes()
                 .eq_ignore_ascii_case(subprotocol.as_bytes())
         };
-        if !chosen.is_some_and(is_wanted) {
+        if !chosen.is_some_and(is_offered) {
             return Err(HandshakeError::Subprotocol {
-                wanted: subprotocol,
+                offered: subprotocol,
             });
         }
         Ok(Self {

@@ -128,7 +128,7 @@ mod tests {
     fn denied_requests_do_not_fill_the_log() {
         let denials = DenialLog::default();
         let left_out = (0..1_000).filter_map(|_| denials.next(7)).sum::<u64>();
-        assert_eq!(left_out, 0, "of the first second, none was left out before");
+        assert_eq!(left_out, 0, "no earlier denial was left out");
         assert_eq!(
             denials.next(8),
             Some(1_000 - u64::from(MAX_DENIALS_PER_SECOND))

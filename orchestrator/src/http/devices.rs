@@ -93,7 +93,7 @@ pub(crate) async fn page(
     let filter = device_filter(query.outcome.as_deref(), query.class.as_deref())?;
     let mut position = query.after.as_deref().map(parse_position).transpose()?;
     let rollout = shared.rollout(&name).await?;
-    let wanted = filter.outcomes(&rollout);
+    let outcomes = filter.outcomes(&rollout);
     let name = &rollout.spec.name;
     let store = &*shared.api.store;
     let mut devices = Vec::new();
@@ -110,9 +110,9 @@ pub(crate) async fn page(
             let from = position
                 .filter(|(batch, _)| *batch == id.0)
                 .map_or(0, |(_, next)| next);
-            if has_any(&status.counts, &wanted) {
+            if has_any(&status.counts, &outcomes) {
                 let work = store.load(name, id).await?;
-                for row in rows(&rollout, &work, &wanted).filter(|row| row.index >= from) {
+                for row in rows(&rollout, &work, &outcomes).filter(|row| row.index >= from) {
                     if devices.len() == limit {
                         let next = Some(format!("{}.{}", id.0, row.index));
                         return Ok(Json(DevicePage { devices, next }));

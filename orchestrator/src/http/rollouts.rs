@@ -62,8 +62,8 @@ pub(crate) struct RolloutListParams {
 impl RolloutListParams {
     fn has(&self, rollout: &Rollout) -> bool {
         let (phase, ended) = (rollout.phase.as_str(), rollout.phase.is_ended());
-        self.phase.as_deref().is_none_or(|wanted| wanted == phase)
-            && self.ended.is_none_or(|wanted| wanted == ended)
+        self.phase.as_deref().is_none_or(|filter| filter == phase)
+            && self.ended.is_none_or(|filter| filter == ended)
     }
 }
 
@@ -192,12 +192,12 @@ impl Shared {
     }
 }
 
-pub(super) fn limit(wanted: Option<u32>) -> Result<usize, Problem> {
-    let wanted = wanted.map_or(100, |wanted| wanted as usize);
-    if (1..=PAGE).contains(&wanted) {
-        return Ok(wanted);
+pub(super) fn limit(requested: Option<u32>) -> Result<usize, Problem> {
+    let limit = requested.map_or(100, |limit| limit as usize);
+    if (1..=PAGE).contains(&limit) {
+        return Ok(limit);
     }
-    let detail = format!("limit must be 1 to {PAGE}; found {wanted}");
+    let detail = format!("limit must be 1 to {PAGE}; found {limit}");
     Err(Problem::new(axum::http::StatusCode::BAD_REQUEST, detail))
 }
 

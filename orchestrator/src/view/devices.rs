@@ -174,12 +174,13 @@ pub fn written(
     filter: &DeviceFilter,
     format: Format,
 ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send + use<> {
-    let wanted = filter.outcomes(&rollout);
+    let outcomes = filter.outcomes(&rollout);
     let head = stream::iter([Ok(Bytes::from_static(format.head().as_bytes()))]);
     let from = Some((None, Vec::new().into_iter()));
     let rollout = Arc::new(rollout);
     let batches = stream::try_unfold(from, move |state| {
-        let (store, rollout, wanted) = (Arc::clone(&store), Arc::clone(&rollout), wanted.clone());
+        let (store, rollout, outcomes) =
+            (Arc::clone(&store), Arc::clone(&rollout), outcomes.clone());
         async move {
             let Some((mut after, mut page)) = state else {
                 return Ok(None);
@@ -194,9 +195,9 @@ pub fn written(
                     page = next.into_iter();
                     continue;
                 };
-                if has_any(&status.counts, &wanted) {
+                if has_any(&status.counts, &outcomes) {
                     let work = store.load(&rollout.spec.name, status.header.id).await?;
-                    let text = format.write(rows(&rollout, &work, &wanted));
+                    let text = format.write(rows(&rollout, &work, &outcomes));
                     return Ok(Some((text, Some((after, page)))));
                 }
             }
@@ -206,22 +207,22 @@ pub fn written(
 }
 
 /// Returns whether some of the counted devices have one of these outcomes.
-pub(crate) fn has_any(counts: &Counts, wanted: &[Outcome]) -> bool {
-    wanted.iter().any(|outcome| counts.get(*outcome) > 0)
+pub(crate) fn has_any(counts: &Counts, outcomes: &[Outcome]) -> bool {
+    outcomes.iter().any(|outcome| counts.get(*outcome) > 0)
 }
 
 /// Returns the devices of a batch with one of these outcomes.
 pub(crate) fn rows<'a>(
     rollout: &'a Rollout,
     work: &'a BatchWork,
-    wanted: &'a [Outcome],
+    outcomes: &'a [Outcome],
 ) -> impl Iterator<Item = DeviceRow> + 'a {
     let header = work.header();
     let stage = super::stage_name(rollout, header.stage);
     let answers = rollout.spec.message.wants_feedback();
     let chosen = work
         .devices()
-        .filter(|device| wanted.contains(&device.outcome));
+        .filter(|device| outcomes.contains(&device.outcome));
     chosen.map(move |device| {
         let error = ErrorView::of(rollout, device.outcome, device.code);
         DeviceRow {

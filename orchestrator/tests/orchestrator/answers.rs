@@ -81,7 +81,7 @@ impl Bench {
 
     async fn drive(&self) -> Rollout {
         let driven = self.drive_for(Duration::from_secs(50_000)).await;
-        driven.expect("it ends")
+        driven.expect("the rollout ends")
     }
 
     /// Drives for `time` at most. The driver is then dropped, as in a crash.
@@ -113,7 +113,7 @@ impl Bench {
 
     async fn rollout(&self) -> Rollout {
         let rollout = self.store.rollout(&build::name("r")).await.unwrap();
-        rollout.expect("it was accepted")
+        rollout.expect("the rollout exists")
     }
 
     async fn counts(&self) -> Counts {
@@ -171,8 +171,8 @@ async fn answers_of_a_fleet_are_counted_in_a_few_queries() {
         began.elapsed()
     );
     assert_eq!(bench.counts().await.get(Outcome::Applied), 1_000);
-    let asked = bench.hub.answer_queries();
-    assert!((3..=20).contains(&asked), "{asked}");
+    let queries = bench.hub.answer_queries();
+    assert!((3..=20).contains(&queries), "{queries}");
     let answered = rollout.notes.answers.stages().next().unwrap().1;
     assert_eq!((answered.applied, answered.installing), (1_000, 0));
 }
@@ -204,7 +204,11 @@ async fn a_bad_build_stops_at_the_canary_with_device_errors() {
     }
     let counts = bench.counts().await;
     assert_eq!(counts.get(Outcome::Failed), 3);
-    assert_eq!(counts.get(Outcome::Pending), 995, "nobody else was sent it");
+    assert_eq!(
+        counts.get(Outcome::Pending),
+        995,
+        "no other device received the message"
+    );
     let seen = outcomes::read(&*bench.store, &rollout).await.unwrap();
     let failures = seen
         .failures

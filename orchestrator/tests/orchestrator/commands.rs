@@ -138,7 +138,7 @@ async fn a_command_with_a_key_changes_a_rollout_once() {
     let all = futures::future::join_all((0..20).map(|_| done(&executor, pause.clone()))).await;
     assert!(
         all.iter().all(|answer| answer.changed),
-        "all are answered like the first"
+        "each repetition gets the first answer"
     );
     assert_eq!(version().await.0, before.0 + 1);
 
@@ -327,12 +327,12 @@ async fn refusals_contain_no_internal_terms() {
         {
             let (executor, store) = executor();
             store.create(&in_phase("r", phase.clone())).await.unwrap();
-            let mut asked = json!({"command": command, "rollout": "r", "reason": "smoke"});
+            let mut body = json!({"command": command, "rollout": "r", "reason": "smoke"});
             if let Some(stage) = stage {
-                asked["stage"] = json!(stage);
+                body["stage"] = json!(stage);
             }
             let Err(CommandError::Refused(refusal)) =
-                executor.handle(asked.to_string().as_bytes(), None).await
+                executor.handle(body.to_string().as_bytes(), None).await
             else {
                 continue;
             };

@@ -168,7 +168,7 @@ async fn a_rollout_is_planned_released_and_ended() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(
             bench.queue.depth(&build::hub("a")).await.unwrap().waiting <= 2,
-            "no more than three are released"
+            "at most three batches are released"
         );
         bench
             .settle(delivery.dispatch.batch, Outcome::Enqueued)
@@ -200,10 +200,10 @@ async fn batches_are_never_released_for_another_hub_host() {
         stop: CancellationToken::new(),
         ..bench
     };
-    let driver = Arc::get_mut(&mut moved.driver).expect("nobody drives");
+    let driver = Arc::get_mut(&mut moved.driver).expect("the driver is not shared");
     driver.hubs.get_mut(&build::hub("a")).unwrap().host = build::host("production");
     let refused = moved.driver.drive(&build::name("r"), &moved.stop).await;
-    let refused = describe(&refused.expect_err("another hub"));
+    let refused = describe(&refused.expect_err("the host of the hub has changed"));
     for words in ["a.azure-devices.net", "production.azure-devices.net"] {
         assert!(refused.contains(words), "{refused}");
     }
@@ -243,7 +243,7 @@ async fn throttled_time_is_accounted_as_throttled() {
     assert!((29..=33).contains(&throttled), "{throttled}");
     let sending = spent.on(Activity::Sending).as_secs();
     assert!((47..=53).contains(&sending), "{sending}");
-    assert_eq!(rollout.version.0, 4, "notes are no changes");
+    assert_eq!(rollout.version.0, 4, "notes are not versioned");
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,14 +284,14 @@ async fn hubs_with_unanswered_devices_get_a_listening_worker() {
             delivery.ticket.ack().await.unwrap();
             Some(delivery.dispatch.batch)
         };
-        let batch = next(10).await.expect("it is sent");
+        let batch = next(10).await.expect("the batch is dispatched");
         bench.settle(batch, outcome).await;
-        assert_eq!(next(10).await, Some(batch), "{outcome}: to listen");
+        assert_eq!(next(10).await, Some(batch), "{outcome}: no listener");
         let listening = async |seconds: u64| {
             for _ in 0..seconds {
                 let report = ListenerReport {
                     listener: Holder::new("worker").unwrap(),
-                    heard_ago: Some(Duration::ZERO),
+                    received_ago: Some(Duration::ZERO),
                     state: ListenerState {
                         listening: true,
                         ..ListenerState::default()
@@ -302,9 +302,9 @@ async fn hubs_with_unanswered_devices_get_a_listening_worker() {
             }
         };
         listening(600).await;
-        assert_eq!(next(1).await, None, "{outcome}: it listens");
+        assert_eq!(next(1).await, None, "{outcome}: a worker listens");
         // The last listening worker is gone.
-        assert_eq!(next(30).await, Some(batch), "{outcome}: to listen again");
+        assert_eq!(next(30).await, Some(batch), "{outcome}: listener lost");
         bench.stop.cancel();
         driving.await.unwrap();
     }
@@ -648,7 +648,7 @@ async fn a_rollout_waits_for_the_first_zone_to_open() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.waits_for().await, waits("15:00"));
     tokio::time::sleep(Duration::from_secs(3_600)).await;
-    assert_eq!(bench.outcomes().await, [(2, 0)], "those in Tokyo");
+    assert_eq!(bench.outcomes().await, [(2, 0)], "devices in Tokyo");
     assert_eq!(bench.waits_for().await, waits("22:00"));
     let rollout = driving.await.unwrap();
     assert_eq!(rollout.phase, Phase::Succeeded);
@@ -732,7 +732,7 @@ async fn an_unreachable_hub_is_shown_for_rollout_and_devices() {
     let delivery = deliveries.next().await.unwrap();
     let request = build::lease_request(&build::name("r"), delivery.dispatch.batch.0, "worker");
     let LeaseReply::Granted(lease) = bench.store.lease(&request).await.unwrap() else {
-        panic!("nobody has it");
+        panic!("the lease is not granted");
     };
     let seconds = async |n: u64, state: &LinkState| {
         for second in 0..n {
@@ -784,7 +784,7 @@ async fn a_missing_worker_is_shown_for_rollout_and_devices() {
     bench.accepted().await;
     let driving = bench.drive();
     tokio::time::sleep(Duration::from_secs(8)).await;
-    assert_eq!(bench.waits_for().await, None, "they are being replaced");
+    assert_eq!(bench.waits_for().await, None, "a worker may still start");
     tokio::time::sleep(Duration::from_secs(10)).await;
     let words = "a worker: no worker takes the batches of hub a";
     assert_eq!(bench.waits_for().await.as_deref(), Some(words));

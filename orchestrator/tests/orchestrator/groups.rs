@@ -166,7 +166,7 @@ impl Bench {
     async fn settle(&self, name: &str, batch: u32, outcome: Outcome) {
         let request = build::lease_request(&build::name(name), batch, "worker");
         let LeaseReply::Granted(lease) = self.store.lease(&request).await.unwrap() else {
-            panic!("batch {batch} is not to be had");
+            panic!("the lease of batch {batch} is not granted");
         };
         let work = self.store.load(&lease.rollout, lease.batch).await.unwrap();
         let reports: Vec<_> = (0..work.outcomes.len() as u32)
@@ -266,7 +266,7 @@ async fn a_newer_rollout_supersedes_earlier_rollouts() {
     // While a worker holds a batch, the older rollout has not ended, and the newer rollout waits.
     let held = build::lease_request(&build::name("a"), 1, "worker");
     let LeaseReply::Granted(held) = bench.store.lease(&held).await.unwrap() else {
-        panic!("batch 1 is free");
+        panic!("the lease of batch 1 is not granted");
     };
     bench.handle(start("c", "supersede")).await.unwrap();
     let waits = bench

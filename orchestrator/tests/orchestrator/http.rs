@@ -425,7 +425,7 @@ async fn a_rollout_is_started_read_and_changed() {
     let detail = bench.get("/api/v1/rollouts/r").await;
     assert_eq!(
         detail["reason"], "wrong build (abort by admin-ann)",
-        "who, and why"
+        "the principal and the reason"
     );
     assert_eq!(detail["spec"]["name"], "r");
     assert_eq!(detail["history"][1]["event"], "abort_requested", "{detail}");
@@ -597,7 +597,7 @@ async fn devices_come_in_pages_and_as_streams() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(rows, all, "the stream and the pages say the same");
+    assert_eq!(rows, all, "the stream and the pages have the same rows");
     let (_, _, text) = bench.send(export("?format=csv&outcome=enqueued")).await;
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 121);
@@ -824,7 +824,7 @@ async fn an_incomplete_plan_is_not_counted() {
     let reason = "the hub does not understand it".to_owned();
     let failed = build::apply(&bench.store, &planning, Event::PlanningFailed { reason }).await;
     let kept = bench.store.tallies(&failed.spec.name).await.unwrap();
-    assert_eq!(Tally::sum(&kept).total(), 8, "the store has them still");
+    assert_eq!(Tally::sum(&kept).total(), 8, "the store keeps the tallies");
     let shown = bench.get("/api/v1/rollouts/r").await;
     assert_eq!(
         (&shown["phase"], &shown["counts"]),
@@ -840,7 +840,7 @@ async fn hubs_show_the_permits_of_the_limiter() {
     let quota = limits.sends_per_minute.unwrap();
     let request = PermitRequest {
         hub: hub.clone(),
-        wanted: 10,
+        max_permits: 10,
         per_minute: quota,
         rollout: build::name("r"),
         weight: 1,
@@ -924,11 +924,11 @@ async fn events_are_streamed_after_the_last_known_event() {
     let bench = Bench::new().await;
     build::running(&bench.store, "r", vec![build::batch(0, 5)]).await;
     let token = bench.token(Role::Viewer);
-    let mut asked = request(Method::GET, "/api/v1/rollouts/r/events", Some(token), None);
-    asked
+    let mut stream_request = request(Method::GET, "/api/v1/rollouts/r/events", Some(token), None);
+    stream_request
         .headers_mut()
         .insert("last-event-id", "1".parse().unwrap());
-    let response = bench.router.clone().oneshot(asked).await.unwrap();
+    let response = bench.router.clone().oneshot(stream_request).await.unwrap();
     assert_eq!(
         response.headers()[header::CONTENT_TYPE],
         "text/event-stream"
@@ -1123,8 +1123,8 @@ async fn the_page_needs_no_token_and_no_other_origin() {
         if seen.contains_key(&path) {
             continue;
         }
-        let asked = request(Method::GET, &path, None, None);
-        let response = bench.router.clone().oneshot(asked).await.unwrap();
+        let page_request = request(Method::GET, &path, None, None);
+        let response = bench.router.clone().oneshot(page_request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
         let kind = header("content-type");
@@ -1155,7 +1155,7 @@ async fn the_page_needs_no_token_and_no_other_origin() {
             assert!(!text.contains(never), "{path} has {never}");
         }
         let elsewhere = text.replace("http://www.w3.org/2000/svg", "");
-        assert!(!elsewhere.contains("://"), "{path} names another place");
+        assert!(!elsewhere.contains("://"), "{path} names another origin");
         seen.insert(path, kind);
     }
     let kinds = [
@@ -1300,15 +1300,15 @@ async fn a_stream_ends_when_the_token_is_removed() {
                 return error.to_string();
             }
         }
-        unreachable!("it ended as if it were complete")
+        unreachable!("the stream ended without an error")
     };
     let error = tokio::select! {
         error = ends => error,
-        () = bench.access.follow() => unreachable!("it follows for ever"),
+        () = bench.access.follow() => unreachable!("follow never returns"),
     };
     assert!(error.contains("the token is no longer valid"), "{error}");
     let piece = futures::StreamExt::next(&mut of_bob).await.unwrap();
-    assert!(piece.is_ok(), "the other one goes on");
+    assert!(piece.is_ok(), "the other stream continues");
 }
 
 /// As the command line calls the router: the request names the caller, the response is produced on
@@ -1336,7 +1336,7 @@ async fn the_router_is_called_without_a_server() {
     bench.store.remove(name, revision.revision()).await.unwrap();
     let error = loop {
         let piece = futures::StreamExt::next(&mut pieces).await;
-        if let Err(error) = piece.expect("it is not complete") {
+        if let Err(error) = piece.expect("the stream ends with an error") {
             break error;
         }
     };

@@ -94,7 +94,7 @@ impl Bench {
         let name = build::name("r");
         let driving = driver.drive(&name, &stop);
         let driven = timeout(Duration::from_secs(7_200), driving).await;
-        driven.expect("it ends").unwrap()
+        driven.expect("the rollout ends").unwrap()
     }
 
     async fn sent(&self) -> u64 {
@@ -129,7 +129,7 @@ async fn a_stage_passes_after_enough_metric_successes() {
     let rollout = bench.drive().await;
     assert_eq!(rollout.phase, Phase::Succeeded);
     // Once at the start of the stage, before any send, and then three times, a minute apart.
-    assert_eq!(bench.source.asked(), vec!["sum(up)"; 4]);
+    assert_eq!(bench.source.queries(), vec!["sum(up)"; 4]);
     let took = began.elapsed().as_secs();
     assert!((180..190).contains(&took), "{took}");
     assert_eq!(rollout.stages[0].metrics[0].succeeded, 3);
@@ -160,7 +160,7 @@ async fn an_unmeasurable_metric_pauses_and_resume_queries_again() {
         "the gate of stage s cannot be judged: metric errors could not be measured 5 times in a \
          row (limit 4); last result cannot query the script: connection refused"
     );
-    assert_eq!((bench.source.asked().len(), bench.sent().await), (5, 5));
+    assert_eq!((bench.source.queries().len(), bench.sent().await), (5, 5));
     build::apply(
         &*bench.store,
         &rollout,
@@ -170,7 +170,7 @@ async fn an_unmeasurable_metric_pauses_and_resume_queries_again() {
     )
     .await;
     assert_eq!(bench.drive().await.phase, Phase::Succeeded);
-    assert_eq!(bench.source.asked().len(), 8);
+    assert_eq!(bench.source.queries().len(), 8);
 }
 
 /// The measurements are in the record: another driver continues from there, and queries no earlier
@@ -182,13 +182,13 @@ async fn measurements_survive_the_driver() {
     let stop = CancellationToken::new();
     let name = build::name("r");
     tokio::select! {
-        _ = driver.drive(&name, &stop) => panic!("it takes longer"),
+        _ = driver.drive(&name, &stop) => panic!("the rollout ended too early"),
         () = sleep(Duration::from_secs(130)) => {}
     }
-    assert_eq!(bench.source.asked().len(), 3);
+    assert_eq!(bench.source.queries().len(), 3);
     let rollout = bench.drive().await;
     assert_eq!(rollout.phase, Phase::Succeeded);
-    assert_eq!(bench.source.asked().len(), 4);
+    assert_eq!(bench.source.queries().len(), 4);
 }
 
 /// A slow query holds up nothing.
@@ -210,7 +210,7 @@ async fn a_silent_metric_source_does_not_delay_sends() {
     let stop = CancellationToken::new();
     let name = build::name("r");
     tokio::select! {
-        _ = driver.drive(&name, &stop) => panic!("it waits for the metric"),
+        _ = driver.drive(&name, &stop) => panic!("the rollout ended without the metric"),
         () = sleep(Duration::from_secs(30)) => {}
     }
     assert_eq!(bench.sent().await, 5);

@@ -50,7 +50,7 @@ fn scripted(prefix: &str, count: u32) -> ScriptedHub {
                 "tags.vip = 'true'" => vip,
                 "NOT IS_DEFINED(tags.vip) OR tags.vip != 'true'" => !vip,
                 part if part.starts_with("deviceId IN") => part.contains(&format!("'{device}'")),
-                other => panic!("the test does not know {other:?}"),
+                other => panic!("unexpected condition {other:?}"),
             })
     })
 }
@@ -234,7 +234,7 @@ async fn a_list_for_one_hub_is_planned_without_lookup() {
     assert_eq!((summary.devices, summary.repeated), (3, 1));
     assert!(
         ids(&batches).contains(&("a".into(), "not-registered".into())),
-        "the hub will say that it does not know it"
+        "unregistered devices of a file are planned"
     );
 }
 
@@ -631,7 +631,7 @@ async fn a_device_in_two_pages_is_planned_once() {
     assert_eq!((summary.devices, summary.repeated), (7, 5));
     assert_eq!(
         summary.excluded[0].devices, 1,
-        "a device that is excluded counts once"
+        "an excluded device counts once"
     );
 }
 

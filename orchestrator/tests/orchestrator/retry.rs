@@ -169,7 +169,7 @@ impl Bench {
         };
         match tokio::time::timeout(Duration::from_secs(600), waited).await {
             Ok(rollout) => rollout,
-            Err(_) => panic!("it is {:?}", self.rollout().await.phase),
+            Err(_) => panic!("the rollout is {:?}", self.rollout().await.phase),
         }
     }
 
@@ -305,7 +305,7 @@ async fn retry_preparation_continues_after_a_driver_crash() {
     let first = store.reopen(&name, BatchId(0), Attempt(2), &outcomes).await;
     assert!(first.is_ok(), "{first:?}");
     let twice = bench.done(retry(&[])).await;
-    assert!(!twice.changed, "it is under way");
+    assert!(!twice.changed, "the retry is under way");
     let other = bench.refused(retry(&["enqueued"])).await;
     assert_eq!(other.cause, Cause::NotPossible);
     tokio::time::sleep(Duration::from_secs(60)).await;

@@ -16,7 +16,7 @@ use twincast_worker::{HubState, WorkerStatus};
 use crate::engine;
 use crate::failure::Failure;
 use crate::progress::{Progress, Snapshot};
-use crate::signal::asked_to_stop;
+use crate::signal::stop_signal;
 use crate::stages;
 
 /// The watcher's reason to stop the run.
@@ -50,7 +50,7 @@ impl Watcher<'_> {
     /// Watches until there is a reason to stop.
     pub(super) async fn watch(&self, progress: &mut Progress) -> StopReason {
         let mut ticks = tokio::time::interval(Duration::from_millis(200));
-        let mut signal = std::pin::pin!(asked_to_stop());
+        let mut signal = std::pin::pin!(stop_signal());
         loop {
             tokio::select! {
                 () = &mut signal => return StopReason::Signal,

@@ -52,7 +52,7 @@ impl Collector {
     pub(crate) fn received(&self) -> Vec<ReceivedSpan> {
         let requests = self.runtime.block_on(self.server.received_requests());
         let mut spans = Vec::new();
-        for request in requests.expect("it keeps them") {
+        for request in requests.expect("the server keeps requests") {
             let shown = request.headers.get("authorization").cloned();
             let request = ExportTraceServiceRequest::decode(&*request.body).expect("spans");
             for of_process in request.resource_spans {

@@ -68,7 +68,7 @@ impl Hub {
     pub(crate) fn start_with(fleet: &Fleet, flags: &[&str], set: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("fleet.yaml");
-        std::fs::write(&file, &fleet.0).expect("the folder is ours");
+        std::fs::write(&file, &fleet.0).expect("the folder is writable");
         let mut command = Command::new(env!("CARGO_BIN_EXE_twincast"));
         command
             .current_dir(folder.path())
@@ -81,7 +81,7 @@ impl Hub {
             .args(flags);
         let mut process = Running::start(&mut command);
         let announced: Value = eventually("the hub's announcement", || {
-            assert!(!process.is_over(), "no hub: {}", process.stderr());
+            assert!(!process.is_over(), "the hub ended: {}", process.stderr());
             serde_json::from_str(&process.stdout()).ok()
         });
         let control = announced["control"]
@@ -124,7 +124,7 @@ impl Hub {
     pub(crate) fn key(&self) -> &str {
         let marker = "SharedAccessKey=";
         let string = self.connection_string();
-        let at = string.find(marker).expect("it has a key") + marker.len();
+        let at = string.find(marker).expect("the string has a key") + marker.len();
         &string[at..]
     }
 
@@ -159,14 +159,14 @@ impl Hub {
         for line in lines.lines() {
             let line: Value = serde_json::from_str(line).expect("a JSON line");
             let device = line["deviceId"].as_str().expect("a device").to_owned();
-            let messages = line["messages"].as_array().expect("its messages");
+            let messages = line["messages"].as_array().expect("a list of messages");
             let ids = messages
                 .iter()
                 .map(|message| message["id"].as_str().expect("an id").to_owned())
                 .collect();
             assert!(
                 message_log.insert(device, ids).is_none(),
-                "the hub told of a device twice"
+                "the hub lists each device once"
             );
         }
         message_log

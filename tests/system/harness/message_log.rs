@@ -30,7 +30,7 @@ pub(crate) struct Row {
 pub(crate) fn assert_report_matches(report: &[Row], message_log: &MessageLog) {
     let mut devices = BTreeSet::new();
     for row in report {
-        assert!(devices.insert(&row.device), "{row:?} is there twice");
+        assert!(devices.insert(&row.device), "{row:?} is listed twice");
         match (row.outcome.as_str(), message_log.get(&row.device)) {
             ("enqueued" | "unknown", Some(ids)) => {
                 assert!(
@@ -38,7 +38,7 @@ pub(crate) fn assert_report_matches(report: &[Row], message_log: &MessageLog) {
                     "{row:?}, but the hub has {ids:?}"
                 );
             }
-            ("enqueued", None) => panic!("{row:?}, but the hub has nothing for it"),
+            ("enqueued", None) => panic!("{row:?}, but the hub has no message for the device"),
             (_, None) => {}
             (_, Some(ids)) => panic!("{row:?}, but the hub has {ids:?}"),
         }
@@ -58,7 +58,7 @@ pub(crate) fn assert_same_ids(message_log: &MessageLog) {
     let mut seen = BTreeSet::new();
     for (device, ids) in message_log {
         let distinct: BTreeSet<_> = ids.iter().collect();
-        assert_eq!(distinct.len(), 1, "{device} was sent {ids:?}");
+        assert_eq!(distinct.len(), 1, "{device} received {ids:?}");
         assert!(
             seen.insert(&ids[0]),
             "{} was sent to {device} and to another device",

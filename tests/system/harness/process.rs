@@ -76,8 +76,8 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {shown}: {error}"));
-        let stdout = Collected::from(child.stdout.take().expect("it is piped"));
-        let stderr = Collected::from(child.stderr.take().expect("it is piped"));
+        let stdout = Collected::from(child.stdout.take().expect("the stream is piped"));
+        let stderr = Collected::from(child.stderr.take().expect("the stream is piped"));
         Self {
             child,
             shown,
@@ -116,7 +116,7 @@ impl Running {
             .args(["-c", "kill -s \"$0\" \"$1\"", name])
             .arg(self.id().to_string())
             .status()
-            .expect("there is a shell");
+            .expect("sh is installed");
         assert!(sent.success(), "{} did not get SIG{name}", self.shown);
     }
 
@@ -131,7 +131,7 @@ impl Running {
             .args(["--pid", &self.id().to_string()])
             .arg(format!("--fsize={bytes}"))
             .status()
-            .expect("there is prlimit (util-linux)");
+            .expect("prlimit (util-linux) is installed");
         assert!(limited.success(), "{} cannot be limited", self.shown);
     }
 

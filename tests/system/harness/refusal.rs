@@ -47,7 +47,7 @@ pub(crate) fn assert_tidy(ended: &Ended) {
             "Error {",
             "Some(",
         ] {
-            assert!(!text.contains(inside), "{inside:?} shows: {ended}");
+            assert!(!text.contains(inside), "the output has {inside:?}: {ended}");
         }
     }
 }

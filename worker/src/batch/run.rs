@@ -194,10 +194,10 @@ impl<'a> BatchRun<'a> {
         let (status, ttl) = (Arc::clone(&self.shared.status), self.shared.config.lease);
         let saving = async move {
             sleep(after).await;
-            let asked_at = Instant::now();
+            let requested_at = Instant::now();
             let result = batch.record(&reports, ttl).await;
             if result.is_ok() {
-                let took = asked_at.elapsed().as_secs_f64();
+                let took = requested_at.elapsed().as_secs_f64();
                 status.metrics().record_seconds.observe(took);
                 reports
                     .iter()
@@ -205,7 +205,7 @@ impl<'a> BatchRun<'a> {
             }
             let saved = Saved {
                 reports,
-                asked_at,
+                requested_at,
                 result,
             };
             (batch, saved)

@@ -86,12 +86,12 @@ impl Messages {
             PERMIT_GRACE
         };
         let sending = async move {
-            let asked_at = Instant::now();
+            let started_at = Instant::now();
             let Ok(_guard) = timeout(limit, lock.acquire(alone)).await else {
                 return (index, not_now());
             };
             // The permit has expired, and the rollout may have been stopped.
-            if asked_at.elapsed() > PERMIT_GRACE {
+            if started_at.elapsed() > PERMIT_GRACE {
                 let is_paced = match pacer {
                     Some(pacer) => pacer.acquire(0).await.is_ok(),
                     None => true,

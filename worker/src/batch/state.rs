@@ -80,7 +80,7 @@ pub(super) enum Event {
 pub(super) struct Saved {
     pub(super) reports: Vec<Report>,
     /// When the store was called: the answer is not older.
-    pub(super) asked_at: Instant,
+    pub(super) requested_at: Instant,
     pub(super) result: Result<Directive, StoreError>,
 }
 
@@ -434,13 +434,13 @@ impl State {
     fn on_saved(&mut self, saved: Saved, now: Instant) {
         let Saved {
             reports,
-            asked_at,
+            requested_at,
             result,
         } = saved;
         self.saving = false;
         self.saved_at = now;
         let error = match result {
-            Ok(directive) => return self.on_recorded(&reports, directive, asked_at, now),
+            Ok(directive) => return self.on_recorded(&reports, directive, requested_at, now),
             Err(error) => error,
         };
         if error.disposition() == Disposition::Superseded {
@@ -463,14 +463,14 @@ impl State {
         &mut self,
         reports: &[Report],
         directive: Directive,
-        asked_at: Instant,
+        requested_at: Instant,
         now: Instant,
     ) {
         self.save_tries.succeeded();
         let in_time = self.has_current_directive(now);
-        self.directive_at = asked_at;
+        self.directive_at = requested_at;
         if self.ending.is_none() {
-            self.may_send_until = asked_at + self.config.heartbeat * 2;
+            self.may_send_until = requested_at + self.config.heartbeat * 2;
         }
         for report in reports {
             match report.outcome {

@@ -49,7 +49,7 @@ impl Working {
 
     /// Returns the status of the only hub.
     pub(crate) fn hub(&self) -> &HubStatus {
-        self.status.hubs().next().expect("it has one hub").1
+        self.status.hubs().next().expect("the worker has one hub").1
     }
 }
 

@@ -210,7 +210,7 @@ async fn a_foreign_message_is_released_when_the_queue_is_empty() {
     bench.hub.until_feedback_answered(1).await;
     let first = bench.hub.feedback_answered()[0];
     assert_eq!((first.message, first.answer), (0, Released));
-    assert!(first.at - pushed < QUIET + LATE, "nobody else waits for it");
+    assert!(first.at - pushed < QUIET + LATE, "no other listener waits");
 
     // Another listener receives this message, and every message enqueued in the pause.
     bench.hub.push_feedback([foreign()]);
@@ -404,7 +404,7 @@ async fn foreign_messages_ahead_are_counted_and_reported() {
     assert_eq!(obstacle, Some(Obstacle::Foreign { messages: 37 }));
     assert!(
         ago.unwrap() <= 2 * QUIET,
-        "nothing stood behind them: {ago:?}"
+        "the queue has no other messages: {ago:?}"
     );
     worker.stopped().await;
 }
@@ -460,8 +460,8 @@ async fn feedback_waits_for_an_unavailable_store() {
         let id = format!("r.0.0.0.{index}.1");
         bench.hub.push_feedback([record(&id, Outcome::Delivered)]);
         sleep(Duration::from_secs(600)).await;
-        assert_eq!(bench.hub.feedback_waiting(), 0, "it is in hand");
-        assert_eq!(answers(&bench).len(), index, "and not answered");
+        assert_eq!(bench.hub.feedback_waiting(), 0, "the message is received");
+        assert_eq!(answers(&bench).len(), index, "the message is unanswered");
         bench.faulty_store.set(Condition::Open);
         bench.hub.until_feedback_answered(index + 1).await;
     }
@@ -508,7 +508,7 @@ async fn a_stopping_worker_returns_messages_after_the_drain_time() {
     worker.stopped().await;
     assert!(started.elapsed() <= bench.config.drain + Duration::from_secs(1));
     assert_eq!(answers(&bench), []);
-    assert_eq!(bench.hub.feedback_waiting(), 1, "it is handed out again");
+    assert_eq!(bench.hub.feedback_waiting(), 1, "the message is requeued");
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,7 +26,7 @@ async fn a_full_store_is_waited_for_and_no_answer_is_lost() {
         sleep(Duration::from_secs(1)).await;
         let sent = bench.hub.sends();
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(bench.hub.sends(), sent, "nothing new meanwhile");
+        assert_eq!(bench.hub.sends(), sent, "no further sends");
         assert!(!worker.task.is_finished(), "{per_minute:?}");
         bench.faulty_store.set(Condition::Open);
         bench.until_settled().await;
@@ -90,12 +90,12 @@ async fn late_permits_are_counted_and_not_requested_in_a_loop() {
         let families = metrics.gather();
         let mut families = families.iter();
         let family = families.find(|family| family.name() == "twincast_permits_late_total");
-        let family = family.expect("it is counted");
+        let family = family.expect("the counter exists");
         family.get_metric()[0].get_counter().get_value()
     };
     sleep(Duration::from_secs(60)).await;
     assert_eq!(bench.hub.sends(), 0);
-    assert!((1.0..=20.0).contains(&late()), "{} were too late", late());
+    assert!((1.0..=20.0).contains(&late()), "{} late permits", late());
     bench.faulty_store.set(Condition::Open);
     bench.until_settled().await;
     worker.stopped().await;

@@ -82,12 +82,12 @@ async fn a_crash_repeats_one_window_a_batch_at_most_with_the_same_ids() {
     let repeated = bench.hub.sends() - 1_000;
     assert_eq!(
         repeated, 100,
-        "what was under way at the crash; {before:?} was recorded"
+        "sends in flight at the crash are repeated; recorded: {before:?}"
     );
     assert_eq!(
         bench.hub.sends_by_id().len(),
         1_000,
-        "a repeat has the id of the first"
+        "a repeated send has the same id"
     );
 }
 
@@ -164,7 +164,7 @@ async fn a_pause_takes_effect_within_a_second_and_resume_continues() {
     assert_eq!(
         counts.get(Outcome::Enqueued),
         sent.len() as u64,
-        "what was in flight is recorded"
+        "sends in flight are recorded"
     );
     let status = bench
         .store
@@ -172,7 +172,7 @@ async fn a_pause_takes_effect_within_a_second_and_resume_continues() {
         .await
         .unwrap()
         .remove(0);
-    assert_eq!(status.held, None, "the lease is given back");
+    assert_eq!(status.held, None, "the lease is released");
 
     bench
         .event(Event::ResumeRequested {
@@ -182,7 +182,7 @@ async fn a_pause_takes_effect_within_a_second_and_resume_continues() {
     bench.dispatch(0).await;
     bench.until_settled().await;
     worker.stopped().await;
-    assert_eq!(bench.hub.sends(), 5_000, "nothing twice");
+    assert_eq!(bench.hub.sends(), 5_000, "no repeated sends");
 }
 
 /// Without an answer of the store, the worker cannot know whether the rollout was paused, or the
@@ -254,7 +254,7 @@ async fn permits_do_not_pile_up_behind_a_broken_connection() {
     bench.until_settled().await;
     worker.stopped().await;
     let at: Vec<_> = bench.hub.sent().iter().map(|sent| sent.at).collect();
-    assert!(at[0] - back < Duration::from_secs(2), "it goes on at once");
+    assert!(at[0] - back < Duration::from_secs(2), "prompt resumption");
     let minute = Duration::from_secs(60);
     let most = (0..at.len())
         .map(|i| at[i..].partition_point(|other| *other < at[i] + minute))
@@ -480,7 +480,7 @@ async fn an_unavailable_hub_is_retried_after_the_requested_wait() {
     // The driver redispatches a batch without a holder.
     bench.dispatch(0).await;
     tokio::time::sleep(Duration::from_secs(500)).await;
-    assert_eq!(bench.hub.sends(), 50, "nobody asks an unavailable hub");
+    assert_eq!(bench.hub.sends(), 50, "no sends to an unavailable hub");
     bench.until_settled().await;
     assert!(before.elapsed() < Duration::from_secs(620));
     let (_, status) = worker.status.hubs().next().unwrap();
@@ -524,7 +524,7 @@ async fn the_link_state_of_a_hub_is_reported() {
 
     worker.stopped().await;
     let (last, _) = link(&bench, &metrics).await;
-    assert_eq!(last.state, LinkState::Unused, "it has ended");
+    assert_eq!(last.state, LinkState::Unused, "the worker has ended");
 }
 
 #[tokio::test(start_paused = true)]
@@ -578,7 +578,7 @@ async fn a_fenced_worker_stops_sending_and_recording() {
     let held = open.unwrap().remove(0).held.unwrap();
     let request = build::lease_request(&bench.rollout, 0, held.by.as_str());
     let LeaseReply::Granted(lease) = bench.store.lease(&request).await.unwrap() else {
-        panic!("not granted")
+        panic!("the lease is not granted")
     };
     bench.hub.release_all();
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -587,14 +587,14 @@ async fn a_fenced_worker_stops_sending_and_recording() {
         0,
         "nothing is recorded under the old lease"
     );
-    assert_eq!(bench.hub.sends(), 256, "and nothing more is sent");
+    assert_eq!(bench.hub.sends(), 256, "no further sends");
     assert!(
         bench
             .store
             .record(&lease, &[], Duration::from_secs(30))
             .await
             .is_ok(),
-        "the new lease is untouched"
+        "the new lease is still valid"
     );
     worker.stopped().await;
 }
@@ -616,7 +616,7 @@ async fn a_stop_records_answered_sends_within_the_drain_time() {
     assert_eq!(
         bench.queue.depth(&build::hub("a")).await.unwrap().waiting,
         1,
-        "the dispatch is handed back"
+        "the dispatch is requeued"
     );
 }
 
@@ -637,7 +637,7 @@ async fn batches_of_an_aborted_rollout_are_released() {
             .await
             .unwrap(),
         None,
-        "nobody holds it"
+        "no worker holds the batch"
     );
     let counts = bench.counts().await;
     assert_eq!(

@@ -81,7 +81,7 @@ impl Amqp {
         within: Duration,
     ) -> Result<Vec<u8>, AmqpError> {
         let queue = self.shared.names.commands_name();
-        let asked = async {
+        let exchange = async {
             // A channel of its own, because replies come back over the requesting channel.
             let mut channel = publisher::open(&self.shared).await?;
             let lost = channel.lost().clone();
@@ -93,8 +93,8 @@ impl Amqp {
             channel.close().await;
             reply
         };
-        let asked = tokio::time::timeout(within, asked).await;
-        asked.unwrap_or_else(|_| Err(timeout_error(&self.shared.state.borrow(), within)))
+        let reply = tokio::time::timeout(within, exchange).await;
+        reply.unwrap_or_else(|_| Err(timeout_error(&self.shared.state.borrow(), within)))
     }
 }
 
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(CommandBody::of(most.clone()), CommandBody::Whole(most));
         let body = CommandBody::of(vec![b'x'; MAX_COMMAND_BYTES + 1]);
         let CommandBody::TooLarge { size, head } = body else {
-            panic!("it is taken as whole");
+            panic!("the oversized body is whole");
         };
         assert_eq!(size, MAX_COMMAND_BYTES + 1);
         assert_eq!((head.len(), head.capacity()), (HEAD_BYTES, HEAD_BYTES));

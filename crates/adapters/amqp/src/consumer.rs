@@ -64,7 +64,7 @@ pub(crate) struct Consumer {
     queue: String,
     /// Keeps the connection open.
     amqp: Amqp,
-    _gone: DropGuard,
+    _drop_guard: DropGuard,
 }
 
 impl Consumer {
@@ -76,14 +76,14 @@ impl Consumer {
         at_once: usize,
     ) -> Result<Self, AmqpError> {
         let shared = Arc::clone(&amqp.shared);
-        let gone = CancellationToken::new();
+        let consumer_dropped = CancellationToken::new();
         let queue = source.name().to_owned();
         let subscriber = Subscriber {
             shared: Arc::clone(&shared),
             source,
             // 0 would be without limit.
             at_once: u16::try_from(at_once).unwrap_or(u16::MAX).max(1),
-            gone: gone.clone(),
+            consumer_dropped: consumer_dropped.clone(),
             unanswered: Arc::default(),
         };
         let first = shared.in_time(subscriber.subscribe()).await?;
@@ -93,7 +93,7 @@ impl Consumer {
             items,
             queue,
             amqp: amqp.clone(),
-            _gone: gone.drop_guard(),
+            _drop_guard: consumer_dropped.drop_guard(),
         })
     }
 
@@ -145,15 +145,15 @@ pub(crate) struct PendingAck {
     /// `None` after an answer.
     acker: Option<Acker>,
     shared: Arc<Shared>,
-    /// The consumer is gone, and the broker has the message back.
-    gone: CancellationToken,
+    /// Cancelled when the consumer is dropped: the broker has the message back.
+    consumer_dropped: CancellationToken,
     /// Counts as an unanswered delivery of the consumer.
     _one: Arc<()>,
 }
 
 impl PendingAck {
     fn is_stale(&self) -> bool {
-        self.gone.is_cancelled() || self.acker.as_ref().is_none_or(Acker::poisoned)
+        self.consumer_dropped.is_cancelled() || self.acker.as_ref().is_none_or(Acker::poisoned)
     }
 
     /// Acknowledges the message. The protocol does not confirm acks: after a lost ack, the broker
@@ -222,7 +222,7 @@ struct Subscriber {
     shared: Arc<Shared>,
     source: ConsumerSource,
     at_once: u16,
-    gone: CancellationToken,
+    consumer_dropped: CancellationToken,
     /// Shared with each unanswered delivery.
     unanswered: Arc<()>,
 }
@@ -239,7 +239,7 @@ impl Subscriber {
     async fn run(self, first: OwnChannel, out: mpsc::Sender<Item>) {
         // Dropping the work closes the channel, which returns unanswered deliveries to the queue.
         tokio::select! {
-            () = self.gone.cancelled() => {}
+            () = self.consumer_dropped.cancelled() => {}
             () = self.shared.closing.cancelled() => {}
             () = self.work(first, out) => {}
         }
@@ -317,7 +317,7 @@ impl Subscriber {
         let pending = PendingAck {
             acker: Some(delivery.acker.clone()),
             shared: Arc::clone(&self.shared),
-            gone: self.gone.clone(),
+            consumer_dropped: self.consumer_dropped.clone(),
             _one: Arc::clone(&self.unanswered),
         };
         Item::Message(Box::new(delivery), pending)

@@ -151,11 +151,11 @@ impl Shared {
             ..QueueDeclareOptions::default()
         };
         let name = short("queue name", queue)?;
-        let asked = self.on_channel(async |channel| {
-            let asked = channel.queue_declare(name, options, FieldTable::default());
-            Ok(asked.await.map_err(BrokerError::from))
+        let declared = self.on_channel(async |channel| {
+            let declaration = channel.queue_declare(name, options, FieldTable::default());
+            Ok(declaration.await.map_err(BrokerError::from))
         });
-        match asked.await? {
+        match declared.await? {
             Ok(queue) => Ok(Depth {
                 waiting: queue.message_count() as usize,
                 consumers: queue.consumer_count() as usize,

@@ -39,15 +39,15 @@ async fn measure(dir: &std::path::Path, devices: u32, workers: u32, window: u32)
     let name = RolloutName::new("bench")?;
     let file = dir.join("state.redb");
 
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let batches = plan(&store, devices).await?;
     say(&format!(
         "planned {devices} devices in {batches} batches: {:.2?}, {:.1} bytes a device",
-        begun.elapsed(),
+        started_at.elapsed(),
         bytes_each(&file, devices)?
     ));
 
-    let (begun, cpu) = (Instant::now(), cpu_seconds());
+    let (started_at, cpu) = (Instant::now(), cpu_seconds());
     let tasks: Vec<_> = (0..workers)
         .map(|worker| {
             let (store, name) = (Arc::clone(&store), name.clone());
@@ -64,7 +64,7 @@ async fn measure(dir: &std::path::Path, devices: u32, workers: u32, window: u32)
     for task in tasks {
         times.extend(task.await??);
     }
-    let elapsed = begun.elapsed();
+    let elapsed = started_at.elapsed();
     times.sort_unstable();
     say(&format!(
         "recorded them in {} windows of {window} by {workers} workers: {elapsed:.2?}, \
@@ -81,15 +81,15 @@ async fn measure(dir: &std::path::Path, devices: u32, workers: u32, window: u32)
         bytes_each(&file, devices)?
     ));
 
-    let begun = Instant::now();
+    let started_at = Instant::now();
     store.verify(&name).await?;
-    say(&format!("recounted in {:.2?}", begun.elapsed()));
+    say(&format!("recounted in {:.2?}", started_at.elapsed()));
     store.close().await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     drop(EmbeddedStore::open(dir, Arc::new(SystemClock::start()))?);
     say(&format!(
         "opened and checked in {:.2?}, {} KiB of memory at the most",
-        begun.elapsed(),
+        started_at.elapsed(),
         peak_kib()
     ));
     Ok(())
@@ -189,11 +189,11 @@ async fn work(
                 code: 0,
             })
             .collect();
-        let begun = Instant::now();
+        let started_at = Instant::now();
         store
             .record_leased(&mut leased, &reports, TTL, clock.now())
             .await?;
-        times.push(begun.elapsed());
+        times.push(started_at.elapsed());
     }
     store.release_leased(&mut leased, clock.now()).await?;
     Ok(())

@@ -147,11 +147,9 @@ impl EmbeddedStore {
     /// # Errors
     /// [`StoreError::Corrupt`] with the difference.
     pub async fn verify(&self, name: &RolloutName) -> Result<(), StoreError> {
-        let wanted = name.clone();
-        self.read(format!("verify rollout {name}"), move |on| {
-            read_ops::verify(on.tables, &wanted)
-        })
-        .await
+        let (doing, name) = (format!("verify rollout {name}"), name.clone());
+        self.read(doing, move |on| read_ops::verify(on.tables, &name))
+            .await
     }
 
     fn listeners(&self) -> MutexGuard<'_, Listeners> {
@@ -227,17 +225,18 @@ impl Rollouts for EmbeddedStore {
     }
 
     async fn rollout(&self, name: &RolloutName) -> Result<Option<Rollout>, StoreError> {
-        let wanted = name.clone();
-        self.read(format!("read rollout {name}"), move |on| {
-            read_ops::rollout_of(&on.tables.rollouts, &on.tables.notes, &wanted)
+        let (doing, name) = (format!("read rollout {name}"), name.clone());
+        self.read(doing, move |on| {
+            read_ops::rollout_of(&on.tables.rollouts, &on.tables.notes, &name)
         })
         .await
     }
 
     async fn revision(&self, name: &RolloutName) -> Result<Option<Revision>, StoreError> {
-        let wanted = name.clone();
-        self.read(format!("read the revision of rollout {name}"), move |on| {
-            Ok(head(&on.tables.heads, &wanted)?.map(|head| head.control.revision))
+        let doing = format!("read the revision of rollout {name}");
+        let name = name.clone();
+        self.read(doing, move |on| {
+            Ok(head(&on.tables.heads, &name)?.map(|head| head.control.revision))
         })
         .await
     }
@@ -269,9 +268,9 @@ impl Rollouts for EmbeddedStore {
     }
 
     async fn commands(&self, name: &RolloutName) -> Result<Commands, StoreError> {
-        let wanted = name.clone();
         let doing = format!("read the commands of rollout {name}");
-        self.read(doing, move |on| read_ops::commands_of(on.tables, &wanted))
+        let name = name.clone();
+        self.read(doing, move |on| read_ops::commands_of(on.tables, &name))
             .await
     }
 
@@ -324,12 +323,12 @@ impl Batches for EmbeddedStore {
         let doing = format!("list the open batches of rollout {name}");
         let (name, hub) = (name.clone(), hub.clone());
         self.read(doing, move |on| {
-            let wanted = read_ops::Open {
+            let filter = read_ops::Open {
                 hub: &hub,
                 through,
                 limit,
             };
-            read_ops::open_batches(on.tables, on.lease_states, on.now, &name, &wanted)
+            read_ops::open_batches(on.tables, on.lease_states, on.now, &name, &filter)
         })
         .await
     }
@@ -456,9 +455,10 @@ impl Limiter for EmbeddedStore {
 impl Presence for EmbeddedStore {
     async fn bind_hub(&self, hub: &HubName, host: &HubHost) -> Result<HubHost, StoreError> {
         let doing = format!("bind hub {hub}");
-        let (hub, host, wanted) = (hub.clone(), host.clone(), hub.clone());
+        let (hub, host) = (hub.clone(), host.clone());
+        let key = hub.clone();
         let bound = self.read(doing.clone(), move |on| {
-            read_ops::host_of(&on.tables.hosts, &wanted)
+            read_ops::host_of(&on.tables.hosts, &key)
         });
         if let Some(bound) = bound.await? {
             return Ok(bound);

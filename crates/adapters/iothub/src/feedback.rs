@@ -216,7 +216,11 @@ mod tests {
     fn hub_times_convert_to_timestamps() {
         assert_eq!(timestamp(UNIX_EPOCH), Timestamp(0));
         let before = UNIX_EPOCH - Duration::from_secs(1);
-        assert_eq!(timestamp(before), Timestamp(0), "clocks can be anywhere");
+        assert_eq!(
+            timestamp(before),
+            Timestamp(0),
+            "a time before 1970 counts as 1970"
+        );
         let later = UNIX_EPOCH + Duration::from_millis(1_500);
         assert_eq!(timestamp(later), Timestamp(1_500));
     }

@@ -137,7 +137,10 @@ mod tests {
             (HubTrouble::Other, SLOW * 2)
         );
         drop(health.begin());
-        assert!(health.obstacle().is_some(), "what is dropped says nothing");
+        assert!(
+            health.obstacle().is_some(),
+            "a dropped query keeps the obstacle"
+        );
         health.begin().ended(&Ok(()));
         assert_eq!(health.obstacle(), None);
     }

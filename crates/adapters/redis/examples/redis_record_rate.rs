@@ -45,7 +45,7 @@ async fn main() -> Result<(), Failure> {
     };
     let store = Arc::new(RedisStore::connect(&settings).await?);
 
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let rollout = planning(&*store, "r").await;
     let batches = devices.div_ceil(BATCH);
     for id in 0..batches {
@@ -57,7 +57,7 @@ async fn main() -> Result<(), Failure> {
     let rollout = apply(&*store, &rollout, plan_completed(devices.into())).await;
     say(&format!(
         "planned {devices} devices: {:.2?}",
-        begun.elapsed()
+        started_at.elapsed()
     ));
 
     // The last batch is kept, to be skipped.
@@ -71,7 +71,7 @@ async fn main() -> Result<(), Failure> {
             Ok::<_, Failure>(times)
         })
     });
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let mut times = Vec::new();
     for task in tasks.collect::<Vec<_>>() {
         times.extend(task.await??);
@@ -79,16 +79,16 @@ async fn main() -> Result<(), Failure> {
     rate(
         &format!("records of {window} by {workers} workers"),
         &mut times,
-        begun,
+        started_at,
     );
 
     let mut times = Vec::new();
-    let begun = Instant::now();
+    let started_at = Instant::now();
     for round in 0..2_000u32 {
         let reports: Vec<_> = (0..100)
             .map(|n| report((round * 7919 + n * 97) % BATCH, Outcome::Delivered))
             .collect();
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         store
             .merge(
                 &name("r"),
@@ -98,41 +98,41 @@ async fn main() -> Result<(), Failure> {
                 &reports,
             )
             .await?;
-        times.push(asked.elapsed());
+        times.push(sent_at.elapsed());
     }
-    rate("merges of 100 scattered reports", &mut times, begun);
+    rate("merges of 100 scattered reports", &mut times, started_at);
 
     let mut times = Vec::new();
     let permits = PermitRequest {
         hub: hub("a"),
-        wanted: 82,
+        max_permits: 82,
         per_minute: 49_500.0,
         rollout: name("r"),
         weight: 1,
         limit: None,
     };
-    let begun = Instant::now();
+    let started_at = Instant::now();
     for _ in 0..5_000 {
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         store.take_permits(&permits).await?;
-        times.push(asked.elapsed());
+        times.push(sent_at.elapsed());
     }
-    rate("blocks of permits", &mut times, begun);
+    rate("blocks of permits", &mut times, started_at);
 
-    let begun = Instant::now();
+    let started_at = Instant::now();
     store.load(&name("r"), BatchId(batches - 1)).await?;
     say(&format!(
         "loaded a batch of {BATCH}: {:.2?}",
-        begun.elapsed()
+        started_at.elapsed()
     ));
     apply(&*store, &rollout, abort_requested()).await;
-    let begun = Instant::now();
+    let started_at = Instant::now();
     store
         .skip(&name("r"), BatchId(batches - 1), &Skip::Remaining)
         .await?;
     say(&format!(
         "skipped a batch of {BATCH}: {:.2?}",
-        begun.elapsed()
+        started_at.elapsed()
     ));
     Ok(())
 }
@@ -151,11 +151,11 @@ async fn work(
     for first in (0..devices).step_by(window as usize) {
         let window = first..devices.min(first + window);
         let reports: Vec<_> = window.map(|i| report(i, Outcome::Enqueued)).collect();
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         store
             .record_leased(&mut leased, &reports, TTL, clock.now())
             .await?;
-        times.push(asked.elapsed());
+        times.push(sent_at.elapsed());
     }
     store.release_leased(&mut leased, clock.now()).await?;
     Ok(())
@@ -172,8 +172,8 @@ fn random_batch(id: u32, devices: u32) -> Batch {
     batch
 }
 
-fn rate(what: &str, times: &mut [Duration], begun: Instant) {
-    let elapsed = begun.elapsed();
+fn rate(what: &str, times: &mut [Duration], started_at: Instant) {
+    let elapsed = started_at.elapsed();
     times.sort_unstable();
     let (half, most) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     let each = times.len() as f64 / elapsed.as_secs_f64();

@@ -41,8 +41,8 @@ pub(crate) async fn connect(settings: &Settings) -> RedisResult<(Connection, Opt
     } = settings.addresses().map_err(no_connection)?;
     let mut life = None;
     if let Some(provider) = &settings.credentials {
-        let asked = tokio::time::timeout(settings.connect_timeout, provider.credentials()).await;
-        let credentials = asked.unwrap_or_else(|_| {
+        let reply = tokio::time::timeout(settings.connect_timeout, provider.credentials()).await;
+        let credentials = reply.unwrap_or_else(|_| {
             let limit = settings.connect_timeout;
             Err(format!("no answer within {limit:?}").into())
         });
@@ -180,7 +180,7 @@ impl<'a> Dial<'a> {
         master: &ConnectionInfo,
     ) -> RedisResult<MultiplexedConnection> {
         let (name, _) = host_and_port(master)?;
-        let asked = async {
+        let query = async {
             let mut connection = self.open(sentinel, None).await?;
             let ask = redis::cmd("SENTINEL")
                 .arg("GET-MASTER-ADDR-BY-NAME")
@@ -189,7 +189,7 @@ impl<'a> Dial<'a> {
             ask.query_async(&mut connection).await
         };
         // The text distinguishes a sentinel's refusal from the master's refusal.
-        let address = asked
+        let address = query
             .await
             .map_err(|error: RedisError| match is_refusal(&error) {
                 true => (

@@ -383,16 +383,19 @@ proptest! {
             if let Some(update) = &before.current
                 && update.step == Step::Installing && is_done
             {
-                prop_assert!(installed.insert((update.id.clone(), update.attempt)), "installed twice");
+                prop_assert!(
+                    installed.insert((update.id.clone(), update.attempt)),
+                    "the attempt was installed twice"
+                );
             }
             for end in &state.history {
                 let first = ends.entry(end.id.clone()).or_insert_with(|| end.clone());
-                prop_assert_eq!(&*first, end, "an end has changed");
+                prop_assert_eq!(&*first, end, "the final report has changed");
                 prop_assert!(end.state.is_end());
                 prop_assert_eq!(end.error.is_none(), end.state == Progress::Applied);
             }
             for update in state.current.iter().chain(&state.waiting) {
-                prop_assert!(!ends.contains_key(&update.id), "goes on after its end");
+                prop_assert!(!ends.contains_key(&update.id), "the update continues after its end");
             }
             prop_assert!(state.current.is_some() || state.waiting.is_empty());
             prop_assert!(state.current.is_none() || state.work().is_some());

@@ -29,7 +29,7 @@ pub(crate) struct Device {
 }
 
 impl Drop for Device {
-    #[expect(clippy::print_stderr, reason = "it is shown of a test that fails")]
+    #[expect(clippy::print_stderr, reason = "the log of a failed test is shown")]
     fn drop(&mut self) {
         for hook in ["install", "activate", "health", "confirm", "rollback"] {
             self.release(hook);

@@ -272,7 +272,7 @@ async fn install_may_request_another_attempt_and_activate_a_restart() {
         let status = call_status(&hub).await;
         (status["payload"]["step"]["at"] == "awaiting_restart").then_some(status)
     };
-    until("it awaits a restart", waits).await;
+    until("the update awaits a restart", waits).await;
     assert_eq!(device.count("health begin 1.2.0"), 0);
     device.restart();
     hub.wait_for("dev-0", "fw.2", Progress::Applied).await;
@@ -327,7 +327,7 @@ async fn unstored_update_is_not_acknowledged_and_is_redelivered() {
     // while the agent writes the file.
     let blocker = device.path("state/state.new");
     let made = async || std::fs::create_dir(&blocker).ok();
-    until("a folder is in the way", made).await;
+    until("the folder blocks the state file", made).await;
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
     let log = device.path("agent.log");
     let logged = async || {
@@ -335,7 +335,7 @@ async fn unstored_update_is_not_acknowledged_and_is_redelivered() {
             .contains("failed to store the state")
             .then_some(())
     };
-    until("it is logged", logged).await;
+    until("the failure is logged", logged).await;
     assert_eq!(hub.reported("dev-0").await.0, Value::Null);
     device.kill();
     std::fs::remove_dir(&blocker).unwrap();

@@ -138,7 +138,7 @@ impl Hub {
         });
         match tokio::time::timeout(crate::TIMEOUT - Duration::from_secs(1), waiting).await {
             Ok(report) => report,
-            Err(_) => panic!("{id} did not come to {progress}; it is {last}"),
+            Err(_) => panic!("update {id} did not reach {progress}; last report: {last}"),
         }
     }
 

@@ -139,7 +139,7 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
             device.release("confirm");
             // The end is stored, and cannot be reported.
             let log = device.path("agent.log");
-            until("the end", async || {
+            until("the applied state is logged", async || {
                 crate::device::content(&log)
                     .contains("\"state\":\"applied\"")
                     .then_some(())
@@ -162,7 +162,7 @@ async fn run(hub: &Hub, id: &str, case: &Case) {
     device.files.set(|files| files.hold = None);
     relay.unblock();
     if case.killed_in == "received" {
-        until("the one before", async || {
+        until("the earlier update is confirmed", async || {
             (device.count("confirm done 1.0.1") == 1).then_some(())
         })
         .await;

@@ -25,5 +25,5 @@ async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> 
         }
     };
     let waited = tokio::time::timeout(TIMEOUT, waiting).await;
-    waited.unwrap_or_else(|_| panic!("not within {TIMEOUT:?}: {what}"))
+    waited.unwrap_or_else(|_| panic!("condition not met within {TIMEOUT:?}: {what}"))
 }

@@ -76,29 +76,29 @@ mod tests {
         let mut attempts = Attempts::default();
         assert!(
             attempts.admits(first, O::Pending, O::Expired),
-            "it overtook the send's record"
+            "feedback may precede the send's record"
         );
 
         attempts.reopen(second, &[O::Rejected, O::NotFound], false);
         assert!(attempts.admits(second, O::Pending, O::Expired));
         assert!(
             !attempts.admits(first, O::Pending, O::Rejected),
-            "it is to be sent to again"
+            "the second attempt is prepared"
         );
         assert!(
             attempts.admits(first, O::Pending, O::Delivered),
-            "it has the message after all"
+            "the device has the first message"
         );
         assert!(
             attempts.admits(first, O::Enqueued, O::Expired),
-            "it was not chosen"
+            "the device is not retried"
         );
         assert!(attempts.admits(first, O::Expired, O::Purged));
 
         attempts.reopen(third, &[O::Enqueued, O::Failed], false);
         assert!(
             !attempts.admits(second, O::Enqueued, O::Expired),
-            "another message replaced that"
+            "the third message replaced the second"
         );
         assert!(attempts.admits(first, O::Enqueued, O::Delivered));
         assert!(attempts.admits(third, O::Enqueued, O::Expired));
@@ -107,7 +107,7 @@ mod tests {
         attempts.reopen(Attempt(4), &[O::Failed], true);
         assert!(
             !attempts.admits(third, O::Enqueued, O::Failed),
-            "its twin still says so"
+            "the twin still reports the old failure"
         );
         assert!(attempts.admits(third, O::Enqueued, O::Applied));
         assert!(attempts.admits(Attempt(4), O::Enqueued, O::Failed));

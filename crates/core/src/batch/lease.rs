@@ -276,7 +276,7 @@ mod tests {
             Ok(())
         );
         let renewed = ask(&mut lease_state, "b", 10_000);
-        assert_eq!(renewed, Err(held("a", 15_000)), "it was renewed");
+        assert_eq!(renewed, Err(held("a", 15_000)), "the lease is renewed");
         let second = ask(&mut lease_state, "b", 15_000).unwrap();
         assert_eq!(
             lease_state.renew(&first, false, Timestamp(15_001), TTL),
@@ -288,15 +288,15 @@ mod tests {
         assert!(lease_state.release(&first).is_err());
         assert!(
             lease_state.held_at(Timestamp(15_001)).is_some(),
-            "an old holder cannot release a new one's lease"
+            "a former holder cannot release a newer lease"
         );
-        let again = ask(&mut lease_state, "b", 15_002).expect("its answer was lost");
+        let again = ask(&mut lease_state, "b", 15_002).expect("the holder may lease again");
         let late = lease_state.renew(&second, false, Timestamp(15_003), TTL);
         assert!(late.is_err());
         lease_state.release(&again).unwrap();
         assert_eq!(lease_state.held_at(Timestamp(15_004)), None);
         let late = lease_state.renew(&again, false, Timestamp(15_004), TTL);
-        assert!(late.is_err(), "a released lease is gone");
+        assert!(late.is_err(), "a released lease cannot be renewed");
     }
 
     /// Covers several leases in one millisecond, and a clock set back.
@@ -339,7 +339,7 @@ mod tests {
         for n in from..from + count {
             last = Some(ask(lease_state, &format!("w{n}"), n * 60_000)?);
         }
-        Ok(last.expect("somebody"))
+        Ok(last.expect("at least one holder"))
     }
 
     #[test]
@@ -352,7 +352,7 @@ mod tests {
             assert!(lease_state.is_quarantined(V));
         }
         let later = Version(2);
-        assert!(!lease_state.is_quarantined(later), "somebody has looked");
+        assert!(!lease_state.is_quarantined(later), "quarantine is lifted");
         let given = lease_state.lease(&request("x"), later, Timestamp(900_000));
         assert!(matches!(given, LeaseReply::Granted(_)));
     }

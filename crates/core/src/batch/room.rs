@@ -32,7 +32,7 @@ pub fn with_room(
         if batch.is_counted {
             return true;
         }
-        let wanted = batch.counts.unsettled();
+        let unsettled = batch.counts.unsettled();
         let own = || {
             batch
                 .header
@@ -40,12 +40,12 @@ pub fn with_room(
                 .iter()
                 .map(|group| group.group.as_str())
         };
-        let lacking = own().filter(|group| rooms.get(group).is_some_and(|room| *room < wanted));
+        let lacking = own().filter(|group| rooms.get(group).is_some_and(|room| *room < unsettled));
         let lacking: Vec<_> = lacking.map(str::to_owned).collect();
         if lacking.is_empty() {
             for group in own() {
                 if let Some(room) = rooms.get_mut(group) {
-                    *room -= wanted;
+                    *room -= unsettled;
                 }
             }
         }

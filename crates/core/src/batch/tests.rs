@@ -288,10 +288,10 @@ fn reopening_resets_chosen_outcomes_once_and_fences_holder() {
     assert_eq!(batch.codes, BTreeMap::new());
     assert!(batch.clone().record(&lease, &[], TTL, later).is_err());
     let again = batch.reopen(second, &[O::Expired], later);
-    assert_eq!(again, Reopened::Devices(0), "that attempt is prepared");
+    assert_eq!(again, Reopened::Devices(0), "already prepared");
     let none = batch.reopen(Attempt(3), &[O::Purged], later);
     assert_eq!(none, Reopened::Devices(0));
-    assert_eq!(batch.attempts.newest, second, "nobody had that");
+    assert_eq!(batch.attempts.newest, second, "no device was purged");
     // A failure of the first attempt no longer counts; its delivery does.
     let late = [report(0, O::Rejected, 0), report(1, O::Delivered, 0)];
     batch.merge(Attempt::FIRST, &late);

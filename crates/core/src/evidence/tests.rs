@@ -8,10 +8,10 @@ fn secs(n: u64) -> Duration {
 
 /// Returns a listener with a heard-until time and a report of the given ages in seconds, and locks
 /// of a minute.
-fn listener(heard_ago: Option<u64>, reported: u64) -> ListenerStatus {
+fn listener(received_ago: Option<u64>, reported: u64) -> ListenerStatus {
     ListenerStatus {
         listener: Holder::new("l").unwrap(),
-        heard_ago: heard_ago.map(secs),
+        received_ago: received_ago.map(secs),
         reported_ago: secs(reported),
         state: ListenerState {
             listening: true,
@@ -57,7 +57,7 @@ fn lost_listener_counts_until_message_locks_expire() {
     let late = [listener(Some(80), 70), listener(Some(10), 0)];
     assert_eq!(watermark(&late), (Some(10), "".into()));
     let (ago, obstacle) = watermark(&[listener(Some(80), 70), listener(Some(11), 0)]);
-    assert_eq!(ago, Some(80), "they heard last while it was hidden");
+    assert_eq!(ago, Some(80), "the lost listener's age");
     assert!(obstacle.contains("a worker is gone"), "{obstacle}");
     // A lost listener alone gives no watermark.
     assert_eq!(watermark(&[lost]).0, None);
@@ -126,7 +126,7 @@ fn clock_counts_driven_time_with_evidence() {
         (65, 60)
     );
     assert_eq!(at(&mut clock, 115, 44), (65, 70));
-    assert_eq!(at(&mut clock, 120, 119), (70, 0), "heard again");
+    assert_eq!(at(&mut clock, 120, 119), (70, 0), "feedback is current");
     // Stopped time does not count.
     clock.resume(NOW.plus(secs(500)));
     assert_eq!(at(&mut clock, 503, 502), (73, 0));
@@ -142,7 +142,7 @@ fn listener_reports_are_kept_for_retention_period() {
     let hub = HubName::new("main").unwrap();
     let report = |name: &str| ListenerReport {
         listener: Holder::new(name).unwrap(),
-        heard_ago: Some(secs(2)),
+        received_ago: Some(secs(2)),
         state: ListenerState::default(),
     };
     let mut listeners = Listeners::default();
@@ -153,7 +153,12 @@ fn listener_reports_are_kept_for_retention_period() {
     let ages = |listeners: &Listeners, now| {
         let all = listeners.of(&hub, now);
         all.iter()
-            .map(|it| (it.heard_ago.unwrap().as_secs(), it.reported_ago.as_secs()))
+            .map(|it| {
+                (
+                    it.received_ago.unwrap().as_secs(),
+                    it.reported_ago.as_secs(),
+                )
+            })
             .collect::<Vec<_>>()
     };
     assert_eq!(ages(&listeners, later), [(601, 599), (2, 0)]);

@@ -42,7 +42,7 @@ fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String
     let answered = answered_within(Some(ttl), BATCHING);
     let deadline = gate.deadline?.0;
     let waits = deadline.max(gate.bake.map_or(Duration::ZERO, |bake| bake.0));
-    let [heard, lives, for_] = [answered, ttl, waits].map(friendly);
+    let [known_after, lives, for_] = [answered, ttl, waits].map(friendly);
     let head =
         format!("stage {stage}: its gate waits {for_} for silent devices after the last send");
     if waits < ttl {
@@ -54,11 +54,11 @@ fn deadline(spec: &RolloutSpec, stage: &StageName, gate: &Gate) -> Option<String
         Some(format!(
             "{head}, the message lives for {lives}, and the hub reports the expiry a little later: \
              devices with an expired message count as silent, not as failed; omit deadline, or set \
-             it to {heard}"
+             it to {known_after}"
         ))
     } else if gate.counts == SuccessLevel::Delivered && deadline > answered {
         Some(format!(
-            "{head}, but after {heard} every message is taken or known to have expired; omit \
+            "{head}, but after {known_after} every message is taken or known to have expired; omit \
              deadline"
         ))
     } else {

@@ -291,14 +291,14 @@ fn freshness(
     let Some(applied_count) = applied_count else {
         return Freshness::Stale;
     };
-    let is_recent = now.since(applied_count.asked_at) < QUERY_INTERVAL;
+    let is_recent = now.since(applied_count.queried_at) < QUERY_INTERVAL;
     if now < deadline {
         return match is_recent {
             true => Freshness::Fresh,
             false => Freshness::Stale,
         };
     }
-    let until = deadline.plus(applied_count.asked_at.since(applied_count.as_of));
+    let until = deadline.plus(applied_count.queried_at.since(applied_count.as_of));
     match applied_count.as_of >= deadline {
         true => Freshness::Fresh,
         false if is_recent && now < until => Freshness::Lagging { until },
@@ -361,7 +361,7 @@ pub fn describe(gate: &Gate) -> String {
         gate.approval.as_ref().map(|_| "approval".to_owned()),
     ];
     let metrics = gate.metrics.iter();
-    let metrics = metrics.map(|metric| format!("{} {}", metric.name, metric::wanted(metric)));
+    let metrics = metrics.map(|metric| format!("{} {}", metric.name, metric::conditions(metric)));
     let parts = parts.into_iter().flatten().chain(metrics);
     parts.collect::<Vec<_>>().join(", ")
 }

@@ -147,7 +147,7 @@ pub(super) fn judge(gate: &Gate, progress: &StageProgress) -> MetricsVerdict {
                 times("has failed", tally.failed),
                 metric.failure_limit,
                 tally.samples,
-                wanted(metric)
+                conditions(metric)
             ),
         };
     }
@@ -197,7 +197,7 @@ fn times(what: &str, many: u32) -> String {
 }
 
 /// Describes the conditions of a metric.
-pub(super) fn wanted(metric: &Metric) -> String {
+pub(super) fn conditions(metric: &Metric) -> String {
     match (metric.success, metric.failure) {
         (Some(success), Some(failure)) => format!("{success} and not {failure}"),
         (Some(success), None) => success.to_string(),

@@ -99,12 +99,12 @@ fn end(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> Next {
     };
     let ttl = rollout.spec.message.ttl.map(|ttl| ttl.0);
     let life = answered_within(ttl, Duration::ZERO);
-    let heard_until = sent_at.plus(life);
-    let until = heard_until.plus(rollout.spec.answered_within());
+    let expired_at = sent_at.plus(life);
+    let until = expired_at.plus(rollout.spec.answered_within());
     if now < until {
         return Next::Wait(Waiting::Answers { devices, until });
     }
-    let obstacles = if !seen.evidence.covers(heard_until) {
+    let obstacles = if !seen.evidence.covers(expired_at) {
         seen.evidence.obstacles().to_owned()
     } else if is_answered && !rollout.notes.answers.covers(until) {
         // The hub's queries show these reports after a lag.

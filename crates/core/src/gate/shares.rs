@@ -16,7 +16,7 @@ pub struct AppliedCount {
     /// of the hub's queries.
     pub as_of: Timestamp,
     /// The time of the query.
-    pub asked_at: Timestamp,
+    pub queried_at: Timestamp,
 }
 
 impl From<Answered> for AppliedCount {
@@ -25,7 +25,7 @@ impl From<Answered> for AppliedCount {
             applied: answered.applied,
             failed: answered.known_failed,
             as_of: answered.as_of,
-            asked_at: answered.asked_at,
+            queried_at: answered.asked_at,
         }
     }
 }
@@ -196,12 +196,12 @@ pub(super) fn violated_rule(gate: &Gate, shares: DeviceShares) -> Option<String>
 /// Returns the reason if the success rule cannot be fulfilled any more, regardless of the other
 /// devices.
 pub(super) fn success_out_of_reach(gate: &Gate, shares: DeviceShares) -> Option<String> {
-    let wanted = gate.success_at_least?;
+    let required = gate.success_at_least?;
     let (failed, all) = (shares.failed, shares.all());
     let level = level_name(gate.counts);
-    (!wanted.is_reached_by(all - failed, all)).then(|| {
+    (!required.is_reached_by(all - failed, all)).then(|| {
         format!(
-            "{failed} of {all} devices failed ({}), so {wanted} can no longer be {level}",
+            "{failed} of {all} devices failed ({}), so {required} can no longer be {level}",
             share(failed, all)
         )
     })
@@ -209,12 +209,12 @@ pub(super) fn success_out_of_reach(gate: &Gate, shares: DeviceShares) -> Option<
 
 /// Applies the success rule, once the wait for answers is over.
 pub(super) fn success_rule_violation(gate: &Gate, shares: DeviceShares) -> Option<String> {
-    let wanted = gate.success_at_least?;
+    let required = gate.success_at_least?;
     let level = level_name(gate.counts);
     let (succeeded, all) = (shares.succeeded, shares.all());
-    (!wanted.is_reached_by(succeeded, all)).then(|| {
+    (!required.is_reached_by(succeeded, all)).then(|| {
         format!(
-            "{succeeded} of {all} devices {level} ({}), less than {wanted}",
+            "{succeeded} of {all} devices {level} ({}), less than {required}",
             share(succeeded, all)
         )
     })

@@ -517,7 +517,7 @@ fn evidence_until(until: Option<Timestamp>, now: Timestamp) -> Evidence {
     };
     let listener = ListenerStatus {
         listener: Holder::new("w").unwrap(),
-        heard_ago: until.map(|until| now.since(until)),
+        received_ago: until.map(|until| now.since(until)),
         reported_ago: Duration::ZERO,
         state,
     };
@@ -665,7 +665,7 @@ fn applied_devices_are_counted_again_until_deadline() {
             applied,
             failed: 0,
             as_of: minutes(at),
-            asked_at: minutes(at),
+            queried_at: minutes(at),
         };
         says_of(&gate, &counts, Some(count), after)
     };
@@ -678,7 +678,7 @@ fn applied_devices_are_counted_again_until_deadline() {
         "waits for 11 silent devices, until 1970-01-01T00:26:40Z"
     );
     assert_eq!(says(89, 0, 1), "measure");
-    assert_eq!(says(89, 9, 10), "measure", "once more at the deadline");
+    assert_eq!(says(89, 9, 10), "measure", "measured again");
     assert_eq!(
         says(89, 10, 10),
         "failed: 89 of 100 devices applied (89.0%), less than 90%"
@@ -698,7 +698,7 @@ fn device_failing_after_measurement_is_not_applied() {
             applied,
             failed,
             as_of: minutes(minute),
-            asked_at: minutes(minute),
+            queried_at: minutes(minute),
         };
         says_of(&gate, &counts, Some(count), minute)
     };
@@ -799,7 +799,7 @@ fn staged(gate: &str) -> Rollout {
 fn happened(rollout: &Rollout, counts: &Counts, at: Timestamp) -> Rollout {
     match next_with_complete_evidence(rollout, counts, counts.unsettled() > 0, at) {
         Next::Apply(event) => rollout.after(event, at).unwrap().unwrap(),
-        other => panic!("nothing happened: {other:?}"),
+        other => panic!("expected an event: {other:?}"),
     }
 }
 
@@ -847,7 +847,7 @@ fn stage_passes_gate_and_next_stage_starts() {
     assert_eq!(
         rollout.after(approved.clone(), minutes(4)),
         Ok(None),
-        "said twice"
+        "approved twice"
     );
     let rollout = happened(&rollout, &all, minutes(5));
     assert_eq!(
@@ -858,7 +858,7 @@ fn stage_passes_gate_and_next_stage_starts() {
     assert_eq!(
         rollout.after(approved, minutes(6)),
         Ok(None),
-        "it has passed"
+        "the stage has passed"
     );
     // The last stage has no gate.
     assert_eq!(
@@ -875,7 +875,7 @@ fn stage_passes_gate_and_next_stage_starts() {
     };
     assert!(
         staged("bake: 1h").after(other, START).is_err(),
-        "its time has not come"
+        "the stage has not started"
     );
 }
 
@@ -937,7 +937,7 @@ fn a_gate_may_abort_or_be_only_a_warning() {
     assert_eq!(
         next_with_complete_evidence(&rollout, &some, true, minutes(2)),
         Next::Send,
-        "told once"
+        "the failure is recorded once"
     );
     let rollout = happened(&rollout, &bad, minutes(3));
     assert_eq!(rollout.stage().0, 1);

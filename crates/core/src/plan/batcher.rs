@@ -34,9 +34,9 @@ impl BatchLimits {
     /// unlimited hub.
     #[must_use]
     pub fn for_rate(per_minute: Option<f64>) -> Self {
-        let wanted = per_minute.map_or(Self::MAX_DEVICES, |rate| (rate / 2.0) as usize);
+        let devices = per_minute.map_or(Self::MAX_DEVICES, |rate| (rate / 2.0) as usize);
         Self {
-            devices: wanted.clamp(Self::MIN_DEVICES, Self::MAX_DEVICES),
+            devices: devices.clamp(Self::MIN_DEVICES, Self::MAX_DEVICES),
             bytes: Self::MAX_BYTES,
             open_devices: Self::OPEN_DEVICES,
         }

@@ -256,9 +256,9 @@ mod tests {
     /// Returns the seconds from the first send to the last, according to a hub's permits.
     fn paced(messages: u32, hub: f64, own: Option<f64>) -> f64 {
         let mut permits = HubPermits::default();
-        let request = |wanted| PermitRequest {
+        let request = |messages| PermitRequest {
             hub: HubName::new("eu").unwrap(),
-            wanted,
+            max_permits: messages,
             per_minute: hub,
             rollout: RolloutName::new("r").unwrap(),
             weight: 1,

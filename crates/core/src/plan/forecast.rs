@@ -380,7 +380,7 @@ impl Work<'_> {
         if all == 0 {
             return Ok(Step::Wait(change));
         }
-        let mut wanted = all;
+        let mut allowed = all;
         // The hub counts by UTC days.
         let day_ms = DAY.as_millis() as u64;
         let day = now.0 / day_ms;
@@ -395,13 +395,13 @@ impl Work<'_> {
                 });
             }
             let midnight = Timestamp((day + 1) * day_ms);
-            wanted = wanted.min(quota.saturating_sub(usage.devices));
-            if wanted == 0 {
+            allowed = allowed.min(quota.saturating_sub(usage.devices));
+            if allowed == 0 {
                 return Ok(Step::Wait(midnight));
             }
             change = change.min(midnight);
         }
-        let sent = wanted.min(self.until(change, now));
+        let sent = allowed.min(self.until(change, now));
         usage.devices += sent;
         self.take(&open, sent, all);
         Ok(Step::Send(sent))

@@ -780,7 +780,7 @@ mod tests {
             out.drain(..)
                 .for_each(|a| sizes[usize::from(a.stage.0)] += 1);
         }
-        assert!(most < 25_000, "{most} were held");
+        assert!(most < 25_000, "{most} devices were held");
         let rest = finish_stages(vec![stager]).unwrap();
         rest.iter()
             .flatten()

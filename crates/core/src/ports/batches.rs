@@ -194,7 +194,7 @@ pub trait Batches: Send + Sync + 'static {
         let loaded = self
             .batch(&lease.rollout, lease.batch, Part::WithoutDevices)
             .await;
-        let loaded = loaded.map_err(|error| gone(error, lease))?;
+        let loaded = loaded.map_err(|error| superseded_if_not_found(error, lease))?;
         let now = loaded.now;
         let mut leased = Leased::new(lease.clone(), loaded);
         self.record_leased(&mut leased, reports, ttl, now).await
@@ -391,7 +391,7 @@ async fn alter_leased<S: Batches + ?Sized>(
             }
             Committed::Overtaken(newer) => {
                 let read = reload(store, &lease.rollout, lease.batch, newer).await;
-                *loaded = read.map_err(|error| gone(error, lease))?;
+                *loaded = read.map_err(|error| superseded_if_not_found(error, lease))?;
                 *answered_at = Some(now);
                 made.next = loaded.batch.clone();
             }
@@ -417,7 +417,7 @@ fn refused(why: Refused, lease: &Lease) -> StoreError {
 }
 
 /// Converts the absence of a batch into the loss of the lease.
-fn gone(error: StoreError, lease: &Lease) -> StoreError {
+fn superseded_if_not_found(error: StoreError, lease: &Lease) -> StoreError {
     match error {
         StoreError::NotFound { .. } => StoreError::Superseded {
             what: lease.to_string(),

@@ -48,7 +48,7 @@ impl Rollout {
         };
         let of_stage = |tally: &&Tally| gate.is_none() || tally.stage == stage;
         let tallies = tallies.iter().filter(of_stage);
-        let heard = tallies.filter(|tally| counts(&tally.counts) > 0);
-        heard.map(|tally| &tally.hub).collect()
+        let unanswered = tallies.filter(|tally| counts(&tally.counts) > 0);
+        unanswered.map(|tally| &tally.hub).collect()
     }
 }

@@ -10,7 +10,7 @@ use crate::ids::RolloutName;
 /// An event that is not allowed in the current state of a rollout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IllegalTransition {
-    asked: String,
+    action: String,
     rollout: Option<RolloutName>,
     found: String,
 }
@@ -19,7 +19,7 @@ impl std::error::Error for IllegalTransition {}
 
 impl fmt::Display for IllegalTransition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {} ", self.asked)?;
+        write!(f, "cannot {} ", self.action)?;
         match &self.rollout {
             Some(name) => write!(f, "rollout {name}")?,
             None => f.write_str("a rollout")?,
@@ -32,7 +32,7 @@ impl IllegalTransition {
     /// Refuses the event. `found` is the reason, with the possible remedy.
     pub(super) fn new(event: &Event, found: impl Into<String>) -> Self {
         Self {
-            asked: asked(event),
+            action: action(event),
             rollout: None,
             found: found.into(),
         }
@@ -56,7 +56,7 @@ impl IllegalTransition {
 }
 
 /// Describes an event, in words to precede the name of the rollout.
-fn asked(event: &Event) -> String {
+fn action(event: &Event) -> String {
     match event {
         Event::PauseRequested { .. } => "pause".to_owned(),
         Event::ResumeRequested { .. } => "resume".to_owned(),

@@ -96,7 +96,10 @@ mod tests {
     }
 
     fn after(rollout: &Rollout, event: Event, now: Timestamp) -> Rollout {
-        rollout.after(event, now).unwrap().expect("it changes")
+        rollout
+            .after(event, now)
+            .unwrap()
+            .expect("the event changes the rollout")
     }
 
     fn hub(name: &str, devices: u64, batches: u32) -> HubPlan {
@@ -176,7 +179,7 @@ mod tests {
         assert_eq!(rollout.adding(), None);
         let first = after(&rollout, Event::ScanStarted, at(2));
         assert_eq!(first.adding(), Some(Adding::Scan(ScanId(1))));
-        assert_eq!(first.history, rollout.history, "it is nothing to tell");
+        assert_eq!(first.history, rollout.history, "the history is unchanged");
         let again = after(&first, Event::ScanStarted, at(3));
         assert_eq!(again.adding(), Some(Adding::Scan(ScanId(2))));
         let found = ScanResult {
@@ -211,7 +214,7 @@ mod tests {
         assert_eq!(
             next.history.len(),
             scanned.history.len(),
-            "it is nothing to tell"
+            "the history is unchanged"
         );
 
         let paused = after(&again, Event::PauseRequested { reason: "x".into() }, at(4));
@@ -247,7 +250,7 @@ mod tests {
         assert_eq!(judge(&rollout, false), Next::Over);
         let counts = counts(&[(Outcome::Enqueued, 10), (Outcome::Skipped, 2)]);
         let over = after(&rollout, Event::AllSettled { counts }, at(9));
-        assert_eq!(over.phase, Phase::Succeeded, "who has left is no failure");
+        assert_eq!(over.phase, Phase::Succeeded, "a departure is no failure");
     }
 
     #[test]
@@ -268,7 +271,7 @@ mod tests {
         assert!(fails(judge(&rollout, 8, 1)));
         assert!(!fails(judge(&rollout, 9, 1)));
         let Next::Apply(event) = judge(&rollout, 0, 4) else {
-            panic!("it has failed");
+            panic!("expected an event of the failed gate");
         };
         let paused = after(&rollout, event, at(1));
         assert_eq!(

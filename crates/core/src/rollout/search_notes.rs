@@ -135,7 +135,7 @@ mod tests {
         rollout
             .after(event, at(seconds))
             .unwrap()
-            .expect("it changes")
+            .expect("the event changes the rollout")
     }
 
     #[test]
@@ -147,7 +147,7 @@ mod tests {
         let says = "its devices to be found: no route; failing since 2026-09-21T14:13:21Z, next \
              try at 2026-09-21T14:13:51Z";
         assert_eq!(failed.waits_to_be_planned().unwrap().to_string(), says);
-        assert_eq!(failed.version, planning().version, "it is no event");
+        assert_eq!(failed.version, planning().version, "a note is no event");
         // The next try begins; the last error is still the newest information.
         let again = after(&failed, Event::PlanningStarted, 31);
         let says = "its devices to be found: no route; failing since 2026-09-21T14:13:21Z";
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(
             again.with_search_note(0, None, at(40)),
             None,
-            "nothing is known"
+            "no progress to note"
         );
         let stands = again
             .with_search_note(0, Some((at(31), "busy")), at(40))
@@ -177,7 +177,11 @@ mod tests {
             None,
             "too early"
         );
-        assert_eq!(rollout.with_search_note(100, None, at(20)), None, "known");
+        assert_eq!(
+            rollout.with_search_note(100, None, at(20)),
+            None,
+            "unchanged"
+        );
         assert!(rollout.with_search_note(200, None, at(15)).is_some());
         // The failure of a try is noted at once.
         let long = "x".repeat(5_000);

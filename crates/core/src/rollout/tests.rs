@@ -223,7 +223,7 @@ fn retry_is_prepared_before_sending_continues() {
     assert_eq!(
         (progress.sent_at, progress.approval_awaited_at),
         (None, None),
-        "all anew"
+        "the stage's times are reset"
     );
     assert_eq!(requested.duty(), Duty::PrepareRetry);
     assert_eq!(requested.directive(), Directive::Stop);
@@ -284,7 +284,7 @@ fn retry_of_other_stage_does_not_change_current_stage() {
     let retried = step(&second, retry(&[Outcome::Expired], Some("s")));
     assert!(
         retried.stages[0].passed_at.is_some(),
-        "its gate has been passed"
+        "the stage remains passed"
     );
     assert_eq!(retried.stages, second.stages);
     assert!(

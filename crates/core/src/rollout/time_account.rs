@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(
             rollout.with_activity(Activity::Throttled, None, at(13)),
             None,
-            "known"
+            "unchanged"
         );
         assert_eq!(
             rollout.with_activity(Activity::Sending, None, at(16)),
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(
             rollout.with_activity(Activity::Sending, None, at(61)),
             None,
-            "it is paused"
+            "the rollout is paused"
         );
         happens(
             &mut rollout,
@@ -174,7 +174,11 @@ mod tests {
         let mut counts = Counts::pending(1);
         counts.shift(Outcome::Pending, Outcome::Enqueued);
         happens(&mut rollout, Event::AllSettled { counts }, 110);
-        assert_eq!(parts(&rollout, 9_999), before_its_end, "it is over");
+        assert_eq!(
+            parts(&rollout, 9_999),
+            before_its_end,
+            "the rollout has ended"
+        );
 
         let json = serde_json::to_value(rollout.time_spent(at(0))).unwrap();
         assert_eq!((&json["total"], &json["halted"]), (&110.into(), &0.into()));
@@ -197,12 +201,12 @@ mod tests {
             .unwrap();
         let again =
             |until, now| rollout.with_activity(Activity::OutsideWindow, closed(until), at(now));
-        assert_eq!(again(60, 30), None, "known");
+        assert_eq!(again(60, 30), None, "unchanged");
         assert_eq!(again(50, 14), None, "too soon");
         let earlier = again(50, 17).unwrap();
         assert_eq!(earlier.notes.account.held_back(at(49)), closed(50).as_ref());
         assert_eq!(rollout.notes.account.held_back(at(59)), closed(60).as_ref());
-        assert_eq!(rollout.notes.account.held_back(at(60)), None, "over");
+        assert_eq!(rollout.notes.account.held_back(at(60)), None, "expired");
         assert_eq!(parts(&earlier, 20), parts(&rollout, 20));
         let text = serde_json::to_string(&rollout.notes).unwrap();
         assert_eq!(serde_json::from_str::<Notes>(&text).unwrap(), rollout.notes);
@@ -211,7 +215,7 @@ mod tests {
         assert_eq!(
             rollout.notes.account.held_back(at(21)),
             None,
-            "it is paused"
+            "the rollout is paused"
         );
 
         let (first, last, never) = (hold(Some(1)), hold(Some(2)), hold(None));

@@ -147,7 +147,7 @@ mod tests {
         // `sent` counts devices with a message accepted by the hub, in all stages and hubs.
         let whole = spec.pace_of(StageIndex(0));
         assert_eq!(whole.counted(&tallies), 5 + 2 + 3 + 5 + 4);
-        assert_eq!(spec.pace_of(StageIndex(2)), whole, "the rest has no other");
+        assert_eq!(spec.pace_of(StageIndex(2)), whole, "no pace of its own");
         assert!((per_minute(whole.rate_at(19)) - 100.0).abs() < 1e-9);
         assert_eq!(whole.next_step(19), Some(20));
         assert!((per_minute(whole.rate_at(30)) - 300.0).abs() < 1e-9, "rate");

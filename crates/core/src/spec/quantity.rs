@@ -398,7 +398,10 @@ mod tests {
             "99999999999999999999s",
             "18446744073709551615d",
         ] {
-            assert!(bad.parse::<HumanDuration>().is_err(), "{bad:?} was taken");
+            assert!(
+                bad.parse::<HumanDuration>().is_err(),
+                "{bad:?} was accepted"
+            );
         }
     }
 
@@ -419,7 +422,7 @@ mod tests {
             assert_eq!(rate.to_string().parse::<Rate>().unwrap(), rate, "{text}");
         }
         for bad in ["", "600", "0/min", "-1/s", "inf/s", "NaN/s", "1/day"] {
-            assert!(bad.parse::<Rate>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<Rate>().is_err(), "{bad:?} was accepted");
         }
     }
 

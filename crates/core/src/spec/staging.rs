@@ -138,7 +138,7 @@ mod tests {
         let of_fridges = condition(fridges, by_tag, 0).unwrap();
         assert!(of_fridges.contains("tags.old != true"), "{of_fridges}");
         assert_eq!(condition(all, "weight: 1", 0).as_deref(), Some(""));
-        assert_eq!(condition(all, by_tag, 3), None, "there is none");
+        assert_eq!(condition(all, by_tag, 3), None, "the stage does not exist");
         let drawn = "stages: [{name: a, percent: 5%}, {name: b, tags: {ring: 2}}]";
         let excluded = "{all: true, exclude: [{devices: [d]}]}";
         for (target, stages) in [

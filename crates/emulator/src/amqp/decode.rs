@@ -10,8 +10,8 @@ pub(crate) enum DecodeError {
     #[error("the encoded value is cut short")]
     Truncated,
     /// A format code not allowed at this position.
-    #[error("format code {code:#04x} where {wanted} is expected")]
-    Unexpected { code: u8, wanted: &'static str },
+    #[error("format code {code:#04x} where {expected} is expected")]
+    Unexpected { code: u8, expected: &'static str },
     /// Text that is not UTF-8.
     #[error("a string that is not UTF-8")]
     NotUtf8,
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
             if depth >= DEPTH_MAX {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "a value nested less deeply",
+                    expected: "a value nested less deeply",
                 });
             }
             self.skip_value(depth + 1)?;
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
             _ => {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "a value",
+                    expected: "a value",
                 });
             }
         };
@@ -126,12 +126,12 @@ impl<'a> Reader<'a> {
         if code != 0 {
             return Err(DecodeError::Unexpected {
                 code,
-                wanted: "a described type",
+                expected: "a described type",
             });
         }
         self.u64()?.ok_or(DecodeError::Unexpected {
             code: 0x40,
-            wanted: "a numeric descriptor",
+            expected: "a numeric descriptor",
         })
     }
 
@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
             code => {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "a list",
+                    expected: "a list",
                 });
             }
         };
@@ -161,7 +161,7 @@ impl<'a> Reader<'a> {
             code => {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "a map",
+                    expected: "a map",
                 });
             }
         };
@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
             code => {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "an unsigned integer",
+                    expected: "an unsigned integer",
                 });
             }
         }))
@@ -207,7 +207,7 @@ impl<'a> Reader<'a> {
                 Ok(value) => Ok(Some(value)),
                 Err(_) => Err(DecodeError::Unexpected {
                     code: 0x80,
-                    wanted: "a 32-bit integer",
+                    expected: "a 32-bit integer",
                 }),
             },
         }
@@ -228,7 +228,7 @@ impl<'a> Reader<'a> {
                 let value = self.u64()?.map(i64::try_from).transpose();
                 return value.map_err(|_| DecodeError::Unexpected {
                     code,
-                    wanted: "an integer",
+                    expected: "an integer",
                 });
             }
         };
@@ -246,7 +246,7 @@ impl<'a> Reader<'a> {
             code => {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "a boolean",
+                    expected: "a boolean",
                 });
             }
         }))
@@ -259,7 +259,7 @@ impl<'a> Reader<'a> {
             0x83 => Ok(Some(self.be_u64()?.cast_signed())),
             code => Err(DecodeError::Unexpected {
                 code,
-                wanted: "a timestamp",
+                expected: "a timestamp",
             }),
         }
     }
@@ -274,7 +274,7 @@ impl<'a> Reader<'a> {
             _ => {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "a string",
+                    expected: "a string",
                 });
             }
         };
@@ -294,7 +294,7 @@ impl<'a> Reader<'a> {
             _ => {
                 return Err(DecodeError::Unexpected {
                     code,
-                    wanted: "binary data",
+                    expected: "binary data",
                 });
             }
         };

@@ -192,7 +192,7 @@ impl Connection {
     }
 
     /// Handles the end of a link. The end of the last link disconnects the device.
-    pub(crate) fn device_link_gone(
+    pub(crate) fn device_link_closed(
         &mut self,
         key: LinkKey,
         slot_index: usize,

@@ -221,9 +221,9 @@ impl Connection {
             .get_mut(usize::from(channel))
             .and_then(Option::take)
         {
-            let (gone, unsettled) = session.into_parts();
+            let (closed, unsettled) = session.into_parts();
             self.give_back(unsettled);
-            self.links_gone(gone);
+            self.links_closed(closed);
         }
         performative::write_end(&mut self.out, channel, None);
     }

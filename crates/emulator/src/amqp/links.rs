@@ -209,11 +209,11 @@ impl Connection {
     }
 
     /// Informs the devices and registrations of closed links.
-    pub(crate) fn links_gone(&mut self, gone: impl IntoIterator<Item = (LinkKey, Node)>) {
-        for (key, node) in gone {
+    pub(crate) fn links_closed(&mut self, closed: impl IntoIterator<Item = (LinkKey, Node)>) {
+        for (key, node) in closed {
             match node {
-                Node::Device(slot, endpoint) => self.device_link_gone(key, slot, endpoint),
-                Node::Registration(slot) => self.registration_link_gone(key, slot),
+                Node::Device(slot, endpoint) => self.device_link_closed(key, slot, endpoint),
+                Node::Registration(slot) => self.registration_link_closed(key, slot),
                 _ => {}
             }
         }
@@ -242,7 +242,7 @@ impl Connection {
         let left = session.remove(detach.handle);
         self.give_back(left);
         if state == LinkState::Open {
-            self.links_gone([(key, node)]);
+            self.links_closed([(key, node)]);
         }
         // A link detached by the hub needs no second detach.
         if state != LinkState::Detached {
@@ -253,7 +253,7 @@ impl Connection {
     /// Detaches the links picked by `which`.
     pub(crate) fn detach_where(&mut self, error: &AmqpError, which: impl Fn(&Link) -> bool) {
         self.flush_accepted();
-        let (mut left, mut gone) = (Vec::new(), Vec::new());
+        let (mut left, mut closed) = (Vec::new(), Vec::new());
         for session in self.sessions.iter_mut().flatten() {
             let picked: Vec<u32> = session
                 .links()
@@ -270,7 +270,7 @@ impl Connection {
                             handle,
                             serial,
                         };
-                        gone.push((key, link.node));
+                        closed.push((key, link.node));
                     }
                     link.state = LinkState::Detached;
                     link.partial = None;
@@ -287,7 +287,7 @@ impl Connection {
             }
         }
         self.give_back(left);
-        self.links_gone(gone);
+        self.links_closed(closed);
     }
 
     /// Detaches the links without a valid token.

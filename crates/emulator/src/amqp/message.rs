@@ -173,7 +173,7 @@ fn check_id(raw: &[u8]) -> Result<(), DecodeError> {
         [0xa1 | 0xb1, ..] => Reader::new(raw).text().map(|_| ()),
         _ => Err(DecodeError::Unexpected {
             code: raw.first().copied().unwrap_or_default(),
-            wanted: "a message id",
+            expected: "a message id",
         }),
     }
 }

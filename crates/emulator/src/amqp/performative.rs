@@ -165,21 +165,21 @@ impl Attach {
     }
 }
 
-fn terminus_address(raw: Option<&[u8]>, wanted: u64) -> Result<Option<String>, DecodeError> {
+fn terminus_address(raw: Option<&[u8]>, descriptor: u64) -> Result<Option<String>, DecodeError> {
     let Some(raw) = raw else { return Ok(None) };
     let mut reader = Reader::new(raw);
-    if reader.descriptor()? != wanted {
+    if reader.descriptor()? != descriptor {
         return Ok(None);
     }
     Ok(reader.list()?.get(Reader::text)?.map(str::to_owned))
 }
 
-/// Writes the hub's attach in answer to `asked`. Without a node, the link is refused: the hub's
+/// Writes the hub's attach in answer to `request`. Without a node, the link is refused: the hub's
 /// side has no terminus, and the detach follows.
-pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, node: Option<Node>) {
-    let (mut source, mut target) = (asked.source.as_deref(), asked.target.as_deref());
+pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, request: &Attach, node: Option<Node>) {
+    let (mut source, mut target) = (request.source.as_deref(), request.target.as_deref());
     if node.is_none() {
-        if asked.peer_receives {
+        if request.peer_receives {
             source = None;
         } else {
             target = None;
@@ -188,17 +188,17 @@ pub(crate) fn write_attach(out: &mut BytesMut, channel: u16, asked: &Attach, nod
     encode::frame(out, encode::FRAME_AMQP, channel, |out| {
         encode::described(out, 0x12, |items| {
             items
-                .text(&asked.name)
-                .u32(asked.handle)
-                .bool(!asked.peer_receives);
-            items.u8(asked.snd_settle_mode.unwrap_or(2));
+                .text(&request.name)
+                .u32(request.handle)
+                .bool(!request.peer_receives);
+            items.u8(request.snd_settle_mode.unwrap_or(2));
             // Settle first by default: the hub forgets an answered delivery. For messages to
             // devices, the device chooses the mode.
             let second =
-                node.is_some_and(Node::may_settle_second) && asked.rcv_settle_mode == Some(1);
+                node.is_some_and(Node::may_settle_second) && request.rcv_settle_mode == Some(1);
             items.u8(u8::from(second));
             items.raw(source).raw(target).null().bool(false);
-            if asked.peer_receives {
+            if request.peer_receives {
                 items.u32(0)
             } else {
                 items.null()

@@ -77,7 +77,7 @@ impl Connection {
         self.pump_registration(slot_index);
     }
 
-    pub(crate) fn registration_link_gone(&mut self, key: LinkKey, slot_index: usize) {
+    pub(crate) fn registration_link_closed(&mut self, key: LinkKey, slot_index: usize) {
         if let Some(slot) = self.registrations.slots.get_mut(slot_index)
             && slot.receiver == Some(key)
         {

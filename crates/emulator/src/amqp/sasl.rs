@@ -48,7 +48,7 @@ pub(crate) fn enter(body: &[u8], hub: &Hub, has_certificate: bool) -> Result<Ent
     if reader.descriptor()? != INIT {
         return Err(DecodeError::Unexpected {
             code: body.get(2).copied().unwrap_or(0),
-            wanted: "a SASL init",
+            expected: "a SASL init",
         });
     }
     let mut fields = reader.list()?;

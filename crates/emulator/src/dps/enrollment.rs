@@ -401,7 +401,7 @@ impl Attested {
                     );
                 }
                 let x509 = self.x509.unwrap_or_default();
-                let (wanted, other, field) = if is_group {
+                let (certificates, other, field) = if is_group {
                     (
                         x509.signing_certificates,
                         x509.client_certificates,
@@ -417,7 +417,7 @@ impl Attested {
                 if other.is_some() {
                     return Err(format!("only x509.{field} is allowed in this enrolment"));
                 }
-                let certificates = wanted.unwrap_or_default().read()?;
+                let certificates = certificates.unwrap_or_default().read()?;
                 if certificates.is_empty() {
                     return Err(format!("x509.{field} has no certificate"));
                 }

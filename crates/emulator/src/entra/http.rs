@@ -215,7 +215,7 @@ pub(crate) fn metadata(
     let Some(resource) = form.get("resource") else {
         return refused("Required query variable 'resource' is missing");
     };
-    let wanted = |principal: &Principal| {
+    let is_match = |principal: &Principal| {
         principal.is_managed
             && form
                 .get("client_id")
@@ -225,7 +225,7 @@ pub(crate) fn metadata(
                 .is_none_or(|id| principal.object_id.eq_ignore_ascii_case(id))
     };
     let principals = &issuer.directory.principals;
-    let Some(principal) = principals.iter().find(|principal| wanted(principal)) else {
+    let Some(principal) = principals.iter().find(|principal| is_match(principal)) else {
         return refused("Identity not found");
     };
     let issued = issuer.issue(principal, resource, now_s);

@@ -74,8 +74,8 @@ impl AuthenticationBody {
             || if has_thumbprints { "selfsigned" } else { "sas" }.to_owned(),
             |kind| kind.to_ascii_lowercase(),
         );
-        let only = |unwanted: bool, what: &str| {
-            if unwanted {
+        let only = |is_invalid: bool, what: &str| {
+            if is_invalid {
                 Err(format!("an authentication of the type '{kind}' {what}"))
             } else {
                 Ok(())

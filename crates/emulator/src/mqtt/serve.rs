@@ -195,7 +195,7 @@ async fn run<S: AsyncRead + AsyncWrite>(
     silence_max: Duration,
     ends: Option<Instant>,
 ) -> Result<(), StreamError> {
-    let mut heard = Instant::now();
+    let mut last_received_at = Instant::now();
     let mut write_from = None;
     let sleep = tokio::time::sleep(silence_max);
     tokio::pin!(sleep);
@@ -215,7 +215,7 @@ async fn run<S: AsyncRead + AsyncWrite>(
         }
         write_from = write_from.filter(|from| *from > now);
         let deadline = [
-            Some(heard + silence_max),
+            Some(last_received_at + silence_max),
             ends,
             client.next_at(),
             write_from,
@@ -227,13 +227,13 @@ async fn run<S: AsyncRead + AsyncWrite>(
         // Each arm is cancel-safe: see `PacketStream::next`; an untaken notification stays.
         let done = tokio::select! {
             packet = io.next(write_from.is_none()) => {
-                heard = Instant::now();
+                last_received_at = Instant::now();
                 client.on_packet(packet?)
             }
             () = wake.notified() => Ok(()),
             () = sleep.as_mut() => {
                 let now = Instant::now();
-                if now >= heard + silence_max || ends.is_some_and(|ends| now >= ends) {
+                if now >= last_received_at + silence_max || ends.is_some_and(|ends| now >= ends) {
                     tracing::debug!("closing the connection: the device is silent, or its token has expired");
                     return Ok(());
                 }

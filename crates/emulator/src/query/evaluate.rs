@@ -101,7 +101,7 @@ fn calculate(left: &Value, operator: Operator, right: &Value) -> Found<'static> 
 }
 
 fn compare(left: &Value, comparison: Comparison, right: &Value) -> Option<bool> {
-    let ordered = |wanted: fn(Ordering) -> bool| order(left, right).map(wanted);
+    let ordered = |predicate: fn(Ordering) -> bool| order(left, right).map(predicate);
     match comparison {
         Comparison::Equal => Some(equal(left, right)),
         Comparison::NotEqual => Some(!equal(left, right)),

@@ -163,9 +163,9 @@ impl Aggregation {
             self.numbers += 1;
             self.sum = self.sum.plus(number);
         }
-        let beyond = |held: &Option<Value>, wanted: Ordering| match held {
+        let beyond = |held: &Option<Value>, ordering: Ordering| match held {
             None => !matches!(value, Value::Object(_) | Value::Array(_)),
-            Some(held) => order(value, held) == Some(wanted),
+            Some(held) => order(value, held) == Some(ordering),
         };
         if beyond(&self.least, Ordering::Less) {
             self.least = Some(value.clone());

@@ -60,12 +60,12 @@ impl Query {
         };
         let keys = parser.group_by()?;
         if *parser.peek() != Token::End {
-            let wanted = match (&keys, &condition) {
+            let expected = match (&keys, &condition) {
                 (Some(_), _) => "',' or the end of the query",
                 (None, Some(_)) => "AND, OR, GROUP BY or the end of the query",
                 (None, None) => "WHERE, GROUP BY or the end of the query",
             };
-            return Err(parser.unexpected(wanted));
+            return Err(parser.unexpected(expected));
         }
         let projection = parser.projection(selected, keys)?;
         Ok(Self {
@@ -94,10 +94,10 @@ impl Parser {
         self.tokens[self.at].1
     }
 
-    pub(super) fn unexpected(&self, wanted: &str) -> QueryError {
+    pub(super) fn unexpected(&self, expected: &str) -> QueryError {
         QueryError::new(
             self.position(),
-            format!("found {} where {wanted} is expected", self.peek()),
+            format!("found {} where {expected} is expected", self.peek()),
         )
     }
 

@@ -159,8 +159,8 @@ fn full() -> Failure {
     (403_000, "TooManyDevices", registry_full().to_string())
 }
 
-fn check_etag(wanted: Option<&str>, version: u64) -> Result<(), Failure> {
-    if wanted.is_some_and(|etag| is_current(etag, version)) {
+fn check_etag(etag: Option<&str>, version: u64) -> Result<(), Failure> {
+    if etag.is_some_and(|etag| is_current(etag, version)) {
         Ok(())
     } else {
         let text = "the ETag is not the current one".to_owned();

@@ -75,14 +75,14 @@ pub(crate) async fn run(call: &Call) -> Answer {
 }
 
 fn page_limit(headers: &HeaderMap, page_max: usize) -> Result<usize, ApiError> {
-    let Some(asked) = headers.get(MAX_ITEM_COUNT) else {
+    let Some(requested) = headers.get(MAX_ITEM_COUNT) else {
         return Ok(page_max);
     };
-    let asked = asked
+    let requested = requested
         .to_str()
         .ok()
         .and_then(|text| text.trim().parse::<i64>().ok());
-    match asked {
+    match requested {
         // SDKs send -1 for "no limit".
         Some(-1) => Ok(page_max),
         Some(count) if count > 0 => Ok(usize::try_from(count).unwrap_or(page_max).min(page_max)),

@@ -86,20 +86,20 @@ impl TwinPatch {
         };
         let changes_desired = self.properties.desired.is_some() || replaces;
         merge(&mut tags, self.tags.unwrap_or_default());
-        let mut wanted = self.properties.desired.unwrap_or_default();
+        let mut requested = self.properties.desired.unwrap_or_default();
         // Present in a twin that a client has read and writes back.
-        wanted.retain(|key, _| !matches!(key.as_str(), "$metadata" | "$version"));
-        merge(&mut desired, wanted.clone());
+        requested.retain(|key, _| !matches!(key.as_str(), "$metadata" | "$version"));
+        merge(&mut desired, requested.clone());
         check_section("tags", &tags, TAGS_BYTES_MAX)
             .and_then(|()| check_section("desired properties", &desired, DESIRED_BYTES_MAX))
             .map_err(ApiError::bad_request)?;
-        let mut patch = wanted.clone();
+        let mut patch = requested.clone();
         if replaces {
-            let gone = record
+            let removed = record
                 .desired
                 .keys()
-                .filter(|key| !wanted.contains_key(*key));
-            patch.extend(gone.map(|key| (key.clone(), Value::Null)));
+                .filter(|key| !requested.contains_key(*key));
+            patch.extend(removed.map(|key| (key.clone(), Value::Null)));
         }
         record.tags = tags;
         record.desired = desired;
@@ -113,7 +113,7 @@ impl TwinPatch {
                 at_ms: now_ms,
                 version: Some(record.desired_version),
             };
-            touch(&mut record.desired_metadata, &wanted, stamp);
+            touch(&mut record.desired_metadata, &requested, stamp);
         }
         Ok(changes_desired.then_some(patch))
     }
@@ -121,15 +121,15 @@ impl TwinPatch {
 
 /// Checks `If-Match` against a version. A missing header and `*` match every version.
 pub(crate) fn check_match(headers: &HeaderMap, version: u64) -> Result<(), ApiError> {
-    let Some(wanted) = headers.get(header::IF_MATCH) else {
+    let Some(if_match) = headers.get(header::IF_MATCH) else {
         return Ok(());
     };
-    let wanted = wanted.to_str().unwrap_or_default();
-    if wanted.split(',').any(|etag| is_current(etag, version)) {
+    let if_match = if_match.to_str().unwrap_or_default();
+    if if_match.split(',').any(|etag| is_current(etag, version)) {
         Ok(())
     } else {
         Err(ApiError::precondition(format!(
-            "the ETag {wanted} is not the current one"
+            "the ETag {if_match} is not the current one"
         )))
     }
 }

@@ -35,20 +35,20 @@ pub(crate) fn handshake(
     let key = text(SEC_WEBSOCKET_KEY).filter(|_| is_upgrade);
     let key =
         key.ok_or_else(|| ApiError::bad_request("the request is not a WebSocket handshake"))?;
-    let asked = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
-    let asked: Vec<&str> = asked
+    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    let offered: Vec<&str> = offered
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .collect();
     let known = [Subprotocol::Mqtt, Subprotocol::Amqp];
     let found = known.into_iter().find(|known| {
-        let mut asked = asked.iter();
-        asked.any(|name| name.eq_ignore_ascii_case(known.name()))
+        let mut offered = offered.iter();
+        offered.any(|name| name.eq_ignore_ascii_case(known.name()))
     });
     let subprotocol = found.ok_or_else(|| {
         ApiError::bad_request(format!(
-            "the Sec-WebSocket-Protocol {asked:?} has neither mqtt nor AMQPWSB10"
+            "the Sec-WebSocket-Protocol {offered:?} has neither mqtt nor AMQPWSB10"
         ))
     })?;
     let mut response = empty_response(StatusCode::SWITCHING_PROTOCOLS);

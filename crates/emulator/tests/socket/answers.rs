@@ -70,7 +70,7 @@ async fn each_answer_carries_the_message_id() {
             answer["id"].as_str().unwrap().starts_with("r.1.1."),
             "{answer}"
         );
-        assert_eq!(row["f"], "1.0", "it has not changed");
+        assert_eq!(row["f"], "1.0", "the firmware version is unchanged");
     }
     hub.shutdown().await;
 }

@@ -150,7 +150,9 @@ impl HubConnection {
                 stage: "renewing the token",
                 detail: "the renewal task has ended".to_owned(),
             }),
-            () = self.guard.kill.ended() => self.with_fault(gone("waiting for the hub")),
+            () = self.guard.kill.ended() => {
+                self.with_fault(connection_ended("waiting for the hub"))
+            }
         }
     }
 
@@ -225,12 +227,12 @@ async fn while_alive<T>(
     let done = tokio::select! {
         biased;
         done = work => done,
-        () = kill.ended() => Err(gone(stage())),
+        () = kill.ended() => Err(connection_ended(stage())),
     };
     done.map_err(|failure| with_fault(kill, failure))
 }
 
-fn gone(stage: &'static str) -> ConnectionFailure {
+fn connection_ended(stage: &'static str) -> ConnectionFailure {
     ConnectionFailure::Broken {
         stage,
         detail: "the connection has ended".to_owned(),

@@ -238,11 +238,11 @@ impl Outgoing {
             let skip = self.skip.min(input.len());
             self.skip -= skip;
             input = &input[skip..];
-            let wanted = match self.held.first_chunk::<HEADER>() {
+            let target_len = match self.held.first_chunk::<HEADER>() {
                 Some(header) => size_of_own(header).min(INSPECTED_BYTES),
                 None => HEADER,
             };
-            let now = wanted.saturating_sub(self.held.len()).min(input.len());
+            let now = target_len.saturating_sub(self.held.len()).min(input.len());
             self.held.extend_from_slice(&input[..now]);
             input = &input[now..];
             let Some(header) = self.held.first_chunk::<HEADER>() else {

@@ -98,7 +98,7 @@ impl Retries {
         if !error.is_transient() {
             return None;
         }
-        let (reason, asked) = match error.api() {
+        let (reason, requested) = match error.api() {
             Some(api) if api.is_throttled() => (RetryReason::Throttled, api.retry_after),
             Some(api) => (RetryReason::ServerError, api.retry_after),
             None => (RetryReason::Transit, None),
@@ -109,7 +109,7 @@ impl Retries {
             RetryReason::Throttled => self.throttled.next_delay()?,
             _ => self.transient.next_delay()?,
         };
-        let wait = asked.unwrap_or(own);
+        let wait = requested.unwrap_or(own);
         if wait > self.max_retry_after {
             return None;
         }
@@ -162,9 +162,9 @@ mod tests {
     #[test]
     fn retry_after_wins_over_the_minimum_throttled_wait() {
         let mut retries = Retries::new(&ClientOptions::default());
-        let asked = retries.decide(&api(429, Some(3)));
+        let decision = retries.decide(&api(429, Some(3)));
         assert_eq!(
-            asked,
+            decision,
             Some((RetryReason::Throttled, Duration::from_secs(3)))
         );
         let (reason, wait) = retries.decide(&api(429, None)).unwrap();
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(
             retries.decide(&api(429, Some(100_000))),
             None,
-            "longer than the bound"
+            "the delay exceeds the maximum"
         );
     }
 }

@@ -171,12 +171,12 @@ impl Http {
                 )
                 .body(body.clone());
         }
-        let asked_at = SystemTime::now();
+        let requested_at = SystemTime::now();
         let response = match builder.send().await {
             Ok(response) => response,
             Err(error) => return Err(self.classify_error(error, client).await),
         };
-        client.record_time(asked_at, response.headers());
+        client.record_time(requested_at, response.headers());
         let (status, headers) = (response.status(), response.headers().clone());
         let body = read_body(response).await?;
         if status.is_success() {
@@ -209,8 +209,8 @@ impl Http {
         let port = self.target.port;
         let is_on_the_way = error.is_connect() || error.is_request();
         if is_on_the_way && options.proxy.is_for(&self.host, port) {
-            let asked = twincast_tunnel::connect(&self.host, port, &options.proxy);
-            if let Ok(Err(refused)) = timeout(options.connect_timeout, asked).await {
+            let attempt = twincast_tunnel::connect(&self.host, port, &options.proxy);
+            if let Ok(Err(refused)) = timeout(options.connect_timeout, attempt).await {
                 return RestError::Connect(ConnectError::from_dial(refused));
             }
         }
@@ -268,9 +268,9 @@ impl ClientInner {
         if !self.clock.begin_query_if_due() {
             return;
         }
-        let asked_at = SystemTime::now();
+        let requested_at = SystemTime::now();
         match timeout(CLOCK_QUERY_TIMEOUT, self.http.request_time()).await {
-            Ok(Ok(headers)) => self.record_time(asked_at, &headers),
+            Ok(Ok(headers)) => self.record_time(requested_at, &headers),
             Ok(Err(error)) => {
                 let error = error.without_url();
                 debug!(hub = %self.host_name, %error, "failed to get the hub's time");
@@ -287,9 +287,9 @@ impl ClientInner {
         }
     }
 
-    fn record_time(&self, asked_at: SystemTime, headers: &HeaderMap) {
+    fn record_time(&self, requested_at: SystemTime, headers: &HeaderMap) {
         if let Some(date) = headers.get(DATE).and_then(|date| date.to_str().ok()) {
-            self.clock.observe(&self.host_name, asked_at, date);
+            self.clock.observe(&self.host_name, requested_at, date);
         }
     }
 

@@ -26,7 +26,7 @@ async fn send_all(sender: &C2dSender, count: u64, in_flight: usize) -> Tally {
         tally.add(&outcome);
         tally
     });
-    timeout(TEST_TIMEOUT, all).await.expect("sends hang")
+    timeout(TEST_TIMEOUT, all).await.expect("the sends end")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +146,10 @@ async fn a_lost_link_or_connection_affects_only_sends_in_flight() {
             summary.accepted <= tally.accepted + tally.unknown,
             "{faults:?}"
         );
-        assert_eq!(summary.repeats_by_message_id, 0, "sent twice: {faults:?}");
+        assert_eq!(
+            summary.repeats_by_message_id, 0,
+            "a message was sent twice: {faults:?}"
+        );
     }
 }
 
@@ -206,7 +209,7 @@ async fn reconnect_delays_do_not_grow_after_served_connections() {
     };
     timeout(TEST_TIMEOUT, again_and_again)
         .await
-        .expect("longer waits");
+        .expect("the waits stay short");
     assert_eq!(hub.hub().summary().link_opens, losses);
 }
 
@@ -267,8 +270,8 @@ async fn an_unknown_device_is_permanent() {
     let hub = hub(10, Faults::default()).await;
     let sender = C2dSender::connect(&client(&hub)).await.unwrap();
     let outcome = sender.send(message(&template(), 9_999, 1)).await;
-    let gone = Disposition::PermanentForDevice(twincast_iothub::DeviceReason::NotFound);
-    assert_eq!(outcome.disposition(), gone, "{outcome}");
+    let expected = Disposition::PermanentForDevice(twincast_iothub::DeviceReason::NotFound);
+    assert_eq!(outcome.disposition(), expected, "{outcome}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -469,7 +472,10 @@ async fn closing_waits_for_deliveries_in_flight() {
         answered = sends().buffer_unordered(50).count() => assert_eq!(answered, 50),
     }
     timeout(TEST_TIMEOUT, sender.close()).await.unwrap();
-    assert!(began.elapsed() >= delay, "closed before the hub's answers");
+    assert!(
+        began.elapsed() >= delay,
+        "the sender closed before the hub's answers"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,7 +41,7 @@ async fn an_identity_has_full_access_while_keys_are_disabled() {
         "{error}"
     );
     let RestError::Api(error) = with_key.count(None).await.unwrap_err() else {
-        panic!("the hub answers");
+        panic!("the error is not an answer of the hub");
     };
     assert!(error.message.contains("disabled for this hub"), "{error}");
     hub.shutdown().await;
@@ -70,7 +70,7 @@ async fn a_refusal_names_the_missing_role() {
     );
     assert!(hub.hub().set_roles("c", &["IoT Hub Twin Contributor"]));
     let RestError::Api(error) = client.statistics().await.unwrap_err() else {
-        panic!("the hub answers");
+        panic!("the error is not an answer of the hub");
     };
     assert!(error.message.contains("statistics/read"), "{error}");
     assert!(hub.hub().set_roles("c", &["IoT Hub Data Contributor"]));

@@ -99,7 +99,7 @@ async fn reconnect_delays_do_not_grow_after_delivered_feedback() {
     };
     timeout(TEST_TIMEOUT, again_and_again)
         .await
-        .expect("longer waits");
+        .expect("the waits stay short");
 }
 
 #[tokio::test(flavor = "multi_thread")]

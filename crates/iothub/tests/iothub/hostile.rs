@@ -62,7 +62,7 @@ async fn sends_one(proxy: &Proxy, hub: &RunningHub) -> SendOutcome {
             }
         }
     };
-    timeout(TEST_TIMEOUT, sent).await.expect("nothing is sent")
+    timeout(TEST_TIMEOUT, sent).await.expect("the send ends")
 }
 
 const MALFORMED: [&[u8]; 7] = [
@@ -109,7 +109,7 @@ async fn malformed_bytes_cost_feedback_one_connection() {
         assert!(sender.send(message(&acked, 1, 1)).await.is_accepted());
         let batch = timeout(TEST_TIMEOUT, feedback.next())
             .await
-            .expect("no feedback");
+            .expect("feedback in time");
         batch.unwrap().complete().await.unwrap();
         assert_eq!(proxy.count(), 2);
         feedback.close();
@@ -138,11 +138,11 @@ async fn the_failure_names_the_malformed_frame() {
 async fn a_defect_met_while_a_link_opens_is_a_failed_attempt() {
     let hub = hubs().await;
     let with_defect = || {
-        let asked = Arc::new(AtomicU64::new(0));
+        let calls = Arc::new(AtomicU64::new(0));
         let mut options = options(&hub);
         options.before_link = Some(LinkHook::new(move || {
-            let asked = Arc::clone(&asked);
-            async move { assert!(asked.fetch_add(1, Ordering::SeqCst) > 0, "a defect") }
+            let calls = Arc::clone(&calls);
+            async move { assert!(calls.fetch_add(1, Ordering::SeqCst) > 0, "a defect") }
         }));
         client_with(&hub, options)
     };
@@ -162,7 +162,7 @@ async fn send_all(sender: &C2dSender, count: u64) -> Vec<SendOutcome> {
     let template = template();
     let sends = stream::iter(0..count).map(|i| sender.send(message(&template, i, i)));
     let all = sends.buffered(count as usize).collect();
-    timeout(TEST_TIMEOUT, all).await.expect("sends hang")
+    timeout(TEST_TIMEOUT, all).await.expect("the sends end")
 }
 
 /// A disposition `role, first, last, settled, state`.
@@ -295,7 +295,7 @@ async fn an_unresponsive_link_is_stalled_despite_new_sends() {
     let mut fed = std::pin::pin!(fed);
     let first = timeout(TEST_TIMEOUT, fed.next())
         .await
-        .expect("it is fed for ever");
+        .expect("an outcome in time");
     let Some(SendOutcome::Unknown(UnknownCause::Disconnected(failure))) = first else {
         panic!("{first:?}");
     };
@@ -398,7 +398,9 @@ async fn a_throttled_renewal_is_retried_on_the_same_connection() {
             assert!(sender.send(message(&template(), 1, 2)).await.is_accepted());
         }
     };
-    timeout(TEST_TIMEOUT, renewed).await.expect("not renewed");
+    timeout(TEST_TIMEOUT, renewed)
+        .await
+        .expect("the token is renewed");
     assert!(sender.send(message(&template(), 1, 3)).await.is_accepted());
     assert_eq!(proxy.count(), 1);
 }
@@ -559,7 +561,7 @@ async fn a_hub_ignoring_an_end_or_close_is_disconnected() {
         assert!(sender.send(message(&acked, 1, 1)).await.is_accepted());
         let batch = timeout(TEST_TIMEOUT, feedback.next())
             .await
-            .expect("it hangs");
+            .expect("feedback in time");
         batch.unwrap().complete().await.unwrap();
         assert_eq!(proxy.count(), 2);
     }

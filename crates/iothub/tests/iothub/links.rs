@@ -16,21 +16,21 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// A gate awaited by links, with a count of the waits.
 struct HookGate {
     open: watch::Sender<bool>,
-    asked: Arc<AtomicU64>,
+    calls: Arc<AtomicU64>,
 }
 
 impl HookGate {
     fn new(open: bool) -> Self {
         Self {
             open: watch::Sender::new(open),
-            asked: Arc::default(),
+            calls: Arc::default(),
         }
     }
 
     fn hook(&self) -> LinkHook {
-        let (open, asked) = (self.open.clone(), Arc::clone(&self.asked));
+        let (open, calls) = (self.open.clone(), Arc::clone(&self.calls));
         LinkHook::new(move || {
-            asked.fetch_add(1, Ordering::Relaxed);
+            calls.fetch_add(1, Ordering::Relaxed);
             let mut open = open.subscribe();
             async move {
                 let _ = open.wait_for(|open| *open).await;
@@ -38,13 +38,13 @@ impl HookGate {
         })
     }
 
-    async fn until_asked(&self, times: u64) {
-        let asked = async {
-            while self.asked.load(Ordering::Relaxed) < times {
+    async fn wait_for_calls(&self, times: u64) {
+        let reached = async {
+            while self.calls.load(Ordering::Relaxed) < times {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(TEST_TIMEOUT, asked).await.unwrap();
+        timeout(TEST_TIMEOUT, reached).await.unwrap();
     }
 }
 
@@ -57,21 +57,21 @@ async fn the_hook_is_called_before_each_sender_and_feedback_link() {
     let client = client_with(&hub, options);
     let sender = C2dSender::connect(&client).await.unwrap();
     let mut feedback = FeedbackReceiver::connect(&client).await.unwrap();
-    let asked = || gate.asked.load(Ordering::Relaxed);
-    assert_eq!((asked(), hub.hub().summary().link_opens), (2, 2));
+    let calls = || gate.calls.load(Ordering::Relaxed);
+    assert_eq!((calls(), hub.hub().summary().link_opens), (2, 2));
 
     hub.hub().cut_connections(Cut::Drop);
     let waiting = tokio::spawn(async move { feedback.next().await.is_ok() });
     let sent = timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 1)));
     let _ = sent.await.unwrap();
-    gate.until_asked(4).await;
+    gate.wait_for_calls(4).await;
     let opened = async {
         while hub.hub().summary().link_opens < 4 {
             tokio::task::yield_now().await;
         }
     };
     timeout(TEST_TIMEOUT, opened).await.unwrap();
-    assert_eq!(asked(), 4, "once for each link");
+    assert_eq!(calls(), 4, "one call for each link");
     waiting.abort();
 }
 
@@ -85,8 +85,8 @@ async fn a_waiting_hook_delays_only_new_links() {
     options.connect_timeout = Duration::from_secs(5);
     let client = client_with(&hub, options);
     let sender = C2dSender::start(&client);
-    gate.until_asked(1).await;
-    assert_eq!(hub.hub().summary().connections, 0, "nothing is dialled yet");
+    gate.wait_for_calls(1).await;
+    assert_eq!(hub.hub().summary().connections, 0, "no connection is open");
     gate.open.send_replace(true);
     assert!(sender.send(message(&template(), 1, 1)).await.is_accepted());
 
@@ -99,7 +99,7 @@ async fn a_waiting_hook_delays_only_new_links() {
     let mut state = sender.state();
     let lost = state.wait_for(|state| matches!(state, LinkState::Reconnecting { .. }));
     timeout(TEST_TIMEOUT, lost).await.unwrap().unwrap();
-    gate.until_asked(2).await;
+    gate.wait_for_calls(2).await;
     let template = template();
     let mut sending = std::pin::pin!(sender.send(message(&template, 1, 3)));
     assert!(futures::poll!(&mut sending).is_pending());

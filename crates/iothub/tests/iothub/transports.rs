@@ -180,14 +180,14 @@ async fn pass(
     refused: &AtomicU64,
     opened: &AtomicU64,
 ) -> std::io::Result<()> {
-    let mut asked = Vec::new();
-    while !asked.ends_with(b"\r\n\r\n") {
-        asked.push(client.read_u8().await?);
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(client.read_u8().await?);
     }
-    let asked = String::from_utf8_lossy(&asked).into_owned();
-    let target = asked.split(' ').nth(1).unwrap_or_default();
+    let request = String::from_utf8_lossy(&request).into_owned();
+    let target = request.split(' ').nth(1).unwrap_or_default();
     // base64 of ann:s3cr3t
-    let answer = if !asked
+    let answer = if !request
         .to_ascii_lowercase()
         .contains("proxy-authorization: basic yw5uonmzy3izda==")
     {

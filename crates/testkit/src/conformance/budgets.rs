@@ -90,15 +90,24 @@ pub async fn a_batch_is_leased_when_the_group_has_room(subject: Subject) {
     ];
     running(store, "r", batches).await;
     assert!(is_granted(store, 0).await);
-    assert!(!is_granted(store, 1).await, "two and two are four");
-    assert!(is_granted(store, 3).await, "another group");
-    assert!(is_granted(store, 4).await, "no group");
+    assert!(
+        !is_granted(store, 1).await,
+        "four devices exceed the budget"
+    );
+    assert!(is_granted(store, 3).await, "another group has room");
+    assert!(
+        is_granted(store, 4).await,
+        "a batch without a group has no budget"
+    );
     assert!(is_granted(store, 2).await);
     sent(store, 0, 2).await;
     sent(store, 2, 1).await;
-    assert!(!is_granted(store, 1).await, "nobody has confirmed");
+    assert!(!is_granted(store, 1).await, "no device has confirmed");
     merge_feedback(store, 0, 0, Outcome::Delivered).await;
-    assert!(!is_granted(store, 1).await, "one of three has room for one");
+    assert!(
+        !is_granted(store, 1).await,
+        "the group has room for one device"
+    );
     merge_feedback(store, 2, 0, Outcome::Rejected).await;
     assert!(is_granted(store, 1).await);
     let open = store
@@ -120,18 +129,21 @@ pub async fn the_sends_of_a_lost_worker_count(subject: Subject) {
     running(store, "r", batches).await;
     let first = leased(store, &name("r"), 0, "lost").await;
     subject.clock.advance(SILENT * 3);
-    assert!(
-        !is_granted(store, 1).await,
-        "what is to be sent never lapses"
-    );
+    assert!(!is_granted(store, 1).await, "unsent devices still count");
     let again = leased(store, &name("r"), 0, "next").await;
     let one = [report(0, Outcome::Enqueued)];
     assert_refused!(store.record(&first, &one, TTL).await, Superseded);
     store.record(&again, &one, TTL).await.unwrap();
     store.release(&again).await.unwrap();
     merge_feedback(store, 0, 0, Outcome::Delivered).await;
-    assert!(is_granted(store, 1).await, "two of three");
-    assert!(is_granted(store, 0).await, "what is begun is always given");
+    assert!(
+        is_granted(store, 1).await,
+        "two of three devices are in progress"
+    );
+    assert!(
+        is_granted(store, 0).await,
+        "a started batch is always granted"
+    );
 }
 
 /// Silent devices stop counting after a time, measured from the last send of the batch.
@@ -173,8 +185,8 @@ pub async fn a_per_cent_is_of_the_whole_group(subject: Subject) {
     assert_eq!(in_progress(store, &groups).await, [(14, 0), (2, 0), (0, 0)]);
     assert!(is_granted(store, 0).await);
     assert!(is_granted(store, 1).await);
-    assert!(!is_granted(store, 2).await, "2.8 are 2");
-    assert!(is_granted(store, 5).await, "0.4 are 1");
+    assert!(!is_granted(store, 2).await, "2.8 is rounded to 2");
+    assert!(is_granted(store, 5).await, "0.4 is rounded to 1");
     assert!(!is_granted(store, 4).await);
     assert_eq!(in_progress(store, &groups).await, [(14, 2), (2, 1), (0, 0)]);
     sent(store, 5, 1).await;
@@ -194,7 +206,10 @@ pub async fn all_budgets_hold_at_once(subject: Subject) {
     ];
     running(store, "r", batches).await;
     assert!(is_granted(store, 0).await);
-    assert!(!is_granted(store, 1).await, "region=eu has room for one");
+    assert!(
+        !is_granted(store, 1).await,
+        "region=eu has room for one device"
+    );
     let groups = ["site=1", "site=2", "region=eu", "site=22"];
     let groups = groups.map(|name| group(name, Limit::Devices(3)));
     let now = in_progress(store, &groups).await;

@@ -40,7 +40,7 @@ async fn is_overtaken(store: &dyn Store, from: &Loaded, change: &Change) {
     let is = read(store, Part::WithoutDevices).await;
     let tallies = store.tallies(&name("r")).await.unwrap();
     let Committed::Overtaken(newer) = commit(store, from, change).await else {
-        panic!("it has changed since");
+        panic!("the commit of a changed batch succeeded");
     };
     if let Some(newer) = newer {
         assert_eq!(
@@ -69,7 +69,7 @@ pub async fn a_committed_change_is_read_back(subject: Subject) {
             change.next.codes.insert(index, 404);
         }
         let Committed::Done { version, .. } = commit(store, &from, &change).await else {
-            panic!("nobody has changed it");
+            panic!("the commit of an unchanged batch failed");
         };
         let now = read(store, Part::WithDevices).await;
         assert_eq!((&now.batch, now.version), (&change.next, version));
@@ -80,7 +80,7 @@ pub async fn a_committed_change_is_read_back(subject: Subject) {
     versions.sort_unstable();
     let all = versions.len();
     versions.dedup();
-    assert_eq!(versions.len(), all, "a version was given twice");
+    assert_eq!(versions.len(), all, "the versions are distinct");
     let counts = Tally::sum(&store.tallies(&name("r")).await.unwrap());
     assert_eq!(counts.get(Outcome::Pending), 3);
     assert_eq!(counts.get(Outcome::Refused), 1);
@@ -229,7 +229,7 @@ pub async fn concurrent_changes_are_not_lost(subject: Subject) {
         .zip(outcomes.iter())
         .filter(|(_, it)| *it != Outcome::Delivered)
         .collect();
-    assert_eq!(lost, [], "their devices were heard of");
+    assert_eq!(lost, [], "the deliveries are recorded");
     let counts = Tally::sum(&store.tallies(&name("r")).await.unwrap());
     assert_eq!(counts.get(Outcome::Delivered), u64::from(DEVICES));
 }

@@ -14,7 +14,7 @@ fn group(text: &str) -> ConcurrencyGroup {
 
 fn joined(queue: &GroupQueue, text: &str) -> GroupQueue {
     let next = queue.joined(&name(text), Version(1), true, &[], Timestamp(5));
-    next.expect("there is room")
+    next.expect("the queue has room")
 }
 
 /// A group without rollouts has an empty queue, and each group has a separate queue.

@@ -56,9 +56,9 @@ pub async fn the_newest_report_of_a_link_is_kept(subject: Subject) {
     };
     let known = links(&**store, "a").await;
     assert_eq!(known, [of(&again, 3, 3), of(&second, 48, 8)]);
-    assert_eq!(links(&**store, "b").await, [], "of another hub");
+    assert_eq!(links(&**store, "b").await, [], "another hub has no reports");
     let listeners = store.listeners(&hub("a")).await.unwrap();
-    assert_eq!(listeners, [], "of feedback");
+    assert_eq!(listeners, [], "a link is no listener");
 }
 
 /// A store may delete reports older than [`REPORT_RETENTION`], and keeps newer reports.

@@ -13,7 +13,7 @@ fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-fn report(listener: &str, heard_ago: Option<u64>, foreign: u64) -> ListenerReport {
+fn report(listener: &str, received_ago: Option<u64>, foreign: u64) -> ListenerReport {
     let state = ListenerState {
         listening: true,
         hidden_ms: 75_000,
@@ -23,7 +23,7 @@ fn report(listener: &str, heard_ago: Option<u64>, foreign: u64) -> ListenerRepor
     };
     ListenerReport {
         listener: Holder::new(listener).expect("a name"),
-        heard_ago: heard_ago.map(secs),
+        received_ago: received_ago.map(secs),
         state,
     }
 }
@@ -42,8 +42,8 @@ async fn listeners(store: &dyn Store, name: &str) -> Vec<ListenerStatus> {
 pub async fn the_newest_report_of_a_listener_is_kept(subject: Subject) {
     let Subject { store, clock, .. } = &subject;
     assert_eq!(listeners(&**store, "a").await, []);
-    for (name, heard_ago, foreign) in [("l1", None, 0), ("l2", Some(2), 37)] {
-        let report = report(name, heard_ago, foreign);
+    for (name, received_ago, foreign) in [("l1", None, 0), ("l2", Some(2), 37)] {
+        let report = report(name, received_ago, foreign);
         store.report_listener(&hub("a"), &report).await.unwrap();
     }
     clock.advance(secs(5));
@@ -51,15 +51,19 @@ pub async fn the_newest_report_of_a_listener_is_kept(subject: Subject) {
     store.report_listener(&hub("a"), &again).await.unwrap();
     clock.advance(secs(3));
     let known = listeners(&**store, "a").await;
-    let of = |report: &ListenerReport, heard_ago: u64, reported: u64| ListenerStatus {
+    let of = |report: &ListenerReport, received: u64, reported: u64| ListenerStatus {
         listener: report.listener.clone(),
-        heard_ago: Some(secs(heard_ago)),
+        received_ago: Some(secs(received)),
         reported_ago: secs(reported),
         state: report.state.clone(),
     };
     let second = report("l2", Some(2), 37);
     assert_eq!(known, [of(&again, 4, 3), of(&second, 10, 8)]);
-    assert_eq!(listeners(&**store, "b").await, [], "of another hub");
+    assert_eq!(
+        listeners(&**store, "b").await,
+        [],
+        "another hub has no reports"
+    );
 }
 
 /// A listener's trouble is stored unchanged, with any characters.
@@ -75,7 +79,7 @@ pub async fn listener_trouble_is_stored_unchanged(subject: Subject) {
         .troubled_by("no \"route\"\n to host 'é' \\ {1: 2}");
     store.report_listener(&hub("a"), &report).await.unwrap();
     let known = listeners(store, "a").await.remove(0);
-    assert_eq!((known.heard_ago, known.state), (None, report.state));
+    assert_eq!((known.received_ago, known.state), (None, report.state));
 }
 
 /// A store may delete reports older than [`REPORT_RETENTION`], and keeps newer reports.

@@ -14,10 +14,10 @@ use twincast_core::ports::Clock;
 use super::Subject;
 use crate::build::{host, hub, name};
 
-fn request(on: &str, wanted: u32, per_minute: f64) -> PermitRequest {
+fn request(on: &str, permits: u32, per_minute: f64) -> PermitRequest {
     PermitRequest {
         hub: hub(on),
-        wanted,
+        max_permits: permits,
         per_minute,
         rollout: name("r"),
         weight: 1,
@@ -31,7 +31,7 @@ async fn a_minute(subject: &Subject, request: &PermitRequest) -> u32 {
     let mut left = Duration::from_secs(60);
     loop {
         let grant = subject.store.take_permits(request).await.unwrap();
-        assert!(grant.permits <= request.wanted);
+        assert!(grant.permits <= request.max_permits);
         taken += grant.permits;
         // The clock has milliseconds: a shorter wait would not move the clock.
         let ask_again = grant.wait.max(Duration::from_millis(1));
@@ -111,7 +111,7 @@ pub async fn a_throttle_lowers_the_factor_until_recovery(subject: Subject) {
     let store = &*subject.store;
     let state = async |on: &str| store.limiter(&hub(on)).await.unwrap();
     let unused = LimiterState::default();
-    assert_eq!(state("a").await, unused, "a hub that nobody has used");
+    assert_eq!(state("a").await, unused, "the hub is unused");
     store.take_permits(&request("a", 9, 600.0)).await.unwrap();
     let used = state("a").await;
     assert_eq!((used.factor, used.paused_for(600.0)), (1.0, None));
@@ -218,16 +218,17 @@ pub async fn agrees_with_the_arithmetic(subject: Subject) {
         400,
     );
     let mut runner = TestRunner::deterministic();
-    let asks = asks.new_tree(&mut runner).expect("no filters").current();
+    let asks = asks.new_tree(&mut runner);
+    let asks = asks.expect("the strategy has no filters").current();
     for (hub_no, per_minute) in [("x", None), ("y", Some(49_500.0))] {
         let mut model = HubPermits::default();
-        for (n, (rollout, wanted, later, rate)) in asks.iter().enumerate() {
+        for (n, (rollout, permits, later, rate)) in asks.iter().enumerate() {
             subject.clock.advance(Duration::from_millis(*later));
             let ask = PermitRequest {
                 rollout: name(["a", "b", "c", "d"][usize::from(*rollout)]),
                 weight: [1, 3, 10, 100][usize::from(*rollout)],
                 limit: (*rollout > 1).then_some(700.0 * f64::from(*rollout)),
-                ..request(hub_no, *wanted, per_minute.unwrap_or(*rate))
+                ..request(hub_no, *permits, per_minute.unwrap_or(*rate))
             };
             if n % 97 == 96 {
                 let retry_after = (n % 2 == 0).then_some(Duration::from_millis(333));

@@ -178,7 +178,7 @@ pub async fn notes_do_not_count_as_changes(subject: Subject) {
     let now = subject.clock.now();
     let noted = before
         .with_activity(Activity::Throttled, None, now)
-        .expect("it was sending");
+        .expect("the activity changes");
     // Only the notes of the record are stored.
     let mut changed = noted.clone();
     changed.phase = Phase::Succeeded;
@@ -195,7 +195,7 @@ pub async fn notes_do_not_count_as_changes(subject: Subject) {
     let paused = apply(store, &before, pause_requested()).await;
     let late = before
         .with_activity(Activity::Baking, None, now)
-        .expect("it was sending");
+        .expect("the activity changes");
     assert_refused!(store.save_notes(&late).await, Superseded);
     assert_eq!(store.rollout(&name("r")).await.unwrap(), Some(paused));
 }

@@ -40,13 +40,16 @@ async fn nothing_comes(consumer: &mut Box<dyn Deliveries>) {
 
 /// Polls until the depth is `expected`: brokers update the counts with a delay.
 async fn until_depth(queue: &impl Queue, expected: Depth) {
-    let asked = tokio::time::Instant::now();
+    let started_at = tokio::time::Instant::now();
     loop {
         let depth = queue.depth(&hub("a")).await.unwrap();
         if depth == expected {
             return;
         }
-        assert!(asked.elapsed() < TIMEOUT, "{depth:?}, not {expected:?}");
+        assert!(
+            started_at.elapsed() < TIMEOUT,
+            "{depth:?}, not {expected:?}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -88,8 +91,8 @@ pub async fn each_hub_has_a_separate_queue<Q: Queue>(make: impl AsyncFn(usize) -
     nothing_comes(&mut consumer).await;
 }
 
-/// An acknowledged dispatch is gone, also after the consumer is dropped.
-pub async fn acked_dispatches_are_gone<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
+/// An acknowledged dispatch is removed, also after the consumer is dropped.
+pub async fn acked_dispatches_are_removed<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
     let mut consumer = consume(&queue).await;
@@ -125,10 +128,10 @@ pub async fn a_dropped_ticket_requeues_the_dispatch<Q: Queue>(make: impl AsyncFn
 pub async fn a_dropped_consumer_requeues_dispatches<Q: Queue>(make: impl AsyncFn(usize) -> Q) {
     let queue = make(ROOM).await;
     publish(&queue, 0..3).await;
-    let mut gone = consume(&queue).await;
-    let first = next(&mut gone).await;
-    let second = next(&mut gone).await;
-    drop(gone);
+    let mut dropped = consume(&queue).await;
+    let first = next(&mut dropped).await;
+    let second = next(&mut dropped).await;
+    drop(dropped);
     assert!(first.ticket.ack().await.is_err());
     drop(second);
     let mut consumer = consume(&queue).await;
@@ -214,7 +217,7 @@ pub async fn an_abandoned_wait_loses_no_dispatch<Q: Queue>(make: impl AsyncFn(us
             }
         };
         let delivery = tokio::time::timeout(TIMEOUT, taken).await;
-        let delivery = delivery.expect("one of them gets it").unwrap();
+        let delivery = delivery.expect("a consumer receives the dispatch").unwrap();
         assert_eq!(delivery.dispatch.batch.0, batch);
         delivery.ticket.ack().await.unwrap();
     }

@@ -12,8 +12,8 @@ use crate::build::{TTL, accepted, batch, leased, name, planned, report, running}
 /// Removes the rollout `r`, and returns the last record.
 async fn removed(store: &dyn Store) -> Rollout {
     let rollout = store.rollout(&name("r")).await.unwrap().unwrap();
-    let gone = store.remove(&name("r"), rollout.revision()).await;
-    gone.unwrap();
+    let result = store.remove(&name("r"), rollout.revision()).await;
+    result.unwrap();
     rollout
 }
 
@@ -24,8 +24,8 @@ pub async fn a_removed_rollout_leaves_no_records(subject: Subject) {
     running(store, "q", vec![batch(0, 2)]).await;
     let before = running(store, "r", vec![batch(0, 2), batch(1, 1)]).await;
     for _ in 0..2 {
-        let gone = store.remove(&name("r"), before.revision()).await;
-        gone.unwrap();
+        let result = store.remove(&name("r"), before.revision()).await;
+        result.unwrap();
         assert_eq!(store.rollouts().await.unwrap(), [name("q")]);
         assert_eq!(store.rollout(&name("r")).await.unwrap(), None);
         assert_eq!(store.revision(&name("r")).await.unwrap(), None);

@@ -119,10 +119,18 @@ pub async fn a_retry_makes_the_chosen_devices_pending(subject: Subject) {
 
     let none = reopen(store, 1, 2, &FAILURES).await.unwrap();
     assert_eq!(none, Reopened::Devices(0));
-    assert_eq!(attempt(store, 1).await, Attempt(1), "it keeps its attempt");
+    assert_eq!(
+        attempt(store, 1).await,
+        Attempt(1),
+        "the batch keeps its attempt"
+    );
 
     let lease = store.lease(&lease_request(&name("r"), 0, "a")).await;
-    assert_eq!(lease.unwrap(), LeaseReply::NotWanted, "not all is prepared");
+    assert_eq!(
+        lease.unwrap(),
+        LeaseReply::NotWanted,
+        "the retry is not prepared"
+    );
     apply(store, &rollout, Event::RetryPrepared).await;
     let lease = leased(store, &name("r"), 0, "a").await;
     let refused = [Report {
@@ -218,10 +226,14 @@ pub async fn a_retry_waits_for_the_holder_and_fences_a_lapsed_lease(subject: Sub
     store.record(&lease, &reports, TTL).await.unwrap();
     let rollout = apply(store, &rollout, retry_of(&FAILURES)).await;
     let directive = store.record(&lease, &[], TTL).await.unwrap();
-    assert_eq!(directive, Directive::Stop, "it is to let go");
+    assert_eq!(
+        directive,
+        Directive::Stop,
+        "the holder must release the batch"
+    );
     match reopen(store, 0, 2, &FAILURES).await.unwrap() {
         Reopened::Held(held) => assert_eq!(held.by, lease.holder),
-        other => panic!("somebody works on it: {other:?}"),
+        other => panic!("the batch is not held: {other:?}"),
     }
     assert_eq!(outcomes(store, 0).await[0], Outcome::Rejected);
 

@@ -121,7 +121,7 @@ pub async fn departed_pending_devices_are_skipped(subject: Subject) {
     assert_refused!(left(store, 1, &[2]).await, Superseded);
     let rollout = apply(store, &rollout, Event::ScanStarted).await;
     let held = left(store, 1, &[2]).await.unwrap();
-    assert_eq!(held.expect("somebody works on it").by, lease.holder);
+    assert_eq!(held.expect("the batch has a holder").by, lease.holder);
 
     store.release(&lease).await.unwrap();
     for _ in 0..2 {

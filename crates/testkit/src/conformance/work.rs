@@ -38,7 +38,7 @@ pub async fn one_holder_at_a_time(subject: Subject) {
     let first = leased(store, &name("r"), 0, "a").await;
     let reply = store.lease(&lease_request(&name("r"), 0, "b")).await;
     let LeaseReply::Held(held) = reply.unwrap() else {
-        panic!("two have it");
+        panic!("the batch has two holders");
     };
     assert_eq!(held.by, first.holder);
     assert_eq!(held.until, subject.clock.now().plus(TTL));
@@ -106,7 +106,7 @@ pub async fn repeated_failed_leases_quarantine_a_batch(subject: Subject) {
             last = Some(leased(store, &name("r"), 0, &format!("w{n}")).await);
             subject.clock.advance(TTL);
         }
-        last.expect("somebody")
+        last.expect("a holder")
     };
     let last = vanish(0..MAX_FAILED_LEASES).await;
     let reports = [report(0, Outcome::Enqueued)];
@@ -125,7 +125,7 @@ pub async fn repeated_failed_leases_quarantine_a_batch(subject: Subject) {
         .await
         .unwrap();
     assert!(shown[0].quarantined && shown[0].held.is_none());
-    assert!(!shown[0].lapsed, "nobody is expected back");
+    assert!(!shown[0].lapsed, "a quarantined batch is not lapsed");
 
     let rollout = apply(store, &rollout, pause_requested()).await;
     apply(
@@ -276,7 +276,7 @@ pub async fn a_record_renews_the_lease(subject: Subject) {
         store.record(&lease, &reports, TTL).await.unwrap();
         let reply = store.lease(&lease_request(&name("r"), 0, "b")).await;
         let LeaseReply::Held(held) = reply.unwrap() else {
-            panic!("it was not renewed");
+            panic!("the lease was not renewed");
         };
         assert_eq!(held.until, subject.clock.now().plus(TTL));
     }
@@ -381,23 +381,23 @@ pub async fn a_stage_waits_for_the_preceding_stage(subject: Subject) {
     assert_eq!(open(1, 9).await, [2, 1, 10]);
     assert_eq!(open(2, 9).await, [2, 1, 10, 0]);
     assert_eq!(open(2, 2).await, [2, 1]);
-    let asked = |batch: u32| async move {
+    let lease_of = |batch: u32| async move {
         let request = lease_request(&name("r"), batch, "w");
         store.lease(&request).await.unwrap()
     };
-    assert_eq!(asked(1).await, LeaseReply::NotWanted);
+    assert_eq!(lease_of(1).await, LeaseReply::NotWanted);
     let lease = leased(store, &name("r"), 2, "w").await;
     let sent = [report(0, Outcome::Enqueued)];
     store.record(&lease, &sent, TTL).await.unwrap();
     assert_eq!(open(1, 9).await, [1, 10]);
-    assert_eq!(asked(3).await, LeaseReply::NotWanted);
+    assert_eq!(lease_of(3).await, LeaseReply::NotWanted);
 
     let rollout = apply(store, &rollout, stage_passed("one")).await;
-    assert!(matches!(asked(1).await, LeaseReply::Granted(_)));
-    assert!(matches!(asked(3).await, LeaseReply::Granted(_)));
-    assert_eq!(asked(0).await, LeaseReply::NotWanted);
+    assert!(matches!(lease_of(1).await, LeaseReply::Granted(_)));
+    assert!(matches!(lease_of(3).await, LeaseReply::Granted(_)));
+    assert_eq!(lease_of(0).await, LeaseReply::NotWanted);
     apply(store, &rollout, stage_passed("two")).await;
-    assert!(matches!(asked(0).await, LeaseReply::Granted(_)));
+    assert!(matches!(lease_of(0).await, LeaseReply::Granted(_)));
 }
 
 /// Each batch counts for the batch's stage and hub, also before any send.
@@ -441,7 +441,7 @@ pub async fn the_rest_of_an_aborted_batch_is_skipped(subject: Subject) {
     store.record(&lease, &reports, TTL).await.unwrap();
     apply(store, &rollout, abort_requested()).await;
     let skip = async || store.skip(&name("r"), BatchId(0), &Skip::Remaining).await;
-    let held = skip().await.unwrap().expect("somebody works on it");
+    let held = skip().await.unwrap().expect("the batch has a holder");
     assert_eq!(held.by, lease.holder);
     assert_eq!(outcomes(store, 0).await[0], Outcome::Pending);
 
@@ -466,11 +466,7 @@ pub async fn the_rest_of_an_aborted_batch_is_skipped(subject: Subject) {
 
     let reports = [report(0, Outcome::Enqueued)];
     let late = store.record(&lease, &reports, TTL).await.unwrap();
-    assert_eq!(
-        late,
-        Directive::Stop,
-        "a lapsed holder may still tell the truth"
-    );
+    assert_eq!(late, Directive::Stop, "a late record is accepted");
     assert_eq!(outcomes(store, 0).await[0], Outcome::Enqueued);
 }
 

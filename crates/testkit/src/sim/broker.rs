@@ -246,8 +246,8 @@ impl Queue for Connection {
             })
         };
         let rates = fault_rates(self.process.sim());
-        let asked = self.process.call(rates, "depth", hub.to_string(), effect);
-        asked.await.map_err(|Lost| unavailable("ask for the depth"))
+        let call = self.process.call(rates, "depth", hub.to_string(), effect);
+        call.await.map_err(|Lost| unavailable("ask for the depth"))
     }
 }
 

@@ -98,7 +98,7 @@ impl Bug {
         match self {
             Self::ClaimsHeard => listeners
                 .map(|listener| ListenerStatus {
-                    heard_ago: Some(Duration::ZERO),
+                    received_ago: Some(Duration::ZERO),
                     reported_ago: Duration::ZERO,
                     state: ListenerState {
                         listening: true,

@@ -58,13 +58,15 @@ impl Dice {
     /// # Panics
     /// If there is none.
     pub fn pick<T: Clone>(&mut self, all: &[T]) -> T {
-        let last = all.len().checked_sub(1).expect("something to pick from");
+        let last = all.len().checked_sub(1).expect("a slice that is not empty");
         all[self.among(0..=last as u64) as usize].clone()
     }
 
     /// Returns a duration of the range, in whole milliseconds.
     pub fn time(&mut self, range: RangeInclusive<Duration>) -> Duration {
-        let ms = |time: &Duration| u64::try_from(time.as_millis()).expect("simulations are short");
+        let ms = |time: &Duration| {
+            u64::try_from(time.as_millis()).expect("the duration fits into a u64")
+        };
         Duration::from_millis(self.among(ms(range.start())..=ms(range.end())))
     }
 }

@@ -20,7 +20,11 @@ pub(crate) fn matches(condition: &str, device: &str, tags: &Tags) -> bool {
         return true;
     }
     let holds = rest.any();
-    assert_eq!(rest.next, rest.tokens.len(), "read to its end: {condition}");
+    assert_eq!(
+        rest.next,
+        rest.tokens.len(),
+        "the condition is read to the end: {condition}"
+    );
     holds == Some(true)
 }
 
@@ -106,7 +110,7 @@ impl Reader<'_> {
     }
 
     fn word(&mut self) -> String {
-        let word = self.tokens.get(self.next).expect("more of the condition");
+        let word = self.tokens.get(self.next).expect("a further token");
         self.next += 1;
         word.clone()
     }

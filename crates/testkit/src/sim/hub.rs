@@ -287,11 +287,11 @@ impl Connection {
         }
         let hub = Arc::clone(&self.hub);
         let answer = async move { answer(&hub) };
-        let asked = self
+        let reply = self
             .process
             .call(FaultRates::default(), op, about, answer)
             .await;
-        asked.map_err(|_| error(HubTrouble::Other))
+        reply.map_err(|_| error(HubTrouble::Other))
     }
 }
 

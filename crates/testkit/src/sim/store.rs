@@ -53,7 +53,7 @@ impl ProcessInterposer {
         adding: Adding,
         batches: &[plan::Batch],
     ) -> Checksum {
-        let mut checksums = self.checksums.lock().expect("no panic");
+        let mut checksums = self.checksums.lock().expect("the lock is not poisoned");
         let checksum = checksums.entry((name.clone(), adding.to_string()));
         let checksum = checksum.or_default();
         checksum.join(&batches.iter().collect());
@@ -74,7 +74,7 @@ fn forget_report(sim: &Sim, from: &Loaded, change: &mut Change) {
             let renewed = &change.next.lease_state.current;
             let until = renewed.as_ref().map_or(from.now, |(_, until)| *until);
             let recorded = next.record(lease, reports, until.since(from.now), from.now);
-            recorded.expect("it was made from the same batch");
+            recorded.expect("the change is based on the same batch");
         }
         Operation::Merge(attempt, reports)
             if sim.has(Bug::ForgetsFeedback) && reports.len() > 1 =>
@@ -304,7 +304,7 @@ impl Interposer for ProcessInterposer {
         let grant = truth.take_permits(&request).await?;
         match self.has(Bug::NoQuota) {
             true => Ok(Grant {
-                permits: request.wanted,
+                permits: request.max_permits,
                 wait: Duration::ZERO,
             }),
             false => Ok(grant),

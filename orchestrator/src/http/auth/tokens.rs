@@ -298,7 +298,7 @@ mod tests {
             assert!(file.is_empty());
         };
         tokio::select! {
-            () = file.follow() => unreachable!("it follows for ever"),
+            () = file.follow() => unreachable!("follow never returns"),
             () = steps => {}
         }
     }

@@ -35,10 +35,14 @@ fn not_sent(cause: NotSent, retry_after: Option<Duration>) -> SendResult {
     }
 }
 
-fn saved(reports: Vec<Report>, asked_at: Instant, result: Result<Directive, StoreError>) -> Event {
+fn saved(
+    reports: Vec<Report>,
+    requested_at: Instant,
+    result: Result<Directive, StoreError>,
+) -> Event {
     Event::Saved(Saved {
         reports,
-        asked_at,
+        requested_at,
         result,
     })
 }
@@ -102,11 +106,11 @@ fn throttle_reports_do_not_delay_other_steps() {
         Event::Answered(vec![(3, SendResult::Enqueued)]),
         now + ms(100),
     );
-    assert_eq!(reports_of(steps).len(), 1, "recorded meanwhile");
+    assert_eq!(reports_of(steps).len(), 1, "recorded concurrently");
     assert_eq!(state.handle(Event::ThrottleReported, now), [report(9)]);
     state.handle(Event::Stop, now);
     state.handle(saved(vec![], now, Ok(Directive::Continue)), now);
-    assert!(state.ended(now).is_none(), "it is still being reported");
+    assert!(state.ended(now).is_none(), "the report is under way");
     state.handle(Event::ThrottleReported, now);
     assert!(matches!(state.ended(now), Some(Ok(Ended::Stopped))));
 }
@@ -117,11 +121,11 @@ fn a_failed_permit_ends_the_run_after_all_answers_are_recorded() {
     state.handle(Event::Time, now);
     state.handle(Event::Acquired(Ok(())), now);
     state.handle(Event::Acquired(Err(damaged())), now);
-    assert!(state.ended(now).is_none(), "one is in flight");
+    assert!(state.ended(now).is_none(), "a send is in flight");
     let steps = state.handle(Event::Answered(vec![(0, SendResult::Enqueued)]), now);
     let reports = reports_of(steps);
     assert_eq!(reports.len(), 1);
-    assert!(state.ended(now).is_none(), "it is being recorded");
+    assert!(state.ended(now).is_none(), "a record is under way");
     state.handle(saved(reports, now, Ok(Directive::Continue)), now);
     let ended = state.ended(now);
     assert!(matches!(ended, Some(Err(StoreError::Corrupt { .. }))));
@@ -259,9 +263,9 @@ impl World {
     }
 
     fn sends(&mut self, index: u32) {
-        assert!(self.in_flight.insert(index), "it is being sent to");
-        assert!(!self.recorded.contains_key(&index), "it is settled");
-        assert!(!self.answered.contains(&index), "it is known");
+        assert!(self.in_flight.insert(index), "the device is in flight");
+        assert!(!self.recorded.contains_key(&index), "the device is settled");
+        assert!(!self.answered.contains(&index), "the device has an answer");
         self.open.insert(index);
         if self.resend_unanswered {
             assert!(!self.is_over);
@@ -274,14 +278,14 @@ impl World {
                 .permits
                 .map(|left| left.checked_sub(1).expect("a permit"));
         } else {
-            assert!(self.marked.contains(&index), "it is not marked");
+            assert!(self.marked.contains(&index), "the device is not marked");
         }
     }
 
     fn saves(&mut self, reports: Vec<Report>) {
         assert!(self.saving.is_none(), "one record at a time");
         let devices: BTreeSet<_> = reports.iter().map(|report| report.index).collect();
-        assert_eq!(devices.len(), reports.len(), "one report a device");
+        assert_eq!(devices.len(), reports.len(), "one report per device");
         let marks = reports
             .iter()
             .filter(|report| report.outcome == Outcome::Attempting);
@@ -306,13 +310,13 @@ impl World {
         self.happens(Event::Answered(vec![(index, result)]));
     }
 
-    fn is_saved(&mut self, result: Result<Directive, StoreError>, asked_at: Instant) {
+    fn is_saved(&mut self, result: Result<Directive, StoreError>, requested_at: Instant) {
         let Some(reports) = self.saving.take() else {
             return;
         };
         match &result {
             Ok(directive) => {
-                self.directive_at = asked_at;
+                self.directive_at = requested_at;
                 self.is_over |= *directive == Directive::Stop;
                 for report in &reports {
                     if report.outcome == Outcome::Attempting {
@@ -326,13 +330,13 @@ impl World {
             }
             Err(error) => self.is_over |= error.disposition() == Disposition::Superseded,
         }
-        self.happens(saved(reports, asked_at, result));
+        self.happens(saved(reports, requested_at, result));
     }
 
     /// Makes an event of this kind happen, if possible now.
     fn happens_some(&mut self, kind: u8, nth: u8) {
         let refused = |code| not_sent(NotSent::Refused(code), None);
-        let asked_at = self.now - ms(u64::from(nth) % 300);
+        let requested_at = self.now - ms(u64::from(nth) % 300);
         match kind {
             0..=3 => self.answers(nth, SendResult::Enqueued),
             4 => self.answers(nth, refused(500_001)),
@@ -342,7 +346,7 @@ impl World {
                 let detail = "lost".into();
                 self.answers(nth, SendResult::Unknown { detail });
             }
-            8..=11 => self.is_saved(Ok(Directive::Continue), asked_at.max(self.directive_at)),
+            8..=11 => self.is_saved(Ok(Directive::Continue), requested_at.max(self.directive_at)),
             12 => self.is_saved(Err(away()), self.now),
             13..=17 if self.acquiring => {
                 self.acquiring = false;
@@ -380,14 +384,14 @@ impl World {
         for _ in 0..10_000 {
             for kind in [0, 8, 13, 18] {
                 if let Some(ended) = self.state.ended(self.now) {
-                    return ended.expect("nothing has failed for good");
+                    return ended.expect("no permanent failure");
                 }
                 self.happens_some(kind, 1);
             }
             self.now = self.now.max(self.state.wake_at(self.now));
             self.happens(Event::Time);
         }
-        panic!("it does not end");
+        panic!("the run does not end");
     }
 }
 

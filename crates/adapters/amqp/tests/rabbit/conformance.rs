@@ -11,7 +11,7 @@ async fn make(dispatch_limit: usize) -> AmqpQueue {
         ..settings(&RabbitMq::shared().await.url())
     };
     let amqp = Amqp::connect(settings).await;
-    amqp.expect("the broker is there").queue()
+    amqp.expect("the broker is reachable").queue()
 }
 
 twincast_testkit::queue_conformance!(make);

@@ -38,7 +38,7 @@ impl Done {
     async fn reaches(&self, many: usize) {
         let mut done = self.0.subscribe();
         let reached = in_time(done.wait_for(|done| *done >= many)).await;
-        reached.expect("this keeps the sender");
+        reached.expect("the sender is open");
     }
 }
 
@@ -131,7 +131,10 @@ async fn killed_broker_keeps_confirmed_dispatches() {
         tokio::join!(confirmed.reaches(100), acked.reaches(50));
         broker.kill().await;
         until_lost(&amqp).await;
-        assert!(confirmed.so_far() < 1_000, "it is lost in the middle");
+        assert!(
+            confirmed.so_far() < 1_000,
+            "the broker is lost between the messages"
+        );
         broker.start_stopped().await;
     };
     tokio::join!(
@@ -288,7 +291,7 @@ async fn dropping_the_last_handle_closes_the_connection() {
     assert_eq!(
         *state.borrow_and_update(),
         State::Connected,
-        "a consumer keeps it"
+        "the consumer keeps the connection"
     );
     drop(consumer);
     in_time(state.wait_for(|state| *state == State::Closed))

@@ -225,7 +225,7 @@ impl Engine {
             });
             let report = ListenerReport {
                 listener: Holder::new("before").expect("the name is valid"),
-                heard_ago: None,
+                received_ago: None,
                 state: ListenerState {
                     listening: false,
                     ..last.state

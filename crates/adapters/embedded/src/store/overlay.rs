@@ -141,20 +141,28 @@ mod tests {
         let mut plain: Vec<u8> = (0..3 * PIECE + 100).map(|n| (n % 251) as u8).collect();
         file.write_all(&plain).expect("a temporary file");
         let below = plain.clone();
-        let overlay = Overlay::on(file.reopen().expect("it is there")).expect("its size");
+        let reopened = file.reopen().expect("the file exists");
+        let overlay = Overlay::on(reopened).expect("the size of the file");
         let write = |plain: &mut Vec<u8>, at: usize, data: &[u8]| {
-            overlay.write(at as u64, data).expect("memory");
+            overlay
+                .write(at as u64, data)
+                .expect("memory does not fail");
             plain[at..at + data.len()].copy_from_slice(data);
         };
         let cut = |plain: &mut Vec<u8>, len: usize| {
-            overlay.set_len(len as u64).expect("memory");
+            overlay.set_len(len as u64).expect("memory does not fail");
             plain.resize(len, 0);
         };
         let same = |plain: &[u8]| {
-            assert_eq!(overlay.len().expect("memory"), plain.len() as u64);
+            assert_eq!(
+                overlay.len().expect("memory does not fail"),
+                plain.len() as u64
+            );
             for at in [0, 1, PIECE - 1, PIECE, 2 * PIECE + 7] {
                 let mut out = vec![7; plain.len() - at];
-                overlay.read(at as u64, &mut out).expect("within it");
+                overlay
+                    .read(at as u64, &mut out)
+                    .expect("the range is within the file");
                 assert_eq!(out, plain[at..], "from {at}");
             }
         };
@@ -171,6 +179,6 @@ mod tests {
         let mut out = [0; 2];
         let beyond = overlay.read(4 * PIECE as u64 - 1, &mut out);
         assert_eq!(beyond.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(std::fs::read(file.path()).expect("it is there"), below);
+        assert_eq!(std::fs::read(file.path()).expect("the file exists"), below);
     }
 }

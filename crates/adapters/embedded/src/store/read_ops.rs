@@ -134,19 +134,19 @@ pub(super) fn open_batches(
     lease_states: &LeaseStates,
     now: Timestamp,
     name: &RolloutName,
-    wanted: &Open<'_>,
+    filter: &Open<'_>,
 ) -> Result<Vec<BatchStatus>, Fault> {
     let head = known_head(&tables.heads, name)?;
     let mut found = Vec::new();
     for row in tables.open.range((head.series, 0, "", 0)..)? {
         let (mark, _) = row?;
         let (series, stage, _, id) = mark.value();
-        let is_past = series != head.series || stage > wanted.through.0;
-        if is_past || found.len() == wanted.limit {
+        let is_past = series != head.series || stage > filter.through.0;
+        if is_past || found.len() == filter.limit {
             break;
         }
         let status = status(tables, lease_states, now, &head, BatchId(id))?;
-        if status.header.hub == *wanted.hub {
+        if status.header.hub == *filter.hub {
             found.push(status);
         }
     }

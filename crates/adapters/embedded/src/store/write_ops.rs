@@ -118,9 +118,9 @@ fn check_precondition(
 ) -> Result<(), Fault> {
     let what = match rollout.precondition {
         None => return Ok(()),
-        Some(StorePrecondition::Batches(wanted)) => {
+        Some(StorePrecondition::Batches(expected)) => {
             let found = checksum_of(&tables.checksums, series)?;
-            (found != wanted).then(|| format!("found {found}, expected {wanted}"))
+            (found != expected).then(|| format!("found {found}, expected {expected}"))
         }
         Some(StorePrecondition::Settled) => {
             let first = tables

@@ -25,7 +25,7 @@ async fn pending_first_connection_is_reported_before_timeout() {
     let credentials = Credentials::SharedAccess(connection.clone().into());
     let hub = IotHub::new(connection.address(), credentials, options, None).unwrap();
     assert!(!hub.is_ready());
-    assert_eq!(hub.obstacle(), None, "every connection takes a moment");
+    assert_eq!(hub.obstacle(), None, "a new connection is no obstacle");
     let hindered = async {
         loop {
             match hub.obstacle() {
@@ -34,7 +34,7 @@ async fn pending_first_connection_is_reported_before_timeout() {
             }
         }
     };
-    let obstacle = timeout(TEST_TIMEOUT, hindered).await.expect("no obstacle");
+    let obstacle = timeout(TEST_TIMEOUT, hindered).await.expect("an obstacle");
     assert_eq!(obstacle.trouble, HubTrouble::Unreachable);
     assert!(!obstacle.lasting.is_zero());
 }

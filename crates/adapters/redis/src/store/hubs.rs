@@ -23,7 +23,7 @@ impl Limiter for RedisStore {
         let run = self
             .on_key(self.keys.permits(&request.hub), &SCRIPTS.take_permits)
             .arg(request.rollout.as_str())
-            .arg(request.wanted)
+            .arg(request.max_permits)
             .arg(request.per_minute.to_string())
             .arg(request.weight)
             .arg(limit.unwrap_or_default())
@@ -82,8 +82,8 @@ impl Presence for RedisStore {
         report: &ListenerReport,
     ) -> Result<(), StoreError> {
         let (key, verb) = (self.keys.listeners(hub), "report a listener to");
-        let (by, heard) = (&report.listener, report.heard_ago);
-        self.report(key, verb, hub, by, heard, &report.state).await
+        let (by, since) = (&report.listener, report.received_ago);
+        self.report(key, verb, hub, by, since, &report.state).await
     }
 
     async fn listeners(&self, hub: &HubName) -> Result<Vec<ListenerStatus>, StoreError> {

@@ -17,7 +17,7 @@ use crate::interposer::{self, Refusals};
 async fn refused(settings: &Settings) -> ConnectError {
     RedisStore::connect(settings)
         .await
-        .expect_err("it is no good")
+        .expect_err("the settings are refused")
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn server_without_introspection_commands_is_accepted() {
         assert_eq!(store.durable_after(), Duration::from_secs(2));
         let request = PermitRequest {
             hub: hub("main"),
-            wanted: 1,
+            max_permits: 1,
             per_minute: 600.0,
             rollout: name("r"),
             weight: 1,

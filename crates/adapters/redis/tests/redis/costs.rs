@@ -48,7 +48,7 @@ async fn a_device_costs_little_memory_and_few_commands() {
 async fn work(store: &dyn Store, rollout: &str, id: u32, window: u32) {
     let permits = PermitRequest {
         hub: hub("a"),
-        wanted: window,
+        max_permits: window,
         per_minute: 60e6,
         rollout: name(rollout),
         weight: 1,

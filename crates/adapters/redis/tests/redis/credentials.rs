@@ -235,7 +235,7 @@ async fn connection_is_renewed_before_the_token_expires() {
         // Like the service, the server refuses a token after the expiry.
         let given = tokens.given.load(Ordering::Relaxed);
         let is_over = started_at.elapsed() > tokens.life * given;
-        assert!(!is_over, "the token has ended, and is still in use");
+        assert!(!is_over, "the store uses an expired token");
         if given > ended + 1 {
             redis
                 .command(&format!("ACL SETUSER app <token-{ended}"))

@@ -37,9 +37,9 @@ pub(crate) async fn answering(command: &'static str, answer: String) -> SocketAd
         while let Ok((mut client, _)) = listener.accept().await {
             let answer = answer.clone();
             tokio::spawn(async move {
-                let mut asked = Vec::new();
-                while let Ok(asked) = next(&mut client, &mut asked).await {
-                    let is_it = words(&asked)[0] == command;
+                let mut held = Vec::new();
+                while let Ok(request) = next(&mut client, &mut held).await {
+                    let is_it = words(&request)[0] == command;
                     let answer = if is_it { &answer } else { "+OK\r\n" };
                     client.write_all(answer.as_bytes()).await?;
                 }
@@ -55,9 +55,9 @@ async fn serve(mut client: TcpStream, server: SocketAddr, refusals: Refusals) ->
     let mut server = TcpStream::connect(server).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let (mut asked, mut answered) = (Vec::new(), Vec::new());
+    let (mut requests, mut replies) = (Vec::new(), Vec::new());
     loop {
-        let command = next(&mut client, &mut asked).await?;
+        let command = next(&mut client, &mut requests).await?;
         let words = words(&command);
         let name = words[..words.len().min(2)].join(" ");
         let mut refused = refusals.commands.iter();
@@ -69,7 +69,7 @@ async fn serve(mut client: TcpStream, server: SocketAddr, refusals: Refusals) ->
         }
         server.write_all(&command).await?;
         client
-            .write_all(&next(&mut server, &mut answered).await?)
+            .write_all(&next(&mut server, &mut replies).await?)
             .await?;
     }
 }

@@ -37,7 +37,9 @@ async fn a_server_may_have_a_certificate_for_another_name() {
             tls_name: other,
             ..good.clone()
         };
-        let error = RedisStore::connect(&settings).await.expect_err("a name");
+        let error = RedisStore::connect(&settings)
+            .await
+            .expect_err("the name is refused");
         assert!(describe(&error).contains("certificate"), "{error:?}");
     }
 }
@@ -76,7 +78,9 @@ async fn nodes_announced_by_address_share_a_certificate_name() {
             ..good.clone()
         };
         // The host of the URL may match; the addresses of the other nodes do not.
-        let error = RedisStore::connect(&settings).await.expect_err("a name");
+        let error = RedisStore::connect(&settings)
+            .await
+            .expect_err("the name is refused");
         assert!(describe(&error).contains("certificate"), "{error:?}");
     }
 }

@@ -133,7 +133,7 @@ async fn sentinel_errors_are_reported() {
         ..good.clone()
     };
     let error = RedisStore::connect(&by(format!("redis://{behind}"))).await;
-    let message = describe(&error.expect_err("a replica"));
+    let message = describe(&error.expect_err("the replica is refused"));
     assert!(message.contains("is a replica"), "{message}");
     connect(&by(format!(
         "redis://{behind},{}",

@@ -78,7 +78,7 @@ async fn many_at_once(store: RedisStore, flush: Option<&'static Redis>) {
         counts.add(&tally.counts);
     }
     assert_eq!(counts.total(), u64::from(BATCHES * DEVICES));
-    assert!(counts.get(Outcome::Failed) > 0, "they did something");
+    assert!(counts.get(Outcome::Failed) > 0, "some devices failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,7 +125,7 @@ fn course(gate: &str, measurements: &str) -> Vec<String> {
                 }
                 let Next::Apply(event) = next_with_complete_evidence(&rollout, &counts, false, now)
                 else {
-                    panic!("it is noted that all was sent");
+                    panic!("expected an event after the last send");
                 };
                 rollout = rollout.after(event, now).unwrap().unwrap();
                 continue;
@@ -331,11 +331,11 @@ fn undecided_gate_pauses_and_restarts_after_resume() {
     let Next::Apply(event) =
         next_with_complete_evidence(&rollout, &Counts::pending(10), true, at(2))
     else {
-        panic!("it is undecided");
+        panic!("expected an event of the undecided gate");
     };
     let rollout = rollout.after(event, at(2)).unwrap().unwrap();
     let Phase::Paused { reason } = &rollout.phase else {
-        panic!("it is paused, whatever a failure does");
+        panic!("expected a paused rollout, regardless of on_failure");
     };
     assert!(
         reason.starts_with("the gate of stage s cannot be judged: metric m"),

@@ -483,7 +483,7 @@ fn implausible_specs_produce_warnings() {
     assert_eq!(of("rate: 5/min", 16_000, free), "");
     assert!(
         of("rate: 1/min", 200_000, free).contains("sending alone takes 140d"),
-        "a long one"
+        "a long rollout"
     );
     // Waiting does not count as slow sending.
     for waits in [

@@ -32,14 +32,14 @@ impl Error for Mistake {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self::message(message.to_string())
     }
-    fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
-        Self::message(format!("is {}, and must be {wanted}", unexpected(found)))
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::message(format!("is {}, and must be {expected}", unexpected(found)))
     }
-    fn invalid_value(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
-        Self::invalid_type(found, wanted)
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::invalid_type(found, expected)
     }
-    fn invalid_length(length: usize, wanted: &dyn Expected) -> Self {
-        Self::message(format!("has {length} values, and must be {wanted}"))
+    fn invalid_length(length: usize, expected: &dyn Expected) -> Self {
+        Self::message(format!("has {length} values, and must be {expected}"))
     }
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
         Self::message(format!("{found:?} is not one of {}", known.join(", ")))
@@ -75,7 +75,7 @@ fn unexpected(found: Unexpected<'_>) -> String {
 }
 
 impl<'a> Reader<'a> {
-    fn is_not(self, wanted: &str) -> Mistake {
+    fn is_not(self, expected: &str) -> Mistake {
         let shown = |text: &str| match text.chars().count() {
             0..=60 => format!("{text:?}"),
             _ => format!("{:?} and more", text.chars().take(60).collect::<String>()),
@@ -83,7 +83,7 @@ impl<'a> Reader<'a> {
         let found = match &self.0.value {
             Value::Null | Value::Invalid => "empty".to_owned(),
             // The text may be a secret in the wrong place.
-            Value::Text(_) | Value::UntypedText(_) if wanted.starts_with("a map") => {
+            Value::Text(_) | Value::UntypedText(_) if expected.starts_with("a map") => {
                 "a text".to_owned()
             }
             Value::Bool(value) => value.to_string(),
@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a map".to_owned(),
         };
-        Mistake::message(format!("is {found}, and must be {wanted}"))
+        Mistake::message(format!("is {found}, and must be {expected}"))
     }
 
     fn text(self) -> Result<&'a str, Mistake> {

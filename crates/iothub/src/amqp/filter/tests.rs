@@ -222,10 +222,10 @@ fn byte_by_byte_gives_the_same_frames_and_counts() {
 
 #[test]
 fn idle_time_outs_are_shortened_within_reason() {
-    for (asked, given) in [(240_000, 80_000), (150, 50), (1, MIN_IDLE_MS)] {
+    for (requested, repaired) in [(240_000, 80_000), (150, 50), (1, MIN_IDLE_MS)] {
         let mut filter = FrameFilter::default();
-        let out = filtered(&mut filter, &[AMQP_HEADER, &open(asked)].concat()).unwrap();
-        assert_eq!(out[8..], open_repaired(given), "{asked}");
+        let out = filtered(&mut filter, &[AMQP_HEADER, &open(requested)].concat()).unwrap();
+        assert_eq!(out[8..], open_repaired(repaired), "{requested}");
     }
     // Zero means no time-out, but the library takes zero for a period.
     let zero = [AMQP_HEADER, &open(0)].concat();

@@ -129,7 +129,7 @@ async fn check(store: &EmbeddedStore, known: &Known) {
         let (sure, requested) = &known.outcomes[id as usize];
         assert!(
             [sure, requested].contains(&&work.outcomes),
-            "batch {id} has neither what was answered nor what was requested"
+            "batch {id} has neither the acknowledged nor the requested outcomes"
         );
     }
 }
@@ -183,7 +183,7 @@ fn power_cut_loses_no_answered_write() {
     run(async {
         let store = disk.open(clock.clone()).unwrap();
         let worked = Known::default().work(&store, &mut Dice(0)).await;
-        worked.expect("without a power cut all of it works");
+        worked.expect("all operations succeed without a power cut");
     });
     let operations = disk.operations() - created;
     assert!(

@@ -55,9 +55,9 @@ fn write_refused_on_full_disk_can_be_retried() {
         assert!(message.contains("no storage space"), "{message}");
 
         for _ in 0..3 {
-            assert!(add(added).await.is_err(), "it is still full");
+            assert!(add(added).await.is_err(), "the disk is still full");
             let there = store.batches(&r, None, 1_000).await.unwrap();
-            assert_eq!(there.len(), added as usize, "reading goes on");
+            assert_eq!(there.len(), added as usize, "reads still succeed");
         }
         store.verify(&r).await.unwrap();
 

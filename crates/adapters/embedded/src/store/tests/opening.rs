@@ -225,7 +225,7 @@ fn damage_is_detected_on_open() {
             Ok(store) => run(async { store.verify(&name("r")).await.unwrap() }),
         }
     }
-    assert!(found > 0, "all of the damage was beside the data");
+    assert!(found > 0, "no damage was found");
     std::fs::write(&path, &good[..good.len() / 2]).unwrap();
     let error = open_store(dir.path()).unwrap_err();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
