@@ -13,7 +13,6 @@
 //! recording needs no query if all devices have answered, and otherwise works batch by batch.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -288,42 +287,6 @@ impl AnswerMemory {
             .filter(|(stage, _)| stage.started_at.is_some());
         let started = started.map(|(_, index)| StageIndex(index));
         started.filter(|stage| is_due(*stage)).collect()
-    }
-}
-
-/// Keeps counting the answers to a rollout without pending work, until dropped: devices with the
-/// message install and answer while the rollout is paused or halted. Store errors are logged, and
-/// the count is repeated.
-pub(crate) async fn keep_counting(
-    rollout: &Rollout,
-    (store, hubs): (&Arc<dyn Store>, &Hubs),
-    clock: &dyn Clock,
-) -> Infallible {
-    let (mut rollout, mut memory) = (rollout.clone(), AnswerMemory::default());
-    loop {
-        let counted = async {
-            match memory.next_update(&rollout, (store, hubs), clock).await? {
-                AnswerUpdate::Noted {
-                    rollout: noted,
-                    changed,
-                    missing,
-                } => {
-                    rollout = *noted;
-                    note_query_result(&mut rollout, missing.as_deref());
-                    if changed {
-                        store.save_notes(&rollout).await?;
-                    }
-                    Ok::<_, StoreError>(())
-                }
-                // The gate decides after a resume.
-                AnswerUpdate::Recorded { .. } | AnswerUpdate::Undecided(_) => pending().await,
-            }
-        };
-        if let Err(error) = counted.await {
-            let name = &rollout.spec.name;
-            tracing::debug!(rollout = %name, error = describe(&error), "answers not counted yet");
-            tokio::time::sleep(RETRY_DELAY).await;
-        }
     }
 }
 

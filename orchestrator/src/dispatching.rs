@@ -27,7 +27,7 @@ use crate::reachability::Reachability;
 use crate::release::{Releasable, keep_budgets, keep_order};
 
 /// The interval between two checks for a hub's listeners.
-const LISTENER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const LISTENER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Dispatches batches.
 pub(crate) struct Dispatcher<'a> {

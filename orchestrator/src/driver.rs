@@ -26,6 +26,7 @@ use twincast_core::waiting::Waiting;
 use crate::Hubs;
 use crate::adding::store_batches;
 use crate::changes::ChangeSource;
+use crate::dispatching::Dispatcher;
 use crate::groups::{self, Turn};
 use crate::planner::{self, PlanError, PlanProgress, Planner, is_permanent};
 use crate::reachability::Reachability;
@@ -189,6 +190,19 @@ impl Driver {
             Turn::Waits { .. } => pause(self.config.longest_pass, stop).await,
         }
         Ok(TurnResult::Reread)
+    }
+
+    /// Returns the dispatcher of this driver.
+    pub(crate) fn dispatcher(&self) -> Dispatcher<'_> {
+        Dispatcher {
+            store: &*self.store,
+            queue: &*self.queue,
+            hubs: &self.hubs,
+            clock: &*self.clock,
+            config: &self.config,
+            repairs: &self.repairs,
+            broker: &self.broker,
+        }
     }
 
     async fn do_duty(

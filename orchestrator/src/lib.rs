@@ -34,6 +34,7 @@ mod measure;
 pub mod members;
 mod metric;
 pub mod metrics;
+mod paused;
 pub mod planner;
 pub mod reachability;
 mod release;

@@ -27,12 +27,12 @@ use twincast_core::trace::Tracer;
 use twincast_retry::{Delays, Policy};
 
 use crate::Hubs;
-use crate::answers;
 use crate::changes::{ChangeSource, Newest};
 use crate::config::DriverConfig;
 use crate::driver::{DriveError, Driver};
 use crate::events::{self, Events, PublishError};
 use crate::metrics::Metrics;
+use crate::paused;
 use crate::planner::PlanProgress;
 use crate::reachability::Reachability;
 use crate::traces;
@@ -441,7 +441,7 @@ impl Orchestrator {
     }
 
     /// Waits until another component has changed a rollout without pending work, or until `stop`.
-    /// Counts the devices' answers meanwhile. Lets a halted rollout continue when all rollouts may: a driver that read the switch just
+    /// Receives the devices' results meanwhile. Lets a halted rollout continue when all rollouts may: a driver that read the switch just
     /// before its reset halts a rollout that no command would resume.
     async fn until_changed(&self, driver: &Driver, rollout: &Rollout, stop: &CancellationToken) {
         let were_halted = driver.changes.were_halted();
@@ -463,8 +463,6 @@ impl Orchestrator {
         let (halted, mut confirmed_at) = (Some(were_halted), None);
         let changes = &driver.changes;
         let changed = changes.changed(&*self.store, rollout, halted, every, &mut confirmed_at);
-        let on = (&self.store, &self.hubs);
-        let counted = answers::keep_counting(rollout, on, &*self.clock);
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
@@ -473,7 +471,7 @@ impl Orchestrator {
                     pause(every, stop).await;
                 }
             }
-            never = counted => match never {},
+            never = paused::keep_receiving(driver, rollout) => match never {},
         }
     }
 

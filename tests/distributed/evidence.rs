@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::engine::Engine;
 use crate::harness::{Chance, Fleet, Hub};
-use crate::pipeline::start_with;
+use crate::pipeline::{about, start_with};
 use crate::services::Access;
 use crate::waiting::{poll_for, poll_until};
 
@@ -281,6 +281,38 @@ fn verdicts_wait_for_the_hub_and_small_samples_pause() {
     }
     engine.until_accepted(sent + OTHERS, TIME_LIMIT);
     assert_eq!(distinct(&engine), sent + OTHERS);
+}
+
+/// Workers started during a pause get no batch of the paused rollout.
+#[test]
+fn a_worker_started_during_a_pause_receives_feedback() {
+    let canaries = Canaries {
+        reject: 3,
+        away: 0,
+        take: 7,
+    };
+    let flags = "--unlimited --feedback-batching 8s --feedback-lock 2s";
+    let flags: Vec<_> = flags.split(' ').collect();
+    let hub = Hub::start(&fleet(&[canaries]), &flags);
+    let mut engine = Engine::new(&Access::shared(), vec![("north", hub)]);
+    engine.grow(1, 1);
+    let mut pipeline = engine.pipeline();
+    pipeline.command_ok(&start_command(0, &json!({"success_at_least": "90%"})));
+    engine.until_accepted(canaries.all(), TIME_LIMIT);
+    poll_until(TIME_LIMIT, "a listening worker", || {
+        let hubs = engine.room.run(&["--json", "hubs"]).expect(0).json();
+        hubs["hubs"][0]["feedback"]["heard_until"]
+            .is_string()
+            .then_some(())
+    });
+    pipeline.command_ok(&about("pause", "r0"));
+    engine.workers.remove(0).stop();
+    engine.grow(0, 1);
+    poll_until(TIME_LIMIT, "the feedback of all canaries", || {
+        let counts = engine.status("r0")["counts"].take();
+        (counts["delivered"] == 7 && counts["rejected"] == 3).then_some(())
+    });
+    assert_eq!(engine.status("r0")["phase"], "paused");
 }
 
 #[test]

@@ -9,12 +9,14 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use twincast_core::evidence::{ListenerReport, ListenerState};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, StageIndex};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::Outcome;
 use twincast_core::ports::{
-    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, RolloutRegistry, Rollouts as _, Tally,
+    Batches as _, Clock, Halt, LeaseReply, Presence as _, Queue, QueueError, RolloutRegistry,
+    Rollouts as _, Tally,
 };
 use twincast_core::rollout::{Attribution, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
@@ -249,22 +251,28 @@ async fn a_paused_rollout_stays_driven_and_continues_on_resume() {
     worker.abort();
 }
 
-#[tokio::test(start_paused = true)]
-async fn answers_are_counted_while_a_rollout_is_paused() {
-    let bench = Bench::new(3);
+/// Starts a rollout, and pauses the rollout once all devices have the message.
+async fn sent_and_paused(bench: &Bench, message: &str) -> Rollout {
     let spec =
-        "{name: r, target: {all: true}, message: {body: {text: x}, properties: {kind: update}}}";
-    let spec = RolloutSpec::read("x", spec).unwrap();
+        format!("{{name: r, target: {{all: true}}, message: {{body: {{text: x}}, {message}}}}}");
+    let spec = RolloutSpec::read("x", &spec).unwrap();
     let rollout = Rollout::accepted(spec, Default::default(), bench.clock.now());
     bench.store.create(&rollout).await.unwrap();
-    let _one = bench.start("one");
     let worker = bench.work();
     let name = build::name("r");
     while Tally::sum(&bench.store.tallies(&name).await.unwrap()).get(Outcome::Enqueued) < 3 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    worker.abort();
     let running = bench.rollout("r").await;
-    build::apply(&bench.store, &running, build::pause_requested()).await;
+    build::apply(&bench.store, &running, build::pause_requested()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_are_counted_while_a_rollout_is_paused() {
+    let bench = Bench::new(3);
+    let _one = bench.start("one");
+    let paused = sent_and_paused(&bench, "properties: {kind: update}").await;
     let answers = [
         ("applied", ""),
         ("failed", "disk_full: 3 MB are missing"),
@@ -272,8 +280,8 @@ async fn answers_are_counted_while_a_rollout_is_paused() {
     ];
     for ((state, error), index) in answers.into_iter().zip(0..) {
         let id = MessageId {
-            rollout: name.clone(),
-            id: running.id,
+            rollout: build::name("r"),
+            id: paused.id,
             stage: StageIndex(0),
             batch: BatchId(0),
             index,
@@ -292,9 +300,46 @@ async fn answers_are_counted_while_a_rollout_is_paused() {
     let counted = paused.notes.answers.stages().next().map(|(_, it)| *it);
     let counted = counted.map(|it| (it.applied, it.failed, it.installing));
     assert_eq!(counted, Some((1, 1, 1)));
-    let counts = Tally::sum(&bench.store.tallies(&name).await.unwrap());
+    let counts = Tally::sum(&bench.store.tallies(&build::name("r")).await.unwrap());
     assert_eq!(counts.get(Outcome::Failed), 1);
-    worker.abort();
+}
+
+/// Workers started during the pause would not listen otherwise, and the hub discards feedback after
+/// an hour.
+#[tokio::test(start_paused = true)]
+async fn a_worker_listens_to_feedback_while_a_rollout_is_paused() {
+    let bench = Bench::new(3);
+    let _one = bench.start("one");
+    sent_and_paused(&bench, "ack: full").await;
+    let hub = build::hub("a");
+    let mut deliveries = bench.queue.consume(&hub, 10).await.unwrap();
+    let mut next = async |within: u64| {
+        let next = tokio::time::timeout(Duration::from_secs(within), deliveries.next());
+        let delivery = next.await.ok()?.unwrap();
+        delivery.ticket.ack().await.unwrap();
+        Some(delivery.dispatch.batch)
+    };
+    assert_eq!(next(10).await, Some(BatchId(0)), "no worker listens");
+    let listening = async |seconds: u64| {
+        for _ in 0..seconds {
+            let report = ListenerReport {
+                listener: build::holder("worker"),
+                received_ago: Some(Duration::ZERO),
+                state: ListenerState {
+                    listening: true,
+                    ..ListenerState::default()
+                },
+            };
+            bench.store.report_listener(&hub, &report).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    listening(10).await;
+    // Dispatches of before the first report.
+    while next(1).await.is_some() {}
+    listening(60).await;
+    assert_eq!(next(1).await, None, "a worker listens");
+    assert_eq!(next(30).await, Some(BatchId(0)), "the worker has ended");
 }
 
 #[tokio::test(start_paused = true)]
