@@ -13,8 +13,11 @@ use crate::waiting::{long_or, poll_for};
 
 const ROLLOUTS: [(&str, u64); 3] = [("half", 5), ("third", 3), ("fifth", 2)];
 const TIME_LIMIT: Duration = Duration::from_secs(90);
-/// The tolerated deviation of a share from the weight.
-const OFF: f64 = 0.05;
+/// The tolerated deviation of a share from the weight: 5 per cent in a long run, and 10 per cent in
+/// a short run on a busy machine.
+fn tolerance() -> f64 {
+    long_or(0.05, 0.1)
+}
 
 #[test]
 fn changing_workers_keep_the_quota_and_weighted_shares() {
@@ -56,7 +59,7 @@ fn changing_workers_keep_the_quota_and_weighted_shares() {
     for ((name, weight), share) in ROLLOUTS.into_iter().zip(shares) {
         let due = weight as f64 / 10.0;
         assert!(
-            (share / due - 1.0).abs() <= OFF,
+            (share / due - 1.0).abs() <= tolerance(),
             "{name} has {share}, not {due}"
         );
     }

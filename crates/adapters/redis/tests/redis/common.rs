@@ -31,11 +31,15 @@ pub(crate) async fn on_three() -> (Arc<RedisStore>, ManualClock) {
     on(Settings::cluster(&RedisCluster::shared().await.urls())).await
 }
 
+/// The time limit of a call to a server on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Opens a store with a unique prefix and a clock controlled by the test.
 pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
     let clock = ManualClock::default();
     let settings = Settings {
         prefix: prefix(),
+        response_timeout: PATIENCE,
         time: TimeSource::Given(Arc::new(clock.clone())),
         durable_after: Some(Duration::ZERO),
         ..settings
@@ -104,6 +108,7 @@ pub(crate) async fn as_documented() -> SocketAddr {
 pub(crate) fn settings(redis: &Redis) -> Settings {
     Settings {
         prefix: prefix(),
+        response_timeout: PATIENCE,
         durable_after: Some(Duration::ZERO),
         ..Settings::new(redis.url())
     }
