@@ -44,6 +44,10 @@ const QUOTA_DIVISOR: f64 = 4.0;
 const PAST_STAGE_FACTOR: u32 = 10;
 /// The delay before the next query after a failed query.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// The delay before the next query after a failed query, while the rollout is paused or halted.
+const PAUSED_RETRY_DELAY: Duration = Duration::from_secs(60);
+/// The longest interval between two queries about a stage, while the rollout is paused or halted.
+const MAX_PAUSED_INTERVAL: Duration = Duration::from_secs(600);
 /// The interval between two checks of the clock.
 const CLOCK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -179,7 +183,11 @@ impl AnswerMemory {
             Err(MeasureError::Store(error)) => return Err(error),
         };
         self.queries_now = false;
-        self.paused_until = found.missing.as_ref().map(|_| Instant::now() + RETRY_DELAY);
+        let retry_delay = match rollout.phase {
+            Phase::Running => RETRY_DELAY,
+            _ => PAUSED_RETRY_DELAY,
+        };
+        self.paused_until = found.missing.as_ref().map(|_| Instant::now() + retry_delay);
         self.read.extend(found.read);
         let mut noted = rollout.clone();
         for (stage, answered) in found.stages {
@@ -212,15 +220,16 @@ impl AnswerMemory {
 
     /// Returns the stages due for a query.
     fn due(&mut self, rollout: &Rollout, hubs: &Hubs, now: Timestamp) -> Vec<StageIndex> {
-        let is_active = matches!(
-            rollout.phase,
-            Phase::Running | Phase::Paused { .. } | Phase::Halted { .. }
-        );
-        if !is_active || rollout.retry.is_some() {
+        let longest = match rollout.phase {
+            Phase::Running => MAX_INTERVAL,
+            Phase::Paused { .. } | Phase::Halted { .. } => MAX_PAUSED_INTERVAL,
+            _ => return Vec::new(),
+        };
+        if rollout.retry.is_some() {
             return Vec::new();
         }
         let quiet = self.quiet_since.get_or_insert_with(Instant::now).elapsed();
-        let every = (quiet / BACKOFF_DIVISOR).clamp(min_interval(hubs), MAX_INTERVAL);
+        let every = (quiet / BACKOFF_DIVISOR).clamp(min_interval(hubs), longest);
         let current = rollout.stage();
         let passed = rollout
             .stage_progress()

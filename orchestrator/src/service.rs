@@ -441,8 +441,9 @@ impl Orchestrator {
     }
 
     /// Waits until another component has changed a rollout without pending work, or until `stop`.
-    /// Receives the devices' results meanwhile. Lets a halted rollout continue when all rollouts may: a driver that read the switch just
-    /// before its reset halts a rollout that no command would resume.
+    /// Receives the devices' results meanwhile. Lets a halted rollout continue when all rollouts
+    /// may: a driver that read the switch just before its reset halts a rollout that no command
+    /// would resume.
     async fn until_changed(&self, driver: &Driver, rollout: &Rollout, stop: &CancellationToken) {
         let were_halted = driver.changes.were_halted();
         if matches!(rollout.phase, Phase::Halted { .. })

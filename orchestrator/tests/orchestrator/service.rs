@@ -13,7 +13,7 @@ use twincast_core::evidence::{ListenerReport, ListenerState};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, StageIndex};
 use twincast_core::message::MessageId;
-use twincast_core::outcome::Outcome;
+use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{
     Batches as _, Clock, Halt, LeaseReply, Presence as _, Queue, QueueError, RolloutRegistry,
     Rollouts as _, Tally,
@@ -26,7 +26,7 @@ use twincast_orchestrator::events::Events;
 use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, OrchestratorStatus};
 use twincast_orchestrator::view::RolloutRow;
 use twincast_orchestrator::{HubHandle, Hubs};
-use twincast_testkit::{FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, build};
+use twincast_testkit::{Condition, FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, build};
 
 /// Collects the ids of published events. The first few publications fail.
 #[derive(Debug, Clone, Default)]
@@ -251,6 +251,10 @@ async fn a_paused_rollout_stays_driven_and_continues_on_resume() {
     worker.abort();
 }
 
+async fn counts(bench: &Bench) -> Counts {
+    Tally::sum(&bench.store.tallies(&build::name("r")).await.unwrap())
+}
+
 /// Starts a rollout, and pauses the rollout once all devices have the message.
 async fn sent_and_paused(bench: &Bench, message: &str) -> Rollout {
     let spec =
@@ -259,10 +263,13 @@ async fn sent_and_paused(bench: &Bench, message: &str) -> Rollout {
     let rollout = Rollout::accepted(spec, Default::default(), bench.clock.now());
     bench.store.create(&rollout).await.unwrap();
     let worker = bench.work();
-    let name = build::name("r");
-    while Tally::sum(&bench.store.tallies(&name).await.unwrap()).get(Outcome::Enqueued) < 3 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let sent = async {
+        while counts(bench).await.get(Outcome::Enqueued) < 3 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let sent = tokio::time::timeout(Duration::from_secs(600), sent).await;
+    sent.expect("all devices are sent to");
     worker.abort();
     let running = bench.rollout("r").await;
     build::apply(&bench.store, &running, build::pause_requested()).await
@@ -290,7 +297,14 @@ async fn answers_are_counted_while_a_rollout_is_paused() {
         let device = build::device(&format!("device-{index:06}"));
         bench.hub.report(&device, &id.to_string(), state, error);
     }
+    // A failed save is repeated.
+    let store = &bench.faulty_store;
+    store.set_of("save_notes", Condition::Broken);
     tokio::time::sleep(Duration::from_secs(70)).await;
+    let unsaved = bench.rollout("r").await.notes.answers;
+    assert!(unsaved.stages().all(|(_, it)| it.applied == 0));
+    store.set_of("save_notes", Condition::Open);
+    tokio::time::sleep(Duration::from_secs(10)).await;
     let paused = bench.rollout("r").await;
     assert!(
         matches!(paused.phase, Phase::Paused { .. }),
@@ -300,8 +314,7 @@ async fn answers_are_counted_while_a_rollout_is_paused() {
     let counted = paused.notes.answers.stages().next().map(|(_, it)| *it);
     let counted = counted.map(|it| (it.applied, it.failed, it.installing));
     assert_eq!(counted, Some((1, 1, 1)));
-    let counts = Tally::sum(&bench.store.tallies(&build::name("r")).await.unwrap());
-    assert_eq!(counts.get(Outcome::Failed), 1);
+    assert_eq!(counts(&bench).await.get(Outcome::Failed), 1);
 }
 
 /// Workers started during the pause would not listen otherwise, and the hub discards feedback after
