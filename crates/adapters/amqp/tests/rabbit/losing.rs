@@ -86,7 +86,7 @@ async fn take_all_counting(
 /// Settings of a client that reaches the shared broker through a proxy.
 async fn through(proxy: &Proxy) -> Settings {
     Settings {
-        publish_timeout: Duration::from_secs(3),
+        publish_timeout: Duration::from_secs(10),
         ..settings(&RabbitMq::shared().await.url_via(proxy))
     }
 }
@@ -171,13 +171,13 @@ async fn ack_over_a_lost_connection_fails() {
     again.ticket.ack().await.unwrap();
 }
 
-/// A network that loses everything: detected by the heartbeat, two seconds in this test.
+/// A network that loses everything: detected by the heartbeat, six seconds in this test.
 #[tokio::test]
 async fn a_silent_connection_is_given_up() {
     let proxy = Proxy::start(RabbitMq::shared().await.address()).await;
     let settings = Settings {
-        heartbeat: Duration::from_secs(1),
-        connect_timeout: Duration::from_secs(1),
+        heartbeat: Duration::from_secs(3),
+        connect_timeout: Duration::from_secs(5),
         ..through(&proxy).await
     };
     let amqp = connect(settings).await;
@@ -246,7 +246,7 @@ async fn consumer_resumes_after_consumer_timeout() {
 async fn publish_to_a_blocked_broker_reports_the_reason() {
     let broker = rough().await;
     let settings = Settings {
-        publish_timeout: Duration::from_secs(2),
+        publish_timeout: Duration::from_secs(5),
         ..settings(&broker.url())
     };
     let amqp = connect(settings.clone()).await;

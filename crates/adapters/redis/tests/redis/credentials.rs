@@ -137,8 +137,8 @@ async fn password_changed_on_all_nodes_is_reread() {
     rotate_all("one").await;
     write("one");
     let settings = Settings {
-        response_timeout: Duration::from_secs(1),
-        connect_timeout: Duration::from_secs(1),
+        response_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
         ..in_file(&path, Topology::Cluster)
     };
     let store = connect(&settings).await;

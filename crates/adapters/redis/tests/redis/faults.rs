@@ -103,8 +103,8 @@ async fn unavailable_server_is_reported_in_time() {
     let proxy = Proxy::start(redis.address()).await;
     let settings = Settings {
         url: Settings::new(redis.url_via(&proxy)).url,
-        response_timeout: Duration::from_millis(300),
-        connect_timeout: Duration::from_millis(300),
+        response_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_secs(2),
         ..settings(redis)
     };
     let store = connect(&settings).await;
@@ -119,7 +119,7 @@ async fn unavailable_server_is_reported_in_time() {
         for _ in 0..3 {
             let started_at = Instant::now();
             let recorded = store.record(&lease, &[], TTL).await;
-            assert!(started_at.elapsed() < Duration::from_secs(15));
+            assert!(started_at.elapsed() < Duration::from_secs(30));
             assert_unavailable(recorded);
         }
         proxy.unblock();
@@ -237,8 +237,8 @@ async fn unavailable_cluster_node_is_reported_in_time() {
     }
     let settings = Settings {
         prefix: prefix(),
-        response_timeout: Duration::from_secs(1),
-        connect_timeout: Duration::from_secs(1),
+        response_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
         ..Settings::cluster(&cluster.urls())
     };
     let store = connect(&settings).await;
@@ -255,7 +255,7 @@ async fn unavailable_cluster_node_is_reported_in_time() {
                 Err(error) => panic!("{error:?}"),
             }
             assert!(
-                started_at.elapsed() < Duration::from_secs(15),
+                started_at.elapsed() < Duration::from_secs(30),
                 "{:?}",
                 started_at.elapsed()
             );
@@ -270,7 +270,7 @@ async fn unavailable_cluster_node_is_reported_in_time() {
     cluster.ready().await;
     let started_at = Instant::now();
     while survey().await < 12 {
-        assert!(started_at.elapsed() < Duration::from_secs(30));
+        assert!(started_at.elapsed() < Duration::from_secs(60));
     }
 
     for node in cluster.nodes() {
@@ -283,7 +283,7 @@ async fn unavailable_cluster_node_is_reported_in_time() {
     cluster.ready().await;
     let started_at = Instant::now();
     while survey().await < 12 {
-        assert!(started_at.elapsed() < Duration::from_secs(30));
+        assert!(started_at.elapsed() < Duration::from_secs(60));
     }
 }
 

@@ -54,8 +54,8 @@ async fn nodes_announced_by_address_share_a_certificate_name() {
     let good = with_tls(
         &certificate,
         Settings {
-            response_timeout: Duration::from_secs(1),
-            connect_timeout: Duration::from_secs(1),
+            response_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
             ..Settings::cluster(&[url])
         },
     );
