@@ -144,21 +144,9 @@ impl AnswerMemory {
                 tokio::time::sleep(CLOCK_INTERVAL).await;
                 continue;
             }
-            let queries = AnswerQueries {
-                name: rollout.spec.name.clone(),
-                id: rollout.id,
-                property: convention.property.clone(),
-                store: Arc::clone(store),
-                hubs: hubs.clone(),
-                now: clock.now(),
-                read: self.read.clone(),
-                known: rollout
-                    .notes
-                    .answers
-                    .stages()
-                    .map(|(at, it)| (at, *it))
-                    .collect(),
-            };
+            let property = convention.property.clone();
+            let (on, read) = ((store, hubs), self.read.clone());
+            let queries = AnswerQueries::about(rollout, property, on, clock.now(), read);
             let records = std::mem::take(&mut self.records);
             self.queries_now = false;
             self.under_way = Some(match records {

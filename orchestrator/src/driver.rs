@@ -392,14 +392,12 @@ impl Driver {
         }
         let running = Running {
             store: &self.store,
-            queue: &*self.queue,
             hubs: &self.hubs,
             metric_source: self.metric_source.as_ref(),
             clock: &*self.clock,
             config: &self.config,
             changes: &self.changes,
-            repairs: &self.repairs,
-            broker: &self.broker,
+            dispatcher: self.dispatcher(),
         };
         let mut rollout = rollout.clone();
         let ended = running.run(&mut rollout, memory, stop).await;

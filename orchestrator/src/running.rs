@@ -15,7 +15,7 @@ use twincast_core::evidence::Evidence;
 use twincast_core::gate::{self, AppliedCount, Next, ObservedState};
 use twincast_core::ids::{HubName, StageIndex};
 use twincast_core::plan::TagGroup;
-use twincast_core::ports::{Clock, MetricSource, Queue, Store, StoreError, Tally};
+use twincast_core::ports::{Clock, MetricSource, Store, StoreError, Tally};
 use twincast_core::rollout::{Event, Rollout};
 use twincast_core::time::Timestamp;
 use twincast_core::waiting::Waiting;
@@ -29,8 +29,6 @@ use crate::dispatching::{DispatchLog, Dispatcher, Round};
 use crate::evidence;
 use crate::measure::{self, MeasureResult};
 use crate::metric::MetricMemory;
-use crate::metrics::Repairs;
-use crate::reachability::Reachability;
 use crate::scans::{self, ScanMemory, ScanUpdate};
 
 /// The delay before the next query after a failed query.
@@ -42,14 +40,12 @@ const BACKOFF_DIVISOR: u32 = 8;
 /// Keeps running rollouts in progress.
 pub(crate) struct Running<'a> {
     pub(crate) store: &'a Arc<dyn Store>,
-    pub(crate) queue: &'a dyn Queue,
     pub(crate) hubs: &'a Hubs,
     pub(crate) metric_source: Option<&'a Arc<dyn MetricSource>>,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) config: &'a DriverConfig,
     pub(crate) changes: &'a ChangeSource,
-    pub(crate) repairs: &'a Repairs,
-    pub(crate) broker: &'a Reachability,
+    pub(crate) dispatcher: Dispatcher<'a>,
 }
 
 /// A driver's memory between turns. A driver can continue without any of it.
@@ -279,7 +275,7 @@ impl Running<'_> {
         accounting
             .note(rollout, &next, &hubs, &mut memory.dispatch_log.obstacles)
             .await?;
-        self.dispatcher()
+        self.dispatcher
             .wake_listeners(rollout, &tallies, &mut memory.dispatch_log)
             .await?;
         match next {
@@ -335,7 +331,7 @@ impl Running<'_> {
         }
         let rate = rollout.rate_now(tallies);
         let round = self
-            .dispatcher()
+            .dispatcher
             .dispatch_open(rollout, hubs, rate, log)
             .await?;
         Ok(match round {
@@ -372,18 +368,6 @@ impl Running<'_> {
                 note_query_result(rollout, Some(&why));
                 Ok(None)
             }
-        }
-    }
-
-    fn dispatcher(&self) -> Dispatcher<'_> {
-        Dispatcher {
-            store: &**self.store,
-            queue: self.queue,
-            hubs: self.hubs,
-            clock: self.clock,
-            config: self.config,
-            repairs: self.repairs,
-            broker: self.broker,
         }
     }
 }

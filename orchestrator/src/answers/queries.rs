@@ -77,16 +77,14 @@ pub(crate) async fn record_before_retry(
     if batch.counts.sum_of(is_chosen) == 0 {
         return Ok(true);
     }
-    let queries = AnswerQueries {
-        name: rollout.spec.name.clone(),
-        id: rollout.id,
-        property: convention.property,
-        store: Arc::clone(store),
-        hubs: hubs.clone(),
-        now: Timestamp(0),
-        read: FailuresRead::default(),
-        known: BTreeMap::new(),
-    };
+    let on = (store, hubs);
+    let queries = AnswerQueries::about(
+        rollout,
+        convention.property,
+        on,
+        Timestamp(0),
+        FailuresRead::default(),
+    );
     let mut errors = Errors::default();
     match queries.record_batch(&batch.header, &mut errors).await {
         Ok(()) => Ok(true),
@@ -104,19 +102,40 @@ pub(crate) async fn record_before_retry(
 
 /// Queries about one rollout.
 pub(super) struct AnswerQueries {
-    pub(super) name: RolloutName,
-    pub(super) id: RolloutId,
-    pub(super) property: PropertyName,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) hubs: Hubs,
-    pub(super) now: Timestamp,
+    name: RolloutName,
+    id: RolloutId,
+    property: PropertyName,
+    store: Arc<dyn Store>,
+    hubs: Hubs,
+    now: Timestamp,
     /// The failures read before.
-    pub(super) read: FailuresRead,
+    read: FailuresRead,
     /// The counts known before.
-    pub(super) known: BTreeMap<StageIndex, Answered>,
+    known: BTreeMap<StageIndex, Answered>,
 }
 
 impl AnswerQueries {
+    /// Creates queries about a rollout at `now`, after the failures in `read`.
+    pub(super) fn about(
+        rollout: &Rollout,
+        property: PropertyName,
+        (store, hubs): (&Arc<dyn Store>, &Hubs),
+        now: Timestamp,
+        read: FailuresRead,
+    ) -> Self {
+        let known = rollout.notes.answers.stages();
+        Self {
+            name: rollout.spec.name.clone(),
+            id: rollout.id,
+            property,
+            store: Arc::clone(store),
+            hubs: hubs.clone(),
+            now,
+            read,
+            known: known.map(|(stage, answered)| (stage, *answered)).collect(),
+        }
+    }
+
     /// Counts the answers of these stages, and reads the answers of failed devices not yet recorded
     /// as failed. A hub that cannot be queried leaves its stages uncounted.
     pub(super) async fn count(&self, stages: Vec<StageIndex>) -> Result<Found, MeasureError> {
