@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twincast_core::account::Activity;
 use twincast_core::error::describe;
-use twincast_core::evidence::{ListenerReport, ListenerState};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, DeviceId, Holder, HubName};
 use twincast_core::link::{LinkReport, LinkState};
@@ -31,6 +30,8 @@ use twincast_orchestrator::view::hubs::HubView;
 use twincast_orchestrator::view::{RolloutRow, RolloutView, explain};
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{Condition, FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, build};
+
+use crate::listening::{listen, next_batch};
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -277,31 +278,11 @@ async fn hubs_with_unanswered_devices_get_a_listening_worker() {
         let driving = bench.drive();
         let hub = build::hub("a");
         let mut deliveries = bench.queue.consume(&hub, 100).await.unwrap();
-        let mut next = async |within: u64| {
-            let next = deliveries.next();
-            let next = tokio::time::timeout(Duration::from_secs(within), next).await;
-            let delivery = next.ok()?.unwrap();
-            delivery.ticket.ack().await.unwrap();
-            Some(delivery.dispatch.batch)
-        };
+        let mut next = async |within| next_batch(&mut *deliveries, within).await;
         let batch = next(10).await.expect("the batch is dispatched");
         bench.settle(batch, outcome).await;
         assert_eq!(next(10).await, Some(batch), "{outcome}: no listener");
-        let listening = async |seconds: u64| {
-            for _ in 0..seconds {
-                let report = ListenerReport {
-                    listener: Holder::new("worker").unwrap(),
-                    received_ago: Some(Duration::ZERO),
-                    state: ListenerState {
-                        listening: true,
-                        ..ListenerState::default()
-                    },
-                };
-                bench.store.report_listener(&hub, &report).await.unwrap();
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        };
-        listening(600).await;
+        listen(&*bench.store, &hub, 600).await;
         assert_eq!(next(1).await, None, "{outcome}: a worker listens");
         // The last listening worker is gone.
         assert_eq!(next(30).await, Some(batch), "{outcome}: listener lost");

@@ -5,6 +5,7 @@ mod commands;
 mod driving;
 mod groups;
 mod http;
+mod listening;
 mod metrics;
 mod planning;
 mod retry;

@@ -9,14 +9,12 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twincast_core::evidence::{ListenerReport, ListenerState};
 use twincast_core::hub::HubLimits;
 use twincast_core::ids::{Attempt, BatchId, StageIndex};
 use twincast_core::message::MessageId;
 use twincast_core::outcome::{Counts, Outcome};
 use twincast_core::ports::{
-    Batches as _, Clock, Halt, LeaseReply, Presence as _, Queue, QueueError, RolloutRegistry,
-    Rollouts as _, Tally,
+    Batches as _, Clock, Halt, LeaseReply, Queue, QueueError, RolloutRegistry, Rollouts as _, Tally,
 };
 use twincast_core::rollout::{Attribution, Event, Phase, Rollout};
 use twincast_core::spec::RolloutSpec;
@@ -27,6 +25,8 @@ use twincast_orchestrator::service::{Orchestrator, OrchestratorConfig, Orchestra
 use twincast_orchestrator::view::RolloutRow;
 use twincast_orchestrator::{HubHandle, Hubs};
 use twincast_testkit::{Condition, FaultyStore, MemoryStore, RuntimeClock, ScriptedHub, build};
+
+use crate::listening::{listen, next_batch};
 
 /// Collects the ids of published events. The first few publications fail.
 #[derive(Debug, Clone, Default)]
@@ -326,31 +326,12 @@ async fn a_worker_listens_to_feedback_while_a_rollout_is_paused() {
     sent_and_paused(&bench, "ack: full").await;
     let hub = build::hub("a");
     let mut deliveries = bench.queue.consume(&hub, 10).await.unwrap();
-    let mut next = async |within: u64| {
-        let next = tokio::time::timeout(Duration::from_secs(within), deliveries.next());
-        let delivery = next.await.ok()?.unwrap();
-        delivery.ticket.ack().await.unwrap();
-        Some(delivery.dispatch.batch)
-    };
+    let mut next = async |within| next_batch(&mut *deliveries, within).await;
     assert_eq!(next(10).await, Some(BatchId(0)), "no worker listens");
-    let listening = async |seconds: u64| {
-        for _ in 0..seconds {
-            let report = ListenerReport {
-                listener: build::holder("worker"),
-                received_ago: Some(Duration::ZERO),
-                state: ListenerState {
-                    listening: true,
-                    ..ListenerState::default()
-                },
-            };
-            bench.store.report_listener(&hub, &report).await.unwrap();
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    };
-    listening(10).await;
+    listen(&bench.store, &hub, 10).await;
     // Dispatches of before the first report.
     while next(1).await.is_some() {}
-    listening(60).await;
+    listen(&bench.store, &hub, 60).await;
     assert_eq!(next(1).await, None, "a worker listens");
     assert_eq!(next(30).await, Some(BatchId(0)), "the worker has ended");
 }
