@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::engine::{Engine, Member, scattered};
 use crate::harness::{Chance, Hub, assert_same_ids};
 use crate::pipeline::start_scattered;
-use crate::repeats::{self, BatchLog, RepeatBudget};
+use crate::repeats::{BatchLog, RepeatBudget};
 use crate::services::{OwnServices, wait};
 use crate::waiting::long_or;
 
@@ -218,16 +218,7 @@ impl Run {
                 seen.throttled
             );
         }
-        for worker in &self.engine.workers {
-            self.budget.permit_losses_in(&worker.log(), ROLLOUT);
-        }
-        let repeats = repeats::by_batch(&self.engine, ROLLOUT);
-        println!(
-            "{} repeats: {repeats:?}; {:?}",
-            self.engine.repeats(),
-            self.budget
-        );
-        self.budget.assert_covers(&repeats);
+        self.budget.assert_covers(&self.engine, ROLLOUT);
         // Surviving processes are as healthy as replacements.
         self.engine.until_ready();
     }

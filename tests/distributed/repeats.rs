@@ -10,7 +10,7 @@ use crate::engine::{Engine, WINDOW, of_rollout};
 
 /// Returns the number of repeated messages per batch, from the hubs' accounts. A message id
 /// contains rollout, batch, device and attempt, so equal ids mean the same message.
-pub(crate) fn by_batch(engine: &Engine, rollout: &str) -> BTreeMap<u32, u64> {
+fn by_batch(engine: &Engine, rollout: &str) -> BTreeMap<u32, u64> {
     let mut repeats = BTreeMap::new();
     for (_, hub) in &engine.hubs {
         for ids in of_rollout(hub, rollout).values() {
@@ -92,11 +92,17 @@ impl RepeatBudget {
         self.lost_records.1 += records;
     }
 
-    /// Asserts that every repeat is permitted.
+    /// Asserts that every repeat in a rollout is permitted, at the end of the rollout. Also permits
+    /// repeats from the logs of the living workers.
     #[track_caller]
-    pub(crate) fn assert_covers(&self, repeats: &BTreeMap<u32, u64>) {
+    pub(crate) fn assert_covers(&mut self, engine: &Engine, rollout: &str) {
+        for worker in &engine.workers {
+            self.permit_losses_in(&worker.log(), rollout);
+        }
+        let repeats = by_batch(engine, rollout);
+        println!("{} repeats: {repeats:?}; {self:?}", engine.repeats());
         let mut beyond = 0;
-        for (batch, repeated) in repeats {
+        for (batch, repeated) in &repeats {
             let bound = WINDOW * self.losses.get(batch).copied().unwrap_or_default();
             if *repeated > bound {
                 assert!(
