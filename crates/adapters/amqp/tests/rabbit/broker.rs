@@ -1,12 +1,13 @@
 //! Actions of other clients and operators at the broker.
 
 use lapin::options::{
-    BasicGetOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 
-/// Another client.
+/// Another client, on a connection of its own.
 pub(crate) struct Other {
     channel: Channel,
     _connection: Connection,
@@ -16,14 +17,22 @@ impl Other {
     pub(crate) async fn at(url: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default()).await;
         let connection = connection.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let confirm = channel.confirm_select(ConfirmSelectOptions::default());
+        confirm.await.unwrap();
         Self {
-            channel: connection.create_channel().await.unwrap(),
+            channel,
             _connection: connection,
         }
     }
 
+    /// Publishes a message; returns once the message is on the queue. Without a confirmation, a
+    /// later message of another connection could come first.
     pub(crate) async fn publish(&self, queue: &str, properties: BasicProperties, body: &[u8]) {
-        let options = BasicPublishOptions::default();
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
         let sent = self.channel.basic_publish(
             ShortString::default(),
             queue.into(),
@@ -31,7 +40,8 @@ impl Other {
             body,
             properties,
         );
-        sent.await.unwrap();
+        let confirmation = sent.await.unwrap().await.unwrap();
+        assert_eq!(confirmation, Confirmation::Ack(None), "{queue}");
     }
 
     pub(crate) async fn declare(&self, queue: &str, arguments: FieldTable) {
