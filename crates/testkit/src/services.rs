@@ -24,11 +24,26 @@ use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::net::TcpSocket;
+
 pub use newer_broker::{DeliveryCounts, NACK, NewerBroker, REJECT};
 pub use proxy::Proxy;
 pub use rabbitmq::{RabbitMq, RabbitMqCluster};
 pub use redis::{Certificate, Redis, RedisCluster};
 pub use sentinels::SentinelRedis;
+
+/// Returns an address that refuses connections until the socket is dropped.
+///
+/// # Panics
+/// When the machine has no free port.
+#[must_use]
+pub fn refusing_address() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket
+        .bind((Ipv4Addr::LOCALHOST, 0).into())
+        .expect("a free port");
+    (socket.local_addr().expect("a bound socket"), socket)
+}
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/services");
 

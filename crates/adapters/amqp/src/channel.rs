@@ -51,6 +51,14 @@ impl OwnChannel {
         &self.lost
     }
 
+    /// Runs an operation of the channel, as [`unless_lost`].
+    pub(crate) async fn unless_lost<T>(
+        &self,
+        operation: impl Future<Output = Result<T, AmqpError>>,
+    ) -> Result<T, AmqpError> {
+        unless_lost(&self.lost, operation).await
+    }
+
     /// Begins to consume a queue.
     pub(crate) async fn consume(
         &mut self,
@@ -112,6 +120,18 @@ impl Drop for OwnChannel {
         if let Some(open) = self.open.take() {
             self.tasks.spawn(close(open, self.lost.clone()));
         }
+    }
+}
+
+/// Runs an operation until the connection is lost: the library may leave an operation on a lost
+/// connection pending for ever.
+pub(crate) async fn unless_lost<T>(
+    lost: &CancellationToken,
+    operation: impl Future<Output = Result<T, AmqpError>>,
+) -> Result<T, AmqpError> {
+    tokio::select! {
+        () = lost.cancelled() => Err(AmqpError::Lost),
+        done = operation => done,
     }
 }
 

@@ -14,7 +14,7 @@ use tracing::warn;
 use twincast_core::error::describe;
 use twincast_core::trace::{TRACEPARENT, TraceContext};
 
-use crate::channel::OwnChannel;
+use crate::channel::{OwnChannel, unless_lost};
 use crate::connection::Amqp;
 use crate::consumer::{Consumer, ConsumerSource, Item, PendingAck};
 use crate::dead_letter::Letter;
@@ -85,10 +85,10 @@ impl Amqp {
             // A channel of its own, because replies come back over the requesting channel.
             let mut channel = publisher::open(&self.shared).await?;
             let lost = channel.lost().clone();
+            let asked = ask(&mut channel, &queue, body, content_type, of);
             let reply = tokio::select! {
                 () = self.shared.closing.cancelled() => Err(AmqpError::Closed),
-                () = lost.cancelled() => Err(AmqpError::Lost),
-                reply = ask(&mut channel, &queue, body, content_type, of) => reply,
+                reply = unless_lost(&lost, asked) => reply,
             };
             channel.close().await;
             reply
@@ -268,7 +268,7 @@ impl IncomingCommand {
     ///
     /// # Errors
     /// When the broker has the command back already, or does not take the ack in time: the command
-    /// comes again.
+    /// may come again.
     pub async fn ack(self) -> Result<(), AmqpError> {
         self.pending.ack().await
     }

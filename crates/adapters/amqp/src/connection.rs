@@ -15,7 +15,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use lapin::Event;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -34,6 +34,8 @@ use crate::transport::{self, Trust};
 /// The interval at which the supervisor checks the connection itself. The library signals losses; a
 /// missed signal must not leave the process without a connection for ever.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The time limit for the library to report why a connection was lost.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most publishes in the queue to the publisher; further publishes wait in the callers.
 const MAX_REQUESTS: usize = 64;
 
@@ -220,6 +222,18 @@ async fn declare(link: &Link, names: &Names) -> Result<(), AmqpError> {
     Ok(())
 }
 
+/// Returns the reason of a lost connection, which the library may report a moment after the loss.
+async fn loss_reason(events: impl Stream<Item = Event>) -> String {
+    let errors = events.filter_map(async |event| match event {
+        Event::Error(error) => Some(BrokerError::from(error).to_string()),
+        _ => None,
+    });
+    let mut errors = std::pin::pin!(errors);
+    let reported = tokio::time::timeout(REASON_TIMEOUT, errors.next()).await;
+    let reason = reported.ok().flatten();
+    reason.unwrap_or_else(|| "connection closed".into())
+}
+
 fn reconnecting(last_error: Option<String>) -> State {
     State::Reconnecting {
         since: Instant::now(),
@@ -302,6 +316,7 @@ impl Supervisor {
         }
         loop {
             let event = tokio::select! {
+                biased;
                 event = events.next() => event,
                 _ = check.tick() => None,
             };
@@ -316,7 +331,10 @@ impl Supervisor {
                 Some(Event::Error(error)) if !link.is_up() => {
                     return BrokerError::from(error).to_string();
                 }
-                _ if !link.is_up() => return "connection closed".into(),
+                _ if !link.is_up() => {
+                    link.lost.cancel();
+                    return loss_reason(events).await;
+                }
                 _ => {}
             }
         }

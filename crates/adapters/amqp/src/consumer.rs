@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 use twincast_core::error::describe;
 
-use crate::channel::OwnChannel;
+use crate::channel::{OwnChannel, unless_lost};
 use crate::connection::Amqp;
 use crate::dead_letter::Letter;
 use crate::error::AmqpError;
@@ -145,7 +145,9 @@ pub(crate) struct PendingAck {
     /// `None` after an answer.
     acker: Option<Acker>,
     shared: Arc<Shared>,
-    /// Cancelled when the consumer is dropped: the broker has the message back.
+    /// Cancelled when the connection is lost: the broker has the message back.
+    lost: CancellationToken,
+    /// Cancelled when the consumer is dropped, likewise.
     consumer_dropped: CancellationToken,
     /// Counts as an unanswered delivery of the consumer.
     _one: Arc<()>,
@@ -153,7 +155,8 @@ pub(crate) struct PendingAck {
 
 impl PendingAck {
     fn is_stale(&self) -> bool {
-        self.consumer_dropped.is_cancelled() || self.acker.as_ref().is_none_or(Acker::poisoned)
+        let is_cancelled = self.lost.is_cancelled() || self.consumer_dropped.is_cancelled();
+        is_cancelled || self.acker.as_ref().is_none_or(Acker::poisoned)
     }
 
     /// Acknowledges the message. The protocol does not confirm acks: after a lost ack, the broker
@@ -170,7 +173,11 @@ impl PendingAck {
                 Err(error) => Err(AmqpError::broker("acknowledge a message", error)),
             }
         };
-        self.shared.in_time(acked).await
+        let acked = self.shared.in_time(unless_lost(&self.lost, acked)).await;
+        acked.map_err(|error| match error {
+            AmqpError::Lost => AmqpError::Stale,
+            error => error,
+        })
     }
 
     /// Acknowledges the message without waiting.
@@ -185,7 +192,7 @@ impl PendingAck {
     /// Requeues the message, for any consumer.
     pub(crate) async fn requeue(mut self) {
         if let Some(acker) = self.acker.take() {
-            requeue(&self.shared, acker).await;
+            requeue(&self.shared, acker, &self.lost).await;
         }
     }
 }
@@ -196,16 +203,16 @@ impl Drop for PendingAck {
             return;
         }
         if let Some(acker) = self.acker.take() {
-            let shared = Arc::clone(&self.shared);
+            let (shared, lost) = (Arc::clone(&self.shared), self.lost.clone());
             let tasks = shared.tasks.clone();
-            tasks.spawn(async move { requeue(&shared, acker).await });
+            tasks.spawn(async move { requeue(&shared, acker, &lost).await });
         }
     }
 }
 
 /// Returns a message by `basic.reject`, which counts towards the delivery limit in every version of
 /// RabbitMQ. From 4.3 on, a `basic.nack` does not count (docs/adr/0028-deliveries-are-counted.md).
-async fn requeue(shared: &Shared, acker: Acker) {
+async fn requeue(shared: &Shared, acker: Acker, lost: &CancellationToken) {
     let options = BasicRejectOptions { requeue: true };
     let back = async {
         // A failure means that the channel is gone, and the broker has the message back.
@@ -214,7 +221,7 @@ async fn requeue(shared: &Shared, acker: Acker) {
     };
     // A broker that blocks the connection delays the answer, possibly for long. The answer is sent
     // in the end.
-    shared.in_time(back).await.ok();
+    shared.in_time(unless_lost(lost, back)).await.ok();
 }
 
 /// The task of a consumer.
@@ -285,7 +292,7 @@ impl Subscriber {
             };
             let idle = self.shared.settings.renew_idle_after;
             match tokio::time::timeout(idle, channel.next()).await {
-                Ok(Ok(delivery)) => room.send(self.item(delivery)),
+                Ok(Ok(delivery)) => room.send(self.item(delivery, &channel)),
                 Ok(Err(why)) => {
                     self.log_end(&channel, &why);
                     break Ended::Broken;
@@ -313,10 +320,11 @@ impl Subscriber {
         }
     }
 
-    fn item(&self, delivery: Delivery) -> Item {
+    fn item(&self, delivery: Delivery, channel: &OwnChannel) -> Item {
         let pending = PendingAck {
             acker: Some(delivery.acker.clone()),
             shared: Arc::clone(&self.shared),
+            lost: channel.lost().clone(),
             consumer_dropped: self.consumer_dropped.clone(),
             _one: Arc::clone(&self.unanswered),
         };
@@ -326,11 +334,7 @@ impl Subscriber {
     async fn subscribe(&self) -> Result<OwnChannel, AmqpError> {
         let link = self.shared.link().await?;
         let mut channel = link.channel(&self.shared.tasks).await?;
-        let lost = link.lost.clone();
-        tokio::select! {
-            () = lost.cancelled() => return Err(AmqpError::Lost),
-            done = self.set_up(&mut channel) => done?,
-        }
+        unless_lost(&link.lost, self.set_up(&mut channel)).await?;
         Ok(channel)
     }
 

@@ -261,7 +261,7 @@ impl<'a> Reader<'a> {
             let got = self.channel.basic_get(self.queue.clone(), options).await;
             got.map_err(|error| AmqpError::broker(format!("get from {}", self.queue), error))
         };
-        let Some(message) = self.shared.in_time(get).await? else {
+        let Some(message) = self.shared.in_time(self.channel.unless_lost(get)).await? else {
             return Ok(None);
         };
         self.left = Some(self.left.unwrap_or(message.message_count + 1) - 1);
@@ -317,8 +317,11 @@ impl<'a> Reader<'a> {
         let Some(last) = self.taken.pop() else {
             return Ok(());
         };
-        let acked = last.ack(BasicAckOptions::default()).await;
-        let acked = acked.map_err(|error| AmqpError::broker("remove a dead letter", error))?;
+        let ack = async {
+            let acked = last.ack(BasicAckOptions::default()).await;
+            acked.map_err(|error| AmqpError::broker("remove a dead letter", error))
+        };
+        let acked = self.shared.in_time(self.channel.unless_lost(ack)).await?;
         if acked { Ok(()) } else { Err(AmqpError::Stale) }
     }
 
@@ -336,6 +339,7 @@ impl<'a> Reader<'a> {
             }
             Ok(())
         };
+        let put_back = self.channel.unless_lost(put_back);
         self.shared.in_time(put_back).await.ok();
         self.channel.close().await;
     }

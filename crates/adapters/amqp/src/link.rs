@@ -92,7 +92,7 @@ impl Shared {
     ) -> Result<T, AmqpError> {
         let link = self.link().await?;
         let channel = link.channel(&self.tasks).await?;
-        let done = doing(&channel).await;
+        let done = channel.unless_lost(doing(&channel)).await;
         channel.close().await;
         done
     }
@@ -135,7 +135,7 @@ impl Shared {
         // while declaring would be held by a caller that is no longer polled.
         if !link.is_declared(&queue.name) {
             let channel = link.channel(&self.tasks).await?;
-            let done = queue.declare(&channel).await;
+            let done = channel.unless_lost(queue.declare(&channel)).await;
             channel.close().await;
             done?;
             link.note_declared([queue.name.clone()]);

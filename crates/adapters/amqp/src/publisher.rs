@@ -54,12 +54,12 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
 /// Opens a channel with publisher confirms.
 pub(crate) async fn open(shared: &Shared) -> Result<OwnChannel, AmqpError> {
     let channel = shared.link().await?.channel(&shared.tasks).await?;
-    let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-    let confirm = tokio::select! {
-        () = channel.lost().cancelled() => return Err(AmqpError::Lost),
-        confirm = confirm => confirm,
+    let confirm = async {
+        let confirm = channel.confirm_select(ConfirmSelectOptions::default());
+        let confirm = confirm.await;
+        confirm.map_err(|error| AmqpError::broker("enable publisher confirms", error))
     };
-    confirm.map_err(|error| AmqpError::broker("enable publisher confirms", error))?;
+    channel.unless_lost(confirm).await?;
     Ok(channel)
 }
 

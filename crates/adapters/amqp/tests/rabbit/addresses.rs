@@ -1,25 +1,18 @@
 //! Several addresses of a broker; addresses and authorities that change while a process runs.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use tokio::net::TcpListener;
 use twincast_amqp::{ConnectError, Settings, State};
 use twincast_core::ports::Queue;
 use twincast_secret::SecretSource;
-use twincast_testkit::services::{Proxy, RabbitMq};
+use twincast_testkit::services::{Proxy, RabbitMq, refusing_address};
 
 use crate::connecting::Tls;
 use crate::{
     connect, dispatch, in_time, refused, settings, shown, until, until_connected, until_lost,
 };
-
-/// Returns a free port.
-async fn unused_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-    listener.unwrap().local_addr().unwrap()
-}
 
 fn urls(addresses: &[SocketAddr]) -> String {
     let urls: Vec<_> = addresses
@@ -39,7 +32,8 @@ async fn the_next_address_is_tried() {
         Proxy::start(broker.address()).await,
     );
     one.refuse();
-    let addresses = [unused_address().await, one.address(), other.address()];
+    let (dead, _socket) = refusing_address();
+    let addresses = [dead, one.address(), other.address()];
     let amqp = connect(settings(&urls(&addresses))).await;
     amqp.queue().publish(&dispatch(1)).await.unwrap();
     one.unblock();
@@ -53,7 +47,7 @@ async fn the_next_address_is_tried() {
 #[tokio::test]
 async fn all_addresses_are_named_when_none_can_be_used() {
     let broker = RabbitMq::shared().await.address();
-    let dead = unused_address().await;
+    let (dead, _socket) = refusing_address();
     let error = refused(settings(&format!(
         "amqp://guest:hunter2@{dead},amqp://guest:hunter2@{broker}"
     )))

@@ -10,7 +10,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use twincast_amqp::{Amqp, AmqpError, ConnectError, Settings, State};
 use twincast_core::ports::{Queue, QueueError};
-use twincast_testkit::services::{Proxy, RabbitMq};
+use twincast_testkit::services::{Proxy, RabbitMq, refusing_address};
 
 use crate::broker::Other;
 use crate::{connect, dispatch, in_time, refused, settings, shown, until, until_connected};
@@ -49,9 +49,7 @@ async fn wrong_virtual_host_is_reported() {
 
 #[tokio::test]
 async fn closed_port_is_reported_as_refused() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let (address, _socket) = refusing_address();
     let error = refused(with_url(&format!("amqp://{address}"))).await;
     assert!(
         matches!(error, ConnectError::Unreachable { .. }),
@@ -79,7 +77,7 @@ async fn a_silent_peer_is_given_up() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let settings = Settings {
-        connect_timeout: Duration::from_millis(300),
+        connect_timeout: Duration::from_secs(5),
         ..with_url(&format!("amqp://{address}"))
     };
     let (error, mut silent) = tokio::join!(refused(settings), async {
@@ -162,7 +160,7 @@ async fn client_connects_once_the_broker_is_available() {
     );
     proxy.unblock();
     until_connected(&amqp).await;
-    amqp.queue().publish(&dispatch(1)).await.unwrap();
+    in_time(async { while amqp.queue().publish(&dispatch(1)).await.is_err() {} }).await;
     in_time(amqp.close()).await;
     assert_eq!(*amqp.state().borrow(), State::Closed);
 }

@@ -17,6 +17,18 @@ async fn bury(amqp: &Amqp, bodies: impl IntoIterator<Item = u32>) {
     }
 }
 
+/// Waits for a dead letter.
+async fn first_letter(amqp: &Amqp) -> DeadLetter {
+    let waiting = async {
+        loop {
+            if let Some(letter) = amqp.dead_letters(1).await.unwrap().pop() {
+                return letter;
+            }
+        }
+    };
+    in_time(waiting).await
+}
+
 fn bodies(letters: &[DeadLetter]) -> Vec<u32> {
     let bodies = letters
         .iter()
@@ -79,11 +91,7 @@ async fn broker_dead_lettered_dispatch_can_be_replayed() {
     for _ in 0..=20 {
         next(&mut consumer).await.ticket.requeue().await.unwrap();
     }
-    let letter = loop {
-        if let Some(letter) = amqp.dead_letters(1).await.unwrap().pop() {
-            break letter;
-        }
-    };
+    let letter = first_letter(&amqp).await;
     assert_eq!(letter.cause.as_deref(), Some("delivery_limit"));
     assert_eq!(letter.queue, Some(format!("{prefix}.dispatch.eu")));
     assert!(letter.at.is_some());
@@ -102,11 +110,7 @@ async fn a_stray_letter_is_shown_and_not_replayed() {
     other
         .publish(&format!("{prefix}.dead"), json(), &[0xff, 0])
         .await;
-    let letter = loop {
-        if let Some(letter) = amqp.dead_letters(1).await.unwrap().pop() {
-            break letter;
-        }
-    };
+    let letter = first_letter(&amqp).await;
     assert_eq!((letter.cause, letter.queue), (None, None));
     let error = amqp.replay_dead_letter(&letter.id).await.unwrap_err();
     assert!(

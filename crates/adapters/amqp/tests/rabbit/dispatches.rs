@@ -147,17 +147,17 @@ async fn deleted_queue_is_recreated() {
 #[tokio::test]
 async fn idle_consumer_keeps_unanswered_deliveries() {
     let settings = Settings {
-        renew_idle_after: Duration::from_millis(20),
+        renew_idle_after: Duration::from_millis(100),
         ..settings(&RabbitMq::shared().await.url())
     };
     let queue = connect(settings).await.queue();
     queue.publish(&dispatch(1)).await.unwrap();
     let mut consumer = queue.consume(&hub(), 3).await.unwrap();
     let held = next(&mut consumer).await;
-    let waited = tokio::time::timeout(Duration::from_millis(200), consumer.next()).await;
+    let waited = tokio::time::timeout(Duration::from_millis(500), consumer.next()).await;
     assert!(waited.is_err(), "{waited:?}");
     held.ticket.ack().await.unwrap();
-    let waited = tokio::time::timeout(Duration::from_millis(200), consumer.next()).await;
+    let waited = tokio::time::timeout(Duration::from_millis(500), consumer.next()).await;
     assert!(waited.is_err(), "{waited:?}");
     queue.publish(&dispatch(2)).await.unwrap();
     let delivery = next(&mut consumer).await;

@@ -23,7 +23,10 @@ use twincast_secret::SecretSource;
 use twincast_testkit::services::RabbitMq;
 
 /// The time limit of every wait. No test waits for the limit to pass.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The time limit of a single operation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Returns settings with unique names, for a broker that is running or about to run.
 fn settings(url: &str) -> Settings {
@@ -34,6 +37,8 @@ fn settings(url: &str) -> Settings {
         prefix: format!("test{number}"),
         connection_name: format!("test {number}"),
         reconnect: reconnect.expect("the delays ascend"),
+        connect_timeout: PATIENCE,
+        publish_timeout: PATIENCE,
         ..Settings::new(SecretSource::Fixed(url.into()))
     }
 }
