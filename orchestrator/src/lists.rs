@@ -107,19 +107,12 @@ pub fn for_each_unique(path: &Path, take: impl FnMut(DeviceId) -> bool) -> Resul
     in_passes(path, facts.ids.div_ceil(IDS_PER_PASS), take)
 }
 
-/// Passes each of these ids to `take` once, and returns the number of duplicates. Stops early, with
-/// the duplicates so far, when `take` returns `false`.
-pub fn each_once(ids: Vec<DeviceId>, mut take: impl FnMut(DeviceId) -> bool) -> u64 {
+/// Removes duplicates from a list of ids, and returns their number.
+pub fn remove_duplicates(ids: &mut Vec<DeviceId>) -> u64 {
+    let before = ids.len();
     let mut seen = HashSet::new();
-    let mut repeats = 0;
-    for id in ids {
-        if !seen.insert(id.clone()) {
-            repeats += 1;
-        } else if !take(id) {
-            break;
-        }
-    }
-    repeats
+    ids.retain(|id| seen.insert(id.clone()));
+    (before - ids.len()) as u64
 }
 
 fn in_passes(

@@ -513,8 +513,8 @@ impl<'a> HubPart<'a> {
         Ok(())
     }
 
-    /// Reads the listed devices in the background. Returns a channel of chunks without duplicates,
-    /// and a task with the number of duplicates.
+    /// Reads the listed devices in the background: a file on a separate thread. Returns a channel of
+    /// chunks without duplicates, and a task with the number of duplicates.
     fn listed(
         &self,
     ) -> (
@@ -528,19 +528,27 @@ impl<'a> HubPart<'a> {
             .devices_file
             .as_ref()
             .map(|path| planner.base.join(path));
-        let inline = target.devices.clone();
+        // A closed channel means that planning was abandoned.
+        let Some(path) = path else {
+            let mut ids = target.devices.clone();
+            let reader = tokio::spawn(async move {
+                let repeats = lists::remove_duplicates(&mut ids);
+                for chunk in ids.chunks(IDS_PER_QUERY) {
+                    if sender.send(chunk.to_vec()).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(repeats)
+            });
+            return (receiver, reader);
+        };
         let reader = tokio::task::spawn_blocking(move || {
             let mut chunk = Vec::new();
-            // A closed channel means that planning was abandoned.
-            let mut take = |id| {
+            let repeats = lists::for_each_unique(&path, |id| {
                 chunk.push(id);
                 chunk.len() < IDS_PER_QUERY
                     || sender.blocking_send(std::mem::take(&mut chunk)).is_ok()
-            };
-            let repeats = match path {
-                Some(path) => lists::for_each_unique(&path, &mut take)?,
-                None => lists::each_once(inline, &mut take),
-            };
+            })?;
             let _ = sender.blocking_send(chunk);
             Ok(repeats)
         });

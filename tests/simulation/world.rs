@@ -223,13 +223,6 @@ impl Plan {
         coming.is_none_or(|(came, goes)| *came <= from && *goes == Duration::MAX)
     }
 
-    /// Returns true if a target is a list. Planning reads lists on a separate thread, so events in
-    /// the same millisecond have no fixed order, and a replay may differ.
-    pub(crate) fn has_list(&self) -> bool {
-        let mut targets = self.rollouts.iter().map(|of| &of.spec["target"]);
-        targets.any(|target| target.get("devices").is_some())
-    }
-
     /// Returns the number of messages a hub may accept in a minute.
     pub(crate) fn quota(&self, hub: &HubName) -> f64 {
         let hub = self.hubs.iter().find(|of| of.hub.name == *hub);
