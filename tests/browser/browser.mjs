@@ -9,5 +9,6 @@ import { chromium } from 'playwright-core';
 export const launch = () =>
   chromium.launch({
     executablePath: process.env.CHROMIUM,
+    timeout: 180_000,
     args: ['--no-sandbox', '--disable-dev-shm-usage'],
   });

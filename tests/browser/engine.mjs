@@ -17,7 +17,7 @@ const services = join(repository, 'scripts', 'services');
 const run = promisify(execFile);
 
 /** Polls until the result is truthy, and returns the result. */
-export async function eventually(description, poll, timeoutMs = 60_000) {
+export async function eventually(description, poll, timeoutMs = 300_000) {
   const deadline = Date.now() + timeoutMs;
   for (;;) {
     const result = await poll();
@@ -79,6 +79,7 @@ export class Engine {
 url = "amqp://guest:guest@127.0.0.1:${rabbitmq.port}"
 [redis]
 url = "redis://127.0.0.1:${redis.port}"
+timeout = "60s"
 [http]
 listen = "127.0.0.1:0"
 [api]

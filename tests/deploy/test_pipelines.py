@@ -143,7 +143,7 @@ class Steps(unittest.TestCase):
             with open(cls.folder / f"{args[-1]}.log", "wb") as log:
                 # `timeout` ends the process if the test cannot.
                 process = subprocess.Popen(
-                    ["timeout", "300", TWINCAST, *args],
+                    ["timeout", "3600", TWINCAST, *args],
                     env=env,
                     stdout=subprocess.PIPE,
                     stderr=log,

@@ -213,7 +213,8 @@ notifications = runtime.protocol.cloud_to_device_messages
 
 def next_feedback():
     """Returns the next feedback. The SDK's call returns the response only with `raw`."""
-    for _ in range(200):
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
         response = notifications.receive_feedback_notification(raw=True).response
         if response.status_code == 200:
             return response.headers["ETag"].strip('"'), response.json()

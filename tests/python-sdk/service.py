@@ -42,7 +42,7 @@ def receive_feedback():
     threading.Thread(target=receive, daemon=True).start()
 
 
-def eventually(what, look, seconds=15):
+def eventually(what, look, seconds=120):
     """Polls `look` until the result is truthy, and returns the result."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

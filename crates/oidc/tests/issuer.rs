@@ -28,7 +28,7 @@ fn issuer(issuer: &str, keys: KeyLocation) -> Issuer {
 fn client() -> reqwest::Client {
     _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
-    http.timeout(Duration::from_secs(5)).build().unwrap()
+    http.timeout(Duration::from_secs(60)).build().unwrap()
 }
 
 fn configured(issuer: &str, keys: KeyLocation) -> IssuerConfig {
@@ -100,7 +100,7 @@ async fn waits_for_an_unknown_key_are_limited_and_share_a_request() {
     let keys = answer(&TokenSigner::key_set(&[&signer]));
     let server = serving(vec![
         ("/keys", keys.clone(), 1),
-        ("/slow", keys.set_delay(Duration::from_secs(3)), 1),
+        ("/slow", keys.set_delay(Duration::from_millis(100)), 1),
     ])
     .await;
     let at = |path: &str| KeyLocation::Url(format!("{}{path}", server.uri()), client());

@@ -508,7 +508,8 @@ impl Hub for ScriptedHub {
             (state.delay, state.sent.len())
         };
         let _in_flight = InFlight::begin(self);
-        self.arrived.send_replace(place);
+        self.arrived
+            .send_modify(|arrived| *arrived = place.max(*arrived));
         let mut released = self.released.subscribe();
         let reached = released.wait_for(|limit| *limit >= place).await;
         drop(reached);

@@ -546,7 +546,7 @@ async fn plan_requests_do_not_store_a_rollout() {
     assert_eq!(bench.get("/api/v1/rollouts").await["rollouts"], json!([]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn devices_come_in_pages_and_as_streams() {
     let bench = Bench::new().await;
     let batches = vec![build::batch(0, 5), build::batch(1, 150), build::batch(2, 5)];
@@ -832,7 +832,7 @@ async fn an_incomplete_plan_is_not_counted() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn hubs_show_the_permits_of_the_limiter() {
     let limits = HubLimits::of(Tier::S3, 1, 1.0);
     let bench = Bench::on(limits, Access::Anonymous);

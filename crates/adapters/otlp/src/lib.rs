@@ -297,9 +297,11 @@ mod tests {
     /// Runs on one thread, so no request is made while spans are emitted.
     #[tokio::test]
     async fn dropped_spans_are_counted_without_blocking() {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        // A bound port without a listener refuses connections.
+        let port = tokio::net::TcpSocket::new_v4().expect("a socket");
+        port.bind("127.0.0.1:0".parse().expect("an address"))
+            .expect("a free port");
         let address = port.local_addr().expect("an address");
-        drop(port);
         let otlp = Otlp::start(to(format!("http://{address}/"))).expect("a thread");
         let counters = otlp.counters.clone();
         let tracer = otlp.tracer();

@@ -119,7 +119,7 @@ impl Redis {
         role.is_ok_and(|role| role.contains("master"))
     }
 
-    async fn try_command(&self, command: &str) -> std::io::Result<String> {
+    pub(super) async fn try_command(&self, command: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.address()).await?;
         stream
             .write_all(format!("{command}\r\n").as_bytes())
@@ -224,9 +224,7 @@ impl RedisCluster {
     }
 
     async fn of(options: &[&str], address: impl Fn(&Redis) -> SocketAddr) -> Self {
-        // A dead node is detected after two seconds instead of 15: tests wait for the detection
-        // after a kill.
-        let all = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+        let all = ["--cluster-enabled", "yes"];
         let options = [&all, options].concat();
         let node = || Redis::start(&options);
         let (a, b, c) = tokio::join!(node(), node(), node());

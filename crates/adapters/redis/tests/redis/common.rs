@@ -32,17 +32,25 @@ pub(crate) async fn on_three() -> (Arc<RedisStore>, ManualClock) {
 }
 
 /// The time limit of a call to a server on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Returns settings with time limits for a busy machine.
+pub(crate) fn patient(settings: Settings) -> Settings {
+    Settings {
+        connect_timeout: PATIENCE,
+        response_timeout: PATIENCE,
+        ..settings
+    }
+}
 
 /// Opens a store with a unique prefix and a clock controlled by the test.
 pub(crate) async fn on(settings: Settings) -> (Arc<RedisStore>, ManualClock) {
     let clock = ManualClock::default();
     let settings = Settings {
         prefix: prefix(),
-        response_timeout: PATIENCE,
         time: TimeSource::Given(Arc::new(clock.clone())),
         durable_after: Some(Duration::ZERO),
-        ..settings
+        ..patient(settings)
     };
     let store = RedisStore::connect(&settings).await.expect("a store");
     (Arc::new(store), clock)
@@ -108,9 +116,8 @@ pub(crate) async fn as_documented() -> SocketAddr {
 pub(crate) fn settings(redis: &Redis) -> Settings {
     Settings {
         prefix: prefix(),
-        response_timeout: PATIENCE,
         durable_after: Some(Duration::ZERO),
-        ..Settings::new(redis.url())
+        ..patient(Settings::new(redis.url()))
     }
 }
 

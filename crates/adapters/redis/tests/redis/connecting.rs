@@ -11,7 +11,7 @@ use twincast_redis::{ConnectError, RedisStore, Settings};
 use twincast_testkit::build::{accepted, hub, name};
 use twincast_testkit::services::Redis;
 
-use crate::common::{self, MANAGED, connect, prefix, settings};
+use crate::common::{self, MANAGED, connect, patient, prefix, settings};
 use crate::interposer::{self, Refusals};
 
 async fn refused(settings: &Settings) -> ConnectError {
@@ -62,7 +62,10 @@ async fn users_and_passwords_are_taken_from_the_url() {
     redis.command("ACL SETUSER default off").await;
     let with = |user: &str, password: &str| Settings {
         prefix: prefix(),
-        ..Settings::new(format!("redis://{user}:{password}@{}", redis.address()))
+        ..patient(Settings::new(format!(
+            "redis://{user}:{password}@{}",
+            redis.address()
+        )))
     };
     let store = connect(&with("app", "s3cret")).await;
     store.create(&accepted("r")).await.unwrap();
@@ -96,7 +99,7 @@ async fn server_without_introspection_commands_is_accepted() {
         let address = interposer::start(common::as_documented().await, refusals).await;
         let settings = Settings {
             prefix: prefix(),
-            ..Settings::new(format!("redis://engine:secret@{address}"))
+            ..patient(Settings::new(format!("redis://engine:secret@{address}")))
         };
         let store = connect(&settings).await;
         assert_eq!(store.durable_after(), Duration::from_secs(2));
@@ -123,14 +126,7 @@ async fn tls_trusts_the_given_ca_only() {
     std::fs::write(file("key.pem"), certified.signing_key.serialize_pem()).unwrap();
     std::fs::write(file("none.pem"), "nothing").unwrap();
     let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let _redis = Redis::start(&[
-        "--tls-port",
-        &port.to_string(),
+    let redis = Redis::start(&[
         "--tls-cert-file",
         &text(file("cert.pem")),
         "--tls-key-file",
@@ -142,7 +138,10 @@ async fn tls_trusts_the_given_ca_only() {
     let with = |ca: Option<&str>| Settings {
         ca: ca.map(&file),
         prefix: prefix(),
-        ..Settings::new(format!("rediss://localhost:{port}"))
+        ..patient(Settings::new(format!(
+            "rediss://localhost:{}",
+            redis.tls_port()
+        )))
     };
     let store = connect(&with(Some("cert.pem"))).await;
     store.create(&accepted("r")).await.unwrap();

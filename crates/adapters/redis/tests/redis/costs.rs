@@ -84,15 +84,18 @@ async fn commands(redis: &Redis) -> f64 {
     calls.filter_map(|calls| calls.parse::<f64>().ok()).sum()
 }
 
-/// Returns the used memory without the buffers of connections, and without the statistics of each
-/// command used since the last reset.
+/// Returns the used memory without the buffers of connections and of the file, and without the
+/// statistics of each command used since the last reset.
 async fn used_memory(redis: &Redis) -> f64 {
     redis.command("CONFIG RESETSTAT").await;
     redis.command("CLIENT KILL TYPE normal").await;
     let info = redis.command("INFO memory").await;
-    let value = info.lines().find_map(|l| l.strip_prefix("used_memory:"));
-    let bytes = value.and_then(|value| value.trim().parse().ok());
-    bytes.expect("a number")
+    let bytes = |name| {
+        let value = info.lines().find_map(|line| line.strip_prefix(name));
+        let bytes = value.and_then(|value| value.trim().parse::<f64>().ok());
+        bytes.expect("a number")
+    };
+    bytes("used_memory:") - bytes("mem_aof_buffer:")
 }
 
 #[expect(clippy::print_stdout, reason = "shown when it is asked for")]

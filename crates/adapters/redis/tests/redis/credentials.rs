@@ -16,7 +16,7 @@ use twincast_secret::{Secret, SecretSource};
 use twincast_testkit::build::name;
 use twincast_testkit::services::{Redis, RedisCluster};
 
-use crate::common::{connect, prefix};
+use crate::common::{connect, patient, prefix};
 
 fn in_file(path: &Path, topology: Topology) -> Settings {
     Settings {
@@ -26,7 +26,7 @@ fn in_file(path: &Path, topology: Topology) -> Settings {
         },
         topology,
         prefix: prefix(),
-        ..Settings::new("")
+        ..patient(Settings::new(""))
     }
 }
 
@@ -40,7 +40,7 @@ async fn rotate(server: &Redis, to: &str) {
 async fn until_back(store: &RedisStore) {
     let started_at = Instant::now();
     while let Err(error) = store.ping().await {
-        assert!(started_at.elapsed() < Duration::from_secs(30), "{error:?}");
+        assert!(started_at.elapsed() < Duration::from_secs(120), "{error:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -82,7 +82,7 @@ async fn changed_password_is_reread() {
     let before = connections(&redis).await;
     let started_at = Instant::now();
     let mut calls = 0;
-    while started_at.elapsed() < Duration::from_millis(2_500) {
+    while calls <= 50 || started_at.elapsed() < Duration::from_millis(2_500) {
         let answer = store.ping().await;
         assert!(
             matches!(answer, Err(StoreError::Unavailable { .. })),
@@ -92,9 +92,10 @@ async fn changed_password_is_reread() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let tried = connections(&redis).await - before - 1;
+    let most = 1 + started_at.elapsed().as_secs();
     assert!(
-        calls > 50 && (1..=3).contains(&tried),
-        "{calls} calls, {tried} tries"
+        (1..=most).contains(&tried),
+        "{calls} calls, {tried} tries, at most {most}"
     );
     write("three");
     until_back(&store).await;
@@ -136,11 +137,7 @@ async fn password_changed_on_all_nodes_is_reread() {
     };
     rotate_all("one").await;
     write("one");
-    let settings = Settings {
-        response_timeout: Duration::from_secs(5),
-        connect_timeout: Duration::from_secs(5),
-        ..in_file(&path, Topology::Cluster)
-    };
+    let settings = in_file(&path, Topology::Cluster);
     let store = connect(&settings).await;
     for (password, is_file_first) in [("two", true), ("three", false)] {
         if is_file_first {
@@ -169,7 +166,7 @@ async fn password_changed_on_all_nodes_is_reread() {
     for number in 0..12 {
         let name = name(&format!("r{number}"));
         while let Err(error) = store.revision(&name).await {
-            assert!(started_at.elapsed() < Duration::from_secs(30), "{error:?}");
+            assert!(started_at.elapsed() < Duration::from_secs(120), "{error:?}");
         }
     }
 
@@ -184,7 +181,8 @@ async fn password_changed_on_all_nodes_is_reread() {
 /// Tokens for a user that expire after a time.
 struct Tokens {
     life: Duration,
-    given: AtomicU32,
+    /// The time of each token.
+    given: Mutex<Vec<Instant>>,
     refused: AtomicU32,
     fails: Mutex<bool>,
 }
@@ -195,7 +193,9 @@ impl CredentialsProvider for Tokens {
         if *self.fails.lock().unwrap() {
             return Err("the issuer of tokens is away".into());
         }
-        let number = self.given.fetch_add(1, Ordering::Relaxed);
+        let mut given = self.given.lock().unwrap();
+        let number = given.len();
+        given.push(Instant::now());
         Ok(Credentials {
             user: "app".to_owned(),
             password: Secret::new(format!("token-{number}")),
@@ -218,25 +218,32 @@ async fn connection_is_renewed_before_the_token_expires() {
         .await;
     let tokens = Arc::new(Tokens {
         life: Duration::from_secs(2),
-        given: AtomicU32::new(0),
+        given: Mutex::default(),
         refused: AtomicU32::new(0),
         fails: Mutex::new(false),
     });
     let settings = Settings {
         credentials: Some(Arc::clone(&tokens) as _),
         prefix: prefix(),
-        ..Settings::new(redis.url())
+        ..patient(Settings::new(redis.url()))
     };
     let store = connect(&settings).await;
-    let started_at = Instant::now();
-    let mut ended = 0;
-    while started_at.elapsed() < Duration::from_secs(7) {
+    let (mut ended, mut last) = (0, Instant::now());
+    loop {
         store.ping().await.unwrap();
+        let given = tokens.given.lock().unwrap().clone();
+        if given.len() > 4 {
+            let is_early = |pair: &[Instant]| pair[1] - pair[0] < tokens.life / 2;
+            assert!(!given.windows(2).any(is_early), "{given:?}");
+            break;
+        }
+        let is_over = given.last().unwrap().elapsed() > tokens.life;
+        // On a busy machine, the store cannot renew in time.
+        let was_busy = last.elapsed() > Duration::from_millis(200);
+        assert!(was_busy || !is_over, "the store uses an expired token");
+        last = Instant::now();
         // Like the service, the server refuses a token after the expiry.
-        let given = tokens.given.load(Ordering::Relaxed);
-        let is_over = started_at.elapsed() > tokens.life * given;
-        assert!(!is_over, "the store uses an expired token");
-        if given > ended + 1 {
+        if given.len() > ended + 1 {
             redis
                 .command(&format!("ACL SETUSER app <token-{ended}"))
                 .await;
@@ -244,11 +251,6 @@ async fn connection_is_renewed_before_the_token_expires() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let given = tokens.given.load(Ordering::Relaxed);
-    assert!(
-        (4..=6).contains(&given),
-        "{given} tokens in 7 s of 2 s each"
-    );
 
     // Without a new token, the last token serves for as long as the server accepts the token.
     *tokens.fails.lock().unwrap() = true;

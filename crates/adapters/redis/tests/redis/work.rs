@@ -10,7 +10,7 @@ use twincast_redis::{RedisStore, Settings};
 use twincast_testkit::build::{batch_on, lease_request, name, running};
 use twincast_testkit::services::{Redis, RedisCluster};
 
-use crate::common::{Dice, connect, prefix, settings, verify};
+use crate::common::{Dice, connect, patient, prefix, settings, verify};
 
 const BATCHES: u32 = 6;
 const DEVICES: u32 = 301;
@@ -93,7 +93,7 @@ async fn forgotten_scripts_are_sent_again() {
     let settings = Settings {
         prefix: prefix(),
         durable_after: Some(Duration::ZERO),
-        ..Settings::cluster(&cluster.urls())
+        ..patient(Settings::cluster(&cluster.urls()))
     };
     for node in cluster.nodes() {
         many_at_once(
