@@ -361,6 +361,10 @@ pub struct EvidenceClock {
     /// The time of the last count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     counted_to: Option<Timestamp>,
+    /// When the rollout was resumed; `None` once all feedback until then is received, and the
+    /// answers of devices were queried since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resumed_at: Option<Timestamp>,
 }
 
 impl EvidenceClock {
@@ -393,17 +397,38 @@ impl EvidenceClock {
         self.query_failure = failure.map(|why| why.chars().take(MAX_TROUBLE_CHARS).collect());
     }
 
+    /// Returns whether reports of the time before the resume may be missing, and are still waited
+    /// for: until no new evidence has arrived for `within`.
+    #[must_use]
+    pub fn is_behind_resume(&self, within: Duration) -> bool {
+        self.resumed_at.is_some() && self.without_evidence() < within
+    }
+
     /// Starts the bake of a stage.
     pub(crate) fn start_bake(&mut self, now: Timestamp) {
         *self = Self {
             counted_to: Some(now),
+            resumed_at: self.resumed_at,
             ..Self::default()
         };
     }
 
-    /// Resumes after a stop. The time of the stop does not count.
-    pub(crate) fn resume(&mut self, now: Timestamp) {
+    /// Starts to count. The time before does not count.
+    pub(crate) fn start(&mut self, now: Timestamp) {
         (self.without_evidence_ms, self.counted_to) = (0, Some(now));
+    }
+
+    /// Resumes after a pause or halt, in which reports may not have been received.
+    pub(crate) fn resume(&mut self, now: Timestamp) {
+        self.start(now);
+        self.resumed_at = Some(now);
+    }
+
+    /// Notes the time of the newest query for answers; `None` if the gate does not need answers.
+    pub(crate) fn note_received(&mut self, queried_at: Option<Timestamp>) {
+        let feedback = self.evidence.heard_until;
+        let has_reached = |at| feedback >= Some(at) && queried_at.is_none_or(|time| time >= at);
+        self.resumed_at = self.resumed_at.filter(|at| !has_reached(*at));
     }
 
     /// Counts the time up to `now`. A gap longer than the interval between two passes of a driver

@@ -75,10 +75,7 @@ impl StageView<'_> {
 
     /// Returns the verdict while evidence is missing: wait for `evidence_within`, then undecided.
     fn evidence_missing(&self, devices: u64) -> Verdict {
-        let obstacles = match self.clock.query_failure() {
-            Some(why) => why.to_owned(),
-            None => self.evidence.obstacles().to_owned(),
-        };
+        let obstacles = obstacles(self.clock, self.evidence);
         if self.clock.without_evidence() < self.gate.evidence_within() {
             return Verdict::Waiting(Waiting::Evidence { devices, obstacles });
         }
@@ -87,6 +84,29 @@ impl StageView<'_> {
             reason: missing_evidence(devices, within, &obstacles),
         }
     }
+}
+
+/// Returns the wait before a failure after a resume: reports of the time before the resume may be
+/// missing, and may change the verdict. Nothing is sent meanwhile.
+pub(super) fn behind_resume(
+    gate: &Gate,
+    clock: &EvidenceClock,
+    evidence: &Evidence,
+    silent: u64,
+) -> Option<Waiting> {
+    let is_behind = clock.is_behind_resume(gate.evidence_within());
+    is_behind.then(|| Waiting::Evidence {
+        devices: silent,
+        obstacles: obstacles(clock, evidence),
+    })
+}
+
+/// Returns why evidence is missing, for people; empty if unknown.
+fn obstacles(clock: &EvidenceClock, evidence: &Evidence) -> String {
+    let query_failure = clock.query_failure();
+    query_failure
+        .unwrap_or_else(|| evidence.obstacles())
+        .to_owned()
 }
 
 /// Judges a stage's gate at `now`.
@@ -132,7 +152,8 @@ pub fn judge(view: StageView<'_>, now: Timestamp) -> Verdict {
         false => early_failure(gate, shares),
     };
     if let Some(reason) = failed.or_else(|| success_out_of_reach(gate, shares)) {
-        return Verdict::Failed { reason };
+        let waits = behind_resume(gate, view.clock, view.evidence, shares.silent);
+        return waits.map_or(Verdict::Failed { reason }, Verdict::Waiting);
     }
     let metrics = match metric::judge(gate, view.progress) {
         MetricsVerdict::Failed { reason } => return Verdict::Failed { reason },

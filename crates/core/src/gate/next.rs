@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::judge::{StageView, answered_within, judge};
+use super::judge::{StageView, answered_within, behind_resume, judge};
 use super::shares::{AppliedCount, open_stage_failure};
 use super::verdict::{Verdict, missing_evidence};
 use crate::account::Activity;
-use crate::evidence::{Evidence, unanswered_devices};
+use crate::evidence::{Evidence, silent_devices, unanswered_devices};
 use crate::message::Ack;
 use crate::outcome::{Counts, Outcome};
 use crate::rollout::{Event, Rollout, StageProgress};
-use crate::spec::{EVIDENCE_WITHIN, SuccessLevel};
+use crate::spec::EVIDENCE_WITHIN;
 use crate::time::Timestamp;
 use crate::waiting::Waiting;
 
@@ -175,7 +175,7 @@ fn next_of_stage(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> 
             .spec
             .convention()
             .map(|_| answered.unwrap_or_default());
-        return next_at_late_stage(rollout, counts, sends_owed, answers.map(AppliedCount::from));
+        return next_at_late_stage(rollout, seen, answers.map(AppliedCount::from));
     }
     let index = rollout.stage();
     let is_last = usize::from(index.0) + 1 == rollout.stages.len();
@@ -209,7 +209,7 @@ fn next_of_stage(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> 
         progress,
         applied_count: applied_count(rollout, seen),
         ttl,
-        by_answers: gate.counts == SuccessLevel::Applied && rollout.counts_answers(),
+        by_answers: rollout.gate_counts_answers(),
         answer_time: rollout.spec.answered_within(),
         evidence: seen.evidence,
         clock: &rollout.notes.clock,
@@ -221,6 +221,8 @@ fn next_of_stage(rollout: &Rollout, seen: ObservedState<'_>, now: Timestamp) -> 
             then: gate.on_failure,
         }),
         Verdict::Undecided { reason } => Next::Apply(Event::GateUndecided { stage, reason }),
+        // The gate fails unless the missing reports change the verdict.
+        Verdict::Waiting(waits @ Waiting::Evidence { .. }) if sends_owed => Next::Wait(waits),
         _ if sends_owed => Next::Send,
         _ if progress.sent_at.is_none() => Next::Apply(Event::StageSent { stage }),
         Verdict::Passed { reason } => passed(reason),
@@ -257,16 +259,20 @@ fn overridden(progress: &StageProgress) -> Option<String> {
 /// only a failure rule, until the last scan of the target.
 fn next_at_late_stage(
     rollout: &Rollout,
-    counts: &Counts,
-    sends_owed: bool,
+    seen: ObservedState<'_>,
     applied_count: Option<AppliedCount>,
 ) -> Next {
     let armed = rollout.stage_progress();
     let armed = armed.filter(|it| it.promoted.is_none() && it.ignored_failure.is_none());
     let gate = rollout.spec.late_stage_gate();
     if let Some((progress, gate)) = armed.zip(gate)
-        && let Some(reason) = open_stage_failure(gate, counts, applied_count)
+        && let Some(reason) = open_stage_failure(gate, seen.stage, applied_count)
     {
+        let silent = silent_devices(seen.stage);
+        let clock = &rollout.notes.clock;
+        if let Some(waits) = behind_resume(gate, clock, seen.evidence, silent) {
+            return Next::Wait(waits);
+        }
         return Next::Apply(Event::GateFailed {
             stage: progress.name.clone(),
             reason,
@@ -276,7 +282,7 @@ fn next_at_late_stage(
     let is_scanning = rollout.scans.is_some_and(|scans| scans.under_way.is_some());
     let trouble = rollout.search_trouble().cloned();
     match rollout.next_scan() {
-        _ if sends_owed => Next::Send,
+        _ if seen.sends_owed => Next::Send,
         None if !is_scanning => Next::Over,
         next_scan => Next::Wait(Waiting::LateJoiners {
             next_scan: next_scan.filter(|_| !is_scanning),

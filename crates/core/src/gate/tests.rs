@@ -1,3 +1,5 @@
+mod resumed;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -780,7 +782,11 @@ fn staged(gate: &str) -> Rollout {
         "{{name: a, target: {{all: true}}, message: {{body: {{text: x}}, ack: full}}, \
          stages: [{{name: canary, percent: 10%, gate: {{{gate}}}}}]}}"
     );
-    let spec = RolloutSpec::read("x", &spec).unwrap();
+    planned(&spec)
+}
+
+fn planned(spec: &str) -> Rollout {
+    let spec = RolloutSpec::read("x", spec).unwrap();
     let mut rollout = Rollout::accepted(spec, Default::default(), START);
     let plan = serde_json::from_value(serde_json::json!({
         "devices": 100, "batches": 2, "digest": "", "checksum": {"batches": 0, "devices": 0, "sum": 0}, "hubs": [], "excluded": [], "repeated": 0, "stages": []
@@ -898,6 +904,7 @@ fn failed_gate_pauses_and_is_judged_again_after_resume() {
         )
         .unwrap()
         .unwrap();
+    rollout.advance_clock(&Evidence::complete(), minutes(3));
     rollout = happened(&rollout, &bad, minutes(3));
     assert_eq!(rollout.phase.as_str(), "paused");
     let attribution = Attribution {

@@ -71,8 +71,12 @@ impl Rollout {
                 event,
             });
         }
-        if next.phase == Phase::Running && self.phase != Phase::Running {
-            next.notes.clock.resume(now);
+        match (&self.phase, &next.phase) {
+            (Phase::Paused { .. } | Phase::Halted { .. }, Phase::Running) => {
+                next.notes.clock.resume(now);
+            }
+            (before, Phase::Running) if *before != Phase::Running => next.notes.clock.start(now),
+            _ => {}
         }
         history::bound(&mut next.history);
         Ok(Some(next))
@@ -245,6 +249,12 @@ impl Rollout {
             .stage_progress()
             .is_some_and(|stage| stage.sent_at.is_some() && stage.passed_at.is_none());
         self.notes.clock.advance(bakes, evidence, now);
+        let answered = self.notes.answers.of(self.stage());
+        let queried_at = answered.map(|it| it.asked_at).unwrap_or_default();
+        let is_needed = self.gate_counts_answers();
+        self.notes
+            .clock
+            .note_received(is_needed.then_some(queried_at));
     }
 
     fn start_stage(&mut self, now: Timestamp) {
