@@ -118,6 +118,7 @@ struct LinkRun {
     /// Moment of the hub's latest progress (an answer, or credit after a wait), or the start of the
     /// current busy period if later.
     progress: Instant,
+    swept_at: Instant,
 }
 
 impl Engine {
@@ -308,6 +309,7 @@ impl Engine {
             flights: FuturesUnordered::new(),
             timed_out: 0,
             progress: Instant::now(),
+            swept_at: Instant::now(),
         };
         let end = match self.run_link_inner(&mut link, &mut run).await {
             LinkEnd::Lost(failure) => match Arc::try_unwrap(failure) {
@@ -525,11 +527,18 @@ impl Engine {
     }
 
     /// Reports expired commands and late flights; abandons the connection when the hub makes no
-    /// progress.
+    /// progress. A pause of this process, for example of the virtual machine, is not the hub's.
     fn sweep(&mut self, run: &mut LinkRun, now: Instant, head_waits: bool) -> Result<(), LinkEnd> {
         self.sweep_waiting(now, &None);
-        run.expire_late(now);
         let stall = self.client.options.stall_timeout;
+        let was_paused = now - run.swept_at >= stall / 2;
+        run.swept_at = now;
+        if was_paused {
+            // After a pause of this process, answers wait to be read.
+            run.progress = now;
+            return Ok(());
+        }
+        run.expire_late(now);
         let busy = head_waits || run.in_flight() > 0;
         if !busy {
             run.progress = now;

@@ -7,6 +7,7 @@ mod credentials;
 mod feedback;
 mod hostile;
 mod links;
+mod pauses;
 mod rest;
 mod secrets;
 mod transports;
