@@ -19,6 +19,13 @@ pub(crate) const DATE_RESOLUTION: Duration = Duration::from_secs(1);
 /// the interval.
 const CLOCK_QUERY_INTERVAL: Duration = Duration::from_secs(300);
 
+/// Interval of time requests while none is answered.
+const CLOCK_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Longest time for reading both clocks of this machine: between two readings further apart, the
+/// process was paused.
+const READING_TIME: Duration = Duration::from_millis(100);
+
 /// Two clocks at least this far apart disagree.
 const DISAGREEMENT_MS: u64 = 5_000;
 
@@ -105,7 +112,8 @@ pub(crate) struct HubClock(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     known: Option<Known>,
-    queried_at: Option<Instant>,
+    /// `None` before the first query.
+    next_query_at: Option<Instant>,
     /// The offset of the latest log line, in milliseconds.
     logged_ms: i64,
 }
@@ -161,7 +169,7 @@ impl HubClock {
         let before = state.known.and_then(|known| known.offset(now));
         let offset = before.map_or(offset, |before| before.narrowed_by(offset));
         state.known = Some(Known { offset, at: now });
-        state.queried_at = Some(now.1);
+        state.next_query_at = Some(now.1 + CLOCK_QUERY_INTERVAL);
         if !should_log(state.logged_ms, offset.nearest()) {
             return;
         }
@@ -180,22 +188,23 @@ impl HubClock {
         }
     }
 
-    /// Whether a request for the hub's time is due. `true` restarts the interval, so the next calls
-    /// return `false`.
+    /// Whether a request for the hub's time is due. After `true`, the next calls return `false`,
+    /// without an answer for a shorter time.
     pub(crate) fn begin_query_if_due(&self) -> bool {
-        let now = this_machine();
+        self.begin_query_if_due_at(this_machine())
+    }
+
+    fn begin_query_if_due_at(&self, now: (SystemTime, Instant)) -> bool {
         let mut state = self.state();
         let was_set = state.known.is_some_and(|known| known.offset(now).is_none());
-        let is_due = state
-            .queried_at
-            .is_none_or(|at| now.1.saturating_duration_since(at) >= CLOCK_QUERY_INTERVAL);
         if was_set {
             state.known = None;
         }
-        if is_due || was_set {
-            state.queried_at = Some(now.1);
+        let is_due = was_set || state.next_query_at.is_none_or(|at| now.1 >= at);
+        if is_due {
+            state.next_query_at = Some(now.1 + CLOCK_RETRY_INTERVAL);
         }
-        is_due || was_set
+        is_due
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -228,8 +237,15 @@ fn should_log(logged: i64, offset: i64) -> bool {
     }
 }
 
+/// Reads the wall clock and the monotonic clock at the same moment.
 fn this_machine() -> (SystemTime, Instant) {
-    (SystemTime::now(), Instant::now())
+    loop {
+        let ticks = Instant::now();
+        let now = SystemTime::now();
+        if ticks.elapsed() <= READING_TIME {
+            return (now, ticks);
+        }
+    }
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -359,6 +375,15 @@ mod tests {
         assert!(!clock.begin_query_if_due(), "the query is not due again");
         clock.observe("h", now, "no date");
         assert_eq!(clock.offset(), None);
+        let after = |seconds| {
+            let by = Duration::from_secs(seconds);
+            (now + by, Instant::now() + by)
+        };
+        assert!(!clock.begin_query_if_due_at(after(25)), "no answer yet");
+        assert!(
+            clock.begin_query_if_due_at(after(35)),
+            "a query is repeated"
+        );
         let then = jiff::Timestamp::try_from(now + Duration::from_secs(900)).unwrap();
         let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
         let date = printer.timestamp_to_rfc9110_string(&then).unwrap();
@@ -366,6 +391,8 @@ mod tests {
         let ahead = clock.offset().unwrap().nearest();
         assert!((898_000..=901_000).contains(&ahead), "{ahead}");
         assert!(clock.hub_time(now) >= now + Duration::from_secs(898));
+        assert!(!clock.begin_query_if_due_at(after(290)), "after an answer");
+        assert!(clock.begin_query_if_due_at(after(310)));
     }
 
     #[test]

@@ -261,7 +261,7 @@ const CLOCK_QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl ClientInner {
     /// Requests the hub's time, unless known for less than a few minutes. After a failed request,
-    /// the next request follows only after the same few minutes.
+    /// the next request follows after half a minute.
     ///
     /// Cancel safety: a dropped call leaves the time unknown.
     pub(crate) async fn refresh_clock(&self) {
