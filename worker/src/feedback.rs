@@ -66,6 +66,8 @@ use crate::shared::Shared;
 /// The queue counts as empty after this time without a message. Much longer than a delivery by the
 /// hub takes.
 const EMPTY_AFTER: Duration = Duration::from_secs(1);
+/// A longer wait for a message contains a pause of this process, or of the connection.
+const MAX_EMPTY_WAIT: Duration = EMPTY_AFTER.saturating_mul(2);
 /// The hub counts as unreachable after this time without an answer.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
 /// The interval between two reports of the listener.
@@ -140,7 +142,7 @@ pub(crate) async fn listen(
         let goes_on = match received {
             Received::Messages(messages) => listener.handle(messages).await,
             Received::Nothing { since } => {
-                listener.received_until = listener.received_until.max(Some(since));
+                listener.received_until = listener.received_until.max(since);
                 listener.release_and_pause(&mut *feedback).await
             }
             Received::Refused(error) => {
@@ -172,8 +174,9 @@ pub(crate) async fn listen(
 enum Received {
     /// Messages, in their order.
     Messages(Vec<FeedbackBatch>),
-    /// The queue was empty from `since` until the end of the wait.
-    Nothing { since: Timestamp },
+    /// The queue was empty from `since` until the end of the wait. `None` after a pause of this
+    /// process: messages may wait to be read.
+    Nothing { since: Option<Timestamp> },
     /// The hub refuses to give feedback.
     Refused(HubError),
 }
@@ -225,7 +228,7 @@ impl Listener {
     /// Waits for messages or an empty queue, reporting while the hub is unavailable. `None` after
     /// `stop`.
     async fn next(&mut self, feedback: &mut dyn Feedback) -> Option<Received> {
-        let since = self.shared.clock.now();
+        let (since, began) = (self.shared.clock.now(), Instant::now());
         let stop = self.stop.clone();
         let mut next = feedback.next(EMPTY_AFTER);
         let mut received = loop {
@@ -234,7 +237,9 @@ impl Listener {
                 () = stop.cancelled() => return None,
                 next = &mut next => break match next {
                     Ok(Some(first)) => Received::Messages(vec![first]),
-                    Ok(None) => Received::Nothing { since },
+                    Ok(None) => Received::Nothing {
+                        since: (began.elapsed() <= MAX_EMPTY_WAIT).then_some(since),
+                    },
                     Err(error) => Received::Refused(error),
                 },
                 () = sleep(UNREACHABLE_AFTER) => {

@@ -85,8 +85,8 @@ impl Messages {
         } else {
             PERMIT_GRACE
         };
+        let started_at = Instant::now();
         let sending = async move {
-            let started_at = Instant::now();
             let Ok(_guard) = timeout(limit, lock.acquire(alone)).await else {
                 return (index, not_now());
             };
