@@ -1,29 +1,39 @@
 //! Signals to stop the process.
 
+use std::future::poll_fn;
 use std::sync::LazyLock;
+use std::task::Poll;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Resolves at Ctrl-C, at SIGTERM from a service manager, or at SIGHUP from a closed terminal,
-/// unless SIGHUP is ignored, as under `nohup`.
+/// Resolves at the next signal to stop.
 pub(crate) async fn stop_signal() {
-    let hung_up = async {
-        match ignores_hang_ups() {
-            true => std::future::pending().await,
-            false => wait_for(SignalKind::hangup()).await,
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = wait_for(SignalKind::terminate()) => {}
-        () = hung_up => {}
-    }
+    StopSignals::new().next().await;
 }
 
-async fn wait_for(kind: SignalKind) {
-    match signal(kind) {
-        Ok(mut signal) => _ = signal.recv().await,
-        Err(_) => std::future::pending().await,
+/// Signals to stop: Ctrl-C, SIGTERM from a service manager, and SIGHUP from a closed terminal,
+/// unless SIGHUP is ignored, as under `nohup`.
+pub(crate) struct StopSignals(Vec<Signal>);
+
+impl StopSignals {
+    /// Begins to receive signals.
+    pub(crate) fn new() -> Self {
+        let hang_up = (!ignores_hang_ups()).then(SignalKind::hangup);
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
+        let kinds = kinds.into_iter().chain(hang_up);
+        Self(kinds.filter_map(|kind| signal(kind).ok()).collect())
+    }
+
+    /// Waits for the next signal. A signal between two calls counts. Cancel-safe.
+    pub(crate) async fn next(&mut self) {
+        poll_fn(|context| {
+            let mut signals = self.0.iter_mut();
+            match signals.any(|signal| signal.poll_recv(context).is_ready()) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
     }
 }
 

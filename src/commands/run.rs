@@ -39,7 +39,7 @@ use crate::otlp;
 use crate::output::{Output, escape_line, thousands, with_noun};
 use crate::progress::Progress;
 use crate::prometheus;
-use crate::signal::stop_signal;
+use crate::signal::StopSignals;
 use crate::socket::StateSocketServer;
 use crate::specfile::{self, SpecFile};
 use crate::stores;
@@ -438,6 +438,7 @@ async fn work(
     let mut worker = tokio::spawn(worker.run(stop.clone()));
     let mut worker_result = None;
     let mut progress = Progress::new(output.clone());
+    let mut signals = StopSignals::new();
     let watcher = Watcher {
         store: &store,
         driver: &driver,
@@ -449,12 +450,23 @@ async fn work(
     let end = {
         let drive = drive(&driver, name, &stop).instrument(traces::log_span(rollout.trace));
         let mut drive = std::pin::pin!(drive);
-        let watch = watcher.watch(&mut progress);
+        let watch = watcher.watch(&mut progress, &mut signals);
         tokio::select! {
             driven = &mut drive => RunEnd::Finished(driven.map_err(engine::drive_failure)),
             reason = watch => {
                 stop.cancel();
-                let driven = drive.await.map_err(engine::drive_failure);
+                if matches!(reason, StopReason::Signal) {
+                    progress.print(
+                        "Stopping: recording the sends in flight. Interrupt again to stop at once.",
+                    );
+                }
+                let driven = tokio::select! {
+                    driven = drive => driven.map_err(engine::drive_failure),
+                    () = signals.next() => {
+                        progress.finish();
+                        return Err(interrupted());
+                    }
+                };
                 match reason {
                     StopReason::Signal => RunEnd::ByUser(driven),
                     StopReason::HubUnavailable(failure) => RunEnd::Finished(Err(failure)),
@@ -475,10 +487,7 @@ async fn work(
         }
     };
     stop.cancel();
-    if let RunEnd::ByUser(_) = &end {
-        progress.print("Stopping: recording the sends in flight. Interrupt again to stop at once.");
-    }
-    let recorded = wait_for_worker(worker_result, worker).await;
+    let recorded = wait_for_worker(worker_result, worker, &mut signals).await;
     progress.finish();
     recorded?;
     match end {
@@ -487,11 +496,12 @@ async fn work(
     }
 }
 
-/// Waits for a stopping worker, unless `ended` already holds the result. A second signal of the
+/// Waits for a stopping worker, unless `ended` already holds the result. A further signal of the
 /// user ends the wait.
 async fn wait_for_worker(
     ended: Option<WorkerResult>,
     worker: JoinHandle<Result<(), WorkerError>>,
+    signals: &mut StopSignals,
 ) -> Result<(), Failure> {
     let result = async {
         match ended {
@@ -503,12 +513,15 @@ async fn wait_for_worker(
         ended = result => ended
             .map_err(|error| Failure::new(ExitCode::Unexpected, error))?
             .map_err(engine::worker_failure),
-        () = stop_signal() => {
-            let message = "stopped before all sends in flight were recorded";
-            Err(Failure::message(ExitCode::Interrupted, message)
-                .hint("run the same command again: up to one window of sends may repeat for each batch under way"))
-        }
+        () = signals.next() => Err(interrupted()),
     }
+}
+
+fn interrupted() -> Failure {
+    let message = "stopped before all sends in flight were recorded";
+    Failure::message(ExitCode::Interrupted, message).hint(
+        "run the same command again: up to one window of sends may repeat for each batch under way",
+    )
 }
 
 /// The result of a worker's task.

@@ -16,7 +16,7 @@ use twincast_worker::{HubState, WorkerStatus};
 use crate::engine;
 use crate::failure::Failure;
 use crate::progress::{Progress, Snapshot};
-use crate::signal::stop_signal;
+use crate::signal::StopSignals;
 use crate::stages;
 
 /// The watcher's reason to stop the run.
@@ -48,12 +48,15 @@ pub(super) struct Watcher<'a> {
 
 impl Watcher<'_> {
     /// Watches until there is a reason to stop.
-    pub(super) async fn watch(&self, progress: &mut Progress) -> StopReason {
+    pub(super) async fn watch(
+        &self,
+        progress: &mut Progress,
+        signals: &mut StopSignals,
+    ) -> StopReason {
         let mut ticks = tokio::time::interval(Duration::from_millis(200));
-        let mut signal = std::pin::pin!(stop_signal());
         loop {
             tokio::select! {
-                () = &mut signal => return StopReason::Signal,
+                () = signals.next() => return StopReason::Signal,
                 _ = ticks.tick() => {}
             }
             // The worker and the driver meet the same errors of the store, and report them.
