@@ -259,6 +259,7 @@ impl Runner {
         let output = result_file(results, "out");
         loop {
             if let Some(lock) = self.lock()? {
+                keep_output_end(results)?;
                 let is_ended = signal == rustix::process::Signal::KILL;
                 let exit = read_exit(results).or(is_ended.then_some(Exit::TimedOut));
                 return Ok((lock, exit));
@@ -368,17 +369,30 @@ fn key(hook: Hook, attempt: u32, id: &str) -> String {
 
 /// Returns the end of a command's output.
 fn output_end(results: &Path) -> String {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(result_file(results, "out"))?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(REPORTED_OUTPUT)))?;
-        let mut bytes = Vec::new();
-        file.take(REPORTED_OUTPUT).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    String::from_utf8_lossy(&read().unwrap_or_default())
+    let end = read_end(&result_file(results, "out"), REPORTED_OUTPUT);
+    String::from_utf8_lossy(&end.unwrap_or_default())
         .trim()
         .to_owned()
+}
+
+/// Shortens the output of an ended command to the end: the output may have grown while no agent was
+/// running.
+fn keep_output_end(results: &Path) -> io::Result<()> {
+    let output = result_file(results, "out");
+    if fs::metadata(&output).is_ok_and(|it| it.len() > OUTPUT_MAX) {
+        fs::write(&output, read_end(&output, OUTPUT_MAX)?)?;
+    }
+    Ok(())
+}
+
+/// Reads the last bytes of a file, at most `most`.
+fn read_end(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn output_or_code(output: &str, code: i32) -> String {
