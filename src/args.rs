@@ -568,7 +568,7 @@ pub(crate) struct SignUpdateArgs {
     pub(crate) artifact: PathBuf,
 
     /// Expiry: devices do not install the update from this time on, for example
-    /// 2027-01-01T00:00:00Z.
+    /// 2030-01-01T00:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub(crate) expires: Option<String>,
 

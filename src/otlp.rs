@@ -21,7 +21,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::http_client;
 
 /// Time limit for exporting the last spans at the end of a process.
-pub(crate) const FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The destination of traces, and the choice of traces.
 #[derive(Debug)]

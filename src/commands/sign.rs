@@ -64,7 +64,7 @@ fn sign_update(args: &SignUpdateArgs, output: &Output) -> anyhow::Result<()> {
             size,
             sha256,
         },
-        expires: expires.context("--expires is not a time like 2027-01-01T00:00:00Z")?,
+        expires: expires.context("--expires is not a time like 2030-01-01T00:00:00Z")?,
         force: args.force,
     };
     manifest

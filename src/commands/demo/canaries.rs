@@ -100,7 +100,7 @@ fn prepare(
          [firmware]\nversion = \"{FIRST_VERSION}\"\n\n\
          [download]\njitter = \"1s\"\nretry_wait = \"500ms\"\n\n\
          [slots]\nroot = {slots:?}\nartifact = \"file\"\n\n\
-         [health]\ncommand = [\"/bin/sh\", {health:?}]\nwithin = \"2s\"\nevery = \"1s\"\n",
+         [health]\ncommand = [\"/bin/sh\", {health:?}]\nwithin = \"8s\"\nevery = \"1s\"\n",
         folder.join("state"),
     );
     let config = folder.join("agent.toml");
