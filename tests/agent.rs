@@ -42,7 +42,7 @@ fn an_update_is_signed_by_two_keys_and_verified_by_either() {
     let update =
         "--name fridge --version 1.4.2 --hardware a,b --url https://files/fw --artifact fw.bin";
     let (code, signed) = run(&format!(
-        "sign update --key old.pem --key new.pem {update} --expires 2027-01-01T00:00:00Z"
+        "sign update --key old.pem --key new.pem {update} --expires 2099-01-01T00:00:00Z"
     ));
     assert_eq!(code, 0, "{signed}");
     assert_eq!(

@@ -9,7 +9,7 @@ fn runner(folder: &Path, install: &str) -> Runner {
     let hooks = config::Hooks {
         install: Some(command.clone()),
         activate: Some(command),
-        timeout: SignedDuration::from_millis(1_500),
+        timeout: SignedDuration::from_secs(30),
         ..config::Hooks::default()
     };
     Runner {
@@ -82,12 +82,12 @@ async fn timed_out_hook_is_killed_with_all_children() {
         "echo waiting; sleep 600 & echo $! >{}; sleep 600",
         child.display()
     );
-    let ended = runner(folder.path(), &script)
-        .run(Hook::Install, 1, &context())
-        .await;
+    let mut runner = runner(folder.path(), &script);
+    runner.hooks.timeout = SignedDuration::from_secs(5);
+    let ended = runner.run(Hook::Install, 1, &context()).await;
     assert_eq!(
         ended,
-        HookResult::Failed("timed out after 1.5s waiting".to_owned())
+        HookResult::Failed("timed out after 5s waiting".to_owned())
     );
     let pid = fs::read_to_string(child).unwrap();
     let is_gone = || {
@@ -107,8 +107,13 @@ async fn timed_out_hook_is_killed_with_all_children() {
 #[tokio::test]
 async fn hook_running_after_runner_exit_is_awaited_not_repeated() {
     let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
-    let script = format!("sleep 0.4; echo ran >>{}; exit 0", log.display());
+    let (log, hold) = (folder.path().join("log"), folder.path().join("hold"));
+    fs::write(&hold, "").unwrap();
+    let script = format!(
+        "while test -e {}; do sleep 0.02; done; echo ran >>{}; exit 0",
+        hold.display(),
+        log.display()
+    );
     let first = runner(folder.path(), &script);
     let cut = tokio::time::timeout(
         Duration::from_millis(150),
@@ -117,13 +122,17 @@ async fn hook_running_after_runner_exit_is_awaited_not_repeated() {
     .await;
     assert!(cut.is_err(), "the hook is still running");
     // The first call waits for the running command; the second call finds the result.
-    for _ in 0..2 {
-        let again = runner(folder.path(), &script);
-        assert_eq!(
-            again.run(Hook::Install, 1, &context()).await,
-            HookResult::Done
-        );
-    }
+    let again = async || {
+        let next = runner(folder.path(), &script);
+        next.run(Hook::Install, 1, &context()).await
+    };
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        fs::remove_file(&hold).unwrap();
+    };
+    let (waited, ()) = tokio::join!(again(), release);
+    assert_eq!(waited, HookResult::Done);
+    assert_eq!(again().await, HookResult::Done);
     assert_eq!(fs::read_to_string(&log).unwrap(), "ran\n");
     // Another attempt is another run.
     assert_eq!(
@@ -151,11 +160,10 @@ async fn hook_interrupted_by_a_power_cut_is_rerun_with_a_flag() {
 #[tokio::test]
 async fn output_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
-    let mut runner = runner(
+    let runner = runner(
         folder.path(),
         "yes | head -c 3000000; sleep 0.3; echo the end; exit 1",
     );
-    runner.hooks.timeout = SignedDuration::from_secs(20);
     let HookResult::Failed(output) = runner.run(Hook::Install, 1, &context()).await else {
         panic!()
     };
@@ -176,20 +184,22 @@ async fn health_check_is_repeated_until_success_or_timeout() {
     let folder = tempfile::tempdir().unwrap();
     let mut runner = runner(folder.path(), "");
     let flag = folder.path().join("flag");
-    for (script, ends) in [
+    for (script, within_s, ends) in [
         (
             format!("test -e {0} || {{ touch {0}; exit 1; }}", flag.display()),
+            30,
             Ok(()),
         ),
         (
             "echo the compressor does not answer; exit 1".to_owned(),
+            3,
             Err("the compressor does not answer".to_owned()),
         ),
-        ("exit 7".to_owned(), Err("exit code 7".to_owned())),
+        ("exit 7".to_owned(), 3, Err("exit code 7".to_owned())),
     ] {
         runner.health = Some(config::Health {
             command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script],
-            within: SignedDuration::from_secs(1),
+            within: SignedDuration::from_secs(within_s),
             every: SignedDuration::from_millis(20),
         });
         assert_eq!(runner.wait_until_healthy(&context()).await, ends);

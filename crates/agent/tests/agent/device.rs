@@ -50,6 +50,7 @@ pub(crate) struct Setup {
     pub(crate) mqtt_port: u16,
     pub(crate) hub: String,
     pub(crate) download: String,
+    pub(crate) low_speed_time: &'static str,
     pub(crate) more: String,
 }
 
@@ -60,6 +61,7 @@ impl Setup {
             mqtt_port: hub.running.mqtt_addr().port(),
             hub: String::new(),
             download: "jitter = \"0s\"".to_owned(),
+            low_speed_time: "30s",
             more: String::new(),
         }
     }
@@ -109,12 +111,12 @@ max_size = 10000000
 version = "1.0.0"
 [download]
 retry_wait = "50ms"
-low_speed_time = "1s"
+low_speed_time = "{low_speed_time}"
 keep_free = 0
 {download}
 [health]
 command = {health}
-within = "3s"
+within = "8s"
 every = "100ms"
 [hooks]
 timeout = "20s"
@@ -130,6 +132,7 @@ rollback = {rollback}
             hub = setup.hub,
             key = device.key.public(),
             download = setup.download,
+            low_speed_time = setup.low_speed_time,
             health = hook("health"),
             install = hook("install"),
             activate = hook("activate"),

@@ -12,7 +12,7 @@ mod relay;
 use std::time::Duration;
 
 /// The time limit of a condition: far longer than needed, also on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Waits for a condition and returns its value.
 async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {

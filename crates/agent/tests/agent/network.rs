@@ -40,12 +40,13 @@ async fn cut_download_is_resumed_and_a_changed_file_restarted() {
 async fn slow_download_is_restarted_up_to_the_time_limit() {
     let hub = Hub::start().await;
     let setup = Setup {
-        download: "jitter = \"0s\"\nwithin = \"3s\"".to_owned(),
+        download: "jitter = \"0s\"\nwithin = \"6s\"".to_owned(),
+        low_speed_time: "1s",
         ..Setup::of(&hub)
     };
     let mut device = Device::new(&hub, "dev-0", setup).await;
     device.begin(&hub).await;
-    device.files.set(|files| files.hold = Some(1_000));
+    device.files.set(|files| files.hold = Some(50));
     hub.send("dev-0", "fw.1", &device.update("1.1.0")).await;
     let report = hub.end_of("dev-0", "fw.1").await;
     assert_eq!(report["error"]["code"], "download", "{report}");

@@ -233,20 +233,20 @@ async fn links_require_a_valid_token_with_permission() {
 #[tokio::test]
 async fn link_ends_on_token_expiry_unless_renewed() {
     let hub = plain_hub(1).await;
-    let now_s = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
     let [mut renewed, mut lapsed] = [
         Client::connect(&hub).await.unwrap(),
         Client::connect(&hub).await.unwrap(),
     ];
+    let now_s = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     let mut links = Vec::new();
     let mut cbs_links = Vec::new();
     for client in [&mut renewed, &mut lapsed] {
         let mut cbs = Cbs::attach(client).await.unwrap();
         assert_eq!(
-            cbs.put(&token(&hub, "service", now_s + 4)).await.unwrap(),
+            cbs.put(&token(&hub, "service", now_s + 10)).await.unwrap(),
             200
         );
         links.push(client.commands().await.unwrap());
@@ -259,7 +259,7 @@ async fn link_ends_on_token_expiry_unless_renewed() {
             .unwrap(),
         200
     );
-    let detached = tokio::time::timeout(Duration::from_secs(10), links[1].on_detach())
+    let detached = tokio::time::timeout(Duration::from_secs(60), links[1].on_detach())
         .await
         .unwrap();
     assert!(
@@ -324,9 +324,11 @@ async fn sends_far_above_the_rate_are_throttled() {
         );
     }
     let outcomes = join_all(sends).await;
-    let last = outcomes.last().unwrap().as_ref().unwrap();
+    // On a busy machine, the last sends may be slow enough.
+    let mut outcomes = outcomes.iter().flatten();
+    let refused = outcomes.find(|outcome| !matches!(outcome, Outcome::Accepted(_)));
     assert_eq!(
-        rejection(last),
+        rejection(refused.unwrap()),
         (
             "com.microsoft:device-container-throttled".to_owned(),
             429_001

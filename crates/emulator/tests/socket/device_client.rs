@@ -21,7 +21,7 @@ use twincast_emulator::{RunningHub, Summary, sign_device_token};
 use crate::client::{Client, FAR_FUTURE_S};
 
 /// The time limit for every step; only a defect takes longer.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A certificate chain and the private key.
 pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

@@ -27,7 +27,7 @@ async fn hub(interval: Duration) -> RunningHub {
 }
 
 async fn next(receiver: &mut Receiver) -> (Delivery<Data>, Vec<Value>) {
-    let received = tokio::time::timeout(Duration::from_secs(20), receiver.recv::<Data>()).await;
+    let received = tokio::time::timeout(Duration::from_secs(60), receiver.recv::<Data>()).await;
     let delivery = received.expect("feedback in time").unwrap();
     let records = serde_json::from_slice(&delivery.body().0).unwrap();
     (delivery, records)

@@ -334,7 +334,7 @@ async fn devices_made_over_rest_may_be_connected() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), delivered)
+    tokio::time::timeout(Duration::from_secs(60), delivered)
         .await
         .expect("the device completes its message");
     hub.shutdown().await;

@@ -357,7 +357,7 @@ async fn control_interface_shows_messages_and_changes_faults() {
         .unwrap();
     assert_eq!(cut.status(), StatusCode::NO_CONTENT);
     assert!(
-        tokio::time::timeout(std::time::Duration::from_secs(20), sender.on_detach())
+        tokio::time::timeout(std::time::Duration::from_secs(60), sender.on_detach())
             .await
             .is_ok()
     );

@@ -94,7 +94,8 @@ const PATH: &str = "/messages/serviceBound/feedback";
 
 async fn feedback_hub(change: impl FnOnce(&mut twincast_emulator::HubConfig)) -> RunningHub {
     hub_with(FLEET, |config| {
-        config.feedback_interval = Duration::from_millis(100);
+        // Every batch is full.
+        config.feedback_interval = Duration::from_secs(3_600);
         config.feedback_batch = 2;
         change(config);
     })
@@ -124,7 +125,7 @@ async fn next(rest: &Rest<'_>) -> (String, Vec<String>) {
             assert!(answer.headers().get("etag").is_none());
         }
     };
-    let answer = tokio::time::timeout(Duration::from_secs(20), waited)
+    let answer = tokio::time::timeout(Duration::from_secs(60), waited)
         .await
         .expect("feedback in time");
     let headers = answer.headers().clone();
@@ -237,7 +238,7 @@ async fn unsettled_batch_is_dropped_at_the_delivery_limit() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), dropped)
+    tokio::time::timeout(Duration::from_secs(60), dropped)
         .await
         .expect("the batch is dropped");
     for token in tokens {
@@ -259,7 +260,7 @@ async fn https_and_amqp_share_the_feedback_queue() {
     let abandoned = ask(&rest, Method::POST, &format!("{token}/abandon{VERSION}")).await;
     assert_eq!(abandoned.status(), StatusCode::NO_CONTENT);
     let received = receiver.recv::<fe2o3_amqp_types::messaging::Data>();
-    let delivery = tokio::time::timeout(Duration::from_secs(20), received)
+    let delivery = tokio::time::timeout(Duration::from_secs(60), received)
         .await
         .expect("feedback in time")
         .unwrap();

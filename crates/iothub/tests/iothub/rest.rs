@@ -85,6 +85,7 @@ async fn a_slow_answer_ends_in_time_and_a_foreign_certificate_is_named() {
         .unwrap_err();
     assert!(matches!(error, RestError::Transit(_)), "{error:?}");
 
+    slow.request_timeout = Duration::from_secs(60);
     let made = rcgen::generate_simple_self_signed(vec!["x".into()]).unwrap();
     slow.roots = Roots::Only(made.cert.pem());
     let error = client_with(&hub, slow.clone())

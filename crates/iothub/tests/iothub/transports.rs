@@ -16,7 +16,7 @@ use twincast_iothub::{
 
 use crate::common::{client_with, hub, message, options, template};
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sends a message, opens a feedback link, and counts the devices.
 async fn works(client: &Client) {
@@ -32,8 +32,7 @@ async fn works(client: &Client) {
 /// A client with a dead AMQP port.
 fn blocked(hub: &RunningHub, change: impl FnOnce(&mut ClientOptions)) -> Client {
     let mut options = options(hub);
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    options.amqp.port = Some(unused.local_addr().unwrap().port());
+    options.amqp.port = Some(1);
     options.https.port = Some(hub.https_addr().port());
     change(&mut options);
     client_with(hub, options)
@@ -93,7 +92,6 @@ async fn auto_switches_quickly_from_a_silent_port() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = blocked(&hub, |options| {
         options.amqp.port = Some(silent.local_addr().unwrap().port());
-        options.connect_timeout = Duration::from_secs(4);
     });
     works(&client).await;
     assert_eq!(client.transport(), Some(Transport::AmqpWs));

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::{Proxy, ROOT, Service};
 
 /// The time limit for the agreement of a cluster. Two seconds are usual.
-const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A Redis server with an append-only file, synced each second by default, and without eviction of
 /// data.
@@ -271,7 +271,7 @@ impl RedisCluster {
     /// Waits until every node sees three nodes and all slots served, as after a node's restart.
     ///
     /// # Panics
-    /// After a minute, or when a node is down.
+    /// After five minutes, or when a node is down.
     pub async fn ready(&self) {
         let start = Instant::now();
         for node in &self.0 {

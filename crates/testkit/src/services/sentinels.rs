@@ -7,7 +7,7 @@ use super::{Certificate, Redis};
 
 /// The time limit for synchronisation and for the agreement of the sentinels. Two seconds are
 /// usual.
-const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The rights of the default user, for queries by tests, less the rights reserved for clients with
 /// a password.
 const OPEN: &str = "on nopass ~* &* +@all";
@@ -30,6 +30,9 @@ impl SentinelRedis {
     pub const PASSWORD: &str = "engine-pass,word";
     /// The password of `asker`.
     pub const SENTINEL_PASSWORD: &str = "asker-password";
+    /// The time of silence after which the master counts as dead at first. A sentinel checks once a
+    /// second: below two seconds, a new master counts as dead.
+    pub const DOWN_AFTER: Duration = Duration::from_millis(2_500);
     /// The sentinels' name of the master.
     pub const NAME: &str = "fleet-store";
 
@@ -37,7 +40,7 @@ impl SentinelRedis {
     /// be promoted. The processes end on drop.
     ///
     /// # Panics
-    /// If a process cannot be started, or the sentinels do not agree within a minute.
+    /// If a process cannot be started, or the sentinels do not agree within five minutes.
     pub async fn start(options: &[&str]) -> Self {
         let certificate = Certificate::new();
         let engine = format!("engine on >{} ~* &* +@all", Self::PASSWORD);
@@ -69,8 +72,10 @@ impl SentinelRedis {
             format!("sentinel monitor {name} 127.0.0.1 {port} 2"),
             format!("sentinel auth-user {name} engine"),
             format!("sentinel auth-pass {name} {}", Self::PASSWORD),
-            // A sentinel checks once a second: below two seconds, a new master counts as dead.
-            format!("sentinel down-after-milliseconds {name} 2500"),
+            format!(
+                "sentinel down-after-milliseconds {name} {}",
+                Self::DOWN_AFTER.as_millis()
+            ),
             format!("sentinel failover-timeout {name} 5000"),
         ];
         lines.extend(
@@ -126,10 +131,13 @@ impl SentinelRedis {
         &self.sentinels
     }
 
-    /// Gives each server its role for a while: no silence of the master up to a minute starts a
-    /// failover.
-    pub async fn set_patient(&self) {
-        let set = format!("SENTINEL SET {} down-after-milliseconds 60000", Self::NAME);
+    /// Sets the time of silence after which the master counts as dead.
+    ///
+    /// # Panics
+    /// When a sentinel is down.
+    pub async fn set_down_after(&self, silence: Duration) {
+        let (name, ms) = (Self::NAME, silence.as_millis());
+        let set = format!("SENTINEL SET {name} down-after-milliseconds {ms}");
         for sentinel in &self.sentinels {
             assert_eq!(sentinel.command(&set).await, "+OK\r\n");
         }
@@ -138,7 +146,7 @@ impl SentinelRedis {
     /// Waits until both servers run, one as a synchronised replica, and all sentinels know both.
     ///
     /// # Panics
-    /// After a minute, or when a process is down.
+    /// After five minutes, or when a process is down.
     pub async fn ready(&self) {
         let start = Instant::now();
         for sentinel in &self.sentinels {

@@ -8,7 +8,7 @@ use twincast_core::ports::{Hub, HubTrouble};
 use twincast_hub_adapter::IotHub;
 use twincast_iothub::{ClientOptions, ConnectionString, Credentials, Endpoint};
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The decision to give up must not have to wait for the end of the first attempt.
 #[tokio::test(flavor = "multi_thread")]
@@ -19,13 +19,17 @@ async fn pending_first_connection_is_reported_before_timeout() {
         host: Some("127.0.0.1".to_owned()),
         port: Some(listener.local_addr().unwrap().port()),
     };
-    assert!(options.connect_timeout > TEST_TIMEOUT);
+    options.connect_timeout = 2 * TEST_TIMEOUT;
     let connection = "HostName=h.example.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
     let connection: ConnectionString = connection.parse().unwrap();
     let credentials = Credentials::SharedAccess(connection.clone().into());
     let hub = IotHub::new(connection.address(), credentials, options, None).unwrap();
     assert!(!hub.is_ready());
-    assert_eq!(hub.obstacle(), None, "a new connection is no obstacle");
+    // On a busy machine, the connection may no longer be new.
+    let early = hub
+        .obstacle()
+        .filter(|it| it.lasting < Duration::from_secs(1));
+    assert_eq!(early, None, "a new connection is no obstacle");
     let hindered = async {
         loop {
             match hub.obstacle() {

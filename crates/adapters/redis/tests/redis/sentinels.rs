@@ -76,7 +76,7 @@ async fn the_new_master_is_found_after_a_failover() {
 #[tokio::test]
 async fn sentinel_errors_are_reported() {
     let sentinel_redis = SentinelRedis::start(&[]).await;
-    sentinel_redis.set_patient().await;
+    sentinel_redis.set_down_after(TIMEOUT).await;
     let good = settings(&sentinel_redis);
     let with = |from: &str, to: &str| Settings {
         url: fixed(sentinel_redis.url().replace(from, to)),
@@ -153,7 +153,7 @@ async fn sentinel_errors_are_reported() {
 #[tokio::test]
 async fn durable_after_follows_the_min_replicas_settings() {
     let sentinel_redis = SentinelRedis::start(&["--appendfsync", "always"]).await;
-    sentinel_redis.set_patient().await;
+    sentinel_redis.set_down_after(TIMEOUT).await;
     let [master, _] = sentinel_redis.servers();
     let durable_after = async || connect(&settings(&sentinel_redis)).await.durable_after();
     assert_eq!(durable_after().await, Duration::from_secs(2));

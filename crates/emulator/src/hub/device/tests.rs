@@ -337,16 +337,17 @@ fn messages_come_in_order_and_no_more_than_a_device_may_hold() {
     assert_eq!(hub.state().feedback.len(), 3);
 }
 
-#[test]
-fn held_messages_past_expiry_expire_on_return() {
+#[tokio::test]
+async fn held_messages_past_expiry_expire_on_return() {
     let hub = hub();
     let session = connect(&hub);
-    ["a", "b", "c"].iter().for_each(|id| send(&hub, id, 60));
-    let expired = hub.now_ms() + 60;
+    ["a", "b", "c"].iter().for_each(|id| send(&hub, id, 2_000));
+    let expired = hub.now_ms() + 2_000;
     assert_eq!(session.take(None).len(), 3);
     send(&hub, "late", 20);
     while hub.now_ms() <= expired || hub.state().store.counts.expired == 0 {
         hub.run_due();
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(hub.summary().expired, 1);
     assert!(session.settle(0, MessageSettlement::Completed));
@@ -502,7 +503,7 @@ async fn method_call_waits_for_the_device_and_the_answer() {
     assert_eq!(code(ID, invocation(10, 0)).await, Err(404_103));
     let waiting = {
         let hub = Arc::clone(&hub);
-        tokio::spawn(async move { hub.invoke(ID, &invocation(5_000, 5_000)).await })
+        tokio::spawn(async move { hub.invoke(ID, &invocation(60_000, 60_000)).await })
     };
     tokio::task::yield_now().await;
     session.set_interest(Interest::Methods, true);
