@@ -53,7 +53,7 @@ async function testFeature(transport, feature, action) {
   const featureStartedAt = Date.now();
   results[transport] ??= {};
   try {
-    await withTimeout(40_000, feature, action());
+    await withTimeout(180_000, feature, action());
     results[transport][feature] = unsupported[transport][feature] ? '-' : 'yes';
   } catch (error) {
     results[transport][feature] = 'FAILED';
@@ -84,7 +84,7 @@ const service = iothub.Client.fromConnectionString(config.connectionString);
 const feedbackHandlers = new Map();
 
 async function openService() {
-  await withTimeout(30_000, 'service', service.open());
+  await withTimeout(60_000, 'service', service.open());
   const { result, message } = await service.getFeedbackReceiver();
   const receiver = message ?? result ?? (await service.getFeedbackReceiver());
   receiver.on('errorReceived', (error) => console.log(`feedback receiver: ${error.message}`));
@@ -108,7 +108,7 @@ async function send(deviceId, properties = {}, body = 'body') {
   const statusCode = new Promise((resolve) => {
     feedbackHandlers.set(message.messageId, (record) => resolve(record.statusCode));
   });
-  await withTimeout(30_000, 'send', service.send(deviceId, message));
+  await withTimeout(60_000, 'send', service.send(deviceId, message));
   return { id: message.messageId, statusCode };
 }
 
@@ -144,8 +144,8 @@ async function testServiceClients() {
   for (const [name, connect] of Object.entries(connections)) {
     const client = connect();
     try {
-      await withTimeout(30_000, 'open', client.open());
-      await withTimeout(30_000, 'send', client.send('for-services', new messages.Message('x')));
+      await withTimeout(60_000, 'open', client.open());
+      await withTimeout(60_000, 'send', client.send('for-services', new messages.Message('x')));
       console.log(`${name}: yes`);
     } catch (error) {
       failed += 1;
@@ -181,7 +181,7 @@ class MessageReceiver {
 
   next() {
     if (this.messages.length) return this.messages.shift();
-    return withTimeout(15_000, 'message', new Promise((resolve) => this.waiting.push(resolve)));
+    return withTimeout(60_000, 'message', new Promise((resolve) => this.waiting.push(resolve)));
   }
 }
 
@@ -194,7 +194,7 @@ async function configureAndOpen(client, transport) {
   client.on('error', () => {});
   client.setRetryPolicy({ shouldRetry: () => false, nextRetryTimeout: () => 0 });
   if (transport === 'http') await client.setOptions({ http: { receivePolicy: { interval: 0.2 } } });
-  await withTimeout(30_000, 'open', client.open());
+  await withTimeout(60_000, 'open', client.open());
   return client;
 }
 
@@ -234,7 +234,7 @@ async function testConnection(transport) {
     client = await openClient(connectionString, transport);
     const telemetry = new device.Message('telemetry');
     telemetry.properties.add('a', 'b');
-    await withTimeout(15_000, 'telemetry', client.sendEvent(telemetry));
+    await withTimeout(60_000, 'telemetry', client.sendEvent(telemetry));
     receiver = new MessageReceiver(client);
   });
   if (!client) return;
@@ -255,7 +255,7 @@ async function testConnection(transport) {
   });
   await testFeature(transport, 'complete', async () => {
     await client.complete(message);
-    assert.equal(await withTimeout(15_000, 'feedback', statusCode), 'Success');
+    assert.equal(await withTimeout(60_000, 'feedback', statusCode), 'Success');
   });
   const canReject = !transport.startsWith('mqtt');
   await testFeature(transport, 'reject', async () => {
@@ -264,7 +264,7 @@ async function testConnection(transport) {
     if (!canReject)
       return assert.rejects(async () => client.reject(message), { name: 'NotImplementedError' });
     await client.reject(message);
-    assert.equal(await withTimeout(15_000, 'feedback', sent.statusCode), 'Rejected');
+    assert.equal(await withTimeout(60_000, 'feedback', sent.statusCode), 'Rejected');
   });
   await testFeature(transport, 'abandon', async () => {
     const sent = await send(deviceId);
@@ -275,23 +275,23 @@ async function testConnection(transport) {
     const redelivered = await receiver.next();
     assert.equal(redelivered.messageId, sent.id);
     await client.complete(redelivered);
-    assert.equal(await withTimeout(15_000, 'feedback', sent.statusCode), 'Success');
+    assert.equal(await withTimeout(60_000, 'feedback', sent.statusCode), 'Success');
   });
   await testFeature(transport, 'twin', () => testTwin(deviceId, client, transport));
   await testFeature(transport, 'method', () => testMethod(deviceId, client, transport));
-  await withTimeout(15_000, 'close', client.close());
+  await withTimeout(60_000, 'close', client.close());
 }
 
 async function testTwin(deviceId, client, transport) {
   if (transport === 'http')
     return assert.rejects(async () => client.getTwin(), { name: 'NotImplementedError' });
-  const twin = await withTimeout(15_000, 'get', client.getTwin());
+  const twin = await withTimeout(60_000, 'get', client.getTwin());
   const change = new Promise((resolve) => {
     twin.on('properties.desired', (delta) => { if (delta.interval === 5) resolve(delta); });
   });
   // Not `update`: in the SDK's object, a property of this name would replace the method.
   const reported = { progress: { state: 'installing' }, list: ['a', 1], special: '/ % + é' };
-  await withTimeout(15_000, 'report', new Promise((resolve, reject) => {
+  await withTimeout(60_000, 'report', new Promise((resolve, reject) => {
     twin.properties.reported.update(reported, (error) => (error ? reject(error) : resolve()));
   }));
   const { responseBody: storedTwin } = await registry.getTwin(deviceId);
@@ -307,7 +307,7 @@ async function testTwin(deviceId, client, transport) {
     await registry.updateTwin(deviceId, { properties: { desired: { interval: 5, n } } }, '*');
     await Promise.race([change, new Promise((resolve) => { setTimeout(resolve, 200); })]);
   }
-  const delta = await withTimeout(15_000, 'push', change);
+  const delta = await withTimeout(60_000, 'push', change);
   assert.ok(delta.$version >= 2, JSON.stringify(delta));
   assert.equal(twin.properties.desired.interval, 5);
   // The hub refuses the update, and the SDK reports an error.
@@ -330,11 +330,11 @@ async function testMethod(deviceId, client, transport) {
   const parameters = {
     methodName: 'reboot',
     payload: { in: ['s', 5, null] },
-    responseTimeoutInSeconds: 15,
-    connectTimeoutInSeconds: 15,
+    responseTimeoutInSeconds: 60,
+    connectTimeoutInSeconds: 60,
   };
   const { result, message } = await withTimeout(
-    20_000, 'call', service.invokeDeviceMethod(deviceId, parameters));
+    60_000, 'call', service.invokeDeviceMethod(deviceId, parameters));
   const response = result ?? message;
   assert.deepEqual(response, { status: 207, payload: { received: { in: ['s', 5, null] } } });
 }
@@ -345,23 +345,26 @@ async function testRenewal(transport) {
   const connectionString = await createDevice(deviceId);
   await testFeature(transport, 'renewal', async () => {
     const authentication = device.SharedAccessKeyAuthenticationProvider.fromConnectionString(
-      connectionString, 10, 5);
+      connectionString, 20, 12);
     const client = device.Client.fromAuthenticationProvider(
       authentication, transports[transport].device);
     await configureAndOpen(client, transport);
     const receiver = new MessageReceiver(client);
     const loopStartedAt = Date.now();
     let rounds = 0;
-    while (Date.now() - loopStartedAt < 12_000) {
+    const seen = new Set();
+    while (rounds < 3 || Date.now() - loopStartedAt < 22_000) {
       const sent = await send(deviceId);
-      const message = await receiver.next();
+      let message = await receiver.next();
+      // After a reconnection between `next` and `complete`, the hub repeats a message.
+      while (seen.has(message.messageId)) message = await receiver.next();
+      seen.add(message.messageId);
       assert.equal(message.messageId, sent.id);
       await client.complete(message);
-      assert.equal(await withTimeout(15_000, 'feedback', sent.statusCode), 'Success');
+      assert.equal(await withTimeout(60_000, 'feedback', sent.statusCode), 'Success');
       rounds += 1;
       await new Promise((resolve) => { setTimeout(resolve, 300); });
     }
-    assert.ok(rounds >= 3, `${rounds} rounds`);
     await client.close();
   });
 }
@@ -375,16 +378,16 @@ async function testEviction(transport) {
     const first = await openClient(connectionString, transport);
     new MessageReceiver(first);
     const disconnected = new Promise((resolve) => { first.on('disconnect', resolve); });
-    await withTimeout(15_000, 'telemetry', first.sendEvent(new device.Message('first')));
+    await withTimeout(60_000, 'telemetry', first.sendEvent(new device.Message('first')));
     const second = await openClient(connectionString, transport);
     const receiver = new MessageReceiver(second);
-    await withTimeout(15_000, 'telemetry', second.sendEvent(new device.Message('second')));
-    await withTimeout(15_000, 'disconnect of the first', disconnected);
+    await withTimeout(60_000, 'telemetry', second.sendEvent(new device.Message('second')));
+    await withTimeout(60_000, 'disconnect of the first', disconnected);
     const sent = await send(deviceId);
     const message = await receiver.next();
     assert.equal(message.messageId, sent.id);
     await second.complete(message);
-    assert.equal(await withTimeout(15_000, 'feedback', sent.statusCode), 'Success');
+    assert.equal(await withTimeout(60_000, 'feedback', sent.statusCode), 'Success');
     await second.close();
   });
 }
@@ -406,14 +409,14 @@ async function receiveWithCertificate(transport, deviceId, { cert, key }, host) 
   const message = await receiver.next();
   assert.equal(message.messageId, sent.id);
   await client.complete(message);
-  assert.equal(await withTimeout(15_000, 'feedback', sent.statusCode), 'Success');
+  assert.equal(await withTimeout(60_000, 'feedback', sent.statusCode), 'Success');
   await client.close();
 }
 
 async function register(transport, security) {
   const client = provisioning.ProvisioningDeviceClient.create(
     config.host, config.idScope, new transports[transport].provisioning(), security);
-  return withTimeout(20_000, 'registration', new Promise((resolve, reject) => {
+  return withTimeout(60_000, 'registration', new Promise((resolve, reject) => {
     client.register((error, result) => (error ? reject(error) : resolve(result)));
   }));
 }
@@ -421,7 +424,7 @@ async function register(transport, security) {
 async function connectWithKey(transport, deviceId, key, host) {
   const client = await openClient(
     `HostName=${host};DeviceId=${deviceId};SharedAccessKey=${key}`, transport);
-  await withTimeout(15_000, 'telemetry', client.sendEvent(new device.Message('provisioned')));
+  await withTimeout(60_000, 'telemetry', client.sendEvent(new device.Message('provisioned')));
   await client.close();
 }
 
