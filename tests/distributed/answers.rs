@@ -125,7 +125,7 @@ impl<'a> Lab<'a> {
                  [hub]\nport = {mqtt}\nhttps_port = {https}\nca_file = {ca:?}\nreconnect_max = \"1s\"\n\
                  [update]\nname = \"fridge\"\nhardware = \"a\"\nkeys = [\"{public_key}\"]\n[firmware]\nversion = \"1.3.0\"\n\
                  [download]\njitter = \"1s\"\n[slots]\nroot = {slots:?}\n\
-                 [health]\ncommand = [\"/bin/sh\", {health:?}]\nwithin = \"2s\"\nevery = \"1s\"\n",
+                 [health]\ncommand = [\"/bin/sh\", {health:?}]\nwithin = \"10s\"\nevery = \"1s\"\n",
                 folder.join("state")
             );
             let file = folder.join("agent.toml");

@@ -16,7 +16,7 @@ use crate::services::{Access, wait};
 use crate::waiting::poll_until;
 
 const DEVICES: u64 = 300;
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// Starts an issuer on this machine, with a discovery document.
 async fn issuer(signer: &TokenSigner) -> MockServer {

@@ -14,8 +14,8 @@ use crate::waiting::poll_until;
 const OLD: u64 = 300;
 const NEW: u64 = 100;
 /// The time until the last scan. The update must reach all devices before.
-const LAST_SCAN: Duration = Duration::from_secs(60);
-const TIME_LIMIT: Duration = Duration::from_secs(90);
+const LAST_SCAN: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 fn fleet() -> Fleet {
     Fleet::written(&format!(

@@ -8,17 +8,17 @@ use crate::engine::Engine;
 use crate::harness::{Fleet, Hub};
 use crate::pipeline::{Pipeline, about, about_all, start, start_with};
 use crate::services::{OwnServices, wait};
-use crate::waiting::{long_or, poll_for};
+use crate::waiting::{long_or, poll_for, poll_until};
 
 /// The limit from a command's answer to the last message arriving at a hub.
 const TAKES_HOLD_WITHIN: Duration = Duration::from_secs(1);
 /// The following period without any message.
 const QUIET: Duration = Duration::from_secs(3);
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 #[test]
 fn commands_apply_within_a_second_and_survive_restarts() {
-    let devices = long_or(60_000, 15_000);
+    let devices = long_or(60_000, 25_000);
     let workers = long_or(16, 4);
     let services = OwnServices::start(&[]);
     let hub = || Hub::start(&Fleet::of(devices), &["--tier", "S3", "--units", "10"]);
@@ -34,6 +34,10 @@ fn commands_apply_within_a_second_and_survive_restarts() {
     resumes(&engine, &mut pipeline, &about("resume", "big"));
 
     stops(&engine, &mut pipeline, &about("pause", "big"), "paused");
+    poll_until(TIME_LIMIT, "the records of all sends", || {
+        let recorded = engine.status("big")["counts"]["enqueued"].as_u64();
+        (recorded == Some(engine.accepted())).then_some(())
+    });
     engine.kill_all();
     engine.grow(2, workers);
     assert_still(&engine, "paused");
@@ -78,17 +82,21 @@ fn stops(engine: &Engine, pipeline: &mut Pipeline, command: &Value, phase: &str)
     pipeline.command_ok(command);
     let answered = Instant::now();
     let mut seen = (engine.accepted(), answered);
+    // On a busy machine, all processes pause now and then.
+    let (mut polled, mut longest_pause) = (answered, Duration::ZERO);
     poll_for(QUIET, || {
         let accepted = engine.accepted();
+        longest_pause = longest_pause.max(polled.elapsed());
+        polled = Instant::now();
         if accepted != seen.0 {
-            seen = (accepted, Instant::now());
+            seen = (accepted, polled);
         }
     });
     let took = seen.1 - answered;
     println!("{command}: the last message came {took:?} after the answer");
     assert!(
-        took < TAKES_HOLD_WITHIN,
-        "{command} took effect after {took:?}"
+        took < TAKES_HOLD_WITHIN + longest_pause,
+        "{command} took effect after {took:?}; longest pause of the test: {longest_pause:?}"
     );
     engine.until_phase("big", phase, TIME_LIMIT);
 }

@@ -16,7 +16,7 @@ use crate::services::Access;
 use crate::waiting::poll_until;
 
 /// Time limit for processes to become ready, at the start or again.
-const READY_TIMEOUT: Duration = Duration::from_secs(90);
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Batches per worker and hub in parallel, and devices per batch possibly sent to without a record.
 /// Small, so a crash can repeat little.

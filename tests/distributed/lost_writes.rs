@@ -13,7 +13,7 @@ use crate::services::OwnServices;
 use crate::waiting::{long_or, poll_until};
 
 /// Time limit for planning twice.
-const PLANNING_TIMEOUT: Duration = Duration::from_secs(180);
+const PLANNING_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A plan with lost batches is detected and repeated: no device is missing, and no device is sent
 /// to again under another id.
@@ -40,7 +40,7 @@ fn a_plan_with_lost_batches_is_made_again() {
         poll_until(PLANNING_TIMEOUT, "batches to be stored", || {
             (services.written() > before + enough).then_some(())
         });
-        let lost = Duration::from_millis(chance.within(100..1_000));
+        let lost = Duration::from_millis(chance.within(300..1_000));
         forgotten += services.power_cut(lost);
         let status = engine.until_phase(&name, "running", PLANNING_TIMEOUT);
         assert_eq!(status["devices"], devices, "{status}");

@@ -9,7 +9,7 @@ use crate::repeats::RepeatBudget;
 use crate::services::{OwnServices, wait};
 use crate::waiting::{long_or, poll_for, poll_until};
 
-const TIME_LIMIT: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// The largest number of sends of a worker without a record: the sends in flight on two hubs.
 const UNRECORDED: u64 = 2 * SLOTS * WINDOW;
 

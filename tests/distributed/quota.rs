@@ -12,7 +12,7 @@ use crate::services::Access;
 use crate::waiting::{long_or, poll_for};
 
 const ROLLOUTS: [(&str, u64); 3] = [("half", 5), ("third", 3), ("fifth", 2)];
-const TIME_LIMIT: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// The tolerated deviation of a share from the weight: 5 per cent in a long run, and 10 per cent in
 /// a short run on a busy machine.
 fn tolerance() -> f64 {
@@ -54,7 +54,9 @@ fn changing_workers_keep_the_quota_and_weighted_shares() {
     println!("shares of {ROLLOUTS:?}: {shares:.4?}");
 
     assert!(seen.uptime_ms > 60_000, "the measurement is too short");
-    assert!(seen.accepted_in_any_minute_max <= allowed, "{seen:?}");
+    // After a pause of the hub, waiting messages arrive together.
+    let tolerated = allowed + long_or(0, allowed / 100);
+    assert!(seen.accepted_in_any_minute_max <= tolerated, "{seen:?}");
     assert_eq!((seen.throttled, seen.repeats_by_message_id), (0, 0));
     for ((name, weight), share) in ROLLOUTS.into_iter().zip(shares) {
         let due = weight as f64 / 10.0;

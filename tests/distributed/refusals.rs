@@ -14,7 +14,7 @@ use crate::services::Access;
 use crate::waiting::poll_until;
 
 const DEVICES: u64 = 1_000;
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 fn engine(orchestrators: usize) -> Engine {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));

@@ -33,10 +33,10 @@ fn batch_of(id: &str) -> u32 {
 /// The batches in a worker's log.
 #[derive(Debug, Default)]
 pub(crate) struct BatchLog {
-    /// Batches held at the end of the log.
-    pub(crate) held: BTreeSet<u32>,
+    /// Batches held at the end of the log, and how many times: a lapsed batch may be leased again.
+    held: BTreeMap<u32, u64>,
     /// Batches taken over by another worker, once per takeover.
-    pub(crate) taken_over: Vec<u32>,
+    taken_over: Vec<u32>,
     /// All batches ever held.
     pub(crate) touched: BTreeSet<u32>,
 }
@@ -53,10 +53,11 @@ impl BatchLog {
                 continue;
             };
             if happened.contains("batch leased") {
-                batches.held.insert(batch);
+                *batches.held.entry(batch).or_default() += 1;
                 batches.touched.insert(batch);
             } else if happened.contains("work on batch ended") {
-                batches.held.remove(&batch);
+                let held = batches.held.entry(batch).or_default();
+                *held = held.saturating_sub(1);
                 if rest.contains("ended=Fenced") {
                     batches.taken_over.push(batch);
                 }
@@ -81,8 +82,9 @@ impl RepeatBudget {
     /// rollout. A batch still held in the log was taken over without the worker noticing.
     pub(crate) fn permit_losses_in(&mut self, log: &str, rollout: &str) {
         let batches = BatchLog::of(log, rollout);
-        for batch in batches.held.into_iter().chain(batches.taken_over) {
-            *self.losses.entry(batch).or_default() += 1;
+        let taken_over = batches.taken_over.into_iter().map(|batch| (batch, 1));
+        for (batch, times) in batches.held.into_iter().chain(taken_over) {
+            *self.losses.entry(batch).or_default() += times;
         }
     }
 

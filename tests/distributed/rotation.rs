@@ -14,7 +14,7 @@ use crate::services::{Access, OwnServices, wait};
 use crate::waiting::{long_or, poll_until};
 
 const ROLLOUT: &str = "rotated";
-const TIME_LIMIT: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_changed_rabbitmq_password_is_read_from_the_file() {

@@ -4,8 +4,8 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use twincast_testkit::services::{Proxy, RabbitMq, Redis};
@@ -75,19 +75,37 @@ impl OwnServices {
             .len()
     }
 
-    /// Kills Redis after `lost`, and cuts the writes of this period from the file, as in a power
-    /// failure of the machine. Returns the number of lost bytes.
+    /// Kills Redis after `lost`, and cuts the last writes from the file, at most those of `lost`, as
+    /// in a power failure of the machine. Returns the number of lost bytes.
     pub(crate) fn power_cut(&self, lost: Duration) -> u64 {
-        let on_disk = self.written();
-        poll_for(lost, || {});
-        wait(self.redis.kill());
-        let forgotten = self.written() - on_disk;
+        let is_dead = AtomicBool::new(false);
+        let on_disk = std::thread::scope(|scope| {
+            let observer = scope.spawn(|| {
+                let mut sizes = Vec::new();
+                while !is_dead.load(Ordering::Relaxed) {
+                    sizes.push((Instant::now(), self.written()));
+                    poll_for(Duration::from_millis(1), || {});
+                }
+                sizes
+            });
+            poll_for(lost, || {});
+            wait(self.redis.kill());
+            let died = Instant::now();
+            is_dead.store(true, Ordering::Relaxed);
+            let sizes: Vec<(Instant, u64)> = observer.join().expect("the file is readable");
+            let recent = sizes
+                .iter()
+                .find(|(at, _)| died.duration_since(*at) <= lost);
+            recent.map(|(_, size)| *size)
+        });
+        let written = self.written();
+        let on_disk = on_disk.unwrap_or(written);
         let file = append_only_file(&self.redis);
         let opened = std::fs::OpenOptions::new().write(true).open(file);
         let cut = opened.and_then(|file| file.set_len(on_disk));
         cut.expect("the file is writable");
         wait(self.redis.start_stopped());
-        forgotten
+        written - on_disk
     }
 
     /// Returns the access through the proxies.

@@ -17,7 +17,7 @@ use crate::services::{Access, wait};
 use crate::waiting::poll_until;
 
 const DEVICES: u64 = 1_000;
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 const DISPATCH_V1: &str = "application/vnd.twincast.dispatch.v1+json";
 const DISPATCH_V2: &str = "application/vnd.twincast.dispatch.v2+json";
 
