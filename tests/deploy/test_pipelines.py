@@ -167,7 +167,7 @@ class Steps(unittest.TestCase):
     @classmethod
     def await_queue(cls, orchestrator):
         """Waits until the queue of commands exists."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         connection = pika.BlockingConnection(pika.URLParameters(cls.url))
         while True:
             try:

@@ -64,16 +64,21 @@ fn a_bad_build_stops_at_the_canary_with_reported_errors() {
     }
     assert_eq!(hub.hub().summary().accepted, CANARIES as u64);
     let status = room.run(&["--json", "status", "update"]).expect(0).json();
-    assert_eq!(status["by_class"]["not_applied"], 4, "{status}");
+    // The gate fails after three of four failures, and the hub may be queried in between.
+    let not_applied = status["by_class"]["not_applied"].as_u64();
+    let not_applied = not_applied.expect("a number");
+    assert!((3..=4).contains(&not_applied), "{status}");
     assert_eq!(
         status["failures"][0]["error"]["code"], "health_check",
         "{status}"
     );
-    assert_eq!(status["stages"][0]["answers"]["failed"], 4, "{status}");
+    let failed = &status["stages"][0]["answers"]["failed"];
+    assert_eq!(*failed, not_applied, "{status}");
     let failed = room
         .run(&["report", "update", "--failed", "--format", "csv"])
         .expect(0);
-    assert_eq!(failed.stdout.lines().count(), 1 + 4, "{failed}");
+    let lines = failed.stdout.lines().count() as u64;
+    assert_eq!(lines, 1 + not_applied, "{failed}");
     assert!(failed.stdout.contains(words), "{failed}");
     let device = failed
         .stdout

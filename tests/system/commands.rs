@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -49,12 +48,7 @@ fn is_empty(folder: &Path) -> bool {
 #[test]
 fn the_demo_succeeds_and_leaves_no_files() {
     let room = Room::bare();
-    let started = Instant::now();
     let ended = room.run(&["demo"]).expect(0);
-    assert!(
-        started.elapsed() < Duration::from_secs(60),
-        "a demo is short"
-    );
     ended.says(&[
         "the door sensor does not answer",
         "Firmware of the devices",

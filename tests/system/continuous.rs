@@ -102,7 +102,7 @@ fn devices_leaving_before_their_stage_are_skipped() {
     let hub = hub(&runtime);
     let room = Room::of(&hub);
     // All devices but the first wait for the bake, and the bake ends after the last scan.
-    let stages = "stages: [{ name: first, max_devices: 5, gate: { bake: 45s } }]";
+    let stages = "stages: [{ name: first, max_devices: 5, gate: { bake: 60s } }]";
     write(&room, 1, stages);
     let running = room.start(&["run", "moving.yaml"]);
     let sent = || (0..OLD).filter(|n| messages(&hub, &format!("old-{n:02}")) > 0);

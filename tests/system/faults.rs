@@ -17,10 +17,15 @@ const UNDER_WAY: u64 = 4 * 256;
 
 /// Rolls out on a hub with the given faults, and asserts that every device is reached.
 fn survives(devices: u64, faults: &str) -> Summary {
+    survives_with_timeout("2m", devices, faults)
+}
+
+/// Like [`survives`], with a time limit of sends. On a busy machine, answers are late, and a send
+/// past half of the limit may be repeated.
+fn survives_with_timeout(send_timeout: &str, devices: u64, faults: &str) -> Summary {
     let hub = Hub::unlimited(&Fleet::of(devices));
     hub.faults(faults);
-    // Sends without an answer of the hub are given up soon.
-    let room = Room::with(&hub).set("TWINCAST__HUBS__EMULATOR__SEND_TIMEOUT", "3s");
+    let room = Room::with(&hub).set("TWINCAST__HUBS__EMULATOR__SEND_TIMEOUT", send_timeout);
     let spec = room.rollout("faulty", "");
     let result = room.run(&["--json", "run", &spec]).expect(0).json();
     assert_reached(&hub, &room, &result, devices);
@@ -146,7 +151,7 @@ fn sends_timed_out_and_enqueued_are_repeated() {
 
 #[test]
 fn unanswered_sends_are_repeated() {
-    let seen = survives(SOME, r#"{"lost_disposition": {"next": 150}}"#);
+    let seen = survives_with_timeout("20s", SOME, r#"{"lost_disposition": {"next": 150}}"#);
     assert_eq!(seen.lost_dispositions, 150);
     assert_eq!(
         seen.repeats_by_device, 150,
@@ -162,7 +167,8 @@ fn slow_answers() {
 
 #[test]
 fn a_rollout_survives_combined_faults() {
-    let seen = survives(
+    let seen = survives_with_timeout(
+        "20s",
         MANY,
         r#"{"seed": 3, "flow_without_next_incoming_id": true, "drop_after_transfers": 5000,
             "released": {"share": 0.02}, "modified": {"share": 0.02},
@@ -179,11 +185,12 @@ fn a_rollout_survives_combined_faults() {
 #[test]
 fn a_rollout_survives_refused_connections() {
     let hub = Hub::unlimited(&Fleet::of(MANY));
-    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    // Without answers, the run cannot end before the connections are refused.
+    hub.faults(r#"{"disposition_delay_ms": 600000}"#);
     let room = Room::with(&hub);
     let spec = room.rollout("faulty", "");
     let mut run = room.start(&["--json", "run", &spec]);
-    eventually("sends", || (hub.summary().accepted > 2_000).then_some(()));
+    eventually("sends", || (hub.summary().accepted > 500).then_some(()));
     hub.faults(r#"{"refuse_connections": true}"#);
     hub.drop_connections();
     eventually("a message about the obstacle", || {
@@ -196,7 +203,7 @@ fn a_rollout_survives_refused_connections() {
         hub.summary().distinct_devices < MANY,
         "the run is not complete"
     );
-    hub.faults(r#"{"refuse_connections": false}"#);
+    hub.faults(r#"{"refuse_connections": false, "disposition_delay_ms": 0}"#);
     let ended = run.wait().expect(0);
     assert_reached(&hub, &room, &ended.json(), MANY);
     assert!(hub.summary().repeats_by_device <= UNDER_WAY);
@@ -205,12 +212,13 @@ fn a_rollout_survives_refused_connections() {
 #[test]
 fn an_exhausted_daily_quota_is_waited_for() {
     let hub = Hub::unlimited(&Fleet::of(SOME));
-    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    // Slow answers: the run takes several windows, about 14 s.
+    hub.faults(r#"{"disposition_delay_ms": 2000}"#);
     let room = Room::with(&hub);
     let spec = room.rollout("faulty", "");
     let mut run = room.start(&["--json", "run", &spec]);
     eventually("sends", || (hub.summary().accepted > 500).then_some(()));
-    hub.faults(r#"{"quota_exhausted": true}"#);
+    hub.faults(r#"{"quota_exhausted": true, "disposition_delay_ms": 0}"#);
     eventually("a message about the obstacle", || {
         assert!(!run.is_over(), "the run gave up: {}", run.stderr());
         run.stderr()

@@ -149,7 +149,12 @@ fn plan_run_and_report_for_people() {
     let (summary, times) = run.stdout.split_once("\n  time ").expect("a time account");
     assert_eq!(hide(summary, "; took ", "TIME"), SUMMARY);
     assert!(times.contains("\n  sending "), "{times}");
-    assert_eq!(run.stderr, "", "a short run prints no notes");
+    // On a busy machine, connecting may take long enough for a note.
+    let mut notes = run.stderr.lines();
+    assert!(
+        notes.all(|line| line.starts_with("waiting: hub emulator")),
+        "a short run prints no notes: {run}"
+    );
     let failed = room.run(&["report", "golden", "--failed"]).expect(0).stdout;
     assert!(failed.starts_with(FAILED), "{failed}");
     assert_eq!(failed.lines().count(), 1 + 29);

@@ -6,10 +6,10 @@ use crate::harness::{
 
 const DEVICES: u64 = 10_000;
 
-/// Starts a hub with answers slow enough for signals to hit sends in flight.
+/// Starts a hub with answers slow enough that signals hit sends in flight, even on a busy machine.
 fn slow_hub() -> Hub {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
-    hub.faults(r#"{"disposition_delay_ms": 60}"#);
+    hub.faults(r#"{"disposition_delay_ms": 1000}"#);
     hub
 }
 
@@ -50,6 +50,7 @@ fn assert_stop_without_repeats(signal: Signal) {
     assert_eq!(counts["enqueued"], accepted, "each send is recorded");
     assert_eq!(counts["pending"], DEVICES - accepted);
 
+    hub.faults(r#"{"disposition_delay_ms": 0}"#);
     // The printed command works verbatim.
     let again = continue_arguments(&ended);
     let again: Vec<_> = again.iter().map(String::as_str).collect();
@@ -80,13 +81,13 @@ fn sigterm_stops_a_run_like_ctrl_c() {
 #[test]
 fn ctrl_c_while_planning_sends_no_message_and_is_resumable() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
-    hub.faults(r#"{"http_delay_ms": 100}"#);
+    hub.faults(r#"{"http_delay_ms": 200}"#);
     let room = Room::with(&hub);
     let spec = room.rollout("stop", "");
     let mut run = room.start(&["run", &spec]);
     eventually("pages of the query", || {
         assert!(!run.is_over(), "the run ended early: {}", run.stderr());
-        (hub.summary().query_pages >= 20).then_some(())
+        (hub.summary().query_pages >= 10).then_some(())
     });
     run.signal(Signal::Interrupt);
     let ended = run.wait().expect(130);

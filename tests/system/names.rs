@@ -7,7 +7,7 @@ const DEVICES: u64 = 4_000;
 #[test]
 fn another_spec_under_a_used_name_is_refused_field_by_field() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
-    hub.faults(r#"{"disposition_delay_ms": 200}"#);
+    hub.faults(r#"{"disposition_delay_ms": 2000}"#);
     let room = Room::with(&hub);
     let spec = room.rollout("name", "rate: 100000/min");
     let original = std::fs::read_to_string(room.path().join(&spec)).expect("the file was written");
@@ -18,6 +18,7 @@ fn another_spec_under_a_used_name_is_refused_field_by_field() {
     });
     run.signal(Signal::Interrupt);
     run.wait().expect(130);
+    hub.faults(r#"{"disposition_delay_ms": 0}"#);
     let sent = hub.summary().transfers;
 
     let changed = original

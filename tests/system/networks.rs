@@ -3,8 +3,11 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
+use twincast_testkit::services::refusing_address;
 
 use crate::harness::{Fleet, Hub, Room, assert_report_matches, eventually};
 
@@ -77,28 +80,37 @@ impl Drop for HttpProxy {
     }
 }
 
+/// Returns a free port below the ports of outgoing connections, which could take the port while the
+/// proxy restarts. Each call of a process begins elsewhere, and so do most processes.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    static CALLS: AtomicU16 = AtomicU16::new(0);
+    let process = u16::try_from(std::process::id() % 100).expect("below 100");
+    let first = 20_000 + 100 * process + 10 * CALLS.fetch_add(1, Ordering::Relaxed);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (first..32_000).find(is_free).expect("a free port")
 }
 
-/// Creates a folder with access to the hub's HTTPS port only.
-fn room(hub: &Hub, more: &str) -> Room {
-    Room::configured(&format!(
+/// Creates a folder with access to the hub's HTTPS port only; the socket keeps the port of AMQP
+/// closed.
+fn room(hub: &Hub, more: &str) -> (Room, TcpSocket) {
+    let (closed, socket) = refusing_address();
+    let room = Room::configured(&format!(
         "[hubs.emulator]\nconnection_string_file = \"{}\"\nca_file = \"{}\"\namqp_port = {}\nhttps_port = {}\n\
          unlimited = true\nquery_lag = \"0s\"\n{more}",
         hub.folder().join("connection-string").display(),
         hub.ca().display(),
-        free_port(),
+        closed.port(),
         hub.https_port(),
-    ))
+    ));
+    (room, socket)
 }
 
 #[test]
 fn a_rollout_over_a_proxy_survives_a_proxy_restart() {
     let hub = Hub::unlimited(&Fleet::of(DEVICES));
     let mut proxy = HttpProxy::start(hub.https_port());
-    let room = room(&hub, "").set("HTTPS_PROXY", &proxy.url("s3cr3t"));
+    let (room, _closed) = room(&hub, "");
+    let room = room.set("HTTPS_PROXY", &proxy.url("s3cr3t"));
     let spec = room.rollout("proxied", "rate: 18000/min");
     let mut run = room.start(&["--log", "info", "run", &spec]);
     eventually("sends", || {
@@ -127,7 +139,7 @@ fn a_refusing_proxy_is_named() {
     let hub = Hub::unlimited(&Fleet::of(10));
     let proxy = HttpProxy::start(hub.https_port());
     let wrong = proxy.url("wr0ng");
-    let room = room(
+    let (room, _closed) = room(
         &hub,
         &format!("proxy = \"{wrong}\"\n[run]\ngive_up_after = \"2s\"\n"),
     );
@@ -139,7 +151,7 @@ fn a_refusing_proxy_is_named() {
 #[test]
 fn a_configured_transport_has_no_fallback() {
     let hub = Hub::unlimited(&Fleet::of(10));
-    let room = room(
+    let (room, _closed) = room(
         &hub,
         "transport = \"amqp\"\n[run]\ngive_up_after = \"2s\"\n",
     );

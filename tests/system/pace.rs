@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use twincast_emulator::{Fleet, HubConfig, RunningHub};
 
-use crate::harness::{Room, Signal, eventually};
+use crate::harness::{Room, Signal, eventually, from_now};
 
 /// Starts a hub in this process with devices of three sites, one without a number, and devices
 /// without a site; in no particular order.
@@ -67,6 +67,7 @@ fn a_ramp_rises_and_an_order_is_kept() {
         "{plan}"
     );
 
+    let begin = from_now(Duration::ZERO).0;
     let run = room.start(&["run", "ramped.yaml"]);
     eventually("the ramp's second step to be reached", || {
         (hub.hub().summary().accepted >= 100).then_some(())
@@ -75,12 +76,20 @@ fn a_ramp_rises_and_an_order_is_kept() {
     run.wait().expect(130);
     let status = room.run(&["--json", "status", "ramped"]).expect(0).json();
     let ramp = &status["ramp"];
-    assert_eq!(ramp["rate_per_minute"], 1200.0, "{status}");
-    assert_eq!(ramp["next"]["counted"], 160, "{status}");
-    assert_eq!(ramp["next"]["rate_per_minute"], 2400.0, "{status}");
+    // On a busy machine, the program stops at a later step.
+    let counted = ramp["counted"].as_u64().expect("a number");
+    let rate: f64 = if counted < 160 { 1200.0 } else { 2400.0 };
+    assert!(counted >= 100, "{status}");
+    assert_eq!(ramp["rate_per_minute"], rate, "{status}");
+    if counted < 160 {
+        assert_eq!(ramp["next"]["counted"], 160, "{status}");
+        assert_eq!(ramp["next"]["rate_per_minute"], 2400.0, "{status}");
+    } else {
+        assert!(ramp["next"].is_null(), "{status}");
+    }
     let text = room.run(&["status", "ramped"]).expect(0).stdout;
-    let line = "ramp: 1200/min per hub with 1";
-    assert!(text.contains(line), "{text}");
+    let line = format!("ramp: {rate}/min per hub with {counted}");
+    assert!(text.contains(&line), "{text}");
     room.run(&["run", "ramped.yaml"]).expect(0);
 
     let sites: Vec<_> = ["nine", "ten", "north", "none"]
@@ -95,11 +104,11 @@ fn a_ramp_rises_and_an_order_is_kept() {
     assert!(sites[0][EACH / 4] < sites[1][0], "{sites:?}");
     let mut all = sites.concat();
     all.sort_unstable();
-    // Before the first step, no second has more than ten sends, apart from delays on the way to the
-    // hub.
-    let first = all[0];
-    let early = all.iter().filter(|at| **at < first + 5_000).count();
-    assert!((45..=53).contains(&early), "{early} in 5 s: {all:?}");
+    // No step comes early: after 8 s at the first rate, 4 s at the second, less the time that a
+    // rollout may make up for. Delays of a busy machine only make sends later.
+    for (sends, least) in [(80, 7_500), (160, 11_200)] {
+        assert!(all[sends - 1] >= begin + least, "{sends}: {begin}, {all:?}");
+    }
 }
 
 /// Returns the peak number of a site's devices with an uncompleted message. For a device sent to
@@ -127,7 +136,7 @@ fn most_in_progress(hub: &RunningHub, site: &str, each: usize) -> usize {
 fn a_budget_is_kept_through_kills() {
     const EACH: usize = 24;
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let hub = hub_of_sites(&runtime, EACH, "300ms..500ms");
+    let hub = hub_of_sites(&runtime, EACH, "1000ms..1500ms");
     let room = Room::of(&hub);
     room.write(
         "careful.yaml",

@@ -80,7 +80,7 @@ fn persistent_faults_are_reported_and_given_up_in_time() {
     ] {
         let hub = Hub::unlimited(&Fleet::of(20));
         hub.faults(faults);
-        let room = impatient(&hub);
+        let mut room = impatient(&hub);
         let ended = room.run(&["run", "away.yaml"]).expect(code);
         ended.says(&[words, "cannot find the devices of hub emulator: "]);
         // A later reader gets the reason, too.
@@ -93,6 +93,7 @@ fn persistent_faults_are_reported_and_given_up_in_time() {
         );
 
         hub.faults(r#"{"http_503": {"share": 0}, "http_429": {"share": 0}, "http_delay_ms": 0}"#);
+        room.set_for_all("TWINCAST__RUN__GIVE_UP_AFTER", "15m");
         room.run(&["run", "away.yaml"]).expect(0);
         assert_eq!(hub.summary().accepted, 20);
     }

@@ -71,18 +71,18 @@ fn key_rotation_during_a_rollout_loses_no_message() {
     };
     secrets.write("first-1", "second-1");
     regenerate(&hub, "first-1", "second-1");
-    let spec = room.rollout("rotated", "rate: 18000/min");
+    let spec = room.rollout("rotated", "rate: 12000/min");
     let mut run = room.start(&["run", &spec]);
-    until_more(&hub, &mut run, 300);
+    until_more(&hub, &mut run, 100);
     // The first key is regenerated, and the file follows later.
     regenerate(&hub, "first-2", "second-1");
-    until_more(&hub, &mut run, 300);
+    until_more(&hub, &mut run, 100);
     secrets.write("first-2", "second-1");
     regenerate(&hub, "first-2", "second-2");
-    until_more(&hub, &mut run, 300);
+    until_more(&hub, &mut run, 100);
     secrets.write("first-2", "second-2");
     regenerate(&hub, "first-3", "second-2");
-    until_more(&hub, &mut run, 300);
+    until_more(&hub, &mut run, 100);
     run.wait().expect(0);
     let report = room.run(&["--json", "report", "rotated"]).expect(0).json();
     let rows: Vec<_> = serde_json::from_value(report["devices_list"].clone()).expect("rows");

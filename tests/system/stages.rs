@@ -231,7 +231,8 @@ fn failed_canaries_are_retried_before_the_next_verdict() {
         "only the rejected devices are retried"
     );
     assert_eq!(rejected(&room).len(), 0);
-    let device = second.first().expect("a rejected device");
+    let device = first.intersection(&second).next();
+    let device = device.expect("a device rejected twice");
     let explained = room.run(&["explain", "staged", device]).expect(0).stdout;
     let attempts = explained.matches("  attempt    ").count();
     assert!(
@@ -405,14 +406,14 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
         "{device}"
     );
 
-    let soon = from_now(Duration::from_secs(8));
+    let soon = from_now(Duration::from_secs(12));
     spec("later", &format!("start_at: {soon}"));
-    let started = std::time::Instant::now();
     let mut run = room.start(&["run", "later.yaml"]);
     eventually("the run to end", || {
-        let is_early = started.elapsed() < Duration::from_secs(6);
+        // The clock is read last: a busy machine may stall in between.
+        let is_unsent = sent_to(&hub).is_empty();
         assert!(
-            !is_early || sent_to(&hub).is_empty(),
+            is_unsent || from_now(Duration::ZERO) >= soon,
             "nothing is sent before the start"
         );
         run.is_over().then_some(())
@@ -421,7 +422,7 @@ fn a_rollout_may_start_later_and_rest_on_some_days() {
     assert_eq!(sent_to(&hub).len(), CANARIES + OTHERS);
     let status = room.run(&["--json", "status", "later"]).expect(0).json();
     let waited = status["time_seconds"]["outside_window"].as_u64();
-    assert!((1..=8).contains(&waited.expect("seconds")), "{status}");
+    assert!((1..=60).contains(&waited.expect("seconds")), "{status}");
 }
 
 /// Devices complete the message and report the change, and revert seconds later.
@@ -437,7 +438,7 @@ fn reverts_pass_a_delivered_gate_and_fail_an_applied_gate() {
     let room = Room::of(&hub);
     write(
         &room,
-        "counts: applied, applied_when: \"properties.reported.firmware = '1.4.2'\", success_at_least: 95%, bake: 3s, deadline: 3s",
+        "counts: applied, applied_when: \"properties.reported.firmware = '1.4.2'\", success_at_least: 95%, bake: 8s, deadline: 8s",
     );
     let stopped = room.run(&["run", "staged.yaml"]).expect(8).stdout;
     assert!(

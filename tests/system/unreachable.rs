@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use twincast_testkit::services::refusing_address;
+
 use crate::harness::{Fleet, Hub, Room, assert_refused, assert_tidy};
 
 /// Creates the folder of a user of `hub`, with changed lines in the configuration.
@@ -20,20 +22,20 @@ fn room_with(hub: &Hub, changed: impl Fn(&str) -> String) -> Room {
     room.set("TWINCAST__RUN__GIVE_UP_AFTER", "2s")
 }
 
-fn small_hub() -> Hub {
-    Hub::unlimited(&Fleet::of(20))
+/// Lets later commands wait for a hub on a busy machine.
+fn be_patient(room: &mut Room) {
+    room.set_for_all("TWINCAST__RUN__GIVE_UP_AFTER", "15m");
 }
 
-/// Returns a port without a listener: a port released by this process a moment ago.
-fn closed_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("the listener is bound").port()
+fn small_hub() -> Hub {
+    Hub::unlimited(&Fleet::of(20))
 }
 
 #[test]
 fn a_closed_port_while_planning_is_reported() {
     let hub = small_hub();
-    let closed = closed_port();
+    let (address, _closed) = refusing_address();
+    let closed = address.port();
     let room = room_with(&hub, |config| {
         config.replace(
             &format!("https_port = {}", hub.https_port()),
@@ -55,9 +57,10 @@ fn a_closed_port_while_planning_is_reported() {
 #[test]
 fn a_closed_port_while_sending_is_reported_and_resumable() {
     let hub = small_hub();
-    let closed = closed_port();
+    let (address, _closed) = refusing_address();
+    let closed = address.port();
     let right = format!("amqp_port = {}", hub.amqp_port());
-    let room = room_with(&hub, |config| {
+    let mut room = room_with(&hub, |config| {
         config.replace(
             &right,
             &format!("transport = \"amqp\"\namqp_port = {closed}"),
@@ -76,6 +79,7 @@ fn a_closed_port_while_sending_is_reported_and_resumable() {
     let config = config.expect("the file exists");
     let config = config.replace(&format!("amqp_port = {closed}"), &right);
     room.write("twincast.toml", &config);
+    be_patient(&mut room);
     room.run(&["run", "away.yaml"]).expect(0);
     let seen = hub.summary();
     assert_eq!((seen.accepted, seen.repeats_by_device), (20, 0));
@@ -138,7 +142,8 @@ fn a_port_without_tls_is_reported() {
 #[test]
 fn a_wrong_key_is_reported_and_does_not_show() {
     let hub = small_hub();
-    let room = room_with(&hub, str::to_owned);
+    let mut room = room_with(&hub, str::to_owned);
+    be_patient(&mut room);
     let wrong = "d3Jvbmcta2V5LXdyb25nLWtleS13cm9uZy1rZXkhISE=";
     room.write(
         "connection-string",
@@ -161,7 +166,8 @@ fn a_wrong_key_is_reported_and_does_not_show() {
 fn a_key_refused_while_sending_is_reported() {
     let hub = small_hub();
     hub.faults(r#"{"refuse_cbs": true}"#);
-    let room = room_with(&hub, str::to_owned);
+    let mut room = room_with(&hub, str::to_owned);
+    be_patient(&mut room);
     let ended = room.run(&["run", "away.yaml"]).expect(6);
     let ended = ended.says(&["cannot send through hub emulator", "check the key"]);
     assert_tidy(&ended);
