@@ -17,6 +17,7 @@ impl Connection {
         };
         session.apply_flow(flow);
         let mut about = None;
+        let mut pauses_feedback = false;
         if let Some(handle) = flow.handle
             && let Some(link) = session
                 .link(handle)
@@ -29,8 +30,12 @@ impl Connection {
                 if link.credit > u32::MAX / 2 {
                     link.credit = 0;
                 }
+                pauses_feedback = link.sends_for(Node::Feedback) && link.credit == 0;
             }
             about = Some((handle, link.delivery_count, link.credit));
+        }
+        if pauses_feedback {
+            self.hub.counters.feedback_pauses.one();
         }
         self.pump_replies();
         self.pump_feedback();

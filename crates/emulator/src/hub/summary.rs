@@ -58,6 +58,7 @@ pub(crate) struct Counters {
     pub(crate) open_connections: Gauge,
     pub(crate) link_opens: Counter,
     pub(crate) link_opens_throttled: Counter,
+    pub(crate) feedback_pauses: Counter,
     pub(crate) transfers: Counter,
     pub(crate) unanswered: Gauge,
     pub(crate) shaped: Counter,
@@ -194,6 +195,8 @@ pub struct Summary {
     pub feedback_dropped: u64,
     /// Feedback records waiting.
     pub feedback_waiting: u64,
+    /// How often services have paused feedback over AMQP, by a credit of zero.
+    pub feedback_pauses: u64,
     /// HTTP requests.
     pub http_requests: u64,
     /// HTTP requests slowed down by a throttle.
@@ -286,6 +289,7 @@ impl Hub {
             feedback_completed: feedback.completed,
             feedback_dropped: feedback.dropped,
             feedback_waiting: state.feedback.len() as u64,
+            feedback_pauses: counters.feedback_pauses.get(),
             http_requests: counters.http_requests.get(),
             http_shaped: counters.http_shaped.get(),
             http_throttled: counters.http_throttled.get(),

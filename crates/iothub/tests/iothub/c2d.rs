@@ -12,7 +12,9 @@ use twincast_iothub::{
     SendOutcome,
 };
 
-use crate::common::{Tally, client, client_with, config, hub, message, options, template};
+use crate::common::{
+    Tally, client, client_with, config, hub, message, options, template, until_opened,
+};
 
 /// Longer than any test here takes; turns a hang into a failure.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -218,9 +220,7 @@ async fn reconnect_delays_do_not_grow_after_served_connections() {
             }
             let opened = hub.hub().summary().link_opens;
             hub.hub().cut_connections(Cut::Drop);
-            while hub.hub().summary().link_opens == opened {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            until_opened(&hub, opened + 1).await;
         }
     };
     timeout(TEST_TIMEOUT, again_and_again)

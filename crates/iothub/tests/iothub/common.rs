@@ -31,6 +31,13 @@ pub(crate) async fn hub(devices: u32, faults: Faults) -> RunningHub {
         .unwrap()
 }
 
+/// Waits until the hub has opened this many links since its start.
+pub(crate) async fn until_opened(hub: &RunningHub, links: u64) {
+    while hub.hub().summary().link_opens < links {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Test options: the hub's certificate authority, and short reconnect delays.
 pub(crate) fn options(hub: &RunningHub) -> ClientOptions {
     let mut options = ClientOptions::default();

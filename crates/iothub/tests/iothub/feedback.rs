@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use twincast_emulator::{Cut, Faults, HubConfig};
 use twincast_iothub::{Ack, C2dSender, C2dTemplate, FeedbackReceiver, FeedbackStatus, LinkState};
 
-use crate::common::{client, client_with, config, message, options};
+use crate::common::{client, client_with, config, message, options, until_opened};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -58,12 +58,8 @@ async fn requested_feedback_arrives_also_after_a_lost_connection() {
         // The receiver reconnects only in `next`.
         let opened = hub.hub().summary().link_opens;
         hub.hub().cut_connections(Cut::Drop);
-        let reconnected = async {
-            while hub.hub().summary().link_opens == opened {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        timeout(TEST_TIMEOUT, reconnected).await.unwrap();
+        let reopened = until_opened(&hub, opened + 1);
+        timeout(TEST_TIMEOUT, reopened).await.unwrap();
     }
     assert!(
         seen.values()

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use twincast_emulator::{Cut, Faults};
 use twincast_iothub::{C2dSender, FeedbackReceiver, LinkHook, LinkState};
 
-use crate::common::{client_with, hub, message, options, template};
+use crate::common::{client_with, hub, message, options, template, until_opened};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -65,12 +65,7 @@ async fn the_hook_is_called_before_each_sender_and_feedback_link() {
     let sent = timeout(TEST_TIMEOUT, sender.send(message(&template(), 1, 1)));
     let _ = sent.await.unwrap();
     gate.wait_for_calls(4).await;
-    let opened = async {
-        while hub.hub().summary().link_opens < 4 {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(TEST_TIMEOUT, opened).await.unwrap();
+    timeout(TEST_TIMEOUT, until_opened(&hub, 4)).await.unwrap();
     assert_eq!(calls(), 4, "one call for each link");
     waiting.abort();
 }

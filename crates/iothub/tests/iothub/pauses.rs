@@ -31,7 +31,7 @@ fn answers_of_a_pause_are_read() {
         let sends = (0..SENDS).map(|n| sender.send(message(&template, n, 1)));
         let pause = async {
             while hub.hub().summary().transfers < SENDS {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::task::yield_now().await;
             }
             #[expect(clippy::disallowed_methods, reason = "the whole process pauses")]
             std::thread::sleep(Duration::from_secs(4));

@@ -86,7 +86,7 @@ async fn released_and_new_feedback_skip_paused_listeners() {
     // A paused listener leaves new messages to other listeners.
     feedback.pause().await;
     // The pause reaches the hub over another connection than the message.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until(&running, |seen| seen.feedback_pauses == 1).await;
     send(&running, &hub, "r.0.1.1", 1).await;
     let mut other = hub.feedback().unwrap();
     let second = next(&mut *other).await;
